@@ -1,5 +1,5 @@
 """Evaluation of learners on streams: prequential metrics beside simple baselines, and drift."""
 
-from evaluation.put_off import RIVER, PutOff, install
+from evaluation.deferred_imports import RIVER, DeferredImports, install
 
-install(PutOff(RIVER))
+install(DeferredImports(RIVER))

@@ -33,7 +33,7 @@ class Asked:
     majority: Label | None
 
 
-class Line:
+class LabelQueue:
     """Rows that wait for their labels, ordered by the times at which the labels come.
 
     Parameters:

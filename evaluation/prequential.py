@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from evaluation.errors import LearnerFailed
-from evaluation.late import Asked, Delay, Line, Moment, seconds
+from evaluation.late import Asked, Delay, LabelQueue, Moment, seconds
 from evaluation.learner import Answer, verbs
 from evaluation.metrics import Task
 from evaluation.scores import Judged, Known, Scores, Slices, canonical
@@ -68,14 +68,14 @@ def prequential(
             row.
         LearnerFailed: The learner raised an exception; with the row.
     """
-    line = Line(delay, moment, waiting_max)
-    run = _Run(learner, task, line, Scores(task, window=window, slices=slices), each, watch)
+    queue = LabelQueue(delay, moment, waiting_max)
+    run = _Run(learner, task, queue, Scores(task, window=window, slices=slices), each, watch)
     n = 0
     for place, (features, label) in enumerate(rows):
         run.row(place, features, label)
         n += 1
-    late = len(line)
-    for when, row in line.until(None):
+    late = len(queue)
+    for when, row in queue.until(None):
         run.arrive(when, row)
     return run.scores.judged(rows=n, late=late, never=run.never)
 
@@ -87,23 +87,23 @@ class _Run:
         self,
         learner: Any,
         task: Task,
-        line: Line,
+        queue: LabelQueue,
         scores: Scores,
         each: Each | None,
         watch: Watch | None,
     ) -> None:
         self._ask, self._learn = verbs(learner, task)
-        self._task, self._line, self._each, self._watch = task, line, each, watch
+        self._task, self._queue, self._each, self._watch = task, queue, each, watch
         self._known = Known()
         self.scores = scores
         self.never = 0
 
     def row(self, place: int, features: Features, given: Label | None) -> None:
         """Learn the labels known by now, then predict the row."""
-        now = self._line.moment(place, features)
-        for when, row in self._line.until(now):
+        now = self._queue.moment(place, features)
+        for when, row in self._queue.until(now):
             self.arrive(when, row)
-        shown = self._line.without_times(features)
+        shown = self._queue.without_times(features)
         try:
             answer, notes = self._ask(shown)
         except Exception as error:  # the learner is external code
@@ -116,10 +116,10 @@ class _Run:
         if label is not None:
             newest, most = known.newest, known.most(self._task)
             asked = Asked(place, features, shown, label, answer, notes, newest, most)
-        if asked is None or not self._line.put(now, asked):
+        if asked is None or not self._queue.put(now, asked):
             self.never += 1
             return
-        for when, row in self._line.until(now):  # the row's own label, if the delay is 0
+        for when, row in self._queue.until(now):  # the row's own label, if the delay is 0
             self.arrive(when, row)
 
     def arrive(self, when: Any, row: Asked) -> None:

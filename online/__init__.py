@@ -1,4 +1,4 @@
-"""The service: models, replicas, HTTP, commands."""
+"""Online learning service: models, replicas, the HTTP interface and commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`online.serve` and `online.Learner`, imported when asked for: commands need no river."""
+    """Import `online.serve` and `online.Learner` on demand, so that commands start fast."""
     if name == "serve":
         from online.service.embedded import serve
 

@@ -1,10 +1,10 @@
-"""`python -m online` is `online`."""
+"""Makes `python -m online` run the `online` command."""
 
 import sys
 
 try:
     from online.cli import main
-except KeyboardInterrupt:  # a run of `--every` may be ended while it is being read
+except KeyboardInterrupt:  # Ctrl-C while modules are being imported
     sys.exit(130)
 
 if __name__ == "__main__":

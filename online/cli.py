@@ -1,7 +1,7 @@
-"""The command line: every command of `online`, and the exit codes.
+"""The command line: all commands of `online`, and their exit codes.
 
-A command imports its own module alone: what a question to a running service would wait for
-otherwise takes longer than the answer.
+Only the module of the invoked command is imported: importing all of them would take longer than a
+running service takes to answer.
 """
 
 from __future__ import annotations
@@ -19,41 +19,43 @@ from typing import Annotated, Any, Final
 import typer
 
 from online import __version__
-from online.client.asking import NoAnswer
+from online.client.simple_client import NoAnswer
 from online.errors import OnlineError
 from paramserver.process.acting import acting, this_user
 from replay.plain import PlainStream
 
 _COMMANDS: Final[Mapping[str, str]] = {
-    "init": "init", "doctor": "doctor", "serve": "serve", "stream": "stream", "status": "status",
-    "fsck": "status",
-    "report": "report", "rescore": "rescore", "backfill": "backfill", "export": "export",
-    "rollback": "rewrites", "forget": "forget", "freeze": "rewrites", "unfreeze": "rewrites",
-    "promote": "promote", "triggers": "triggers", "top": "top", "history": "history",
-    "evaluate": "evaluate",
+    "init": "setup.init", "doctor": "setup.doctor", "serve": "operate.serve",
+    "stream": "operate.stream", "status": "operate.status", "fsck": "operate.status",
+    "report": "inspect.report", "rescore": "publish.rescore", "backfill": "change.backfill",
+    "export": "publish.export", "rollback": "change.rewrites", "forget": "change.forget",
+    "freeze": "change.rewrites", "unfreeze": "change.rewrites", "promote": "change.promote",
+    "triggers": "inspect.triggers", "top": "operate.top", "history": "operate.history",
+    "evaluate": "inspect.evaluate",
 }  # fmt: skip
-"""By command: the module with a function of that name."""
+"""Maps a command to the module, below `online.commands`, that has a function of the same name."""
 
 _GROUPS: Final[Mapping[str, str]] = {
-    "snapshot": "snapshot", "quarantine": "quarantine", "scores": "scores", "edge": "edge",
-    "config": "settings", "models": "models", "bench": "load", "alerts": "alerts",
-    "audit": "audit", "events": "events", "certificates": "certificates",
+    "snapshot": "change.snapshot", "quarantine": "change.quarantine", "scores": "publish.scores",
+    "edge": "publish.edge", "config": "setup.settings", "models": "setup.models",
+    "bench": "operate.load", "alerts": "setup.alerts", "audit": "inspect.audit",
+    "events": "operate.events", "certificates": "inspect.certificates",
 }  # fmt: skip
-"""By command with commands below it: the module with its ``app``."""
+"""Maps a command with subcommands to the module whose ``app`` they belong to."""
 
 _BEHIND: Final = frozenset({"forget", "backfill", "report"})
-"""Commands that compute for seconds beside a service, whose answers go first."""
+"""Commands that compute for seconds beside a running service, so they lower their priority."""
 
 _NICENESS: Final = 10
 
 _DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
-"""Errors of a write, which names no file."""
+"""Errors of writing that do not name a file."""
 
 
 def application(only: str | None = None) -> typer.Typer:
-    """The command line, with the command ``only`` or with every one if there is none of the name.
+    """Build the command line with the command ``only``, or with all if there is no such command.
 
-    Each has the same help, options and errors in both.
+    Each command has the same help, options and errors either way.
     """
     app = typer.Typer(
         name="online",
@@ -79,7 +81,7 @@ def _module(name: str) -> Any:
 
 
 def __getattr__(name: str) -> typer.Typer:
-    """`app`, the whole command line, made when it is asked for."""
+    """Build `app`, the whole command line, on demand."""
     if name == "app":
         return application()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -95,9 +97,9 @@ def _top(
 
 
 def main() -> None:
-    """Run a command: exit code 0, 1 for a refusal (said on stderr), 2 for wrong usage.
+    """Run a command: exit code 0, 1 for a refusal (reported on stderr), 2 for wrong usage.
 
-    Ctrl-C is 130 wherever it comes, also between what takes it for itself.
+    Ctrl-C exits with 130 at any time.
     """
     try:
         with nothing_begun():
@@ -111,10 +113,10 @@ def main() -> None:
 
 
 def stand_behind() -> None:
-    """Leave the processors of this machine to whoever answers requests, if they want them.
+    """Lower this process's priority, so that a service on the same machine goes first.
 
-    A command that learns thousands of rows again takes a whole one: with two of them predictions
-    waited until it was done.
+    A command that replays thousands of rows uses a whole processor; on a machine with two,
+    predictions waited until it was done.
     """
     with contextlib.suppress(OSError):
         nice = os.getpriority(os.PRIO_PROCESS, 0)
@@ -123,9 +125,9 @@ def stand_behind() -> None:
 
 @contextlib.contextmanager
 def nothing_begun() -> Iterator[None]:
-    """Ctrl-C ends the process at once and without a word, as code is only being read."""
+    """Let Ctrl-C end the process at once and silently while modules are being imported."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a shell's background command does not take it
+    if before is signal.default_int_handler:  # background commands of a shell ignore SIGINT
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         yield
@@ -134,11 +136,11 @@ def nothing_begun() -> Iterator[None]:
 
 
 def run(commands: Callable[[], object], name: str) -> None:
-    """Run the command that was asked for, and say in one line what is refused.
+    """Run the invoked command, and report a refusal in one line.
 
     Parameters:
-        commands: One of them is run, with the arguments of this process.
-        name: Begins each line about a refusal.
+        commands: Runs the command, with the arguments of this process.
+        name: Prefix of each line about a refusal.
     """
     with nothing_begun():
         from evaluation.errors import EvaluationError
@@ -147,7 +149,7 @@ def run(commands: Callable[[], object], name: str) -> None:
         from replay.errors import ReplayError
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 has no such letters
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not support Unicode
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
     nobody = acting.set(this_user())
@@ -158,7 +160,7 @@ def run(commands: Callable[[], object], name: str) -> None:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.filename is None and error.errno not in _DISK:  # of no place that is given
+        if error.filename is None and error.errno not in _DISK:  # not caused by the user's input
             raise
         place = "the disk" if error.filename is None else error.filename
         print(f"{name}: {place}: {error.strerror}", file=sys.stderr)
@@ -176,6 +178,6 @@ def run(commands: Callable[[], object], name: str) -> None:
 
 
 def _is_of_transport(error: Exception) -> bool:
-    """Whether a client of httpx got no answer; who has not imported that has no such error."""
+    """Whether httpx got no answer; if it was never imported, it raised nothing."""
     httpx = sys.modules.get("httpx")
     return httpx is not None and isinstance(error, httpx.TransportError)

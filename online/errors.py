@@ -1,7 +1,7 @@
-"""The service's errors are types that carry the value, the bound and the remedy.
+"""Error types of the service, which carry the value, the bound and the remedy.
 
-``definite`` says that nothing was recorded and nothing will be: the caller may change the request
-and send it again.  An indefinite error may have been recorded: repeat it with the same id.
+``definite`` means that nothing was recorded and nothing will be: the caller may change the request
+and send it again.  After an indefinite error it may have been recorded: repeat it with the same id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ConfigError(OnlineError):
 
 
 class StartRefused(OnlineError):
-    """The service does not start, and what the operator can do about it."""
+    """The reason why the service does not start, and what the operator can do."""
 
     problem: str
     remedy: str
@@ -31,11 +31,11 @@ class StartRefused(OnlineError):
 
 
 class ClientError(OnlineError):
-    """An error that a call can raise.  ``definite``: nothing was recorded and nothing will be."""
+    """An error that a client's call can raise.  ``definite``: nothing was or will be recorded."""
 
 
 class RequestError(OnlineError):
-    """A request that is answered with an error body: the one table of statuses.
+    """A request that is answered with an error body.
 
     ``status`` is the HTTP status and ``code`` its stable name; ``field`` is the path of the wrong
     value in the body; ``retry_after_s`` is sent as ``Retry-After``.
@@ -51,7 +51,7 @@ class RequestError(OnlineError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Return what the answer's head says beside the body."""
+        """Return the answer's extra headers."""
         out = {}
         if self.retry_after_s is not None:
             out["retry-after"] = str(self.retry_after_s)
@@ -59,7 +59,7 @@ class RequestError(OnlineError):
             out["www-authenticate"] = 'Bearer realm="online"'
             if self.code != "no_token":
                 out["www-authenticate"] += ', error="invalid_token"'
-        elif self.code in ("forbidden", "source_fixed"):  # another token may
+        elif self.code in ("forbidden", "source_fixed"):  # another token may be accepted
             out["www-authenticate"] = 'Bearer realm="online", error="insufficient_scope"'
         elif self.status == 405:  # of our own routes
             out["allow"] = "POST"
@@ -69,23 +69,23 @@ class RequestError(OnlineError):
 
 
 def invalid(field: str, message: str, hint: str) -> RequestError:
-    """422: the body is well formed, a value in it is not."""
+    """Return the error 422 of a well-formed body with an invalid value."""
     return RequestError(422, "invalid_value", message, field, hint)
 
 
 def failed() -> RequestError:
-    """500: what the log tells of, under the request's id."""
+    """Return the error 500 of an unexpected failure, which the log explains by request id."""
     hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"
     return RequestError(500, "internal", "the service failed at this request", None, hint)
 
 
 def damaged(message: str, field: str) -> RequestError:
-    """500: what stands in the journal under the event's id can't be read any more."""
+    """Return the error 500 of an event whose journal row can't be read."""
     hint = "Nothing was recorded now. Whoever runs the service has to put the journal right"
     return RequestError(500, "journal_damaged", message, field, hint)
 
 
 def journal_held(message: str) -> RequestError:
-    """503: rows that no commit has begun with; they are never written."""
+    """Return the error 503 of rows whose commit has not begun; they are never written."""
     hint = "Nothing was recorded. Send it again after Retry-After"
     return RequestError(503, "journal_held", message, None, hint, 1)

@@ -1,7 +1,7 @@
-"""This module gives a state folder one owner, and ends what `online serve` left on the machine.
+"""Locks a state folder for one owner, and ends processes that `online serve` left behind.
 
-Only processes that this state folder's service started are ended: they are found by pid and start
-time as noted in ``run.json``, and by the private folder that they have on their command line.
+Only processes started by this state folder's service are ended: they are found by pid and start
+time in ``run.json``, and by their private folder on the command line.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import psutil
 from online.errors import StartRefused
 
 _KILL_WAIT_S = 3.0
-_FIRST, _RANGES = 20_000, 93  # of 128 ports each, up to 31904
+_FIRST, _RANGES = 20_000, 93  # first port, and ranges of 128 ports each, up to 31904
 
 
 class Owner:
-    """Lock of a state folder; freed by the kernel when the process ends.
+    """The lock of a state folder; the kernel releases it when the process ends.
 
-    The folder itself is locked beside the file in it: whoever tidies up may remove that one.
+    The folder itself is locked beside the lock file, because that may be deleted by hand.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -39,7 +39,7 @@ class Owner:
         try:
             if not state_dir.exists():
                 state_dir.mkdir(parents=True, exist_ok=True)
-                # The signing key and what callers sent lie here: git is to leave them out.
+                # It will contain the signing key and callers' data: keep it out of git.
                 (state_dir / ".gitignore").write_text("*\n")
             self._file = self._path.open("a+")
         except OSError as error:
@@ -72,15 +72,15 @@ class Owner:
             raise _unusable(state_dir, error) from error
 
     def release(self) -> None:
-        """Let the next service have the folder."""
+        """Release the folder for the next service."""
         self._file.close()
         self._unlock()
 
 
 def _lock(owner: Owner, folder: Path) -> Callable[[], Any]:
-    """Lock the folder for as long as the owner is there, where its file system has such locks.
+    """Lock the folder for the life of the owner, if its file system supports that.
 
-    Returns what unlocks it.  Raises BlockingIOError: another owner has locked it.
+    Returns a function that unlocks it.  Raises BlockingIOError if it is locked already.
     """
     opened = os.open(folder, os.O_RDONLY)
     try:
@@ -102,7 +102,7 @@ def _unusable(state_dir: Path, error: OSError) -> StartRefused:
 
 
 def private_dir(state_dir: Path) -> Path:
-    """Short private folder of this state folder's processes: sockets have length limits."""
+    """Make the short private folder of this service's processes: socket paths are limited."""
     name = hashlib.sha256(str(state_dir).encode()).hexdigest()[
         :8
     ]  # HAProxy's socket is in it: 97 letters
@@ -115,10 +115,10 @@ def private_dir(state_dir: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, outside the range the kernel gives out.
+    """Return a port that was free a moment ago, below the kernel's ephemeral range.
 
-    Those may be the ends of connections, and those from 10000 on of Ray's workers, by the time it
-    is wanted.
+    Ephemeral ports may be taken by connections, and ports from 10000 on by Ray's workers, before
+    the port is used.
     """
     while not is_free("127.0.0.1", port := 5_000 + secrets.randbelow(5_000)):
         pass
@@ -126,11 +126,11 @@ def free_port() -> int:
 
 
 class PortRange:
-    """``n`` ports in a row that nobody listens on, from ``first`` on; outside the kernel's range.
+    """Reserves ``n`` consecutive free ports from ``first`` on, outside the kernel's range.
 
-    Whoever takes them so later, in another process too, gets others until :meth:`close` or the end
-    of this process: it holds the port after them.  Some ports are listened on ten seconds later
-    only, and two services that were started side by side met on them.
+    Other users of this class, also in other processes, get different ports until :meth:`close` or
+    the end of this process, which holds the last port of the range.  Some ports are listened on
+    only ten seconds later, and two services started side by side took the same ones.
 
     Raises StartRefused.
     """
@@ -140,7 +140,7 @@ class PortRange:
             first = _FIRST + (seed + i) % _RANGES * 128
             self._held = socket.socket()
             try:
-                self._held.bind(("127.0.0.1", first + 127))  # not to be shared: no SO_REUSEADDR
+                self._held.bind(("127.0.0.1", first + 127))  # exclusive: no SO_REUSEADDR
             except OSError:
                 self._held.close()
                 continue
@@ -151,14 +151,14 @@ class PortRange:
         raise StartRefused("no free range of ports in 20000-32000", "Stop what listens there")
 
     def close(self) -> None:
-        """Others may have them."""
+        """Release the ports for others."""
         self._held.close()
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether nothing listens there."""
+    """Whether nothing listens on the port."""
     with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections do not count
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections
         try:
             s.bind((host, port))
         except OSError:
@@ -167,12 +167,12 @@ def is_free(host: str, port: int) -> bool:
 
 
 def own_processes() -> list[psutil.Process]:
-    """Everything this process has started, and what that started."""
+    """Return all descendants of this process."""
     return psutil.Process().children(recursive=True)
 
 
 def listening(ports: Sequence[int]) -> list[psutil.Process]:
-    """Processes of this machine that listen on one of these TCP ports, as far as we may know."""
+    """Processes of this machine that listen on one of these TCP ports, as far as visible."""
     found = {}
     for connection in psutil.net_connections("tcp"):
         local = connection.laddr
@@ -184,9 +184,9 @@ def listening(ports: Sequence[int]) -> list[psutil.Process]:
 
 
 def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:
-    """Write ``run.json`` whole: facts for the other commands and pids for cleaning up.
+    """Write ``run.json`` atomically: facts for other commands, and pids for cleaning up.
 
-    ``children``: whether what this process has started is the service's.
+    ``children``: whether the descendants of this process belong to the service.
     """
     processes = []
     for process in own_processes() if children else ():
@@ -199,9 +199,9 @@ def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:
 
 
 def leftovers(run: Path, private: Path) -> Iterator[psutil.Process]:
-    """Processes of a service on this state folder that is gone."""
+    """Yield processes left behind by a dead service on this state folder."""
     noted: dict[int, float] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whatever is in it
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # unreadable content
         for entry in json.loads(run.read_text())["processes"]:
             noted[entry["pid"]] = entry["started"]
     mine = os.getpid()
@@ -213,7 +213,7 @@ def leftovers(run: Path, private: Path) -> Iterator[psutil.Process]:
 
 
 def end(processes: list[psutil.Process], wait_s: float = _KILL_WAIT_S) -> int:
-    """SIGKILL each, wait for them; how many there were."""
+    """Send SIGKILL to each process and wait; return how many there were."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -224,14 +224,14 @@ def end(processes: list[psutil.Process], wait_s: float = _KILL_WAIT_S) -> int:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it still runs; one that only waits for its parent to notice its end does not."""
+    """Whether the process still runs; a zombie does not."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def replica_name() -> str:
-    """Name of this process among replicas: host, pid and start time tell whether it still lives."""
+    """Name of this process among replicas: host, pid and start time identify it uniquely."""
     return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
 
 
@@ -243,7 +243,7 @@ class _Owned(Protocol):
 
 
 def gone(partitions: Sequence[_Owned]) -> list[int]:
-    """Partitions whose replica was a process of this host that does not live any more."""
+    """Partitions whose replica was a process of this host that no longer runs."""
     out = []
     alive: dict[str, bool] = {}
     for partition in partitions:

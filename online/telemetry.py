@@ -1,8 +1,8 @@
-"""Metrics of all replicas of all models as Prometheus text, and the service's log format.
+"""Metrics of all replicas and models as Prometheus text, and the service's log format.
 
-A replica reports flat numbers, which travel with each exchange: ``predict_refused_busy``,
-``age_ms``.  Here they become families as OpenMetrics asks: base units in the name, ``_total`` on
-counters, the codes of errors and outcomes as labels, one sentence of help a family.
+A replica reports flat numbers with each exchange, such as ``predict_refused_busy`` and ``age_ms``.
+Here they become metric families by OpenMetrics conventions: base units in the name, ``_total`` on
+counters, error codes and outcomes as labels, one sentence of help a family.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ BOUNDS_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
 )  # fmt: skip
-"""Upper bounds of the counts of durations, in seconds; one more count has those above."""
+"""Upper bounds of the duration histogram's buckets, in seconds; one more bucket is unbounded."""
 
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 DURATIONS: Final = {
     "predict": "Time from a request for predictions to its answer, in the replica.",
-    "feedback": "Time from a request with feedback to its answer, in the replica: the commit, the "
-    "wait for those before, and learning are in it.",
+    "feedback": "Time from a request with feedback to its answer, in the replica: waiting "
+    "for earlier events, the commit and learning included.",
     "choose": "Time from a request to choose among actions to its answer, in the replica.",
     "reward": "Time from a request with rewards to its answer, in the replica; as for feedback.",
     "exchange": "Time of an exchange with the parameter server.",
     "freshness": "Age of the model that answered a request for predictions.",
 }
-"""The durations that a replica counts by bounds, and what each says."""
+"""The durations that a replica reports as histograms, with their help texts."""
 
-_AT: Final = "_at_"  # a count of durations is reported as predict_at_3
+_AT: Final = "_at_"  # predict_at_3 is the count in bucket 3
 _SUM: Final = "_sum_s"
-_TRACED: Final = "traced_"  # the newest traced one: traced_predict_s, and its trace in pieces
+_TRACED: Final = "traced_"  # the newest traced request: traced_predict_s, and its id in pieces
 _PIECES: Final = 3
-_PIECE_BITS: Final = 43  # a float holds 53
+_PIECE_BITS: Final = 43  # a float holds integers of 53 bits
 _PIECE_MASK: Final = (1 << _PIECE_BITS) - 1
 
 
 class Durations:
-    """Counts of durations by bounds, which add up over replicas and over time."""
+    """Duration histograms, which add up over replicas and over time."""
 
     def __init__(self) -> None:
         self._counts = {what: [0] * (len(BOUNDS_S) + 1) for what in DURATIONS}
@@ -62,20 +62,20 @@ class Durations:
         self._traced: dict[str, tuple[float, int]] = {}
 
     def note(self, what: str, seconds: float, trace: str | None = None) -> None:
-        """Count one; ``what`` is one of :data:`DURATIONS`, ``trace`` the number of its trace."""
+        """Count a duration of :data:`DURATIONS`; ``trace`` is its trace id, if it is traced."""
         self._counts[what][bisect_left(BOUNDS_S, seconds)] += 1
         self._sums[what] += seconds
         if trace is not None:
             self._traced[what] = (seconds, int(trace, 16))
 
     def report(self) -> dict[str, float]:
-        """The counts that are not 0, and the sum of seconds of each, as flat numbers."""
+        """The nonzero counts, and the sum of seconds of each histogram, as flat numbers."""
         out: dict[str, float] = {}
         for what, counts in self._counts.items():
             if any(counts):
                 out |= {f"{what}{_AT}{i}": float(n) for i, n in enumerate(counts) if n}
                 out[f"{what}{_SUM}"] = round(self._sums[what], 6)
-        for what, (seconds, trace) in self._traced.items():  # a number of 128 bits is three here
+        for what, (seconds, trace) in self._traced.items():  # the 128-bit id as three floats
             out[f"{_TRACED}{what}_s"] = seconds
             for i in range(_PIECES):
                 out[f"{_TRACED}{what}_{i}"] = float(trace >> _PIECE_BITS * i & _PIECE_MASK)
@@ -83,7 +83,7 @@ class Durations:
 
 
 def _exemplar(what: str, report: Mapping[str, float]) -> tuple[int, Exemplar] | None:
-    """The newest traced request, and the bound that its time is below."""
+    """The newest traced request's exemplar, and the index of its bucket."""
     if (seconds := report.get(f"{_TRACED}{what}_s")) is None:
         return None
     pieces = (int(report.get(f"{_TRACED}{what}_{i}", 0)) << _PIECE_BITS * i for i in range(_PIECES))
@@ -91,44 +91,44 @@ def _exemplar(what: str, report: Mapping[str, float]) -> tuple[int, Exemplar] | 
 
 
 _GAUGES: Final = {
-    "contact_age_s": "Time since the parameter server heard of the replica.",
-    "unserved_s": "For how long the server has had events that the replica does not serve.",
+    "contact_age_s": "Time since the replica's last contact with the parameter server.",
+    "unserved_s": "How long the replica has been behind the server's events.",
     "served_events": "Events in the model that answers.",
-    "served_epoch": "Epoch of the values that the model that answers stands on.",
-    "from_peer": "1: the values are another replica's copy, taken at a start without the server.",
-    "age_ms": "Age of the replica's model: since the last pull that was confirmed as current.",
+    "served_epoch": "Epoch of the values under the model that answers.",
+    "from_peer": "1: the values are a copy of another replica's, from a start without the server.",
+    "age_ms": "Age of the replica's model, since the last pull confirmed as current.",
     "waiting": "Requests that wait for the journal.",
-    "own": "Rows that are learned here and not in the server's values yet.",
-    "behind_rows": "Rows that are committed and not learned yet.",
+    "own": "Rows learned here that are not in the server's values yet.",
+    "behind_rows": "Committed rows that are not learned yet.",
     "joins_waiting": "Predictions that wait to be written for a stored join.",
-    "learn_us": "Time that learning a row takes, with all that goes with it.",
-    "learn_share": "Share of a core that learning takes.",
-    "replay_fill": "Rows that are held to be learned again.",
-    "average_gap": "Relative distance of the average that answers from what learns.",
+    "learn_us": "Mean time of learning a row.",
+    "learn_share": "Share of a processor core that learning takes.",
+    "replay_fill": "Rows held for rehearsal.",
+    "average_gap": "Relative distance between the averaged parameters and those that learn.",
     "drift_state": "Drift of the replica's rows: 0 not enough data, 1 ok, 2 watch, 3 act.",
     "drift_before": "Error before the newest alarm.",
     "drift_after": "Error after the newest alarm.",
     "filter_sources": "Sources of feedback that the filters know.",
     "filter_quarantined_sources": "Sources in quarantine.",
-    "filter_drift": "1: many sources have turned at once.",
-    "filter_active": "1: there are enough sources to judge one.",
+    "filter_drift": "1: many sources changed at once, so no source is quarantined.",
+    "filter_active": "1: there are enough sources to judge a single one.",
     "names": "Names of features that the model knows.",
     "classes": "Classes that the model knows.",
-    "triggers": "Triggers that the newest search has shown.",
+    "triggers": "Triggers found by the newest search.",
 }
 _COUNTERS: Final = {
-    "predictions": "Rows that were answered.",
+    "predictions": "Rows predicted.",
     "choices": "Choices among actions that were answered.",
     "choices_written": "Choices that were written before they were answered.",
-    "choices_repeated": "Choices that were answered as they had been before, by their id.",
-    "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
+    "choices_repeated": "Choices repeated under an id, answered as the first time.",
+    "rewards_defaulted": "Choices without a reward in time, which got the default.",
     "labels_defaulted": "Predictions without a label in time, which count as negatives.",
-    "defaults_held": "Times that all waits for a default began anew, as the clock was set back.",
-    "choices_activated": "Deferred choices of which somebody said that they were used.",
-    "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
+    "defaults_held": "Times that all waits for defaults restarted, because the clock was set back.",
+    "choices_activated": "Deferred choices that were activated.",
+    "choices_agreed": "Choices of an apprentice that agreed with the baseline.",
     "learned": "Rows that were learned.",
-    "failed": "Rows that the model raised on, or that killed three learners.",
-    "answers_not_taken": "Answers that were given up, as their callers took none for too long.",
+    "failed": "Rows on which the model raised, or at which three learners died.",
+    "answers_not_taken": "Answers dropped because their clients did not read them in time.",
     "refused_busy": "Events that got 429: too many wait for the journal.",
     "refused_queue": "Events that got 429: background learning is too far behind.",
     "refused_journal": "Events that got 503: the journal's disk or server takes none.",
@@ -138,26 +138,26 @@ _COUNTERS: Final = {
     "adopted": "Partitions of other replicas that were taken over.",
     "sealed": "Partitions that another replica has taken over.",
     "relearned": "Rows that were learned a second time, after a loss.",
-    "damaged": "Events of which the store has something that nobody can read.",
+    "damaged": "Events whose stored row cannot be read.",
     "replay_rows": "Rows that were rehearsed.",
-    "replay_purged": "Held rows of quarantined sources that were dropped.",
+    "replay_purged": "Rehearsal rows dropped because their source was quarantined.",
     "tokens_too_long": "Predictions whose id would be too long for a token.",
     "joins_kept": "Predictions that were stored before their label.",
     "corrected": "Final labels of events whose first label was provisional.",
-    "joins_joined": "Predictions that met a label that was there.",
-    "joins_reused": "Predictions with an id that had one already.",
+    "joins_joined": "Predictions joined with a label that was waiting.",
+    "joins_reused": "Predictions whose id was already taken by an earlier one.",
     "joins_dropped": "Predictions that were not stored for a join: their labels will be unknown.",
-    "joins_refused": "Labels and predictions that were refused for want of room to wait.",
-    "values_clipped": "Numbers far beyond all before, learned as the end of what came lately.",
-    "names_left_out": "Values of new names that were left out, as the model has no room for them.",
-    "ids_from_the_future": "Labels of ids that are ahead of the clock.",
+    "joins_refused": "Labels and predictions refused because there was no room to wait.",
+    "values_clipped": "Outlying values, learned as the nearest end of the recent values.",
+    "names_left_out": "Values under new names, left out for lack of room.",
+    "ids_from_the_future": "Labels of ids stamped later than the clock.",
     "learner_restarts": "Learner processes that ended and were started again.",
-    "internal_errors": "Surprises in a loop; the log has them.",
+    "internal_errors": "Unexpected errors in a background loop; the log has them.",
     "drift_alarms": "Alarms of the drift detectors.",
     "drift_served": "Answers that the drift watch has seen.",
     "drift_judged": "Labelled rows that the drift watch has judged.",
-    "filter_sources_evicted": "Sources that the filters have forgotten, as there were too many.",
-    "triggers_found": "Triggers that searches have shown so far.",
+    "filter_sources_evicted": "Sources evicted by the filters because there were too many.",
+    "triggers_found": "Triggers found by searches so far.",
     "trigger_searches": "Searches for triggers.",
     "trigger_searches_failed": "Searches for triggers that could not be made.",
 }
@@ -171,29 +171,29 @@ _BY_LABEL: Final = (
     ("deltas_", "deltas", "outcome", "Deltas of devices."),
     ("filter_", "filter_rows", "verdict", "Rows that the filters have judged."),
 )
-"""Counters of one family: what their names begin with, the family, its label, its help."""
+"""Counters that form one family: their prefix, the family, its label, its help."""
 
 _CHALLENGER: Final = (
     ("behind_rows", "Rows that the challenger has still to learn."),
-    ("rows", "Rows on which the challenger is compared with what serves."),
+    ("rows", "Rows on which the challenger is compared with the serving model."),
     ("late", "Rows whose labels came too late to compare."),
-    ("champion", "Accuracy (regression: mean absolute error) of what serves, on these rows."),
+    ("champion", "Accuracy (regression: mean absolute error) of the serving model on these rows."),
     ("challenger", "Accuracy (regression: mean absolute error) of the challenger."),
     ("difference", "Mean difference of the scores, above 0 in the challenger's favour."),
 )
 _TABLES: Final = (
-    ("waiting", "Rows not added to bounded tables, as their ids were not seen often enough"),
-    ("late", "Rows not added to bounded tables, as they were begun before their row had left"),
-    ("left", "Rows that had to leave bounded tables"),
+    ("waiting", "Rows not added to bounded tables because their ids were too rare"),
+    ("late", "Rows not added to bounded tables because they were begun before an eviction"),
+    ("left", "Rows evicted from bounded tables"),
 )
 _VERDICTS: Final = {"better": 1, "worse": -1}
 _UNITS: Final = (("_ms", 1e-3), ("_us", 1e-6), ("_s", 1.0))
 
 
 def family(key: str) -> tuple[str, dict[str, str], float, str]:
-    """Family, labels, factor and help of what a replica reports under the key.
+    """Return the family, labels, factor and help of a replica's reported key.
 
-    Names that end in a unit of time get seconds, whatever the unit.
+    Names that end in a unit of time are converted to seconds.
     """
     if key not in _GAUGES and key not in _COUNTERS:
         for begins, name, label, text in _BY_LABEL:
@@ -205,7 +205,7 @@ def family(key: str) -> tuple[str, dict[str, str], float, str]:
 
 
 def in_seconds(name: str) -> tuple[str, float]:
-    """The name with its base unit, and the factor that its values need."""
+    """Return the name with its base unit, and the factor for its values."""
     for unit, factor in _UNITS:
         if name.endswith(unit):
             return f"{name.removesuffix(unit)}_seconds", factor
@@ -213,7 +213,7 @@ def in_seconds(name: str) -> tuple[str, float]:
 
 
 class _Families:
-    """Families of metrics by name, each with the labels of its first sample."""
+    """Metric families by name, each with the label names of its first sample."""
 
     def __init__(self) -> None:
         self._made: dict[str, Metric] = {}
@@ -235,7 +235,7 @@ class _Families:
         made.add_metric(list(labels.values()), value)
 
     def durations(self, labels: Mapping[str, str], report: Mapping[str, float]) -> None:
-        """Add a replica's counts of durations."""
+        """Add a replica's duration histograms."""
         for what, text in DURATIONS.items():
             counts = [report.get(f"{what}{_AT}{i}", 0.0) for i in range(len(BOUNDS_S) + 1)]
             if not any(counts):
@@ -254,7 +254,7 @@ class _Families:
             made.add_metric(list(labels.values()), buckets, report.get(f"{what}{_SUM}", 0.0))
 
     def all(self) -> Iterable[Metric]:
-        """The families that have a value."""
+        """Return the families that have a value."""
         return self._made.values()
 
 
@@ -263,7 +263,7 @@ class _Collector:
         self._models = list(models)
 
     def collect(self) -> Iterator[Metric]:
-        """One family a name."""
+        """Yield the metric families, one per name."""
         families = _Families()
         for model in self._models:
             base = {"model": str(model["model"])}
@@ -300,7 +300,7 @@ class _Collector:
 def _slices(
     families: _Families, base: Mapping[str, str], slices: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Add the scores of parts of a model's rows."""
+    """Add the scores of the slices of a model's rows."""
     text = "Scores and coverage of the rows that have a value of a feature."
     for feature, values in slices.items():
         for value, scores in values.items():
@@ -310,7 +310,7 @@ def _slices(
 
 
 def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:
-    """Gauges tell of the one journal that all models share."""
+    """Yield the gauges of the journal, which all models share."""
     journal: Mapping[str, Any] = next(
         (found for model in models if (found := model["journal"])), {}
     )
@@ -326,7 +326,7 @@ def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, fl
 
 
 def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Name, help and value of each gauge of a model; None where it is not known."""
+    """Yield name, help and value of each gauge of a model; the value is None if unknown."""
     server, journal = model["server"] or {}, model["journal"] or {}
     rewrites = model["rewrites"] or {}
     yield "server_epoch", "Starts, rollbacks and reloads of the server.", server.get("epoch")
@@ -336,9 +336,9 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     if shards := server.get("shards"):
         away = sum(one["state"] == "away" for one in shards)
         yield "shards_away", "Parameter servers of the model that do not answer.", away
-    text = "Damaged snapshots that were refused."
+    text = "Damaged snapshots that were rejected."
     yield "snapshots_refused", text, len(server["refused"]) if server else None
-    text = "Snapshots whose files somebody removed, since the server started."
+    text = "Snapshots whose files were removed from outside since the server started."
     yield "snapshots_vanished", text, server.get("vanished")
     tables = server.get("tables") or {}
     yield "table_rows", "Rows of the tables of ids that are bounded.", tables.get("rows")
@@ -360,18 +360,18 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         text = f"The {side} end of the interval of the difference."
         yield f"challenger_difference_{side}", text, value
     sure = model.get("confidence") or {}
-    text = "Share of sets or intervals that had the label."
+    text = "Share of sets or intervals that contained the label."
     yield "confidence_coverage", text, sure.get("coverage")
-    yield "confidence_level", "Share that is asked for.", sure.get("level")
-    yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
-    yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
+    yield "confidence_level", "Requested coverage.", sure.get("level")
+    yield "confidence_size", "Mean number of labels in a set.", sure.get("size")
+    yield "confidence_width", "Mean width of an interval.", sure.get("width")
     sharp = model.get("calibration") or {}
-    text = "By this the logarithms of probabilities are multiplied; 1: they are the model's own."
+    text = "Factor on the logarithms of probabilities; 1: uncalibrated."
     yield "calibration_sharpness", text, sharp.get("sharpness")
-    yield "calibration_gained", "Log loss gained a row by that.", sharp.get("gained")
+    yield "calibration_gained", "Log loss gained per row by calibration.", sharp.get("gained")
     odd = model.get("anomaly") or {}
     yield "anomaly_share", "Share of the learned rows answered as anomalies.", odd.get("share")
-    yield "anomaly_threshold", "Rank above which a row is one.", odd.get("threshold")
+    yield "anomaly_threshold", "Rank above which a row is an anomaly.", odd.get("threshold")
     yield "anomaly_unlabelled_rows", "Rows learned without a label.", odd.get("unlabelled")
     yield "journal_rows", "Rows of the model in the journal.", journal.get("rows")
     text = "Growth of the model's rows in the journal, a day."
@@ -381,7 +381,7 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def exposition(models: Iterable[Mapping[str, Any]], *, openmetrics: bool = False) -> str:
-    """Prometheus text of the given model statuses; as OpenMetrics it names traces, too."""
+    """Format model statuses as Prometheus text; OpenMetrics text includes trace ids."""
     registry = CollectorRegistry()
     registry.register(_Collector(models))
     written = as_openmetrics if openmetrics else generate_latest
@@ -389,10 +389,10 @@ def exposition(models: Iterable[Mapping[str, Any]], *, openmetrics: bool = False
 
 
 class Lines(logging.Formatter):
-    """One line an entry, whatever the texts in it hold; a traceback's lines stand further right."""
+    """Formats each log entry as one line, with a traceback's lines indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The entry as text."""
+        """Format the entry as text."""
         record.message = plain(record.getMessage())
         record.asctime = self.formatTime(record)
         text = self.formatMessage(record)
@@ -403,8 +403,8 @@ class Lines(logging.Formatter):
 
 
 def log_to_stderr(level: int) -> None:
-    """One line a decision, with time, level and name."""
-    # Not sys.stderr: in a replica that is Serve's, which keeps the lines in memory by the thousand.
+    """Configure the service's loggers to write lines with time, level and name to stderr."""
+    # Not sys.stderr: in replicas Serve replaces it, and keeps thousands of lines in memory.
     handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("online", "paramserver", "replay"):

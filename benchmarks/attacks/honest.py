@@ -134,7 +134,7 @@ class Loop:
         kept = RootSet(Path("root"), list(root), lambda: self.model) if root else None
         self.filters = filtering_for(settings, local, kept, sources_max=1_000, vouched=vouched)
         self._evidence = Evidence()
-        self._evidence.heard = self.filters
+        self._evidence.observer = self.filters
         self.counts = Counter[str]()
         self.n = self.right = 0
         self.judging_s = 0.0

@@ -12,7 +12,7 @@ import asyncio
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,18 +23,22 @@ from benchmarks.choices.bandits_worlds import World, make
 from benchmarks.fixtures.desk import inside
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.structs import Receipt
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving.choosing import Choosing
 from online.settings.config import Settings, load
 
 SOURCES: Final = 24
 RATIO_MAX: Final = 1.1
+WORLDS: Final = ("context", "arms")
 LIES: Final = ("none", "one action", "one action, nothing of the others")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Regret, mean over worlds, beside the same without liars; what was set aside of both kinds."""
+    """Regret, mean over worlds, beside the same without liars; what was set aside of both kinds.
+
+    ``error`` is the standard error of ``ratio``, over worlds.
+    """
 
     world: str
     lie: str
@@ -44,6 +48,7 @@ class Line:
     regret: float
     clean: float
     ratio: float
+    error: float
     honest_aside: float
     lies_aside: float
     good: bool
@@ -53,18 +58,25 @@ def run(
     worlds: Sequence[int],
     rows: int,
     filters: str = "default",
-    names: Sequence[str] = ("context", "arms"),
+    names: Sequence[str] = WORLDS,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Line]:
     """Each world without liars and with each kind of them; ``filters``: those of the settings."""
     for name in names:
-        clean = 0.0
+        clean = np.ones(len(worlds))
         for lie in LIES:
-            played = [play(make(name, seed, rows), lie, seed, filters) for seed in worlds]
+            played = []
+            for seed in worlds:
+                played.append(play(make(name, seed, rows), lie, seed, filters))
+                progress(f"{name} {seed}, lies {lie}: regret {played[-1][0]:.1f}")
+            each = np.array([regret for regret, _, _ in played])
+            clean = each if lie == "none" else clean
             regret, honest, lies = np.mean(np.array(played), axis=0).tolist()
-            clean = regret if lie == "none" else clean
-            ratio = regret / clean
+            mean = float(clean.mean())
+            ratio = regret / mean
+            error = float((each - ratio * clean).std() / mean / max(len(each) - 1, 1) ** 0.5)
             yield Line(
-                name, lie, filters, rows, len(played), regret, clean, ratio, honest,
+                name, lie, filters, rows, len(played), regret, mean, ratio, error, honest,
                 lies, ratio <= RATIO_MAX,
             )  # fmt: skip
 
@@ -87,8 +99,8 @@ async def _played(
     regret, aside, sent = 0.0, Counter[bool](), Counter[bool]()
     async with inside(folder, told, {}, 1) as desk:
         (serving,) = desk.servings
-        door = Door(told, settings.limits, numeric_only=False)
-        choosing = Choosing(serving, door, settings.limits, told.choose)
+        validator = Validator(told, settings.limits, numeric_only=False)
+        choosing = Choosing(serving, validator, settings.limits, told.choose)
         for t, context in enumerate(world.contexts):
             source = rng.randrange(SOURCES)
             lies = lie != LIES[0] and source % 4 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -120,6 +121,7 @@ def poisoned_rewards(
     worlds: Annotated[int, typer.Option(help="of each kind", min=1)] = 16,
     first: Annotated[int, typer.Option(help="the first one's seed")] = 1,
     filters: Annotated[str, typer.Option(help="none or default, as in the settings")] = "default",
+    world: Annotated[str | None, typer.Option(help="context or arms; both by default")] = None,
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
@@ -130,8 +132,13 @@ def poisoned_rewards(
     from benchmarks.attacks import poisoned_rewards as bench
 
     one_of([filters], ("none", "default"))
-    seeds = range(first, first + worlds)
-    show("poisoned rewards", list(bench.run(seeds, rows or 1500, filters)), as_json=as_json)
+    names = one_of(None if world is None else [world], bench.WORLDS)
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    lines = bench.run(range(first, first + worlds), rows or 1500, filters, names, progress)
+    show("poisoned rewards", list(lines), as_json=as_json)
 
 
 @app.command("choices-killed")

@@ -194,6 +194,39 @@ def floods(
     raise typer.Exit(0 if all(line.good for line in found) else 1)
 
 
+@app.command()
+def strangers(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="one of them; may be given again")] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Eight of 26 sources lie as somebody would who has read how sources are judged.
+
+    Kinds: tenth, third, ramp, class, region, near, vouch, stale, confirm.  Exits 1 if accuracy
+    falls by five points.  Needs the streams in ONLINE_DATA_DIR.  Example: python -m benchmarks
+    strangers --stream phishing --kind class --seeds 1
+    """
+    from benchmarks.attacks import strangers as bench
+    from benchmarks.attacks.floods import STREAMS
+    from online.settings.config import data_dir
+
+    for given, known in ((stream, STREAMS), (kind, bench.KINDS)):
+        if unknown := set(given or ()) - set(known):
+            raise typer.BadParameter(f"no {sorted(unknown)[0]!r}: there are {', '.join(known)}")
+    found, places = [], range(first, first + seeds)
+    kinds = tuple(kind or bench.KINDS)
+    for line in bench.run(data_dir(), stream or list(STREAMS), places, kinds, rows):
+        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
+        found.append(line)
+    show("strangers", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
 def _drills(
     which: Sequence[str], *, served: bool, progress: Callable[[str], None], as_json: bool
 ) -> bool:

@@ -39,9 +39,9 @@ from online.learning.merged import Learner
 from online.models.base import Model
 from online.models.loading.load import load
 from online.replica.replica import ModelReplica
-from online.replica.surroundings import Outside, Who
-from online.rows.door import Door
+from online.replica.surroundings import Identity, Services
 from online.rows.prediction_ids import event_key
+from online.rows.validator import Validator
 from online.serving.device_pushes import Push, Pushes
 from online.settings.config import Limits, data_dir
 from online.settings.model import Devices, ModelSettings
@@ -215,9 +215,9 @@ class Scene:
 
 def scene_of(replica: ModelReplica, place: Path, settings: Devices, root: Rows) -> Scene:
     """Make a scene that takes deltas for this replica, with nothing published yet."""
-    door = Door(replica.settings, replica.limits, numeric_only=True)
+    validator = Validator(replica.settings, replica.limits, numeric_only=True)
     vouched = RootSet(Path("root"), root, lambda: replica.learner.serving, together=32)
-    return Scene(replica, Pushes(replica, door, place, settings, vouched), Folder(place))
+    return Scene(replica, Pushes(replica, validator, place, settings, vouched), Folder(place))
 
 
 def fleet(rows: Rows, lies: Sequence[str], seed: int, most: int = 80) -> list[Device]:
@@ -298,7 +298,7 @@ async def _run(
     )
     learner = Learner(build, task=about.task, spec=SPEC, retain_bytes=1 << 24, rows_max=1024)
     replica = ModelReplica(
-        model, Limits(), learner, Who("r", SPEC), Outside(journal(), Direct(server))
+        model, Limits(), learner, Identity("r", SPEC), Services(journal(), Direct(server))
     )
     await replica.start()
     scene = scene_of(replica, folder / "edge", settings, parts[0])

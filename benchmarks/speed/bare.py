@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from online.service.ray_flags import port_range, ray_flags
+from online.service.on_ray.ray_flags import port_range, ray_flags
 from online.service.service import start_ray
 from online.settings import config
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from evaluation.drift.alarm import Alarm, Signal, alarm_of
 from evaluation.drift.detectors import Detector, detector, named, updates
+from evaluation.drift.error_rise import ErrorRise
 from evaluation.drift.errors import DriftSettingUnusable
 from evaluation.drift.profile import Reference, Shift, State, Window, build, compare_one, ranked
-from evaluation.drift.rising import Rising
 from replay.example import Features, Value
 
 ROWS_MIN: Final = 200
@@ -130,7 +130,7 @@ class Watch:
         self.shifts: tuple[Shift, ...] = ()
         self.alarms: deque[Alarm] = deque(maxlen=settings.alarms_kept)
         self.alarm_count = self.served_rows = 0
-        self._rising = Rising(settings.error, settings.reference_rows)
+        self._rising = ErrorRise(settings.error, settings.reference_rows)
         self._score = named(settings.score)
         self._features: dict[tuple[Signal, str], list[tuple[str, Detector]]] = {}
         self._window_begun = 1

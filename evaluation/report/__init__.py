@@ -1,9 +1,9 @@
-"""The report on a model: what was seen, what it means, what to do.
+"""Reports on a model: scores, drift, a verdict, and what to do.
 
-One pass over the rows (:mod:`tally`, memory bounded whatever their number) gives one value
-(:class:`values.Report`), judged by one verdict (:mod:`verdict`).  The page, the JSON, the exit
-code and gauges are views of that value: a number stands in one place.  :func:`of` makes it of a
-table of answers and labels.
+One pass over the rows (:mod:`tally`, in bounded memory) gives one value (:class:`values.Report`)
+with one verdict (:mod:`verdict`).  The page, the JSON, the exit code and the gauges are views of
+that value, so each number is computed once.  :func:`of` makes a report from a table of predictions
+and labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEEDED: Final = ("jinja2", "matplotlib", "pyarrow")
 
 
 def lacking() -> str | None:
-    """The first package of the extra `report` that is not installed; None: all of them are."""
+    """Return the first package of the extra `report` that is not installed, or None."""
     return next((name for name in NEEDED if find_spec(name) is None), None)
 
 
@@ -42,22 +42,22 @@ def of(
     positive: str | None = None,
     delay: int = 0,
 ) -> Report:
-    """Report on a table of answers and labels; a notebook shows the page.
+    """Make a report on a table of predictions and labels; a notebook displays its page.
 
-    Needs what the extra ``report`` brings.
+    It needs the packages of the extra ``report``.
 
     Parameters:
         table: The path of a CSV or Parquet file, or a data frame (pandas, polars, pyarrow), in the
             order of events.
-        label, prediction, score, time, label_time, version, source: Columns, if their names do not
-            tell; ``"none"``: there is none.
-        features: Columns; None: all others.
-        task, positive: Guessed from the labels if left out; ``positive`` is the label that the
-            score is the probability of.
-        delay: Rows until a label is known, if no column says it.
+        label, prediction, score, time, label_time, version, source: Names of the columns, if they
+            cannot be guessed; ``"none"``: there is no such column.
+        features: Names of the feature columns; None: all other columns.
+        task, positive: Task, and the label whose probability the score is; by default guessed from
+            the labels.
+        delay: Number of rows until a label is known, if no column gives its time.
 
     Raises:
-        TableUnusable: With the column and what to do.
+        TableUnusable: The table cannot be used; with the column and the remedy.
     """
     from evaluation.errors import TableUnusable
     from evaluation.report.build import report_on
@@ -76,5 +76,5 @@ def of(
 
 
 def _here(remedy: str) -> str:
-    """The remedy with arguments where it names options of the command."""
+    """Replace the command's options in a remedy by arguments of :func:`of`."""
     return re.sub(r"--([a-z-]+)( [A-Z]+\b)?", lambda m: f"{m[1].replace('-', '_')}=…", remedy)

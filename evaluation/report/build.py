@@ -1,4 +1,4 @@
-"""From one pass over the rows to the report: every number is computed here, once."""
+"""Builds the report from the tally of the rows; every number is computed here, once."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from evaluation.summary import Summary, summary
 from replay.example import label_of
 
 RECENT_SHARE: Final = 8
-"""The newest rows are the last windows with labels: one in so many."""
+"""The recent scores are those of the last windows with labels, one in this many."""
 
 LABELS_SHOWN: Final = 12
-"""Labels of the confusion matrix; with more there is none."""
+"""Greatest number of labels for a confusion matrix."""
 
 VERSIONS_SHOWN: Final = 20
 
 
 DISORDER_MAX: Final = 0.05
-"""Largest part of the rows with a time that may be earlier than one before them."""
+"""Greatest share of the rows that may be earlier than a row before them."""
 
 
 def report_on(
@@ -54,16 +54,15 @@ def report_on(
     version: Callable[[], str | None] = lambda: None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Report:
-    """Read all rows, in the order of events, and report on them.
+    """Read all rows, in the order of events, and build a report on them.
 
     Parameters:
-        made_at: POSIX seconds.
-        version: Asked when all rows were read: the model's version as it is now, if known.
-        progress: Told how many rows were read.
+        made_at: Time of the report (POSIX seconds).
+        version: Called after all rows were read; returns the model's present version, if known.
+        progress: Called with the number of rows read so far.
 
     Raises:
-        TableUnusable: The rows are not in the order of their time: nothing about change can be
-            told.
+        TableUnusable: The rows are not in the order of their time, so changes cannot be assessed.
     """
     tally = Tally(origin)
     for batch in rows:
@@ -83,11 +82,11 @@ def report_on(
 
 
 def build(tally: Tally, *, made_at: float, version: str | None = None) -> Report:
-    """The report on the rows that the tally took.
+    """Build the report from a tally.
 
     Parameters:
-        made_at: POSIX seconds.
-        version: Of the model as it is now, if known.
+        made_at: Time of the report (POSIX seconds).
+        version: The model's present version, if known.
     """
     missing: dict[str, str] = {}
     total = together(tally.panes.all)
@@ -227,10 +226,9 @@ def _recent(tally: Tally) -> list[Pane]:
 
 
 def _drawn(tally: Tally) -> list[Pane]:
-    """The panes; one that is cut off by the end is part of the one before it.
+    """Return the panes to draw; a short last one is merged with the one before it.
 
-    A few rows are wrong in a third or in none of the cases by chance: drawn by themselves they look
-    like a fall.
+    The error rate of a few rows varies widely by chance and would look like a change.
     """
     panes = tally.panes.all
     if len(panes) < 2 or panes[-1].rows * 2 >= tally.panes.size:

@@ -1,4 +1,4 @@
-"""A change of accuracy in two parts: other inputs, and other labels for the same ones."""
+"""Decomposes a change of accuracy into the effect of changed inputs and a remaining effect."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from evaluation.report.values import Causes
 
 GROUPS: Final = 10
 GROUP_N_MIN: Final = 20
-"""Fewer judged rows of then or of now in a group can't be compared."""
+"""Least number of scored rows of either period in a group."""
 
 COMPARED_MIN: Final = 0.5
-"""Least part of the rows of now that stand in groups that can be compared."""
+"""Least share of the newest rows that must be in comparable groups."""
 
 _CLIP: Final = 5.0
 _RIDGE: Final = 1.0
@@ -25,12 +25,12 @@ _CATEGORIES: Final = 10
 
 
 def split(then: Part, now: Part) -> Causes | str:
-    """The two parts of (accuracy now − accuracy then), or why there are none.
+    """Return the two parts of (accuracy now − accuracy then), or why they cannot be computed.
 
-    Each row gets a score by a ridge regression of "is it of now" on its features (fitted on every
-    other row, applied to the rest), and rows with similar scores make a group, so that within one
-    then and now look alike.  The change is split over the groups as by Kitagawa 1955: shares'
-    differences at the mean accuracy, and accuracies' differences at the mean share.
+    Each row gets a score by ridge regression of "is a new row" on its features (fitted on every
+    other row, applied to the rest).  Rows with similar scores form a group, so that within a group
+    old and new rows are similar.  The change is decomposed over the groups by Kitagawa 1955:
+    differences of shares at the mean accuracy, and differences of accuracies at the mean share.
     """
     then, now = _judged(then), _judged(now)
     if min(len(then), len(now)) < GROUPS * GROUP_N_MIN:
@@ -74,7 +74,7 @@ def _judged(part: Part) -> Part:
 
 
 def _matrix(then: Part, now: Part) -> Floats:
-    """Standardised numbers with their squares, and the common categories; (rows, columns)."""
+    """Return a matrix (rows, columns): standardised numbers, their squares, common categories."""
     columns: list[Floats] = []
     for name in then.features:
         a, b = then.features[name], now.features[name]
@@ -98,7 +98,7 @@ def _standard(values: Floats) -> Floats:
 
 
 def _scores(x: Floats, y: Floats) -> Floats:
-    """Return the score of each row, by the regression on the rows of the other parity."""
+    """Return each row's score by the regression fitted on the rows of the other parity."""
     out = np.zeros(len(x))
     parity: NDArray[np.int64] = np.arange(len(x)) % 2
     for side in (0, 1):

@@ -1,4 +1,4 @@
-"""Which column of a table is what: by its name, unless the caller says it."""
+"""Assigns roles (label, prediction, time, …) to a table's columns, by request or by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refusals import meant
 ROLES: Final = ("label", "prediction", "score", "time", "label_time", "version", "source")
 
 NONE: Final = "none"
-"""Says that no column has the role."""
+"""Requests that no column has the role."""
 
 _NAMES: Final = {
     "label": (
@@ -43,9 +43,9 @@ _NO_FEATURES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Columns that the caller names; None: guess; ``none``: there is none.
+    """The columns requested by the caller; None: guess; ``none``: there is no such column.
 
-    ``features`` None: every other column.
+    ``features`` None: all other columns.
     """
 
     label: str | None = None
@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The columns of a table by what they are; None: there is none."""
+    """The columns of a table by role; None: there is no such column."""
 
     label: str
     prediction: str | None
@@ -74,16 +74,16 @@ class Roles:
     guessed: frozenset[str]
 
     def columns(self) -> dict[str, str | None]:
-        """Role to column, for the reader."""
+        """Return the columns by role."""
         return {role: getattr(self, role) for role in ROLES}
 
 
 def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
-    """Give each column its role.
+    """Assign a role to each column.
 
     Raises:
-        TableUnusable: A column that was named is not there, or there is no label, or neither
-            prediction nor score.
+        TableUnusable: A requested column does not exist, there is no label, or neither a prediction
+            nor a score.
     """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -1,6 +1,6 @@
-"""Sections 9 to 13: slices, alarms, causes, training and data quality of a tally.
+"""Sections 9 to 13 of the report: slices, alarms, causes, training and data quality.
 
-Each gives its section, or None and its reason in ``missing``.
+Each function returns its section, or None after adding the reason to ``missing``.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from evaluation.summary import wilson
 SLICE_N_MIN: Final = 50
 SLICES_SHOWN: Final = 12
 ERRORS_SHOWN: Final = 300
-"""Newest alarms of the error."""
+"""Number of alarms of the error that are shown, the newest ones."""
 
 OTHERS_SHOWN: Final = 50
-"""Newest alarms of everything else."""
+"""Number of other alarms that are shown, the newest ones."""
 
 
 def slices(tally: Tally, missing: dict[str, str]) -> Slices | None:
@@ -116,7 +116,7 @@ def _alarm(tally: Tally, a: Raised) -> Alarm:
 
 
 def _row(tally: Tally, number: int, *, labelled: bool) -> int:
-    """The row of an alarm: of judged rows, which one of all (to a part of a window)."""
+    """Return the number of an alarm's row among all rows; from scored rows it is estimated."""
     if not labelled:
         return number
     before = 0

@@ -1,4 +1,4 @@
-"""Then and now: sections 6 to 8 and 11, from the rows that were kept whole at both ends."""
+"""Compares the first and the newest rows of the stream: sections 6 to 8 and 11 of the report."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from evaluation.report.values import (
 )
 
 SHOWN: Final = 6
-"""Features whose histograms are in the report."""
+"""Number of features whose histograms are in the report."""
 
 _BINS: Final = 16
-_NAMES: Final = 7  # categories of a histogram; the rest is one bar
+_NAMES: Final = 7  # categories shown in a histogram; the others are one bar
 _INFO_BINS: Final = 10
 _SCORE: Final = "score"
 _LEVELS: Final = {"act": "large", "watch": "some"}
@@ -38,7 +38,7 @@ class Ends:
     """The first and the newest quarter of a tally's rows, at most ``END_ROWS`` each.
 
     Attributes:
-        lacking: Why there is nothing to compare; empty if there is.
+        lacking: Why they cannot be compared; empty if they can.
     """
 
     def __init__(self, tally: Tally) -> None:
@@ -109,7 +109,7 @@ class Ends:
         return tuple(out)
 
     def predictions(self, of: str) -> PredictionDrift | None:
-        """Section 6; None without scores at both ends."""
+        """Return section 6, the drift of predictions; None without enough scores."""
         then, now = self.then.score, self.now.score
         if np.isfinite(then).sum() < ROWS_MIN or np.isfinite(now).sum() < ROWS_MIN:
             return None
@@ -130,7 +130,7 @@ class Ends:
         )  # fmt: skip
 
     def multivariate(self) -> Multivariate | str:
-        """Section 8, or why there is none."""
+        """Return section 8, the domain classifier, or why it cannot be computed."""
         found = tell_apart(*self.rows())
         if found.auc is None or found.low is None or found.high is None:
             return found.why
@@ -189,7 +189,7 @@ def _outside(then: Any, now: Any) -> float | None:
 
 
 def _p(then: Column, now: Column) -> float | None:
-    """Two-sided, asymptotic: Kolmogorov-Smirnov for numbers, chi-squared for categories."""
+    """Return the asymptotic p-value of a Kolmogorov-Smirnov (numbers) or chi-squared test."""
     if isinstance(then, np.ndarray) and isinstance(now, np.ndarray):
         a, b = np.sort(then[np.isfinite(then)]), np.sort(now[np.isfinite(now)])
         if not len(a) or not len(b):
@@ -208,7 +208,7 @@ def _p(then: Column, now: Column) -> float | None:
 
 
 def holm(ps: Mapping[str, float | None]) -> dict[str, tuple[float | None, float | None]]:
-    """Each p with itself after Holm's step-down correction (Holm 1979); None stays None."""
+    """Return each p-value with its value after Holm's correction (Holm 1979); None stays None."""
     known = sorted((p, name) for name, p in ps.items() if p is not None)
     out: dict[str, tuple[float | None, float | None]] = dict.fromkeys(ps, (None, None))
     most = 0.0
@@ -219,11 +219,11 @@ def holm(ps: Mapping[str, float | None]) -> dict[str, tuple[float | None, float 
 
 
 def information(values: Column, answer: Floats) -> float | None:
-    """Mutual information of a feature and the model's answer, as a part of the answer's entropy.
+    """Return the mutual information of a feature and the prediction, relative to its entropy.
 
-    Both in at most ten groups of equally many rows (categories: the most frequent), corrected for
-    what chance gives: (a − 1)(b − 1) / 2n nats (Miller 1955).  In [0, 1]; None: too few rows, or
-    the answer never changes.
+    Both are divided into at most ten groups of equally many rows (categories: the most frequent
+    ones).  The bias of (a − 1)(b − 1) / 2n nats (Miller 1955) is subtracted.  The result is in
+    [0, 1], or None with too few rows or a constant prediction.
     """
     use = np.isfinite(answer)
     if int(use.sum()) < ROWS_MIN:
@@ -251,7 +251,7 @@ def information(values: Column, answer: Floats) -> float | None:
 
 
 def _groups(values: Floats) -> NDArray[np.int64]:
-    """Groups of about equally many values; NaN is a group of its own."""
+    """Return group numbers for groups of about equal size; NaN is a group of its own."""
     known = values[~np.isnan(values)]
     cuts = (
         np.unique(np.quantile(known, np.arange(1, _INFO_BINS) / _INFO_BINS))
@@ -267,7 +267,10 @@ def _groups(values: Floats) -> NDArray[np.int64]:
 
 
 def _histogram(then: Column, now: Column, *, whole: bool = False) -> Histogram | None:
-    """Both on the same bins: of [0, 1] (``whole``), or from the 1st to the 99th percentile."""
+    """Return both histograms on the same bins.
+
+    The bins cover [0, 1] if ``whole``, otherwise the 1st to the 99th percentile.
+    """
     if isinstance(then, np.ndarray) and isinstance(now, np.ndarray):
         a, b = then[np.isfinite(then)], now[np.isfinite(now)]
         if not len(a) or not len(b):

@@ -1,7 +1,7 @@
-"""The report's figures as inline SVG whose colours are the page's variables.
+"""The report's figures as inline SVG with the page's CSS variables as colours.
 
-Matplotlib draws in stand-in colours; these become ``var(--name)``, so that one drawing is right in
-light and in dark.  Text stays text in the page's own font.  The same values give the same bytes.
+Matplotlib draws in placeholder colours, which are replaced by ``var(--name)``, so that a figure
+works in light and dark mode.  Text stays text in the page's font.  Equal values give equal bytes.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ _FRACTION: Final = re.compile(r"\d+\.\d{3,}")
 
 
 def _shorter(number: re.Match[str]) -> str:
-    """A coordinate to a hundredth of a unit."""
+    """Round a coordinate to a hundredth of a unit."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 Margins = tuple[int, int, int, int]
-"""Left, right, top, bottom: room for labels, in units; matplotlib's layout doubles the time."""
+"""Left, right, top, bottom margins for labels, in units.  Fixed, since automatic layout takes twice
+the time."""
 
 _MARGINS: Final[Margins] = (46, 12, 12, 36)
 
@@ -92,7 +93,7 @@ def _draw(
     paint: Callable[[Figure], None],
     margins: Margins = _MARGINS,
 ) -> str:
-    """The drawing as an ``<svg>`` element, ``size`` (width, height) units large."""
+    """Return the drawing as an ``<svg>`` element of ``size`` (width, height) units."""
     width, height = size
     left, right, top, bottom = margins
     with mpl.rc_context(_style(name)):
@@ -104,7 +105,7 @@ def _draw(
         FigureCanvasSVG(figure)
         paint(figure)
         out = io.StringIO()
-        with warnings.catch_warnings():  # of ticks that it would like otherwise, of letters
+        with warnings.catch_warnings():  # about ticks and missing glyphs
             warnings.simplefilter("ignore", UserWarning)
             figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(out.getvalue(), name, title, width, height)
@@ -136,7 +137,7 @@ def _style(name: str) -> Any:
 
 
 class _Axis:
-    """Where a window stands: at its time if all have one, else at its rows."""
+    """The horizontal axis: time if all windows have times, else row numbers."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
         self.timed = bool(windows) and all(
@@ -148,19 +149,19 @@ class _Axis:
         self._windows = windows
 
     def middle(self, window: Window) -> Any:
-        """Return where the middle of a window stands on the axis."""
+        """Return the position of the middle of a window."""
         if self.timed:
             return _date(((window.first_time or 0.0) + (window.last_time or 0.0)) / 2)
         return (window.first_row + window.last_row) / 2
 
     def ends(self, window: Window) -> tuple[Any, Any]:
-        """Return where the ends of a window stand on the axis."""
+        """Return the positions of the ends of a window."""
         if self.timed:
             return _date(window.first_time or 0.0), _date(window.last_time or 0.0)
         return window.first_row, window.last_row
 
     def row(self, row: int) -> Any:
-        """Return where one row stands on the axis."""
+        """Return the position of one row."""
         window = next((w for w in self._windows if w.last_row >= row), self._windows[-1])
         if not self.timed:
             return row
@@ -169,7 +170,7 @@ class _Axis:
         return _date(first + min(max(share, 0.0), 1.0) * (last - first))
 
     def label(self, axes: Axes, *, few: bool) -> None:
-        """Ticks of the axis."""
+        """Set ticks and labels of the axis."""
         axes.margins(x=0.01)
         if self.timed:
             locator = dates.AutoDateLocator(maxticks=5 if few else 9)  # type: ignore[no-untyped-call]
@@ -213,7 +214,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def timeline(performance: Performance, alarms: Alarms | None, name: str, *, wide: bool) -> str:
-    """Section 2: score by window with its interval, the rules, limits, alarms, and open labels."""
+    """Draw section 2: scores by window with interval, baselines, limits, alarms, open labels."""
     windows = performance.windows
     axis = _Axis(windows)
     accuracy = performance.metric == "accuracy"
@@ -253,7 +254,7 @@ def timeline(performance: Performance, alarms: Alarms | None, name: str, *, wide
 
 
 def _open_labels(axes: Axes, axis: _Axis, windows: Sequence[Window], *, accuracy: bool) -> None:
-    """A grey edge where labels have not come, and what the confidence says there."""
+    """Shade windows without labels, and draw the accuracy estimated from the confidence."""
     empty = [w for w in windows if not w.scores.n and w.rows]
     for window in empty:
         axes.axvspan(*axis.ends(window), color=MUTED, alpha=0.12, linewidth=0)
@@ -291,7 +292,7 @@ def _ticks(axes: Axes, axis: _Axis, alarms: Alarms | None) -> None:
 
 
 def comparison(one: Comparison, name: str) -> str:
-    """Section 4: the mean difference so far and its band."""
+    """Draw section 4: the mean difference so far and its confidence sequence."""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -317,7 +318,7 @@ def comparison(one: Comparison, name: str) -> str:
 
 
 def reliability(one: Calibration, name: str) -> str:
-    """Section 5: score and outcome by bin, and how many rows each has."""
+    """Draw section 5: score and outcome by bin, and the number of rows in each."""
 
     def paint(figure: Figure) -> None:
         axes, counts = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -342,7 +343,7 @@ def reliability(one: Calibration, name: str) -> str:
 def series(
     windows: Sequence[Window], value: Callable[[Window], float | None], title: str, name: str
 ) -> str:
-    """A share by window."""
+    """Draw a share by window."""
     axis = _Axis(windows)
 
     def paint(figure: Figure) -> None:
@@ -357,7 +358,7 @@ def series(
 
 
 def histogram(one: Histogram, title: str, name: str, *, small: bool = False) -> str:
-    """Then and now on the same bins, as shares of each."""
+    """Draw the histograms of the first and the newest rows on the same bins, as shares."""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""This module says what a table's columns mean: task, labels, times, and rows for the report."""
+"""Interprets a table's columns (task, labels, times) and yields rows for the report."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from replay.example import Label
 
 _VALUES_MAX: Final = 1000
 _HALF: Final = 0.5
-_MOSTLY: Final = 0.9  # a text column of so many numbers is one of numbers
-_EPOCH_MIN: Final = 1e8  # a guessed time is a date after 1973, in seconds or a part of them
+_MOSTLY: Final = 0.9  # a text column with this share of numbers is numeric
+_EPOCH_MIN: Final = 1e8  # numbers are guessed to be times only from 1973 on
 _UNITS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
 class FileRows:
-    """A file as rows: opened and understood; :meth:`rows` reads it once more.
+    """A table whose columns have been interpreted; :meth:`rows` reads it a second time.
 
     Parameters:
         place: ``.csv`` (also gzipped; separators ``, ; | tab``) or ``.parquet``; or a table in
             memory.
-        asked: Columns that the caller names.
-        task, positive, delay: As of :class:`Origin`; None: guessed from labels and predictions.
+        asked: Columns requested by the caller.
+        task, positive, delay: As in :class:`Origin`; None: guessed from labels and predictions.
 
     Raises:
-        TableUnusable: With the file, the column and what to do.
+        TableUnusable: The table cannot be used; with the file, the column and the remedy.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class FileRows:
             left_out=self._left_out,
         )
 
-    # -- understanding -----------------------------------------------------------------------
+    # -- interpretation ----------------------------------------------------------------------
 
     def _values(self) -> tuple[set[str], set[str]]:
-        """Different texts of labels and of predictions, as far as they are few."""
+        """Return the distinct texts of labels and predictions, up to a bound."""
         roles = self._roles
         wanted = [name for name in (roles.label, roles.prediction) if name]
         found: dict[str, set[str]] = {name: set() for name in wanted}
@@ -95,7 +95,7 @@ class FileRows:
         return found[roles.label], found.get(roles.prediction or "", set())
 
     def _take_score(self, labels: set[str], answers: set[str]) -> bool:
-        """A prediction that is a probability of one of two labels is a score; whether it is."""
+        """Treat the predictions as scores if they are probabilities; return whether they are."""
         roles = self._roles
         values = [_finite(text) for text in answers]
         if roles.score or not answers or len(labels) > 2 or any(v is None for v in values):
@@ -122,7 +122,7 @@ class FileRows:
         return "multiclass" if len(known) > 2 else "binary"
 
     def _name_classes(self, known: set[Label], asked: str | None) -> None:
-        """Which label is True: of two numbers the greater, of two texts the alphabet's later."""
+        """Decide which label is True: the greater number, or the text later in the alphabet."""
         label = self._roles.label
         if len(known) > 2:
             raise TableUnusable(
@@ -148,7 +148,7 @@ class FileRows:
         self._names = {True: self._label_text(positive), False: self._label_text(negative)}
 
     def _value(self, text: str) -> Label:
-        """A label as it is compared: truth values are 1 and 0."""
+        """Return a label in the form in which labels are compared: truth values as 1 and 0."""
         if self._texts and text.lower() in ("true", "false"):
             return int(text.lower() == "true")
         number = _finite(text)
@@ -184,7 +184,7 @@ class FileRows:
             )  # fmt: skip
 
     def _check_guessed_time(self, name: str) -> None:
-        """A column that only sounds like a time is a feature."""
+        """Treat a column as a feature if only its name suggests a time."""
         first = next(iter(self._table.batches([name])))[name]
         if _looks_like_time(first):
             return
@@ -197,7 +197,7 @@ class FileRows:
     # -- reading -----------------------------------------------------------------------------
 
     def rows(self) -> Iterator[Rows]:
-        """All rows, in the file's order."""
+        """Yield all rows in the file's order."""
         roles = self._roles
         wanted = [name for name in roles.columns().values() if name] + list(roles.features)
         for batch in self._table.batches(list(dict.fromkeys(wanted))):
@@ -212,7 +212,7 @@ class FileRows:
             predicted = self._labels(batch[roles.prediction])
         elif self._task == "regression" and score is not None:
             predicted = [v if math.isfinite(v) else None for v in score.tolist()]
-        else:  # as a probability is read
+        else:  # threshold the probability
             predicted = [
                 None if not 0.0 <= p <= 1.0 else p >= _HALF
                 for p in score.tolist()  # type: ignore
@@ -268,7 +268,7 @@ class FileRows:
 
 
 def times(file: str, name: str, column: Any) -> Floats:
-    """POSIX seconds of a column of dates, ISO 8601 texts, or numbers in s, ms, µs or ns."""
+    """Return a column of dates, ISO 8601 texts, or numbers in s, ms, µs, ns as POSIX seconds."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         return _floats(micros.cast(pa.float64(), safe=False)) / 1e6
@@ -318,7 +318,7 @@ def _kind(column: Any) -> str:
 
 
 def _floats(values: Any) -> Floats:
-    """A copy that can be written to; nulls are NaN."""
+    """Return a writeable copy; nulls become NaN."""
     return np.array(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
@@ -339,7 +339,7 @@ def _all_bool(labels: set[str]) -> bool:
 
 
 def _classes(labels: set[str]) -> bool:
-    """Whether they can be two classes: not two measured numbers."""
+    """Return whether the labels can be classes, that is, are not fractional numbers."""
     values = [_finite(text) for text in labels]
     return all(v is None or v.is_integer() for v in values)
 

@@ -1,18 +1,17 @@
-"""When is a window's error worth watching, and when worth acting on?
+"""Control limits for the error of a window: when to watch, and when to act.
 
-The rows are judged in the order in which they come, in windows of about a fortieth of what has come
-so far.  What is normal is learned from the windows that were normal when they came: their median
-error, and how much they differ (median absolute deviation, at least what chance makes of so many
-rows).  A limit is the larger of some deviations and some part of the error, so that neither noise
-nor a change too small to matter is told.
+Rows are grouped in the order in which they come, into windows of about a fortieth of the rows so
+far.  The normal error is learned from windows that were normal when they came: their median error,
+and its deviation (median absolute deviation, but at least that expected by chance).  A limit lies
+above the normal error by the larger of some deviations and some fraction of the error, so that
+neither noise nor an unimportant change exceeds it.
 
-A broken model can't move a limit: its windows are no normal ones, and what is normal is the best of
-what it was since a quarter of the normal rows had come, so one that gets worse bit by bit is
-measured against its best time.  Nor can a limit be above what the better of two rules without a
-model gets wrong.
+A degraded model cannot raise a limit: its windows are not normal, and the normal error is the best
+one since a quarter of the normal rows had come.  So a model that degrades gradually is compared
+with its best period.  A limit is also never above the error of the better of two baselines.
 
-Two windows in a row above a limit raise the level; two that are no further from normal than half of
-the way to the limit to watch end it.  What was raised stays so however much more of the same comes.
+Two consecutive windows above a limit raise the level.  Two windows below half of the distance from
+the normal error to the watch limit end it.  A raised level does not become normal by lasting long.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ from typing import Final, Literal
 from evaluation.report.values import Limits, Scores
 
 WINDOWS_MIN: Final = 10
-"""Fewer of them give no limits."""
+"""Least number of windows for limits."""
 
 WINDOW_N_MIN: Final = 30
-"""Judged rows of a window at first."""
+"""Initial number of scored rows in a window."""
 
 POINTS: Final = 40
-"""Windows double in size with the stream, so that it has from so many to twice as many."""
+"""The size of windows doubles so that there are between this many and twice as many."""
 
 SETTLED: Final = 20
-"""Normal windows before the best time counts: a few are no measure of one."""
+"""Number of normal windows from which on the best period is kept."""
 
 LASTS: Final = 4
-"""A best time is one until so many times as many normal rows have come as it was the best of."""
+"""A best period expires when there are this many times as many normal rows as at its time."""
 
 Level = Literal["ok", "watch", "act"]
 
-_MAD_SD: Final = 1.4826  # of a normal distribution
-_WATCH: Final = (2.75, 0.2, 0.03, 0.005)  # deviations, part of the error, at most, at least
+_MAD_SD: Final = 1.4826  # standard deviation / MAD of a normal distribution
+_WATCH: Final = (2.75, 0.2, 0.03, 0.005)  # deviations, fraction of the error, at most, at least
 _ACT: Final = (3.5, 0.5, 0.05, 0.01)
-_UPPER: Final = 2.5  # standard errors of a median (1.25 deviations / root of n): about 97 %
-_ENDS: Final = 0.5  # of the way from what is normal to the limit to watch
+_UPPER: Final = 2.5  # deviations / √n: 2 standard errors of a median (1.25 / √n), about 97 %
+_ENDS: Final = 0.5  # fraction of the distance from the normal error to the watch limit
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A window's error: rows ``first_row … last_row``, ``n`` of them judged.
+    """The mean error of a window: rows ``first_row … last_row``, ``n`` of them scored.
 
     ``squares`` is the sum of the rows' squared errors.
     """
@@ -64,7 +63,7 @@ class Point:
     squares: float = math.nan
 
     def with_next(self, other: Point) -> Point:
-        """Both as one window."""
+        """Return this window merged with the next one."""
         n = self.n + other.n
         error = (self.error * self.n + other.error * other.n) / n
         return Point(self.first_row, other.last_row, n, error, self.squares + other.squares)
@@ -72,9 +71,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class _Normal:
-    """The values that were normal when so many normal rows had come.
+    """The normal error at the time when ``rows`` normal rows had come.
 
-    Variance of a window's mean ``beyond`` chance, and of a row.
+    ``beyond`` is the variance of a window's mean beyond chance, ``variance`` that of a row.
     """
 
     rows: int
@@ -85,7 +84,7 @@ class _Normal:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """A run of windows above the limit to act, which is over."""
+    """A past run of windows above the act limit."""
 
     first_row: int
     last_row: int
@@ -93,23 +92,20 @@ class Episode:
 
 
 def error_of(scores: Scores) -> float | None:
-    """Return what rises when a model gets worse: 1 − accuracy, or the MAE.
-
-    It is None if nothing is judged.
-    """
+    """Return the error: 1 − accuracy, or the MAE in regression; None without scored rows."""
     return scores.mae if scores.accuracy is None else 1.0 - scores.accuracy
 
 
-class Course:
-    """The error of a stream as it comes: limits, level, and since when.
+class ControlChart:
+    """A control chart of the error: limits, the present level, and since when it holds.
 
     Parameters:
-        share: The error is a share of rows in [0, 1], not an absolute error.
+        share: Whether the error is a share of rows in [0, 1], not an absolute error.
 
     Attributes:
-        level: How the newest whole windows stand.
-        limits: None before ``WINDOWS_MIN`` windows.
-        over: The newest time in which it was to be acted on, if that is over.
+        level: The level of the newest complete windows.
+        limits: The limits; None before ``WINDOWS_MIN`` windows.
+        over: The newest past period with the level ``act``, or None.
     """
 
     def __init__(self, *, share: bool) -> None:
@@ -118,17 +114,17 @@ class Course:
         self._size = WINDOW_N_MIN
         self._first_row = self._n = 0  # of the open window
         self._sum = self._squares = 0.0
-        self._rules: list[float] = []  # rows that each rule without a model got wrong
+        self._rules: list[float] = []  # errors of each baseline so far
         self._normal: list[Point] = []
-        self._best: deque[_Normal] = deque()  # the best first, each after it newer and worse
-        self._late: list[Point] = []  # since the first one above the limit to watch
-        self._below: list[Point] = []  # the newest ones, after a rise
+        self._best: deque[_Normal] = deque()  # the best first; later ones are newer and worse
+        self._late: list[Point] = []  # windows since the first one above the watch limit
+        self._below: list[Point] = []  # the newest windows below it, after a rise
         self.level: Level = "ok"
         self.limits: Limits | None = None
         self.over: Episode | None = None
 
     def add(self, row: int, error: float, rules: Sequence[float] = ()) -> None:
-        """Take one judged row, by its number; ``rules``: the same of rules without a model."""
+        """Add the error of one scored row, and those of the baselines in ``rules``."""
         if not self._n:
             self._first_row = row
         self.judged += 1
@@ -148,17 +144,17 @@ class Course:
 
     @property
     def since(self) -> Point | None:
-        """First window of what raised the level; None: ok."""
+        """The first window of the raised level; None if the level is ok."""
         return self._late[0] if self.level != "ok" else None
 
     @property
     def error_since(self) -> float | None:
-        """Mean error from there on; None: ok."""
+        """The mean error since then; None if the level is ok."""
         return _mean([*self._late, *self._below]) if self.level != "ok" else None
 
     @property
     def missing(self) -> int:
-        """Judged rows that are still needed for limits."""
+        """The number of scored rows that are still needed for limits."""
         return max(WINDOWS_MIN * WINDOW_N_MIN - self.judged, 1)
 
     # -- inside ----------------------------------------------------------------------------------
@@ -183,7 +179,7 @@ class Course:
             return
         if self.level == "act":
             self.over = Episode(self._late[0].first_row, self._late[-1].last_row, _mean(self._late))
-        single = self._late if self.level == "ok" else []  # one bad window is noise: it is normal
+        single = self._late if self.level == "ok" else []  # a single bad window counts as normal
         self._normal += [*single, *self._below]
         self.level, self._late, self._below = "ok", [], []
         self._learn()
@@ -198,11 +194,11 @@ class Course:
             self.level = "act"
         elif self.level == "ok":
             self.level = "watch"
-        if len(self._late) > 2 * POINTS:  # only the first and the last are asked for
+        if len(self._late) > 2 * POINTS:  # merge all but the first and the last to save memory
             self._late = [self._late[0], *_paired(self._late[1:-1]), self._late[-1]]
 
     def _learn(self) -> None:
-        """Learn what is normal from what was normal so far, and the limits that follow."""
+        """Update the normal error from the normal windows, and the limits."""
         normal = self._normal
         if len(normal) < WINDOWS_MIN:
             return
@@ -223,7 +219,7 @@ class Course:
         self._limit()
 
     def _limit(self) -> None:
-        """Limits of windows as long as they are now, from the best time so far."""
+        """Compute the limits for the present window size from the best period so far."""
         if not self._best:
             return
         best = self._best[0]
@@ -248,7 +244,7 @@ class Course:
         """Return the variance of the rows' errors within normal windows."""
         n = sum(p.n for p in self._normal)
         mean = _mean(self._normal)
-        # None wrong in a few hundred does not mean none ever: one more than there were.
+        # No error in a few hundred rows does not mean an error rate of 0: add one error.
         more = 1.0 if self._share else 0.0
         found = (sum(p.squares for p in self._normal) + more) / (n + more) - mean * mean
         return found if 0.0 < found < math.inf else 0.0
@@ -267,7 +263,7 @@ def _mean(points: Sequence[Point]) -> float:
 
 
 def _paired(points: Sequence[Point]) -> list[Point]:
-    """Neighbours as one; an odd one at the beginning stays by itself."""
+    """Merge pairs of neighbours; with an odd number the first one stays alone."""
     odd = len(points) % 2
     pairs = zip(points[odd::2], points[odd + 1 :: 2], strict=True)
     return [*points[:odd], *(a.with_next(b) for a, b in pairs)]

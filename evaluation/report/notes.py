@@ -1,4 +1,4 @@
-"""These notes say what the words of the report mean, and what it cannot tell."""
+"""The notes of the report: explanations of its terms, and its limitations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The report as one HTML page: no script is needed, nothing is loaded, light and dark.
+"""Renders the report as one HTML page without scripts or external resources.
 
-Every number on the page is read from the report's JSON by its path and stands in
-``<data value data-path>``, so that page and JSON can't differ.
+Every number on the page is read from the report's JSON by its path and is in an element
+``<data value data-path>``, so that page and JSON cannot differ.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NONE: Final = Markup('<span class="none" title="not computed">–</span>')
 
 
 def render(report: Report) -> str:
-    """The page.  Text from outside (names, labels) is escaped."""
+    """Return the page.  Untrusted text (names, labels) is escaped."""
     data = to_json(report)
     values = json.loads(data)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -47,14 +47,14 @@ def render(report: Report) -> str:
 
 
 def _readable(value: Any) -> Any:
-    """Texts from outside without what is obeyed; what we have made ourselves as it is."""
+    """Escape control characters in untrusted text; markup of our own is left unchanged."""
     return plain(value) if type(value) is str else value
 
 
 def _figures(report: Report) -> dict[str, str]:
     windows = report.performance.windows
     found = {}
-    if len(windows) > 1:  # one point makes no line
+    if len(windows) > 1:  # a line needs two points
         for name, wide in (("wide", True), ("narrow", False)):
             found[name] = figures.timeline(report.performance, report.alarms, name, wide=wide)
     for one in report.comparison or ():
@@ -95,7 +95,7 @@ def _escaped_title(svg: str) -> str:
 
 
 def _numbers(values: dict[str, Any]) -> Callable[[str, str], Markup]:
-    """Return a function that shows the number at a path of the JSON, in a form."""
+    """Return a function that formats the number at a path of the JSON."""
 
     def num(path: str, form: str = "count") -> Markup:
         value: Any = values
@@ -121,7 +121,7 @@ def _p(value: float) -> str:
 
 
 def _date(seconds: float | None) -> str:
-    """A time to the minute, UTC."""
+    """Format a time in UTC, to the minute."""
     if seconds is None:
         return "–"
     try:
@@ -131,7 +131,7 @@ def _date(seconds: float | None) -> str:
 
 
 def _span(seconds: float | None) -> str:
-    """A length of time."""
+    """Format a duration in a suitable unit."""
     if seconds is None:
         return "–"
     for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
@@ -152,14 +152,14 @@ FORMS: Final[dict[str, Callable[[Any], str]]] = {
     "span": _span,
     "date": _date,
 }
-"""How numbers are shown, by name."""
+"""Formatting functions by name."""
 
 
 # -- small drawings ------------------------------------------------------------------------------
 
 
 def _spark(values: list[float | None]) -> Markup:
-    """A line as high as a row of a table; gaps where nothing is known."""
+    """Draw a sparkline for a table row, with gaps for missing values."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     if len(known) < 2:
         return Markup("")
@@ -180,7 +180,7 @@ def _spark(values: list[float | None]) -> Markup:
 
 
 def _bar(low: float, middle: float, high: float) -> Markup:
-    """An interval within [0, 1] and its middle."""
+    """Draw an interval within [0, 1] and its middle."""
     return Markup(
         '<svg class="bar" viewBox="0 0 110 16" aria-hidden="true"><path class="base" d="M5 8H105"/>'
         '<path d="M{} 8H{}"/><circle cx="{}" cy="8" r="4"/></svg>'

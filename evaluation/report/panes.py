@@ -1,7 +1,7 @@
-"""Windows over a stream of unknown length: at most ``PANES_MAX`` of them, all equally long.
+"""At most ``PANES_MAX`` windows (panes) of equal length over a stream of unknown length.
 
-When one more would begin, neighbours are added together and each holds twice as many rows.
-Everything in a pane is a sum, so the panes of a million rows are those of ten thousand.
+When a further one would begin, neighbours are added, and each then has twice as many rows.  A pane
+only holds sums, so memory does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ PANE_ROWS: Final = 64
 """Rows of a pane before the first doubling."""
 
 PANES_MAX: Final = 96
-"""Most panes; after a doubling there are half as many."""
+"""Greatest number of panes; after a doubling there are half as many."""
 
 
 class Pane:
     """Sums over consecutive rows.
 
     Attributes:
-        counters: Those of :mod:`evaluation.metrics`.
-        answered, labelled, positive: Rows with an answer, with a label, and answered with the
-            positive label.
-        score_n, score_sum, sure_sum: Rows with a score, its sum, and that of the answers'
-            probabilities.
-        features: For each feature: known values and their sum (numbers), or rows and those of the
-            top category.
-        steps: Each comparison with a baseline as it stood at the end of the pane.
+        counters: Counters of :mod:`evaluation.metrics`.
+        answered, labelled, positive: Numbers of rows with a prediction, with a label, and with the
+            positive label as prediction.
+        score_n, score_sum, sure_sum: Number of rows with a score, sum of the scores, and sum of the
+            probabilities of the predicted labels.
+        features: For each feature, the number and sum of known values (numbers), or the numbers of
+            rows and of rows with the most frequent category.
+        steps: Results of the comparisons with the baselines at the end of the pane.
     """
 
     __slots__ = (
@@ -56,12 +56,12 @@ class Pane:
         self.features[name] = (n0 + n, total0 + total)
 
     def times(self, first: float, last: float) -> None:
-        """Widen the span of times; NaN says nothing."""
+        """Extend the range of times; NaN is ignored."""
         self.first_time = _least(self.first_time, first)
         self.last_time = -_least(-self.last_time, -last)
 
     def add(self, other: Pane) -> None:
-        """Take the pane that follows into this one."""
+        """Add the pane that follows to this one."""
         self.rows += other.rows
         self.answered += other.answered
         self.labelled += other.labelled
@@ -84,14 +84,14 @@ def _least(a: float, b: float) -> float:
 
 
 class Panes:
-    """The panes of a stream; rows are given in order."""
+    """The panes of a stream whose rows are added in order."""
 
     def __init__(self) -> None:
         self.size = PANE_ROWS
         self.all: list[Pane] = []
 
     def room(self, row: int) -> tuple[Pane, int]:
-        """The pane of the next row (``row`` counts from 1) and how many more rows it takes."""
+        """Return the pane of the next row (``row`` counts from 1), and its number of free rows."""
         if not self.all or self.all[-1].rows >= self.size:
             if len(self.all) >= PANES_MAX:
                 self._double()
@@ -112,7 +112,7 @@ class Panes:
 
 
 def together(panes: Sequence[Pane]) -> Pane:
-    """A new pane of several that follow each other; of none an empty one."""
+    """Return a new pane with the sums of several consecutive ones, or an empty pane."""
     total = Pane(panes[0].first_row if panes else 1)
     for pane in panes:
         total.add(pane)

@@ -1,4 +1,4 @@
-"""Rows as the report reads them: answers and labels in the order of events, in bounded batches."""
+"""The input of a report: predictions and labels in the order of events, in batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from replay.example import Label
 
 Floats = NDArray[np.float64]
 Column = Floats | Sequence[str | None]
-"""Numbers (NaN: missing or no finite number) or texts of categories (None: missing)."""
+"""Numbers (NaN: missing or not finite) or texts of categories (None: missing)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,18 @@ class Rows:
     """Consecutive rows, column by column; all columns have the same length.
 
     Attributes:
-        label, predicted: None: it has not come; nothing was answered.  Those of a binary task are
-            True and False.
-        probabilities: Of each label by its JSON text; None: the model gave none.
-        no_change: The newest label known at each answer; None: it is the newest label of the rows
-            before, ``delay`` rows back.
-        time, label_time: POSIX seconds of answer and label, shape (n,); NaN: unknown.
-        delay: Seconds from answer to label, where ``label_time`` does not say it; NaN: unknown.
-        verdict: What the journal says of each row; None in a file.
-        covered: 1 where the set or interval that was answered had the label, 0 where it did not,
-            NaN where there was none.
-        declared: Features of ``Origin.slices`` as texts, whatever they are in ``features``.
+        label, predicted: Label and prediction; None: not known yet, or no prediction.  In a binary
+            task they are True and False.
+        probabilities: Probability of each label by its JSON text; None: the model gave none.
+        no_change: The newest label known at each prediction; None: derived from the earlier rows
+            and the delay.
+        time, label_time: Times of prediction and label (POSIX seconds), shape (n,); NaN: unknown.
+        delay: Time from prediction to label in seconds, if ``label_time`` does not give it; NaN:
+            unknown.
+        verdict: Verdict of each row in the journal; None for a file.
+        covered: 1 if the predicted set or interval contained the label, 0 if not, NaN if there was
+            none.
+        declared: Features of ``Origin.slices`` as texts, also if they are numbers in ``features``.
     """
 
     label: Sequence[Label | None]
@@ -55,15 +56,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where rows come from and how they are to be read.
+    """The origin of the rows, and how to read them.
 
     Attributes:
-        names: What True and False are called in a binary task; empty: just so.
-        delay: Rows until a label is known, where the rows do not say it themselves.
-        columns: Which column of a file was taken for what.
-        left_out: Columns of a file that are no features: why, by name.
-        slices: Features of which each value is shown, however well it does: up to
-            ``slice_values`` of each.
+        names: Names of True and False in a binary task; empty: none.
+        delay: Number of rows until a label is known, if the rows do not give its time.
+        columns: Columns of a file by role.
+        left_out: Columns of a file that are not features, with the reason.
+        slices: Features whose values are all shown, up to ``slice_values`` of each, whatever their
+            scores.
     """
 
     kind: Literal["file", "journal"]

@@ -1,4 +1,4 @@
-"""Scores by slice: by sender, by category, by quarter of a number's range, by declared values."""
+"""Scores by slice: by source, by category, by quartile of a number, by declared values."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from evaluation.report.rows import Column, Floats
 
 CATEGORIES_MAX: Final = 30
-"""Categories of a feature that are told apart; further ones are counted together."""
+"""Greatest number of categories per feature; rows of further ones are counted together."""
 
 SENDERS: Final = "\tsource"
-"""By whom rows were sent: a name that no feature has."""
+"""Name for slices by source, which no feature can have."""
 
 _OTHER: Final = "(others)"
 _MISSING: Final = "(missing)"
@@ -23,13 +23,14 @@ _CUTS_ROWS: Final = 200  # fewer known values give no quarters
 
 
 class Slices:
-    """Sums by slice: rows judged, right answers (regression: absolute errors) and their squares,
-    answers with a set or an interval, and those of them that had the label.
+    """Sums by slice.
 
-    A number's quarters are those of the first rows that have enough of it.
+    They are: rows scored, correct predictions (regression: absolute errors) and their squares, rows
+    with a predicted set or interval, and those of them that contained the label.  The quartiles of
+    a number are those of the first batch with enough values.
 
     Parameters:
-        declared: Features whose values are told apart up to ``most`` each, instead of
+        declared: Features for which up to ``most`` values are distinguished, instead of
             ``CATEGORIES_MAX``.
     """
 
@@ -46,7 +47,7 @@ class Slices:
         right: Floats,
         covered: Floats | None = None,
     ) -> None:
-        """Take rows; ``right`` is NaN where a row is not judged, ``covered`` as of ``Rows``."""
+        """Add rows; ``right`` is NaN for rows without a score, ``covered`` as in ``Rows``."""
         judged = ~np.isnan(right)
         if not judged.any():
             return

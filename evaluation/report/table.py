@@ -1,7 +1,7 @@
-"""A CSV or Parquet file with predictions and labels as :class:`evaluation.report.rows.Rows`.
+"""Reads a CSV or Parquet file, or a data frame, in batches of columns.
 
-Two passes, each in batches: the labels and predictions alone (task, classes, wrong types), then
-everything.  Nothing of the file is held but a batch.
+The file is read twice, first only labels and predictions (to infer task and classes), then all
+columns.  Only one batch is in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SEPARATORS: Final = ",;\t|"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A file that can be read many times, in batches of columns; or a table in memory.
+    """A file that can be read repeatedly, in batches of columns; or a table in memory.
 
     Attributes:
-        separator: Of a CSV file; None: the file is Parquet.
-        held: The table, if it is in memory; ``path`` is then what errors call it.
+        separator: Separator of a CSV file; None: the file is Parquet.
+        held: The table, if it is in memory; then ``path`` is its name in errors.
     """
 
     path: Path
@@ -40,9 +40,9 @@ class Table:
     held: pa.Table | None = None
 
     def batches(self, columns: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
-        """Columns of consecutive rows; at most ``BATCH_ROWS`` rows a batch.
+        """Yield columns of consecutive rows, at most ``BATCH_ROWS`` rows per batch.
 
-        Raises TableUnusable where the file breaks off or a line is not like the first.
+        Raises TableUnusable if the file is truncated or a line does not match the header.
         """
         try:
             if self.held is not None:
@@ -82,7 +82,7 @@ class Table:
 
 
 def _even(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, pa.Array]]:
-    """The same rows ``BATCH_ROWS`` at a time, so that a report does not depend on a file's form."""
+    """Yield batches of ``BATCH_ROWS`` rows, so that reports do not depend on the file's blocks."""
     held: list[pa.RecordBatch] = []
     n = 0
     for batch in batches:
@@ -103,8 +103,8 @@ def _columns(table: pa.Table) -> dict[str, pa.Array]:
 
 
 def _plain(column: Any) -> Any:
-    """The column without a dictionary, in one piece."""
-    if isinstance(column, pa.ChunkedArray):  # of no rows, or of an extension type
+    """Return the column as one chunk without dictionary encoding."""
+    if isinstance(column, pa.ChunkedArray):  # without rows, or of an extension type
         column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
@@ -112,10 +112,10 @@ def _plain(column: Any) -> Any:
 
 
 def open_table(path: Path) -> Table:
-    """Look at the file's head.
+    """Open a file and read its header.
 
     Raises:
-        TableUnusable: No such file, an unknown kind, or no header.
+        TableUnusable: The file does not exist, is of an unknown kind, or has no header.
     """
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     try:
@@ -135,7 +135,7 @@ def open_table(path: Path) -> Table:
 
 
 def table_of(frame: Any) -> Table:
-    """A data frame (of pandas, polars, pyarrow) or a mapping of columns as a table.
+    """Return a table for a data frame (pandas, polars, pyarrow) or a mapping of columns.
 
     Raises TableUnusable.
     """
@@ -193,7 +193,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def numbers(column: Any) -> tuple[Any, int]:
-    """The column as float64 with nulls for what is no number, and how many values were none."""
+    """Return the column as float64, nulls for other values, and the number of such values."""
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
         return pc.cast(column, pa.float64(), safe=False), 0
     if pa.types.is_boolean(column.type):
@@ -219,7 +219,7 @@ def _number(text: str | None) -> float | None:
 
 
 def texts(column: Any) -> list[str | None]:
-    """The column as text; a float that is whole is written without its point."""
+    """Return the column as text; whole floats are written without a decimal point."""
     if pa.types.is_boolean(column.type):
         return [None if v is None else ("true" if v else "false") for v in column.to_pylist()]
     if pa.types.is_floating(column.type):

@@ -1,4 +1,4 @@
-"""One pass over the rows: everything a report needs, in memory that does not grow with them."""
+"""Collects everything that a report needs in one pass over the rows, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from evaluation.comparison import Comparison
 from evaluation.drift.labelfree import LabelFree
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.metrics import Majority, Task, add, details, increments
-from evaluation.report.limits import Course
+from evaluation.report.limits import ControlChart
 from evaluation.report.panes import Pane, Panes
 from evaluation.report.rows import Column, Floats, Origin, Rows
 from evaluation.report.slices import Slices
 from replay.example import Label
 
 END_ROWS: Final = 5000
-"""Rows kept whole at either end of the stream: the reference, and what is compared with it."""
+"""Number of complete rows kept from either end of the stream: reference and newest rows."""
 
 FEATURES_MAX: Final = 100
-"""Features looked at: the first so many that were met."""
+"""Greatest number of features, the first ones that occur."""
 
 GROUPS_MAX: Final = 200
-"""Versions told apart; further ones are counted together."""
+"""Greatest number of versions; further ones are counted together."""
 
 BASELINES: Final = {"no_change": "no_change_correct", "majority": "majority_correct"}
-"""The rules that the model is compared with, and the counters of their right answers."""
+"""The baselines that the model is compared with, and the counters of their correct answers."""
 
 OTHER: Final = "(others)"
-_DELAY_BINS: Final = 26  # a decade: a delay is known to 5 %
+_DELAY_BINS: Final = 26  # bins per decade: delays are known to within 5 %
 _DELAY_DECADES: Final = (-3, 9)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows kept whole: their numbers, scores, whether they were right (NaN: open) and features."""
+    """Complete rows: numbers, scores, correctness (NaN: no label or prediction), features."""
 
     first_row: int
     score: Floats
@@ -52,20 +52,20 @@ class Part:
         return len(self.score)
 
     def cut(self, begin: int, end: int) -> Part:
-        """Rows ``begin … end - 1`` of it."""
+        """Return the rows ``begin … end - 1`` of this part."""
         features = {name: values[begin:end] for name, values in self.features.items()}
         return Part(self.first_row + begin, self.score[begin:end], self.right[begin:end], features)
 
 
 class Tally:
-    """Takes rows in the order of events; read by :mod:`evaluation.report.build`."""
+    """Collects rows in the order of events for :mod:`evaluation.report.build`."""
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
         self.rows = 0
         self.no_answer = self.no_label = self.no_time = self.out_of_order = 0
         self.panes = Panes()
-        self.course = Course(share=origin.task != "regression")
+        self.course = ControlChart(share=origin.task != "regression")
         self.watch = Watch(WatchSettings(regression=origin.task == "regression"))
         self.label_free = LabelFree()
         self.versions: dict[str, dict[str, float]] = {}
@@ -86,10 +86,10 @@ class Tally:
         self._known = Known(origin.task, origin.delay)
         self._newest = -math.inf
 
-    # -- taking rows -------------------------------------------------------------------------
+    # -- adding rows -------------------------------------------------------------------------
 
     def add(self, rows: Rows) -> None:
-        """Take consecutive rows into the tally."""
+        """Add consecutive rows to the tally."""
         n = len(rows)
         if n == 0:
             return
@@ -128,7 +128,7 @@ class Tally:
             self.delays += np.bincount(place, minlength=len(self.delays))
 
     def _scores(self, rows: Rows) -> Floats:
-        """Return each row's score, by task: p(positive), p(answer), or the number answered."""
+        """Return each row's score by task: p(positive), p(predicted label), or the number."""
         if self.origin.task == "regression":
             return np.array([math.nan if p is None else float(p) for p in rows.predicted])
         if self.origin.task == "binary":
@@ -145,7 +145,7 @@ class Tally:
     def _pane(
         self, pane: Pane, rows: Rows, right: Floats, rule: Floats, begin: int, end: int
     ) -> None:
-        """Judge rows ``begin … end - 1``, one by one: each knows the labels before it."""
+        """Score rows ``begin … end - 1`` one by one, with the labels known at each of them."""
         task, known = self.origin.task, self._known
         wrong_by = "abs_error" if task == "regression" else "correct"
         first = self.rows + 1
@@ -182,7 +182,7 @@ class Tally:
             pane.steps[name] = comparison.now()
 
     def _judged(self, row: int, more: Mapping[str, float]) -> None:
-        """Give a row to the course of the error, with what rules without a model got wrong."""
+        """Add a row's error and those of the baselines to the control chart."""
         if not self.comparisons:
             if "abs_error" in more:
                 self.course.add(row, more["abs_error"])
@@ -221,7 +221,7 @@ class Tally:
         right: Floats,
         rule: Floats,
     ) -> None:
-        """Give each row to the detectors, and its confidence to the label-free estimate."""
+        """Pass each row to the drift detectors and to the label-free estimate."""
         classes = self.origin.task != "regression"
         columns = [v.tolist() if isinstance(v, np.ndarray) else v for v in features.values()]
         names, values = list(features), zip(*columns, strict=True) if columns else None
@@ -245,7 +245,7 @@ class Tally:
     # -- features ----------------------------------------------------------------------------
 
     def _features(self, rows: Rows) -> dict[str, Column]:
-        """Features of the rows as they were first met: numbers stay numbers."""
+        """Return the features that have the kind (number or category) of their first batch."""
         out: dict[str, Column] = {}
         for name, values in rows.features.items():
             kind = "number" if isinstance(values, np.ndarray) else "category"
@@ -284,16 +284,16 @@ class Tally:
             self.tail.popleft()
 
     def then(self, n: int) -> Part:
-        """The first ``n`` rows (≤ END_ROWS), in one part."""
+        """Return the first ``n`` rows (≤ END_ROWS) as one part."""
         return joined(self.head, self.kinds).cut(0, n)
 
     def now(self, n: int) -> Part:
-        """The newest ``n`` rows (≤ END_ROWS), in one part."""
+        """Return the newest ``n`` rows (≤ END_ROWS) as one part."""
         part = joined(list(self.tail), self.kinds)
         return part.cut(max(len(part) - n, 0), len(part))
 
     def delay(self, share: float) -> float | None:
-        """The delay that this share of labels stays below, in seconds, to 5 %; None: unknown."""
+        """Return a quantile of the label delay in seconds, to within 5 %; None: unknown."""
         total = int(self.delays.sum())
         if not total:
             return None
@@ -302,7 +302,7 @@ class Tally:
 
 
 def most_frequent(values: Sequence[str]) -> str | None:
-    """The most frequent text; of several the first in the alphabet."""
+    """Return the most frequent text; if there are several, the first in the alphabet."""
     counts: dict[str, int] = {}
     for text in values:
         counts[text] = counts.get(text, 0) + 1
@@ -310,7 +310,7 @@ def most_frequent(values: Sequence[str]) -> str | None:
 
 
 def joined(parts: Sequence[Part], kinds: Mapping[str, str]) -> Part:
-    """Parts that follow each other as one; a feature that a part lacks is missing there."""
+    """Join consecutive parts to one; a feature that a part lacks is missing in its rows."""
     features: dict[str, Column] = {}
     for name, kind in kinds.items():
         if kind == "number":
@@ -333,14 +333,14 @@ def joined(parts: Sequence[Part], kinds: Mapping[str, str]) -> Part:
 
 
 WAITING_MAX: Final = 100_000
-"""Labels whose time has not come; the earliest ones are let in when there are more."""
+"""Greatest number of labels waiting for their time; beyond it the earliest become known."""
 
 
 class Known:
-    """Rows are asked and given in turn.
+    """The labels that are known at each row; :meth:`at` and :meth:`add` are called in turn.
 
-    A label with a time is known from then on.  One without is known ``delay`` rows later (0 and 1:
-    by the next row; river's ``delay``).
+    A label with a time is known from that time on.  A label without one is known ``delay`` rows
+    later (0 and 1: at the next row, as river's ``delay``).
     """
 
     def __init__(self, task: Task, delay: int) -> None:
@@ -355,20 +355,20 @@ class Known:
         self._newest: Label | None = None
 
     def at(self, time: float) -> Label | None:
-        """The newest label known at the next row, which was answered at ``time`` (NaN: unknown)."""
+        """Return the newest label known at the next row, predicted at ``time`` (NaN: unknown)."""
         while self._waiting and (self._waiting[0][0] <= time or len(self._waiting) > WAITING_MAX):
             _, row, label = heapq.heappop(self._waiting)
             self._let_in(row, label)
         return self._newest
 
     def most(self) -> Label | None:
-        """The most frequent label that is known, or the mean of the targets."""
+        """Return the most frequent known label, or the mean of the known targets."""
         if self._regression:
             return self._sum / self._n if self._n else None
         return self._majority.label()
 
     def add(self, label: Label | None, label_time: float) -> None:
-        """The row's label, None if it never came, and when (NaN: unknown)."""
+        """Add a row's label (None: it never came) and its time (NaN: unknown)."""
         if label is not None and not math.isnan(label_time):
             heapq.heappush(self._waiting, (label_time, self._row, label))
             label = None

@@ -1,8 +1,8 @@
-"""A report consists of plain frozen values; ``msgspec.json.schema(Report)`` is its schema.
+"""The data structures of a report; ``msgspec.json.schema(Report)`` is its schema.
 
-A number that could not be computed is None.  A section that was not computed is None, and
-``Report.not_computed`` says why under the section's name.  Times are POSIX seconds; rows count
-from 1 in the order in which they were read; rates and accuracies are in [0, 1].
+A number that could not be computed is None.  So is a section that was not computed;
+``Report.not_computed`` then has the reason under the section's name.  Times are POSIX seconds, rows
+are numbered from 1 in the order in which they were read, rates and accuracies are in [0, 1].
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, Final, Literal
 import msgspec
 
 SCHEMA: Final = "online-report/1"
-"""Name of the JSON's form.  A change that a reader would notice raises the number."""
+"""Name of the JSON format.  Incompatible changes raise the number."""
 
 State = Literal["ok", "watch", "act", "not_enough_data"]
 EXIT_CODES: Final[dict[State, int]] = {"ok": 0, "watch": 0, "act": 1, "not_enough_data": 3}
-"""Exit code of a command that reports; 2 is wrong usage."""
+"""Exit codes of the reporting command; 2 is wrong usage."""
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """One finding that moved the verdict.
+    """One reason for the verdict.
 
-    ``section`` is where the evidence stands, ``since_row`` and ``since_time`` where it began (None:
-    not tied to a row).
+    ``section`` has the evidence; ``since_row`` and ``since_time`` are where it began (None: not
+    tied to a row).
     """
 
     state: State
@@ -36,7 +36,7 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The report in one sentence.  ``reasons`` are worst first; the first one gave the sentence."""
+    """The verdict: one sentence, from the first of the ``reasons``, which are worst first."""
 
     state: State
     sentence: str
@@ -48,16 +48,17 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """The subject of a report is what was judged.
+    """The data that the report is about.
 
     Attributes:
         origin, name: ``file`` or ``journal``, and the file's or the model's name.
-        labels, positive: Labels met, most frequent first (JSON text), and the positive one of a
-            binary task.
-        rows, predicted, labelled, judged: Rows read; with an answer; with a label; with both.
+        labels, positive: Labels that occurred, most frequent first (JSON text), and the positive
+            label of a binary task.
+        rows, predicted, labelled, judged: Numbers of rows read; with a prediction; with a label;
+            with both.
         coverage: labelled / rows.
-        delay_p50_s, delay_p95_s: Time from answer to label.
-        columns: Which column of a file was taken for what.
+        delay_p50_s, delay_p95_s: Quantiles of the time from prediction to label.
+        columns: Columns of a file by role.
     """
 
     origin: Literal["file", "journal"]
@@ -81,10 +82,11 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Metrics of a set of rows; what a task does not have is None.
+    """Metrics of a set of rows; metrics that do not apply to the task are None.
 
-    ``low`` and ``high``: 95 % Wilson interval of the accuracy.  ``majority`` and ``no_change`` are
-    the accuracies of these rules on the same rows, ``mean_mae`` and ``last_mae`` their MAE.
+    ``low`` and ``high`` are the 95 % Wilson interval of the accuracy.  ``majority`` and
+    ``no_change`` are the accuracies of these baselines on the same rows; ``mean_mae`` and
+    ``last_mae`` are their MAE in regression.
     """
 
     n: int
@@ -109,7 +111,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """Consecutive rows: how many, how many of them are judged, and how they were answered."""
+    """Consecutive rows: their number, scores, and statistics of the predictions."""
 
     first_row: int
     last_row: int
@@ -134,9 +136,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slice(Group, frozen=True, kw_only=True):
-    """A slice's scores; ``sure`` of its rows were answered with a set or an interval.
+    """A slice's scores.
 
-    The share ``covered`` of those had the label.
+    ``sure`` is the number of rows with a predicted set or interval, ``covered`` the share of those
+    that contained the label.
     """
 
     sure: int = 0
@@ -144,10 +147,10 @@ class Slice(Group, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the error of a window begins to be worth watching, and worth acting on.
+    """The limits of a window's error for the states ``watch`` and ``act``.
 
-    ``error`` and ``deviation`` are those of the windows of the reference (rows
-    ``first_row … last_row``); ``error`` is 1 − accuracy or the MAE.
+    ``error`` (1 − accuracy, or the MAE) and ``deviation`` are those of the normal windows, in rows
+    ``first_row … last_row``.
     """
 
     first_row: int
@@ -160,10 +163,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """Accuracy of ``n`` rows whose labels have not come, from the model's own confidence.
+    """Estimated accuracy on ``n`` rows without labels, from the model's own confidence.
 
-    ``labelled`` rows calibrate it (0: taken as it is); ``error`` is the standard error that chance
-    alone gives; ``note`` says what it cannot see.
+    ``labelled`` rows were used for calibration (0: not calibrated); ``error`` is the standard error
+    by chance alone; ``note`` states the limitation.
     """
 
     accuracy: float
@@ -174,9 +177,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Performance(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 2.  ``recent`` are the last windows that have labels, as many as ``recent_windows``.
+    """Section 2: scores overall, by window and by version.
 
-    ``estimate`` is of the rows without a label.
+    ``recent`` are the scores of the last ``recent_windows`` windows with labels; ``estimate`` is
+    for the rows without labels.
     """
 
     metric: Literal["accuracy", "mae"]
@@ -191,7 +195,7 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 3: the confusion matrix; ``counts[i][j]`` rows of label i were answered j."""
+    """Section 3: the confusion matrix; ``counts[i][j]`` rows with label i were predicted as j."""
 
     labels: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -200,7 +204,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """A confidence sequence at a row: the mean difference so far and its band."""
+    """A confidence sequence at a row: the mean difference so far and its limits."""
 
     row: int
     mean: float
@@ -209,7 +213,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 4: the model less a baseline, in accuracy; ``decided_row``: where 0 was first out."""
+    """Section 4: the model's accuracy minus a baseline's.
+
+    ``decided_row`` is the first row at which the interval does not contain 0.
+    """
 
     baseline: str
     confidence: float
@@ -218,7 +225,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bin(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows whose score is in [low, high): how many, their mean score, and the share that was so."""
+    """Rows whose score is in [low, high): number, mean score, and share with a positive outcome."""
 
     low: float
     high: float
@@ -228,7 +235,7 @@ class Bin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 5.  ``of``: what the score is the probability of; ``recent`` as in section 2."""
+    """Section 5: calibration.  ``of`` names the score; recent rows are those of section 2."""
 
     of: str
     bins: tuple[Bin, ...]
@@ -248,11 +255,11 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """How far two samples of one quantity are apart.
+    """Distances between two samples of one quantity.
 
-    ``psi`` and ``js`` (base 2, in [0, 1]) are of frozen reference bins, ``shift_sd`` the
-    Wasserstein distance in standard deviations of the reference (None if it hardly varies), ``p``
-    the two-sample test's, ``p_holm`` after Holm's correction over the table.
+    ``psi`` and ``js`` (base 2, in [0, 1]) are computed on frozen reference bins; ``shift_sd`` is
+    the Wasserstein distance in standard deviations of the reference (None if it hardly varies);
+    ``p`` is a two-sample test's p-value, ``p_holm`` that after Holm's correction over the table.
     """
 
     n_then: int
@@ -265,7 +272,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PredictionDrift(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 6: what the model answered, then and now."""
+    """Section 6: the model's predictions in the first and in the newest rows."""
 
     of: str
     spread: Spread
@@ -277,14 +284,15 @@ class PredictionDrift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of section 7.
+    """One feature in section 7.
 
     Attributes:
-        mean_then, mean_now: Of a number; ``top_then`` and ``top_now``: the most frequent category.
+        mean_then, mean_now: Means of a number.
+        top_then, top_now: Most frequent categories.
         missing_then, missing_now, new, outside: Shares of rows: without the feature; with a
-            category that the reference has not; outside of the reference's range.
-        spark: Mean (numbers) or share of the reference's top category in each window.
-        importance: Mutual information with the model's answer, in [0, 1]; None: not computed.
+            category that the reference does not have; outside the reference's range.
+        spark: Mean (numbers), or share of the reference's most frequent category, by window.
+        importance: Mutual information with the model's prediction, in [0, 1]; None: not computed.
     """
 
     name: str
@@ -306,7 +314,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 7: the reference (rows then), the newest rows (now), and features by effect."""
+    """Section 7: features by effect; ``then_…`` and ``now_…`` are the rows compared."""
 
     then_first: int
     then_last: int
@@ -317,7 +325,7 @@ class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Multivariate(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 8: can a classifier tell then from now?  AUC beside its permutation band."""
+    """Section 8: a classifier of first and newest rows; AUC and its permutation interval."""
 
     auc: float
     low: float
@@ -328,9 +336,9 @@ class Multivariate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slices(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 9: the worst of the slices that have at least ``n_min`` judged rows.
+    """Section 9: the worst of the slices with at least ``n_min`` scored rows.
 
-    ``declared``: all values of the features that the settings name.
+    ``declared`` has all values of the features named in the settings.
     """
 
     looked_at: int
@@ -340,10 +348,10 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 10: one alarm.
+    """One alarm of section 10.
 
-    ``change_row`` is the detector's estimate of where it began, ``before`` and ``after`` the means
-    on both sides of it.  ``worse``: it is an error that rose.
+    ``change_row`` is the detector's estimate of the change point, ``before`` and ``after`` are the
+    means on both sides of it.  ``worse``: the error rose.
     """
 
     row: int
@@ -359,7 +367,7 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alarms(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 10: the newest alarms, the newest first, and how many ``older`` ones there were."""
+    """Section 10: the newest alarms, newest first, and the number of ``older`` ones."""
 
     detectors: tuple[str, ...]
     alarms: tuple[Alarm, ...]
@@ -367,11 +375,11 @@ class Alarms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Causes(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 11: ``change`` = ``covariate`` + ``rest``.
+    """Section 11: the causes of a change of accuracy, ``change`` = ``covariate`` + ``rest``.
 
-    Rows of then and now are put into groups of rows that look alike.  ``covariate`` is what the
-    change in how many rows each group has would do by itself, ``rest`` what changed within groups.
-    ``groups`` of them could be compared, with this share of the rows of now.
+    First and newest rows are divided into groups of similar rows.  ``covariate`` is the effect of
+    the changed sizes of the groups, ``rest`` that of changes within groups.  ``groups`` is the
+    number of groups that could be compared, ``compared`` their share of the newest rows.
     """
 
     then: float
@@ -384,14 +392,14 @@ class Causes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 12, from the journal: how fast labels came, and what became of them."""
+    """Section 12, from the journal: the rate of events, and the numbers of verdicts."""
 
     events_per_s: float | None
     verdicts: dict[str, int]
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 13: what was found in the rows; each is a count of rows or values."""
+    """Section 13: data quality; counts of rows, and names of columns."""
 
     no_answer: int
     no_label: int
@@ -402,14 +410,14 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 14: a word of the report, and what it means here."""
+    """Section 14: a term of the report and its meaning."""
 
     term: str
     text: str
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a report.  ``made_at`` is when."""
+    """A whole report; ``made_at`` is the time at which it was made."""
 
     schema: str
     made_at: float
@@ -434,8 +442,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return f"<report, {self.verdict.state.replace('_', ' ')}: {self.verdict.sentence}>"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the page, in a frame of its own."""
-        from evaluation.report.page import render  # it needs matplotlib and Jinja2
+        """Return the page in a frame, for display in a notebook."""
+        from evaluation.report.page import render  # needs matplotlib and Jinja2
 
         page = escape(render(self))
         style = "width:100%;height:640px;border:0"
@@ -443,11 +451,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_json(report: Report) -> bytes:
-    """The report as JSON, UTF-8; numbers that are not finite can't be in it."""
+    """Return the report as JSON (UTF-8).  All numbers in it are finite."""
     return msgspec.json.encode(report)
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of what :func:`to_json` writes."""
+    """Return the JSON Schema of the output of :func:`to_json`."""
     made = msgspec.json.schema(Report)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA, **made}

@@ -1,7 +1,7 @@
-"""The verdict is what the report says in one sentence: a pure function of its sections.
+"""Derives the report's verdict, one sentence with its reasons, as a pure function of its sections.
 
-House rules: distributions that moved are no reason to act while the score holds; detectors give
-evidence, never a verdict; with too few labels nothing is called good.
+Rules: changed distributions are no reason to act while the score holds; detectors only supply
+evidence, never a verdict; with too few labels the verdict is never "ok".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from evaluation.report.limits import Course, Point, error_of
+from evaluation.report.limits import ControlChart, Point, error_of
 from evaluation.report.values import (
     EXIT_CODES,
     Alarms,
@@ -25,35 +25,35 @@ from evaluation.report.values import (
 )
 
 JUDGED_MIN: Final = 200
-"""Fewer rows with answer and label give no verdict but "not enough data"."""
+"""Least number of rows with prediction and label for a verdict other than "not enough data"."""
 
 ECE_WATCH: Final = 0.1
-"""Calibration error of the newest rows that is worth watching."""
+"""Calibration error of the newest rows from which on the state is ``watch``."""
 
 CALIBRATION_N_MIN: Final = 500
 
 GONE: Final = 0.95
-"""A feature missing in this share of the newest rows, and hardly ever before, is gone."""
+"""A feature is gone if it is missing in this share of the newest rows, and hardly was before."""
 
 _HARDLY: Final = 0.05
 _JUMP: Final = 0.2
-_BEHIND: Final = 0.25  # of the rows: newer than the newest label
+_BEHIND: Final = 0.25  # share of rows newer than the newest label from which on labels are late
 _ORDER: Final[dict[State, int]] = {"act": 0, "not_enough_data": 1, "watch": 2, "ok": 3}
-_CLEARLY: Final = 0.02  # of a mean error: less is no difference
-_AGREES: Final = 0.1  # so much more error than is typical makes an alarm believed
-_SETTLED: Final = 0.2  # of the rows: an alarm so old is history
+_CLEARLY: Final = 0.02  # smaller relative differences of mean errors are ignored
+_AGREES: Final = 0.1  # relative excess of the recent error that confirms an alarm
+_SETTLED: Final = 0.2  # alarms older than this share of the rows are ignored
 
 
 def judge(
     subject: Subject,
     performance: Performance,
-    course: Course,
+    course: ControlChart,
     comparisons: tuple[Comparison, ...] | None,
     calibration: Calibration | None,
     features: FeatureDrift | None,
     alarms: Alarms | None,
 ) -> Verdict:
-    """The verdict and every reason for it, worst first."""
+    """Return the verdict with all reasons for it, worst first."""
     found: list[Reason] = []
     found += _enough(subject, performance, course)
     found += _baselines(subject, performance, comparisons or ())
@@ -80,7 +80,7 @@ def judge(
 
 
 def per_cent(share: float) -> str:
-    """A share for people, to a tenth of a percent."""
+    """Format a share as a percentage with one decimal."""
     return f"{100 * share:.1f} %"
 
 
@@ -94,8 +94,8 @@ def _reason(state: State, section: str, text: str, do: str, at: Point | None = N
     )
 
 
-def _enough(subject: Subject, performance: Performance, course: Course) -> Iterator[Reason]:
-    """Why there is too little to judge by."""
+def _enough(subject: Subject, performance: Performance, course: ControlChart) -> Iterator[Reason]:
+    """Yield the reasons why the data do not suffice for a verdict."""
     judged = performance.overall.n
     if not subject.rows:
         yield _reason(
@@ -149,7 +149,7 @@ _RULES: Final = {
 def _baselines(
     subject: Subject, performance: Performance, comparisons: tuple[Comparison, ...]
 ) -> Iterator[Reason]:
-    """Rules without a model that are better."""
+    """Yield a reason for each baseline that is not worse than the model."""
     if len(subject.labels) < 2:
         return
     scores = performance.overall
@@ -178,13 +178,13 @@ def _baselines(
 
 
 def _delay_known(subject: Subject) -> bool:
-    """Whether the no-change rule was given only labels that had come."""
+    """Return whether the delay of labels is known, so that no-change used only known labels."""
     timed = subject.delay_p50_s is not None or subject.origin == "journal"
     return timed or subject.delay_rows > 0
 
 
-def _change(subject: Subject, performance: Performance, course: Course) -> Iterator[Reason]:
-    """Whether the newest windows are worse than what was normal."""
+def _change(subject: Subject, performance: Performance, course: ControlChart) -> Iterator[Reason]:
+    """Yield a reason if the newest windows are worse than normal, or were and recovered."""
     limits = performance.limits
     accuracy = performance.metric == "accuracy"
     if limits is None or (accuracy and len(subject.labels) < 2):
@@ -222,7 +222,7 @@ def _change(subject: Subject, performance: Performance, course: Course) -> Itera
 
 
 def _alarms(subject: Subject, performance: Performance, alarms: Alarms | None) -> Iterator[Reason]:
-    """A rise of the error that was found lately, and newest rows that agree."""
+    """Yield a reason if an alarm for a recent rise of the error is confirmed by recent rows."""
     recent = error_of(performance.recent)
     limits = performance.limits
     if limits is None or recent is None or recent < (1 + _AGREES) * limits.error:

@@ -1,1 +1,1 @@
-"""Audit: who decided what, when and from where, in a log that nobody without the key can change."""
+"""The audit log: who decided what, when and from where, protected by the service's key."""

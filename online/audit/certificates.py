@@ -1,8 +1,8 @@
-"""Certificates of forgetting: what was taken out of a model, so that a stranger can check it.
+"""Certificates of forgetting: signed statements that third parties can verify.
 
-A certificate lists the events by their hashes and says what the digest of the model's events was
-before and after: count and sum of the hashes have to be the difference.  It is signed with Ed25519
-by a key that follows from the service's key, so that nothing more has to be kept.
+A certificate lists the hashes of the forgotten events and the digest of the model's events before
+and after: count and sum of the hashes must equal the difference.  It is signed with Ed25519 by a
+key derived from the service's key, so no further key is stored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUT_OF_REACH: Final = (
     "what has left the service: its processes' logs, messages, traces, reports, exported histories "
     "and logs of decisions",
 )
-"""What neither forgetting nor erasing reaches."""
+"""Copies that neither forgetting nor erasing reaches."""
 
 _CONTEXT: Final = b"online certificates of forgetting 1"
 _MASK: Final = 2**64 - 1
@@ -42,32 +42,32 @@ Document = dict[str, Any]
 
 
 def when(at: float) -> str:
-    """A time (POSIX seconds) as certificates write it."""
+    """Format a time (POSIX seconds) as in certificates."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def digest(pair: Digest) -> dict[str, Any]:
-    """A digest as certificates write it."""
+    """Format a digest as in certificates."""
     return {"count": pair[0], "sum": f"{pair[1]:016x}"}
 
 
 def public_keys(keys: Sequence[bytes]) -> list[str]:
-    """Public keys in hexadecimal that follow from the service's keys, in their order."""
+    """Hexadecimal public keys derived from the service's keys, in their order."""
     raw = Encoding.Raw, PublicFormat.Raw
     return [_private(key).public_key().public_bytes(*raw).hex() for key in keys]
 
 
 def signed(content: Document, key: bytes) -> Document:
-    """The certificate of this content: with the public key, and the signature beside it.
+    """Make a certificate: the content with the public key, and the signature.
 
-    Signed is the JSON of the content in ASCII, with sorted names and without spaces.
+    The signed text is the content's JSON in ASCII, with sorted names and without spaces.
     """
     whole = {"format": FORMAT, **content, "public_key": public_keys([key])[0]}
     return {"certificate": whole, "signature": _private(key).sign(_signed_text(whole)).hex()}
 
 
 def faults(document: object, keys: Sequence[str]) -> list[str]:
-    """Tell what is wrong with a certificate; nothing if it is as one of these public keys says."""
+    """Verify a certificate against these public keys; returns its faults, empty if it is valid."""
     whole = document.get("certificate") if isinstance(document, Mapping) else None
     signature = document.get("signature") if isinstance(document, Mapping) else None
     if not isinstance(whole, dict) or not isinstance(signature, str):

@@ -1,7 +1,8 @@
-"""Lines of the log of decisions: each holds the hash of all before it, under the service's key.
+"""Lines of the audit log: a hash chain, with each line signed by the service's key.
 
-A line is the entry, the hash of the chain up to it, which key signed it, and the HMAC of that hash.
-So a line that can be verified vouches for all before it, also for those of a key that is gone.
+A line has the entry, the hash of the chain up to it, the id of the signing key, and the HMAC of the
+hash.  A line that can be verified therefore vouches for all lines before it, also for those whose
+key is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 from replay.journal.base import Line
 
 ANCHOR: Final = "anchor"
-"""The act of a line that stands for those before it, which were trimmed."""
+"""The act of a line that replaces trimmed lines."""
 
 _CONTEXT: Final = b"online log of decisions 1"
 _KEY_ID_BYTES: Final = 4
@@ -24,7 +25,7 @@ _NOTHING: Final = bytes(32)
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An entry says what was decided.
+    """One decision.
 
     Attributes:
         at: POSIX seconds.
@@ -32,9 +33,9 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
             ``settings``, ``pin``, ``relearn``, ``anchor``.
         who: The name of a token, a user of the machine, or ``the service``.
         model: None: the whole service.
-        origin: Where it was asked from; empty: within the service.
-        key: That of the control row that was written in the same step; empty: there is none.
-        about: What was decided, in short.
+        origin: Address of the request; empty: from within the service.
+        key: Key of the control row that was written in the same step; empty: none.
+        about: Summary of the decision.
     """
 
     at: float
@@ -54,10 +55,12 @@ class _Signed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(NamedTuple):
-    """A line as it was read.
+    """A line after verification.
 
-    ``sha256``: of its text.  ``fault``: what is wrong with it, None if nothing is.  ``sure``: a key
-    that is known signed it.
+    Attributes:
+        sha256: Hash of its text.
+        sure: Whether a known key has signed it.
+        fault: What is wrong with it; None: nothing.
     """
 
     number: int
@@ -71,7 +74,7 @@ class Signer:
     """Writes and verifies lines with the service's keys, of which the first one signs.
 
     Parameters:
-        keys: At least one; secrets of at least 16 bytes.
+        keys: At least one secret of at least 16 bytes.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -80,14 +83,14 @@ class Signer:
         self._id = _key_id(derived[0])
 
     def line(self, entry: Entry, before: Line | None) -> Line:
-        """The line that comes after ``before`` (None: the first one)."""
+        """Make the line after ``before`` (None: the first line)."""
         number = 1 if before is None else before.number + 1
         encoded = msgspec.msgpack.encode(entry)
         last = _NOTHING if before is None else _signed(before).chain
         return Line(number, self._sealed(encoded, _next(last, number, encoded)))
 
     def anchor(self, entry: Entry, last: Line) -> Line:
-        """The line that stands for all up to ``last``, itself included."""
+        """Make the line that replaces all lines up to and including ``last``."""
         encoded = msgspec.msgpack.encode(entry)
         return Line(last.number, self._sealed(encoded, _signed(last).chain))
 
@@ -96,7 +99,7 @@ class Signer:
         return msgspec.msgpack.encode(_Signed(entry, chain, self._id, mac))
 
     def read(self, lines: Iterable[Line]) -> Iterator[Read]:
-        """Verify lines, from the oldest that is there on."""
+        """Verify lines, beginning with the oldest one that exists."""
         before: bytes | None = None
         wanted = 1
         for line in lines:

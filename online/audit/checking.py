@@ -1,7 +1,7 @@
-"""Is the log of decisions as it was written?  Compared with its keys, control rows and snapshots.
+"""Verifies the audit log against its keys, the control rows and the snapshots.
 
-A line can be changed by nobody without the key, and is missed wherever something speaks of it: the
-next line, the control row that was written with it, a snapshot that was published after it.
+Nobody without the key can change a line unnoticed, and a missing line is noticed by whatever refers
+to it: the next line, the control row that was written with it, or a later snapshot.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from replay.journal.base import Control, Journal, Line
 _PAGE: Final = 1_000
 _SHOWN: Final = 20
 _LOST: Final = frozenset({"accepted", "lost"})
-"""Acts by which an operator goes on without what the journal has lost."""
+"""Acts by which an operator accepts a loss of the journal."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenHead:
-    """The newest line as a snapshot knows it: its number, and the SHA-256 of its text.
+    """The newest line when a snapshot was published: its number, and the SHA-256 of its text.
 
     ``at``: when the snapshot was made (POSIX seconds).
     """
@@ -35,11 +35,14 @@ class SeenHead:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The result of looking at the whole log.
+    """Result of verifying the whole log.
 
-    ``lines``: how many there are; ``trimmed``: how many an anchor stands for; ``old``: lines of
-    keys that are gone, which the lines after them vouch for; ``faults``: what is wrong, in words;
-    ``verified``: whether there was a key to verify signatures with.
+    Attributes:
+        lines: Number of lines.
+        trimmed: Number of lines that an anchor replaces.
+        old: Lines signed by keys that are gone; later lines vouch for them.
+        faults: Descriptions of faults.
+        verified: Whether a key was available to verify signatures.
     """
 
     lines: int
@@ -50,11 +53,11 @@ class Checked:
 
     @property
     def good(self) -> bool:
-        """Nothing is wrong with the log."""
+        """Whether the log has no fault."""
         return not self.faults
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data, ``good`` included."""
+        """Return the result as plain data, ``good`` included."""
         return {
             "good": self.good, "lines": self.lines, "trimmed": self.trimmed, "old": self.old,
             "faults": list(self.faults), "verified": self.verified,
@@ -73,15 +76,15 @@ class Checked:
 def check(
     journal: Journal, keys: Sequence[bytes], models: Sequence[str], seen: Iterable[SeenHead]
 ) -> Checked:
-    """Look at the whole log.
+    """Verify the whole log.
 
     Parameters:
-        keys: Secrets of the service; with none only what needs no key is looked at.
-        models: Whose control rows are compared.
-        seen: What snapshots know of the log.
+        keys: Secrets of the service; without any, only what needs no key is verified.
+        models: Models whose control rows are compared.
+        seen: The log's newest line as snapshots have recorded it.
     """
     signer = Signer(keys or [b"no key is known"])
-    decided = {model: journal.controls(model, 0) for model in models}  # it may grow meanwhile
+    decided = {model: journal.controls(model, 0) for model in models}  # before reading the lines
     read = list(signer.read(all_lines(journal)))
     faults = [f"line {one.number}: {one.fault}" for one in read if one.fault is not None]
     if read and keys and not read[-1].sure:
@@ -101,7 +104,7 @@ def _anchored(one: Read) -> bool:
 
 
 def all_lines(journal: Journal) -> Iterator[Line]:
-    """Every line that the log has, from the oldest on."""
+    """Yield every line of the log, from the oldest on."""
     after = 0
     while page := journal.lines(after, _PAGE):
         yield from page
@@ -109,7 +112,7 @@ def all_lines(journal: Journal) -> Iterator[Line]:
 
 
 def _heads(read: Sequence[Read], seen: Iterable[SeenHead]) -> Iterator[str]:
-    """The lines that snapshots know must be there, as they were."""
+    """Yield faults of lines that snapshots have recorded."""
     there = {one.number: one.sha256 for one in read if not _anchored(one)}
     last = read[-1].number if read else 0
     lost = [
@@ -120,7 +123,7 @@ def _heads(read: Sequence[Read], seen: Iterable[SeenHead]) -> Iterator[str]:
     cut: dict[int, str] = {}
     for one in seen:
         if any(number <= one.number and one.at <= at for number, at in lost):
-            continue  # the line went with the journal, which somebody has accepted since
+            continue  # the line was lost with the journal, and the loss was accepted since
         if one.number > last:
             cut[one.number] = one.snapshot
         elif there.get(one.number, one.sha256) != one.sha256:
@@ -133,7 +136,7 @@ def _heads(read: Sequence[Read], seen: Iterable[SeenHead]) -> Iterator[str]:
 def _controls(
     model: str, rows: Sequence[Control], later: Sequence[Control], read: Sequence[Read]
 ) -> Iterator[str]:
-    """Every control row must have its line, but for those of before the log began.
+    """Yield control rows without a line, except those from before the log began.
 
     ``rows`` were read before the lines, ``later`` after them.
     """

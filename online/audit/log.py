@@ -1,7 +1,8 @@
-"""A journal that writes a line of the log of decisions with each control row, in the same step.
+"""A journal wrapper that writes a line of the audit log with each control row, in the same step.
 
-Whoever opens the journal gets it so; the rooms that decide know nothing of it.  Other acts (a
-snapshot pinned, settings read again, a start) are noted by :func:`note`, before they are done.
+The openers of :mod:`online.settings.places` apply it, so code that writes control rows does not
+know about the log.  Other acts (a pinned snapshot, reloaded settings, a start) are recorded by
+:func:`note` before they are carried out.
 """
 
 from __future__ import annotations
@@ -30,35 +31,35 @@ T = TypeVar("T")
 ITSELF: Final = "the service"
 START: Final = "start"
 CONTROLS: Final = "controls"
-"""What a line says of control rows that are older than it: the newest one, by model."""
+"""Key in a line's ``about``: the newest control row, by model, that is older than the line."""
 
-_TRIES: Final = 20  # another process may have written the next line first
+_TRIES: Final = 20  # another process may write the next line first
 _PAGE: Final = 1_000
 _SLACK: Final = 0.1
-"""Lines are trimmed once there are more than may be left by this share of them, ..."""
+"""Share of the bound by which lines may exceed it before they are trimmed, ..."""
 
 _STEP: Final = 1_000
-"""... and at the latest by so many.  A log that is far beyond its bound, because it was lowered,
-loses at most ten times as many with each line that is written: whoever decides waits for it."""
+"""... at most this many lines.  A log that is far beyond a lowered bound loses at most ten times as
+many per written line, because the writer waits for it."""
 
 _TEXT_MAX: Final = 200
 
 
 OF_ROWS: Final = ("failed",)
-"""Kinds of control rows without a line: nobody decided them, and whoever may send feedback could
-push the decisions out of the log with rows that the model raises on."""
+"""Kinds of control rows without a line: they are no decisions, and senders of feedback could flood
+the log with rows that the model raises on."""
 
 
 class Audited:
-    """A journal and its log of decisions.
+    """A journal with its audit log.
 
     Parameters:
-        journal: Everything else is asked of it.
-        key_file: The file of the service's keys.  Before it is made (by the first start) no lines
-            are written.
-        lines_max: Lines that are left.  Once there are a tenth more (at most 1,000), the older ones
-            are trimmed as a line is written, and an anchor stands for them.
-        now_s: POSIX seconds, which lines are dated by.
+        journal: The wrapped journal, which does everything else.
+        key_file: The file of the service's keys.  No lines are written before the first start
+            creates it.
+        lines_max: Lines that are kept.  When there are a tenth more (at most 1,000), the oldest
+            ones are trimmed and replaced by an anchor while a line is written.
+        now_s: POSIX seconds for the lines.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class Audited:
         self._journal, self._key_file, self._now_s = journal, key_file, now_s
         self._lines_max = lines_max
         self._most = lines_max + max(min(int(lines_max * _SLACK), _STEP), 1)
-        self._before = 0  # number of the newest line that is known here to be trimmed
+        self._before = 0  # number of the newest line that is known to be trimmed
         self._signer: Signer | None = None
-        self.append = journal.append  # asked for each batch: __getattr__ would be slower
+        self.append = journal.append  # called for each batch: __getattr__ would be slower
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._journal, name)
@@ -97,12 +98,12 @@ class Audited:
         )  # fmt: skip
 
     def note(self, act: str, model: str | None, about: dict[str, Any]) -> None:
-        """Write a line about an act that no control row goes with.  Raises ReplayError."""
+        """Write a line about an act without a control row.  Raises ReplayError."""
         if (signer := self._signs()) is not None:
             self._next(signer, self._entry(act, model, about), self._journal.write_line)
 
     def started(self, models: list[str]) -> None:
-        """Note that a service starts, and up to where each model is decided by now."""
+        """Record that a service starts, and the newest control row of each model."""
         newest = {name: self._newest_control(name) for name in models}
         self.note(START, None, {CONTROLS: newest, "nonce": secrets.token_hex(8)})
 
@@ -116,7 +117,7 @@ class Audited:
         return Entry(self._now_s(), act, who or ITSELF, model, origin, key, about)
 
     def _next(self, signer: Signer, entry: Entry, write: Callable[[Line], T]) -> T:
-        """Write the entry as the next line, whoever else writes lines meanwhile."""
+        """Write the entry as the next line; retry if another process writes one meanwhile."""
         for left in reversed(range(_TRIES)):
             try:
                 line = signer.line(entry, self._journal.newest_line())
@@ -134,7 +135,7 @@ class Audited:
         return max((control.seq for control in self._journal.controls(model, 0)), default=0)
 
     def _trim(self, signer: Signer, newest: int) -> None:
-        """Trim what is beyond the bound; the line that was written stands, whatever comes of it."""
+        """Trim lines beyond the bound; failures are logged, as the new line is already written."""
         try:
             (first,) = self._journal.lines(0, 1)
             self._before = first.number - 1
@@ -151,7 +152,7 @@ class Audited:
             log.info("the log of decisions was not trimmed this time: %s", error)
 
     def _contained(self, upto: int) -> dict[str, int]:
-        """By model, the newest control row of which the lines up to a number tell."""
+        """By model, the newest control row that lines up to a number refer to."""
         out: dict[str, int] = {}
         keys: dict[str, dict[str, int]] = {}
         after = 0
@@ -171,18 +172,18 @@ class Audited:
 
 
 def open_audited(open_journal: Callable[[], Journal], key_file: Path, lines_max: int) -> Journal:
-    """Open a journal whose decisions are logged.  It pickles as the name of this function."""
+    """Open a journal with an audit log; can be pickled by the name of this function."""
     return cast(Journal, Audited(open_journal(), key_file, lines_max))
 
 
 def note(journal: Journal, act: str, model: str | None, about: dict[str, Any]) -> None:
-    """Note an act that is about to be done, if the journal has a log.  Raises ReplayError."""
+    """Record an act that is about to be done, if the journal has a log.  Raises ReplayError."""
     if isinstance(journal, Audited):
         journal.note(act, model, about)
 
 
 def note_start(journal: Journal, models: list[str]) -> None:
-    """Note that a service starts; a log that can't be written keeps nobody from starting."""
+    """Record that a service starts; if that fails, the start continues."""
     if isinstance(journal, Audited):
         try:
             journal.started(models)
@@ -191,9 +192,9 @@ def note_start(journal: Journal, models: list[str]) -> None:
 
 
 def started_with(journal: Journal) -> set[str]:
-    """Names of the models that the newest start noted; none if the last thousand lines have none.
+    """Names of the models of the newest recorded start, among the last thousand lines.
 
-    The lines are read as they stand: their seals are not checked.
+    The lines are read without verification.
     """
     with contextlib.suppress(ReplayError, msgspec.MsgspecError):
         newest = journal.newest_line()
@@ -205,21 +206,21 @@ def started_with(journal: Journal) -> set[str]:
 
 
 def keys_of(path: Path) -> list[bytes]:
-    """Secrets of a key file, the first of which signs; none if there is no such file yet."""
+    """Secrets of a key file, the first of which signs; empty if there is no such file yet."""
     try:
         return [bytes.fromhex(line) for line in path.read_text().split()]
-    except (OSError, ValueError):  # whoever needs the keys for more says what is wrong
+    except (OSError, ValueError):  # users of the keys report problems
         return []
 
 
 def entry_of(line: Line) -> Entry:
-    """Read the entry of a line; its seal is not checked."""
+    """Read the entry of a line without verification."""
     (encoded, *_) = msgspec.msgpack.decode(line.text)
     return msgspec.msgpack.decode(encoded, type=Entry)
 
 
 def _short(payload: bytes) -> dict[str, Any]:
-    """Return what a control row says: its short values, and the hash of all of it."""
+    """Return a control row's short values, and the hash of its payload."""
     about: dict[str, Any] = {}
     try:
         found = msgspec.json.decode(payload)

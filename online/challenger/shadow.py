@@ -190,7 +190,7 @@ class Shadow:
             since=learner.since,
             values=learner.catching_up,
             adopting=[],
-            after=learner.arrival.after,
+            after=learner.server.after,
             adopts=False,
             role=learner.role,
             state=state,

@@ -1,4 +1,4 @@
-"""A client of the service for programs, sync and async, and a stream played by it."""
+"""Clients of the service for Python programs, sync and async, and a player of streams."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _MODULE = {name: module for module, names in _IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, imported when they are asked for: a command needs none of them."""
+    """Import the public names on first access, because commands need none of them."""
     if (module := _MODULE.get(name)) is not None:
         return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
-"""This module says what a client of the service sends, and what it takes for an outcome.
+"""Protocol logic of the client: which requests are sent and retried, and what the result is.
 
-Time comes as argument.  An operation is a generator: a request goes out of it, a reply goes in,
-until there is an outcome or an exception that says whether something may have been recorded.  What
-is sent twice is safe to be: predictions change nothing, and feedback always goes with an id that
-makes a repeat count once.
+An operation is a generator: it yields requests and receives replies until it returns a result, or
+raises an exception that says whether something may have been recorded.  It does no I/O; time comes
+from a clock that is passed in.  Retries are safe: predictions change no state, and feedback always
+has an id by which repeats are counted once.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from online.messages.structs import ErrorAnswer, ErrorBody, Event, Prediction, R
 Label = str | bool | int | float
 T = TypeVar("T")
 
-_RECEIPTS: Final = (409, 410, 422)  # or an error: the body says
+_RECEIPTS: Final = (409, 410, 422)  # either a receipt or an error: the body tells
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
 _MAYBE_RECORDED: Final = frozenset({"internal", "journal_unavailable"})  # docs/errors.md
-_IN_VAIN: Final = frozenset(  # an operator's, but for too_old, which the caller has to decide
+_IN_VAIN: Final = frozenset(  # not retried: for operators, or (too_old) for the caller to decide
     {"not_finite", "journal_full", "journal_refused", "too_old", "unjudged"}
 )
 _ROW_AGAIN: Final = frozenset(
@@ -49,9 +49,9 @@ _json: Final = msgspec.json.Encoder().encode
 
 
 class ServiceRefused(ClientError):
-    """The service has answered, and the same request again would be refused again.
+    """The service refused the request, and would refuse it again.
 
-    ``code``, ``field`` and ``hint`` are the answer's; see docs/errors.md.
+    ``code``, ``field`` and ``hint`` are those of the response; see docs/errors.md.
     """
 
     status: int
@@ -67,10 +67,10 @@ class ServiceRefused(ClientError):
 
 
 class ServiceUnavailable(ClientError):
-    """No outcome within the policy's attempts and time.
+    """No result within the attempts and the time of the retry policy.
 
-    ``definite`` is false if one of the attempts may have been recorded: send the same event, with
-    the same ``event_id``, later; it counts once.
+    ``definite`` is false if an attempt may have been recorded: send the same event with the same
+    ``event_id`` later; it counts once.
     """
 
     attempts: int
@@ -88,7 +88,7 @@ class ServiceUnavailable(ClientError):
 
 
 class OutcomeUnknown(ServiceUnavailable):
-    """No answer to what an operator asked for, and it may have been done."""
+    """No response to an operator's request, which may have been carried out."""
 
     def __str__(self) -> str:
         return f"{self.last}. It may have been done: look at the status before you ask again"
@@ -104,14 +104,14 @@ class NotIncluded(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How long a call goes on.
+    """The retry policy of a call.
 
     Attributes:
-        attempts: Sendings of one request, the first one included (≥ 1).
-        give_up_s: No sending begins later than this after the first one, in seconds.
-        base_s, cap_s: The pause before the n-th repeat is drawn evenly from 0 to ``base_s`` · 2ⁿ⁻¹,
-            at most ``cap_s``: callers that failed together do not come back together.  It is never
-            shorter than the answer's ``Retry-After``.
+        attempts: Most attempts of one request, the first one included (≥ 1).
+        give_up_s: No attempt begins later than this after the first one, in seconds.
+        base_s, cap_s: The pause before the n-th repeat is drawn uniformly from 0 to
+            ``base_s`` · 2ⁿ⁻¹, at most ``cap_s``, so that callers which failed together do not retry
+            together.  It is never shorter than the response's ``Retry-After``.
     """
 
     attempts: int = 8
@@ -120,18 +120,18 @@ class Retry:
     cap_s: float = 5.0
 
     def pause_s(self, repeat: int, share: float, retry_after_s: float) -> float:
-        """Seconds before the ``repeat``-th repeat (from 1); ``share`` is drawn from 0 to 1."""
+        """Seconds before the ``repeat``-th repeat (from 1); ``share`` is drawn from [0, 1)."""
         return max(share * min(self.cap_s, self.base_s * 2.0 ** (repeat - 1)), retry_after_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """A client takes this from its process: randomness, time and ids.  Tests give others.
+    """Sources of randomness, time and ids of a client; replaced in tests.
 
     Attributes:
-        rng: Pauses before repeats are drawn with it.
-        monotonic_s: A clock, in seconds.
-        new_id: Names events that have no id.
+        rng: Draws the pauses before repeats.
+        monotonic_s: A monotonic clock, in seconds.
+        new_id: Makes ids for events without one.
     """
 
     rng: random.Random = field(default_factory=random.Random)
@@ -141,7 +141,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """``timeout_s`` of one attempt; None: the client's."""
+    """One HTTP request; ``timeout_s``: of one attempt, None: the client's."""
 
     method: str
     path: str
@@ -151,7 +151,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``failure`` instead of an answer; ``sent`` is false if the request never left."""
+    """The response, or a ``failure``; ``sent`` is false if the request was never sent."""
 
     status: int = 0
     body: bytes = b""
@@ -166,7 +166,7 @@ Steps = Generator[Request | float, Reply | None, T]  # a float is a pause in sec
 def reply_of(response: httpx.Response) -> Reply:
     try:
         after = max(float(response.headers.get("retry-after", 0)), 0.0)
-    except ValueError:  # a date: of what stands in front
+    except ValueError:  # a date, as a proxy may send
         after = 0.0
     return Reply(response.status_code, response.content, after)
 
@@ -176,7 +176,7 @@ def failure_of(error: httpx.TransportError) -> Reply:
 
 
 def _error(reply: Reply) -> ErrorBody | None:
-    """The error that the service itself has answered; None if something in front of it did."""
+    """The service's own error; None if a proxy in front of it answered."""
     try:
         return msgspec.json.decode(reply.body, type=ErrorAnswer).error
     except msgspec.DecodeError:
@@ -184,16 +184,18 @@ def _error(reply: Reply) -> ErrorBody | None:
 
 
 class Calls:
-    """Operations as steps: a request goes out, a reply comes in, until there is an outcome."""
+    """Makes the operations as generators of steps."""
 
     def __init__(self, retry: Retry, surroundings: Surroundings) -> None:
         self._retry, self._rng = retry, surroundings.rng
         self._monotonic_s, self.new_id = surroundings.monotonic_s, surroundings.new_id
 
     def send(self, request: Request, receipts: bool = False, *, twice: bool = True) -> Steps[Reply]:
-        """The reply that is an outcome.
+        """Send a request until there is a final reply, and return it.
 
-        ``twice=False``: not sent again unless it is sure that nothing was done.
+        Parameters:
+            receipts: Receipts with an error status are final replies, too.
+            twice: False: do not repeat unless it is certain that nothing was done.
         """
         begun = self._monotonic_s()
         definite = True
@@ -207,13 +209,13 @@ class Calls:
                 if not _again(reply, error):
                     raise _refused(reply, error)
             definite &= _not_recorded(reply, error)
-            said = reply.failure or f"{reply.status} {error.code if error else 'no error body'}"
+            reason = reply.failure or f"{reply.status} {error.code if error else 'no error body'}"
             if not twice and reply.sent and reply.status != 429:
-                raise OutcomeUnknown(attempt, self._monotonic_s() - begun, said, definite=False)
+                raise OutcomeUnknown(attempt, self._monotonic_s() - begun, reason, definite=False)
             pause = self._retry.pause_s(attempt, self._rng.random(), reply.retry_after_s)
             elapsed = self._monotonic_s() - begun
             if attempt == self._retry.attempts or elapsed + pause > self._retry.give_up_s:
-                raise ServiceUnavailable(attempt, elapsed, said, definite)
+                raise ServiceUnavailable(attempt, elapsed, reason, definite)
             yield pause
         raise AssertionError("attempts is below 1")
 
@@ -227,7 +229,7 @@ class Calls:
         return msgspec.json.decode(reply.body, type=kind)
 
     def included(self, model: str, body: dict[str, Any]) -> Steps[Prediction]:
-        """Ask until the replica that answers has learned the row."""
+        """Repeat a prediction until the replica that answers has learned the row."""
         begun = self._monotonic_s()
         for attempt in range(1, self._retry.attempts + 1):
             answer = yield from self.predict(model, body, Prediction)
@@ -240,7 +242,7 @@ class Calls:
         raise NotIncluded(body["after"], attempt)
 
     def named(self, event: Event) -> Event:
-        """The event with an id of its own, if it has none: what makes a repeat safe."""
+        """Add an id to an event without one, so that repeats are safe."""
         if event.id is not None or event.event_id is not None:
             return event
         return replace(event, event_id=self.new_id())
@@ -251,7 +253,7 @@ class Calls:
         return msgspec.json.decode(reply.body, type=Receipt)
 
     def many(self, model: str, events: Sequence[Event]) -> Steps[list[Receipt]]:
-        """Receipts in the order of the events.  Those that were only too many are sent again."""
+        """Send events; returns receipts in order.  Events refused for lack of room are repeated."""
         named = [self.named(event) for event in events]
         found: list[Receipt | None] = [None] * len(named)
         left = list(range(len(named)))
@@ -276,11 +278,11 @@ def _feedback(model: str) -> str:
 
 
 def _body(event: Event) -> dict[str, Any]:
-    """Return the event as plain data, without what the service takes for granted."""
-    said = {name: getattr(event, name) for name in event.__struct_fields__}
-    if not event.provisional:  # a service of before does not know the word
-        del said["provisional"]
-    return {k: v for k, v in said.items() if v is not None and v is not msgspec.UNSET}
+    """Return the event as plain data, without default values."""
+    data = {name: getattr(event, name) for name in event.__struct_fields__}
+    if not event.provisional:  # older services do not know this field
+        del data["provisional"]
+    return {k: v for k, v in data.items() if v is not None and v is not msgspec.UNSET}
 
 
 def _is_receipt(reply: Reply) -> bool:
@@ -294,18 +296,18 @@ def _is_receipt(reply: Reply) -> bool:
 
 
 def waits(receipt: Receipt) -> bool:
-    """Whether there was no room for the event: it is to be sent again."""
+    """Whether the event was refused for lack of room, so it should be sent again."""
     return isinstance(receipt.error, dict) and receipt.error.get("code") in _ROW_AGAIN
 
 
 def _again(reply: Reply, error: ErrorBody | None) -> bool:
-    if error is None:  # of what stands in front: 404 until the application is behind it
+    if error is None:  # of a proxy, which answers 404 until the application is up
         return reply.status in (*_AGAIN, 404)
     return reply.status in _AGAIN and error.code not in _IN_VAIN
 
 
 def _not_recorded(reply: Reply, error: ErrorBody | None) -> bool:
-    """Whether it is sure that nothing was recorded: as docs/errors.md has it, else no."""
+    """Whether it is certain that nothing was recorded, by docs/errors.md."""
     if reply.failure is not None:
         return not reply.sent
     return error is not None and error.code not in _MAYBE_RECORDED

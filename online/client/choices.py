@@ -1,4 +1,4 @@
-"""Choices and rewards as a client asks for them, each written once: :mod:`online.client.verbs`."""
+"""Choices and rewards of a client, written once for its sync and async form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Data = dict[str, Any]
 
 
 class NotASlot(ClientError):
-    """Baselines of slots that are not asked for; nothing was sent."""
+    """Baselines name slots that the request does not have; nothing was sent."""
 
     names: str
     slots: str
@@ -27,11 +27,11 @@ class NotASlot(ClientError):
 
 
 class ChoiceVerbs:
-    """One model of a service, by its name: what is chosen by it.
+    """Choices of one model of a service.
 
     Parameters:
         calls: Makes the requests.
-        name: By which the service knows it.
+        name: The model's name at the service.
     """
 
     def __init__(self, calls: Calls, name: str) -> None:
@@ -49,12 +49,17 @@ class ChoiceVerbs:
         max_age_ms: float | None = None,
         defer: bool = False,
     ) -> Steps[Chosen]:
-        """Choose one of some actions: their ids, or features by id; ``context`` are features, too.
+        """Choose one of some actions.  Raises ClientError.
 
-        ``exclude`` are ids that may not be chosen this time, ``baseline`` the action that you would
-        take.  Asked again with an ``id`` of your own, every replica gives the same answer; without
-        one a repeat is another choice.  With ``defer`` it gets no default reward before it is
-        activated.  Raises ClientError.
+        Parameters:
+            actions: Ids of the actions, or their features by id.
+            context: Features of the situation.
+            exclude: Ids that must not be chosen this time.
+            baseline: The action that you would choose.
+            id: Your own id of the choice: with it every replica gives the same answer again;
+                without one a repeat is another choice.
+            max_age_ms: The oldest model that may answer.
+            defer: No default reward is assigned before the choice is activated.
         """
         body = given(
             context=None if context is None else plain_value("context", context),
@@ -78,11 +83,14 @@ class ChoiceVerbs:
         max_age_ms: float | None = None,
         defer: bool = False,
     ) -> Steps[dict[str, Chosen]]:
-        """Choose an action for each of several places, none twice; answers by the slot's id.
+        """Choose an action for each of several slots, none twice; returns answers by slot id.
 
-        ``slots`` are ids, or features by id, in the order in which they are chosen; ``baselines``
-        are the actions that you would take, by slot.  Each answer has an id for its own reward.
-        All else is as of :meth:`choose`.  Raises ClientError.
+        Parameters:
+            slots: Ids of the slots, or their features by id, in the order in which they are filled.
+            baselines: By slot id, the action that you would choose.
+
+        The other parameters are those of :meth:`choose`.  Each answer has an id for its own reward.
+        Raises ClientError.
         """
         taken = baselines or {}
         places = [
@@ -105,7 +113,7 @@ class ChoiceVerbs:
 
     @verb
     def activate(self, id: str) -> Steps[None]:
-        """Say that a deferred choice was used: from now on it waits for its reward."""
+        """Activate a deferred choice: from now on it waits for its reward."""
         request = Request("POST", self._path("/activate"), msgspec.json.encode({"id": id}))
         yield from self._calls.send(request)
 
@@ -119,9 +127,10 @@ class ChoiceVerbs:
         event_time: float | None = None,
         reward_id: str | None = None,
     ) -> Steps[Receipt]:
-        """Send what came of a choice: a number, or numbers by name; answers as :meth:`feedback`.
+        """Send the reward of a choice: a number, or numbers by name; returns its receipt.
 
-        Where several are summed a repeat is known by ``reward_id``; without one it is another.
+        If several rewards are summed, a repeat is recognized by its ``reward_id``; without one it
+        is another reward.
         """
         body = given(
             id=id, reward=plain_value("reward", reward), source=source, event_time=event_time,
@@ -139,9 +148,9 @@ def given(**values: Any) -> Data:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _named(field: str, told: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> list[Data]:
-    """Actions or slots as the body has them."""
-    named = told if isinstance(told, Mapping) else {one: {} for one in told}
+def _named(field: str, items: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> list[Data]:
+    """Actions or slots in the form of the request body."""
+    named = items if isinstance(items, Mapping) else {one: {} for one in items}
     return [
         {"id": one, "features": plain_value(f"{field}[{i}].features", dict(features))}
         for i, (one, features) in enumerate(named.items())

@@ -1,8 +1,8 @@
-"""A client of the service for programs: typed answers, safe repeats, feedback in batches.
+"""A client of the service for programs: typed answers, safe retries, batches of feedback.
 
-One call is one operation that ends with an outcome: what was answered, or an exception that says
-whether something may have been recorded.  Between them a call is sent again where that is safe:
-predictions change nothing, and feedback always goes with an id that makes a repeat count once.
+Each call is one operation that ends with a result or with an exception that says whether something
+may have been recorded.  Meanwhile requests are retried where that is safe: predictions change no
+state, and feedback always has an id by which repeats are counted once.
 
 >>> from online.client import Client
 >>> with Client("http://127.0.0.1:8000") as client:                           # doctest: +SKIP
@@ -28,18 +28,18 @@ from online.messages.bearer import bearer
 
 
 class Model(ModelVerbs, Waiting):
-    """One model of a service.  Use from one thread."""
+    """One model of a service.  Use it from one thread only."""
 
     def __init__(self, calls: Calls, drive: Drive, name: str) -> None:
         super().__init__(calls, name)
         self.drive = drive
 
     def batch(self, *, rows: int = 100, kept_max: int = 10_000) -> Batch:
-        """A place to put events, which are sent ``rows`` at a time."""
+        """Make a batch of events, which are sent ``rows`` at a time."""
         return Batch(self, Pending(self._calls, rows, kept_max))
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the model's status."""
+        """Return the HTML that a notebook shows: the model's status."""
         return self.status()._repr_html_()
 
 
@@ -51,12 +51,12 @@ class AsyncModel(ModelVerbs, Awaited):
         self.drive = drive
 
     def batch(self, *, rows: int = 100, kept_max: int = 10_000) -> AsyncBatch:
-        """A place to put events, which are sent ``rows`` at a time."""
+        """Make a batch of events, which are sent ``rows`` at a time."""
         return AsyncBatch(self, Pending(self._calls, rows, kept_max))
 
 
 class Batch(BatchVerbs, Waiting):
-    """Events of a client that waits: they are sent at the end of the ``with``, at the latest."""
+    """A batch of events for the sync client; the end of the ``with`` block sends the rest."""
 
     def __init__(self, model: Model, pending: Pending) -> None:
         super().__init__(model, pending)
@@ -71,7 +71,7 @@ class Batch(BatchVerbs, Waiting):
 
 
 class AsyncBatch(BatchVerbs, Awaited):
-    """Events of a client for asyncio; use from one task."""
+    """A batch of events for the async client; use it from one task only."""
 
     def __init__(self, model: AsyncModel, pending: Pending) -> None:
         super().__init__(model, pending)
@@ -86,7 +86,7 @@ class AsyncBatch(BatchVerbs, Awaited):
 
 
 class _OfModels:
-    """The verbs of a model that a client has itself; the model's name comes first."""
+    """Methods of a model on the client itself, with the model's name as first argument."""
 
     predict = of_model(ModelVerbs.predict)
     predict_many = of_model(ModelVerbs.predict_many)
@@ -96,18 +96,18 @@ class _OfModels:
 
 
 class Client(_OfModels, Waiting):
-    """A client that waits for each answer.  Use from one thread, or one a thread.
+    """A client that blocks until each answer.  Use it from one thread, or make one per thread.
 
     Parameters:
-        url: Of the service, as ``http://host:port``.
-        token: Sent with each request; predict, feedback and reading the state have roles of their
-            own.
-        timeout_s: Of one attempt, in seconds.
-        retry: How often and how long a call is repeated.
-        connections: Most that are open at the same time.
-        sleep: Waits so many seconds; another one for tests.
-        surroundings: Randomness, time and ids, for tests.
-        transport: Of httpx, for tests or a proxy.
+        url: URL of the service, as ``http://host:port``.
+        token: Sent with each request; predictions, feedback and reading the state need different
+            roles.
+        timeout_s: Timeout of one attempt, in seconds.
+        retry: How often and how long a request is retried.
+        connections: Most open connections.
+        sleep: Waits for a number of seconds; replaced in tests.
+        surroundings: Randomness, time and ids; replaced in tests.
+        transport: Transport of httpx, for tests or a proxy.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class Client(_OfModels, Waiting):
         self.drive.close()
 
     def model(self, name: str) -> Model:
-        """One model of the service; nothing is asked."""
+        """One model of the service; sends no request."""
         return Model(self._calls, self.drive, name)
 
     def batch(self, model: str, *, rows: int = 100, kept_max: int = 10_000) -> Batch:
-        """A place to put events, which are sent ``rows`` at a time."""
+        """Make a batch of events, which are sent ``rows`` at a time."""
         return self.model(model).batch(rows=rows, kept_max=kept_max)
 
 
@@ -179,11 +179,11 @@ class AsyncClient(_OfModels, Awaited):
         await self.drive.close()
 
     def model(self, name: str) -> AsyncModel:
-        """One model of the service; nothing is asked."""
+        """One model of the service; sends no request."""
         return AsyncModel(self._calls, self.drive, name)
 
     def batch(self, model: str, *, rows: int = 100, kept_max: int = 10_000) -> AsyncBatch:
-        """A place to put events, which are sent ``rows`` at a time."""
+        """Make a batch of events, which are sent ``rows`` at a time."""
         return self.model(model).batch(rows=rows, kept_max=kept_max)
 
 

@@ -1,6 +1,6 @@
-"""A bare keep-alive connection for the benchmarks: one attempt, and a fraction of httpx's cost.
+"""A plain keep-alive connection for benchmarks: single attempts, at a fraction of httpx's cost.
 
-Programs use :mod:`online.client`, which repeats what is safe to repeat.
+Programs use :mod:`online.client`, which retries where that is safe.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Connection:
-    """One TCP connection.  Any failure closes it; the next request opens a new one.
+    """One TCP connection.  A failure closes it; the next request opens a new one.
 
-    Use from one thread.  Raises OSError or http.client.HTTPException when no answer came.
-    ``token`` is sent with each request.
+    Use it from one thread only.  Requests raise OSError or http.client.HTTPException if no answer
+    came.
+
+    Parameters:
+        token: Sent with each request.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, token: str | None = None) -> None:
@@ -31,7 +34,7 @@ class Connection:
         self._http = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and decoded answer."""
+        """Send a request; returns status and decoded body."""
         data = None if body is None else _encode(body)
         headers = dict(self._bearer)
         if data is not None:
@@ -49,15 +52,15 @@ class Connection:
             raise
         try:
             return response.status, _decode(text)
-        except msgspec.DecodeError:  # a proxy's own page
+        except msgspec.DecodeError:  # the page of a proxy
             return response.status, {"error": {"message": text[:200].decode("latin-1")}}
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
-        """Status and decoded answer of a POST."""
+        """Send a POST request; returns status and decoded body."""
         return self.request("POST", path, body)
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Status and decoded answer of a GET."""
+        """Send a GET request; returns status and decoded body."""
         return self.request("GET", path)
 
     def close(self) -> None:

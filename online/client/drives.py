@@ -1,8 +1,8 @@
-"""The two ways to carry out an operation's steps: waiting for each answer, or in an event loop.
+"""Runs an operation's steps, either blocking or in an event loop.
 
-What a client can do is written once, as steps (:mod:`online.client.calls`).  A :class:`verb` makes
-of it a method that waits on an object that is :class:`Waiting`, and one to ``await`` on an object
-that is :class:`Awaited`.
+Each operation of the client is written once, as a generator of steps (:mod:`online.client.calls`).
+The decorator :class:`verb` makes it a blocking method on a :class:`Waiting` object, and an
+awaitable method on an :class:`Awaited` object.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 
 class Drive:
-    """Connections of a client that waits.  Use from one thread.
+    """HTTP connections of a blocking client.  Use it from one thread only.
 
     Parameters:
-        sleep: Takes seconds; for tests.
         of_http: Arguments of ``httpx.Client``.
+        sleep: Waits for a number of seconds; replaced in tests.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Drive:
         self._http, self._sleep = httpx.Client(**of_http), sleep
 
     def run(self, steps: Steps[T]) -> T:
-        """Outcome of an operation.  Raises ClientError."""
+        """Run an operation and return its result.  Raises ClientError."""
         reply: Reply | None = None
         while True:
             try:
@@ -61,7 +61,7 @@ class Drive:
 
 
 class AsyncDrive:
-    """The same in an event loop: see :class:`Drive`."""
+    """HTTP connections of an async client: see :class:`Drive`."""
 
     def __init__(
         self, of_http: Mapping[str, Any], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -69,7 +69,7 @@ class AsyncDrive:
         self._http, self._sleep = httpx.AsyncClient(**of_http), sleep
 
     async def run(self, steps: Steps[T]) -> T:
-        """Outcome of an operation.  Raises ClientError."""
+        """Run an operation and return its result.  Raises ClientError."""
         reply: Reply | None = None
         while True:
             try:
@@ -99,19 +99,19 @@ def _request(step: Request) -> dict[str, Any]:
 
 
 class Waiting:
-    """An object whose verbs wait for their outcome."""
+    """Base of objects whose operations block."""
 
     drive: Drive
 
 
 class Awaited:
-    """An object whose verbs are awaited."""
+    """Base of objects whose operations are awaited."""
 
     drive: AsyncDrive
 
 
 class verb(Generic[P, T]):  # a decorator
-    """A method that is written as the steps of an operation, for both kinds of client."""
+    """Decorator for methods that are written as steps, for both kinds of client."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
         self._steps = steps
@@ -124,7 +124,7 @@ class verb(Generic[P, T]):  # a decorator
     @overload
     def __get__(self, at: Awaited, owner: type) -> Callable[P, Awaitable[T]]: ...
     def __get__(self, at: Any, owner: type) -> Any:
-        """Bind it to a client; of the class it is the steps."""
+        """Bind the operation to a client; accessed on the class, return the generator function."""
         if at is None:
             return self._steps
         steps = MethodType(self._steps, at)
@@ -138,7 +138,7 @@ def _run(drive: Callable[[Any], Any], steps: Callable[..., Any], /, *args: Any, 
 def of_model(
     steps: Callable[Concatenate[Any, P], Steps[T]],
 ) -> verb[Concatenate[str, P], T]:
-    """Make of a model's verb one of the client, which takes the model's name first."""
+    """Turn a model's operation into one of the client, with the model's name first."""
 
     def named(self: Any, model: str, *args: P.args, **kwargs: P.kwargs) -> Steps[T]:
         return steps(self.model(model), *args, **kwargs)

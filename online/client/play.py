@@ -1,4 +1,4 @@
-"""Playing a stream against a running service, test then learn, with honest baselines beside it."""
+"""Plays a stream against a running service, test then learn, beside honest baselines."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from replay.example import Label
 
 log = logging.getLogger(__name__)
 
-_RETRY: Final = Retry(attempts=1000, give_up_s=30.0, cap_s=0.5)  # a restart, and more
-_TOLD_S: Final = 2.0  # of waiting for one row, after which it is said
+_RETRY: Final = Retry(attempts=1000, give_up_s=30.0, cap_s=0.5)  # long enough for a restart
+_LOG_AFTER_S: Final = 2.0  # waiting time for one row after which it is logged
 TOKEN_REMEDY: Final = "Set ONLINE_TOKEN to a token with the roles predict and feedback"
 
 
 class PlayFailed(OnlineError):
-    """The service refused a row, or was gone for too long."""
+    """The service refused a row, or did not answer for too long."""
 
     definite = False
     problem: str
@@ -39,10 +39,10 @@ class PlayFailed(OnlineError):
 
 @dataclass(slots=True)
 class Score:
-    """Prequential score of what was played so far.
+    """Prequential score of the rows played so far.
 
     Attributes:
-        before: Events that the model had learned when this began: it may know the rows.
+        before: Events that the model had learned before the stream began: it may know the rows.
     """
 
     task: Task
@@ -53,7 +53,7 @@ class Score:
     before: int = 0
 
     def add(self, label: Label, answer: Prediction) -> None:
-        """Count one answer and then the label: the label must not be known before."""
+        """Count a prediction and its label, which was not known at the time of the prediction."""
         shown = answer.probabilities
         probabilities = None
         if not isinstance(shown, msgspec.UnsetType):
@@ -89,11 +89,15 @@ def play(
     stopped: Callable[[], bool],
     token: str | None = None,
 ) -> Iterator[Score]:
-    """Predict each row, post its label, and yield the score after each.
+    """Predict each row, send its label, and yield the score after each row.
 
-    ``rate`` is in rows a second (None: as fast as it goes).  Each label is posted with the
-    prediction's id, so a repeat after a lost answer is counted once.  The stream is played up to
-    ``times`` times, ``rows`` rows each.  A ``token`` needs the roles predict and feedback.
+    Each label is sent with its prediction's id, so that repeats after a lost response count once.
+
+    Parameters:
+        rate: Rows per second; None: as fast as possible.
+        rows: Rows per pass; None: all.
+        times: Number of passes over the stream.
+        token: Needs the roles predict and feedback.
     """
     score = Score(stream.task)
     begun = time.monotonic()
@@ -105,12 +109,12 @@ def play(
             raise PlayFailed(f"model {model}: no answer before the end", "Play it again")
         before = waited if row == score.rows else 0.0
         row, waited = score.rows, before + seconds
-        if before < _TOLD_S <= waited:
+        if before < _LOG_AFTER_S <= waited:
             log.warning("model %s: no answer; asking again for %g s", model, _RETRY.give_up_s)
         score.retries += 1
         time.sleep(seconds)
 
-    with _told(model), Client(url, token=token, retry=_RETRY, sleep=pause) as client:
+    with _as_play_failed(model), Client(url, token=token, retry=_RETRY, sleep=pause) as client:
         score.before = int(client.status(model)["learned"])
         names = label_names(client, model, stream)
         for _ in range(times):
@@ -134,8 +138,8 @@ def play(
 
 
 @contextlib.contextmanager
-def _told(model: str) -> Iterator[None]:
-    """Raise PlayFailed, with a problem and its remedy, for what a client can't do."""
+def _as_play_failed(model: str) -> Iterator[None]:
+    """Convert errors of the client to PlayFailed, with a problem and its remedy."""
     try:
         yield
     except ServiceRefused as error:
@@ -149,7 +153,7 @@ def _told(model: str) -> Iterator[None]:
 
 
 def label_names(client: Client, model: str, stream: Stream) -> list[Label] | None:
-    """Return what the service calls the two labels of a binary model; None for other tasks."""
+    """Return the service's names of the two labels of a binary model; None for other tasks."""
     status = client.status(model)
     if status["task"] != stream.task and (status["task"], stream.task) != ("anomaly", "binary"):
         raise PlayFailed(
@@ -161,7 +165,7 @@ def label_names(client: Client, model: str, stream: Stream) -> list[Label] | Non
 
 
 def line(score: Score, n_rows: int) -> str:
-    """One line of progress: the score beside its baselines, and which time it is played."""
+    """One line of progress: the score beside its baselines, and the number of the pass."""
     s = score.summary()
     turn, row = divmod(max(score.rows - 1, 0), n_rows)
     again = ""

@@ -1,6 +1,6 @@
-"""This module says what can be done with a model, and with a batch of events, each written once.
+"""Operations on a model and on a batch of events, each written once as steps.
 
-The methods are steps: :mod:`online.client.drives` makes of them methods that wait, or are awaited.
+:mod:`online.client.drives` turns the steps into blocking or awaitable methods.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from online.messages.values import plain_rows, plain_value
 
 Data = dict[str, Any]
 
-_OPERATOR_S: Final = 100.0  # the service waits for its replicas, each within a bound of its own
+_OPERATOR_S: Final = 100.0  # the service waits for its replicas, each within its own bound
 
 
 class ModelVerbs(ChoiceVerbs):
-    """One model of a service, by its name: what is asked of it, and what operators do with it.
+    """One model of a service: predictions, feedback, and an operator's actions.
 
     Parameters:
         calls: Makes the requests.
-        name: By which the service knows it.
+        name: The model's name at the service.
     """
 
     def __repr__(self) -> str:
@@ -49,14 +49,15 @@ class ModelVerbs(ChoiceVerbs):
         explain: bool = False,
         nearest: int = 0,
     ) -> Steps[Prediction]:
-        """The answer to one row: a mapping, or a row of a data frame.
+        """Predict one row: a mapping, or a row of a data frame.  Raises ClientError.
 
-        ``after`` is ``seen`` of a receipt: the answer's ``includes`` says whether the model has
-        learned that row.  With ``until_included`` the question is repeated until one has, else
-        NotIncluded is raised.  With ``details`` the answer names what is ``missing`` in the row,
-        and what is ``unknown``; with ``explain`` its ``explanation`` says what each feature has
-        added to it, and so many ``nearest`` learned rows if a token for admin asks.  Raises
-        ClientError.
+        Parameters:
+            after: ``seen`` of a receipt: the answer's ``includes`` says whether the model has
+                learned that row.
+            until_included: Repeat the request until a replica has; else NotIncluded is raised.
+            details: The answer names features that are ``missing`` in the row or ``unknown``.
+            explain: The answer's ``explanation`` has the contribution of each feature.
+            nearest: Number of nearest learned rows to return; needs an admin token.
         """
         x = plain_value("features", features)
         body = row(x, id, max_age_ms, after, details or None, explain or None, nearest or None)
@@ -74,12 +75,15 @@ class ModelVerbs(ChoiceVerbs):
         max_age_ms: float | None = None,
         details: bool = False,
     ) -> Steps[Predictions]:
-        """Answers to many rows by one model; with ``ids`` each has an id for its label.
+        """Predict many rows with one version of the model.
 
-        With ``details`` each names what is ``missing`` in its row, and what is ``unknown``.
+        Parameters:
+            instances: A list of rows, a data frame, or an array whose columns are ``names``.
+            ids: Return an id for the label of each row.
+            details: Name ``missing`` and ``unknown`` features of each row.
 
-        ``instances`` is a list of rows, a data frame, or an array whose columns are ``names``.
-        ``frame()`` of what comes back is a data frame again.
+        Returns:
+            The answers; ``frame()`` converts them to a data frame.
         """
         body: Data = {"instances": plain_rows("instances", instances, names), "ids": ids}
         if max_age_ms is not None:
@@ -101,13 +105,17 @@ class ModelVerbs(ChoiceVerbs):
         event_time: float | None = None,
         provisional: bool = False,
     ) -> Steps[Receipt]:
-        """Send the label of a prediction (``id``) or of features; what became of it.
+        """Send the label of a prediction (``id``) or of features; returns the receipt.
 
-        Rows of ``task: anomaly`` may come without a label; it may be sent later, with the same id.
-        Without an id of either kind one is made up, so that a repeat counts once.  ``event_time``
-        is in POSIX seconds.  A ``provisional`` label may change: sent again under the same id,
-        without the word, it is final, and what the first one taught is taken back.  A
-        ``conflict``, ``expired`` or ``failed`` is a receipt, too: read ``status``.  Raises
+        Parameters:
+            label: May be omitted for rows of ``task: anomaly``, and sent later with the same id.
+            event_id: Your own id of the event.  Without it and without ``id`` one is generated, so
+                that retries count once.
+            event_time: POSIX seconds.
+            provisional: The label may change: the next one with the same id is final unless it is
+                provisional too, and undoes what this one taught.
+
+        ``conflict``, ``expired`` and ``failed`` are receipts, too: read ``status``.  Raises
         ClientError.
         """
         event = Event(label, id, features, event_id, source, weight, event_time, provisional)
@@ -115,63 +123,64 @@ class ModelVerbs(ChoiceVerbs):
 
     @verb
     def feedback_many(self, events: Sequence[Event]) -> Steps[list[Receipt]]:
-        """Send many events in one body, at most ``limits.rows_max``; a receipt each, in order.
+        """Send many events in one request, at most ``limits.rows_max``; returns their receipts.
 
-        A ``refused`` receipt has the reason in ``error``.  Raises ClientError.
+        The receipts are in the events' order; a ``refused`` one has the reason in ``error``.
+        Raises ClientError.
         """
         plain = [_plain(event, f"events[{i}].") for i, event in enumerate(events)]
         return (yield from self._calls.many(self.name, plain))
 
     @verb
     def status(self) -> Steps[Status]:
-        """Return what the service says of the model (docs/monitoring.md).  Raises ClientError."""
+        """Return the model's status (docs/monitoring.md).  Raises ClientError."""
         return Status((yield from self._get("")))
 
     # -- for operators -----------------------------------------------------------------------
 
     @verb
     def snapshots(self) -> Steps[list[Data]]:
-        """Return the snapshots that are stored, newest first."""
+        """Return the stored snapshots, newest first."""
         found: list[Data] = (yield from self._get("/snapshots"))["snapshots"]
         return found
 
     @verb
     def snapshot(self, *, pin: bool = False) -> Steps[Data]:
-        """Publish a snapshot now; with ``pin`` it stays until it is unpinned."""
+        """Publish a snapshot now; ``pin`` exempts it from retention."""
         return (yield from self._post(f"/snapshots?pin={_json(pin)}"))
 
     @verb
     def pin(self, snapshot: str, *, on: bool = True) -> Steps[Data]:
-        """Have a snapshot stay, or (``on=False``) go in its time."""
+        """Exempt a snapshot from retention, or (``on=False``) end that."""
         return (yield from self._post(f"/snapshots/{quote(snapshot, '')}/pin?on={_json(on)}"))
 
     @verb
     def rollback(self, to: str) -> Steps[Data]:
-        """Go back to a snapshot; what was learned since is undone, and can be learned again."""
+        """Return to a snapshot; rows learned since are undone, and can be learned again."""
         return (yield from self._post("/rollback", {"to": to}))
 
     @verb
     def freeze(self) -> Steps[Data]:
-        """Have the model learn nothing more; feedback is stored as ``frozen``."""
+        """Stop learning; feedback is stored as ``frozen``."""
         return (yield from self._post("/freeze"))
 
     @verb
     def unfreeze(self) -> Steps[Data]:
-        """Have the model learn again from here on."""
+        """Resume learning from here on."""
         return (yield from self._post("/unfreeze"))
 
     @verb
     def promote(self, *, back: bool = False, force: bool = False) -> Steps[Data]:
-        """Have the challenger serve, or an apprentice answer, ready or (``force``) not.
+        """Promote the challenger, or let an apprentice answer, ready or (``force``) not.
 
-        ``back``: only if it is what served before; an apprentice answers no more.
+        ``back``: revert to the model that served before; an apprentice stops answering.
         """
         body = {"back": back, "force": True} if force else {"back": back}
         return (yield from self._post("/promote", body))
 
     @verb
     def upgrade(self, *, on: bool = True) -> Steps[Data]:
-        """Have the model with today's defaults learn in shadow beside it; False: no longer."""
+        """Learn a model with today's defaults as challenger; ``on=False``: end that."""
         return (yield from self._post("/upgrade", {"on": on}))
 
     @verb
@@ -184,9 +193,9 @@ class ModelVerbs(ChoiceVerbs):
         since: float | None = None,
         undone: Mapping[int, Sequence[int]],
     ) -> Steps[Data]:
-        """Go on with a state without a source that was built aside.
+        """Serve a state that was built aside without a source.
 
-        `online forget` bans the source, builds that state from the journal, and does this.
+        `online forget` bans the source, builds the state from the journal, and calls this.
         """
         given = {"source": source, "snapshot": snapshot, "undone": dict(undone)}
         more = {"base": base, "since": since}
@@ -201,7 +210,7 @@ class ModelVerbs(ChoiceVerbs):
         after: str | None = None,
         limit: int = 100,
     ) -> Steps[Data]:
-        """Return a page of events that are not in the model; ``cursor`` leads to the next one."""
+        """Return a page of events that are not in the model; ``cursor`` leads to the next page."""
         return (yield from self._get("/events", status=status, after=after, limit=limit))
 
     @verb
@@ -212,14 +221,14 @@ class ModelVerbs(ChoiceVerbs):
         after: str | None = None,
         limit: int = 200,
     ) -> Steps[Data]:
-        """Learn such events, each once; go on with ``cursor`` until it is None."""
+        """Learn a page of such events, each once; repeat with ``cursor`` until it is None."""
         return (yield from self._post("/relearn", given(status=status, after=after, limit=limit)))
 
     @verb
     def quarantine(
         self, *, source: str | None = None, after: str | None = None, limit: int = 100
     ) -> Steps[Data]:
-        """Return a page of events that were set aside; ``cursor`` leads to the next one."""
+        """Return a page of quarantined events; ``cursor`` leads to the next page."""
         return (yield from self._get("/quarantine", source=source, after=after, limit=limit))
 
     @verb
@@ -231,7 +240,7 @@ class ModelVerbs(ChoiceVerbs):
         after: str | None = None,
         limit: int = 200,
     ) -> Steps[Data]:
-        """Learn quarantined events after all: some, by their ``row``, or a page of a source's."""
+        """Learn quarantined events after all: some by ``row``, or a page of a source's events."""
         body = given(rows=rows, source=source, after=after, limit=limit)
         return (yield from self._post("/quarantine/release", body))
 
@@ -244,22 +253,24 @@ class ModelVerbs(ChoiceVerbs):
         after: str | None = None,
         limit: int = 200,
     ) -> Steps[Data]:
-        """Never learn quarantined events: some, by their ``row``, or a page of a source's."""
+        """Decide never to learn quarantined events: some by ``row``, or a page of a source's."""
         body = given(rows=rows, source=source, after=after, limit=limit)
         return (yield from self._post("/quarantine/discard", body))
 
     @verb
     def ban(self, source: str, *, banned: bool = True) -> Steps[Data]:
-        """Quarantine whatever a source sends from now on, or (``banned=False``) no longer."""
+        """Quarantine whatever a source sends from now on, or (``banned=False``) end that."""
         return (yield from self._post("/sources", {"source": source, "banned": banned}))
 
     def _get(self, path: str, **query: Any) -> Steps[Data]:
-        asked = urlencode(given(**query))
-        found: Data = yield from self._calls.get(self._path(path) + (f"?{asked}" if asked else ""))
+        query_text = urlencode(given(**query))
+        found: Data = yield from self._calls.get(
+            self._path(path) + (f"?{query_text}" if query_text else "")
+        )
         return found
 
     def _post(self, path: str, body: Data | None = None) -> Steps[Data]:
-        """Do what an operator asks; it waits for the replicas.  A promotion twice is none."""
+        """Send an operator's request, which waits for the replicas and is not repeated."""
         data = None if body is None else msgspec.json.encode(body)
         request = Request("POST", self._path(path), data, _OPERATOR_S)
         reply: Reply = yield from self._calls.send(request, twice=False)
@@ -268,7 +279,7 @@ class ModelVerbs(ChoiceVerbs):
 
 
 def _plain(event: Event, field: str) -> Event:
-    """The event with plain values; the client's own stays as it is."""
+    """A copy of the event with plain values."""
     features = event.features
     return msgspec.structs.replace(
         event,
@@ -286,10 +297,10 @@ def _json(flag: bool) -> str:
 
 
 class Pending:
-    """Events that wait to be sent, in their order, each with an id that makes a repeat safe.
+    """Unsent events in their order, each with an id that makes retries safe.
 
-    An event leaves when it has a receipt that says what became of it.  What could not be sent, or
-    was refused for want of room, stays.
+    An event is removed when its receipt has an outcome.  Events that could not be sent, or were
+    refused for lack of room, stay.
     """
 
     def __init__(self, calls: Calls, rows: int, kept_max: int) -> None:
@@ -300,16 +311,16 @@ class Pending:
         return len(self._events)
 
     def put(self, event: Event) -> bool:
-        """Whether there are enough to be sent."""
+        """Add an event; returns whether there are enough to be sent."""
         self._events.append(self._calls.named(event))
         return len(self._events) >= self._rows
 
     def next(self) -> list[Event]:
-        """Those to be sent in the next body."""
+        """The events of the next request."""
         return self._events[: self._rows]
 
     def sent(self, events: Sequence[Event], receipts: Sequence[Receipt]) -> bool:
-        """Take out what has an outcome; whether there was any."""
+        """Remove events that have an outcome; returns whether there were any."""
         done = [not waits(receipt) for receipt in receipts]
         kept = [event for event, over in zip(events, done, strict=True) if not over]
         self._events[: len(events)] = kept
@@ -317,10 +328,10 @@ class Pending:
 
 
 class BatchVerbs:
-    """Events that go out ``rows`` at a time, and all of them at the end of a ``with``.
+    """A batch of events that are sent ``rows`` at a time, and completely at the end of a ``with``.
 
-    An exception of :meth:`add` or :meth:`flush` leaves the events in it: flush again, with the
-    same ids.  ``add`` does not take an event above ``kept_max``.
+    If :meth:`add` or :meth:`flush` raises, the events stay in the batch: flush again, with the same
+    ids.  ``add`` refuses events beyond ``kept_max``.
     """
 
     def __init__(self, model: ModelVerbs, pending: Pending) -> None:
@@ -331,7 +342,7 @@ class BatchVerbs:
 
     @verb
     def add(self, event: Event) -> Steps[list[Receipt]]:
-        """Take an event; receipts of what was sent, which is mostly nothing."""
+        """Add an event; returns receipts of events that were sent, usually none."""
         event = _plain(event, "")
         if len(self.pending) >= self.pending.kept_max:
             yield from self._flush()
@@ -339,7 +350,7 @@ class BatchVerbs:
 
     @verb
     def flush(self) -> Steps[list[Receipt]]:
-        """Send all of them; a receipt each, in order.  Raises ClientError."""
+        """Send all events; returns their receipts in order.  Raises ClientError."""
         return (yield from self._flush())
 
     def _flush(self) -> Generator[Request | float, Reply | None, list[Receipt]]:

@@ -1,1 +1,1 @@
-"""The commands of `online`, a module a group."""
+"""The commands of `online`: one folder per group, one module per command or subcommand group."""

@@ -1,4 +1,4 @@
-"""The commands share what is here: options, settings, and the way to the running service."""
+"""Shared by all commands: common options, reading settings, and reaching the running service."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from typing import (
 
 import typer
 
-from online.client.asking import Answer, Asking
+from online.client.simple_client import Answer, SimpleClient
 from online.errors import ConfigError, StartRefused
-from refusals import meant
+from refusals import installing, meant
 from replay.plain import PlainStream, plain
 
-if TYPE_CHECKING:  # imported where they are used: a question to the service needs few of them
+if TYPE_CHECKING:  # imported where they are used, because most commands need few of them
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
@@ -62,7 +62,7 @@ _Options = ParamSpec("_Options")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The options that most commands have: which service, which model, data or words."""
+    """The options that most commands have: service, model, and output as data or text."""
 
     model: Model = None
     path: FileOption = None
@@ -70,19 +70,19 @@ class Context:
     as_json: AsJson = False
 
     def settings(self) -> Settings:
-        """The settings that are meant, see :func:`load_settings`."""
+        """Read the settings, see :func:`load_settings`."""
         return load_settings(self.path, state_dir=self.state_dir)
 
     def reached(self, url: str | None = None) -> Reached:
-        """Where the service is, see :func:`service`."""
+        """URL and token of the service, see :func:`service`."""
         return service(self.path, self.state_dir, url)
 
-    def connect(self, timeout_s: float = 60.0) -> Asking:
-        """The way to the running service.  Raises StartRefused if none runs."""
+    def connect(self, timeout_s: float = 60.0) -> SimpleClient:
+        """Make a client of the running service.  Raises StartRefused if none runs."""
         return client_of(self.reached(), timeout_s)
 
-    def asked(self) -> tuple[Asking, str]:
-        """The way to the running service, and the model that is meant there."""
+    def asked(self) -> tuple[SimpleClient, str]:
+        """Make a client of the running service, and find the name of the model there."""
         client = self.connect()
         return client, pick(client, self.model)
 
@@ -90,9 +90,10 @@ class Context:
 def common(
     *, model: bool = True, as_json: bool = True
 ) -> Callable[[Callable[Concatenate[Context, _Options], None]], Callable[..., None]]:
-    """Give a command the common options behind its own: it takes them as one :class:`Context`.
+    """Add the common options to a command, which gets them as one :class:`Context`.
 
-    ``model``, ``as_json``: False for a command without that option.
+    Parameters:
+        model, as_json: False for a command without that option.
     """
     left_out = {name for name, on in (("model", model), ("as_json", as_json)) if not on}
     names = [one.name for one in fields(Context) if one.name not in left_out]
@@ -117,9 +118,9 @@ def common(
 
 
 def load_settings(path: Path | None, **overrides: Any) -> Settings:
-    """Settings from the file named, else from ./online.yaml if it is there, else the defaults.
+    """Read the settings from a file, else from ./online.yaml if it exists, else use the defaults.
 
-    Of a file of Python: one process that serves the model in it.
+    A Python file gives the settings of one process that serves the model in it.
     """
     from online.settings import config
 
@@ -133,36 +134,36 @@ def load_settings(path: Path | None, **overrides: Any) -> Settings:
 
 
 def _file(path: Path | None) -> Path | None:
-    """The settings file that is meant: without one named it is that of this folder, if any."""
+    """The given settings file, else ./online.yaml if it exists."""
     return Path("online.yaml") if path is None and Path("online.yaml").exists() else path
 
 
 def in_private(settings: Settings) -> Settings:
-    """The settings; what this process makes from now on is for those of `state_mode` only."""
+    """Set the umask of `state_mode` for files that this process creates; return the settings."""
     os.umask(settings.umask)
     return settings
 
 
 class Reached(NamedTuple):
-    """Where a service is, and the token that it is asked with."""
+    """URL of a service, and the token for requests to it."""
 
     url: str
     token: str | None
 
 
 def service(path: Path | None, state_dir: Path | None, url: str | None = None) -> Reached:
-    """The running service of the settings, or the one at ``url``.
+    """Find the running service of the settings, or the one at ``url``.
 
     Raises StartRefused if none runs.
     """
-    from online.service.run_file import running
+    from online.service.state.run_file import running
     from online.settings.glimpse import environment, given_token, glimpse
 
-    if url is not None:  # whoever answers there is not to be told the tokens of these settings
+    if url is not None:  # an unknown server must not get the tokens of these settings
         return Reached(url, given_token(environment()))
     seen = glimpse(_file(path), state_dir, environment())
     if seen is not None:
-        with contextlib.suppress(StartRefused):  # else all settings are read: they may be wrong
+        with contextlib.suppress(StartRefused):  # else read all settings, which may report why
             return Reached(running(seen.state_dir)["url"], seen.token)
     from online.settings.config import own_token
 
@@ -171,19 +172,19 @@ def service(path: Path | None, state_dir: Path | None, url: str | None = None) -
     return Reached(running(settings.state_dir)["url"], token)
 
 
-def client_of(reached: Reached, timeout_s: float = 30.0) -> Asking:
-    """The way to a service."""
-    return Asking(reached.url, reached.token, timeout_s)
+def client_of(reached: Reached, timeout_s: float = 30.0) -> SimpleClient:
+    """Make a client of a service."""
+    return SimpleClient(reached.url, reached.token, timeout_s)
 
 
-def pick(client: Asking, model: str | None, option: str = "--model") -> str:
-    """The model meant by an option: the only one served, unless it is named."""
+def pick(client: SimpleClient, model: str | None, option: str = "--model") -> str:
+    """Name of the served model that an option gives; may be omitted if there is only one."""
     served = (str(m["model"]) for m in checked(client.get("/v1/models"))["models"])
     return only({name: name for name in served}, model, option=option)
 
 
 def pick_model(settings: Settings, name: str | None) -> ModelSettings:
-    """The model of the settings that is meant: the only one, unless it is named."""
+    """The model of the settings that an option gives; may be omitted if there is only one."""
     from online.settings.config import DEFAULT_MODEL
 
     known = {model.name: model for model in settings.models}
@@ -197,7 +198,7 @@ def only(
     known: Mapping[str, T], name: str | None, are: str = "are served",
     is_not: str = "is not served", option: str = "--model",
 ) -> T:  # fmt: skip
-    """The one that is named, or the only one that there is.  Raises ConfigError."""
+    """The entry of this name, or the only entry.  Raises ConfigError."""
     if name is None and len(known) == 1:
         return next(iter(known.values()))
     if name is not None and name in known:
@@ -207,8 +208,23 @@ def only(
     raise ConfigError(option, what, hint)
 
 
+def need_table_packages() -> None:
+    """Check that the packages that read tables are installed.  Raises StartRefused."""
+    from evaluation.deferred_imports import absent
+
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise StartRefused(
+            f"reading tables needs a package that is missing ({error})",
+            installing("rescore"),
+        ) from None
+    with absent(["pandas"]):  # pyarrow would import it, which takes half a second
+        pyarrow.array([0])
+
+
 def agreed(text: str, question: str, *, more: str = "") -> None:
-    """Ask whoever sits there for a yes.  Raises StartRefused without one."""
+    """Ask the user at the terminal to confirm.  Raises StartRefused without a yes."""
     if not somebody():
         raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
     print(f"{text}{more}", file=sys.stderr)
@@ -217,16 +233,16 @@ def agreed(text: str, question: str, *, more: str = "") -> None:
 
 
 def somebody() -> bool:
-    """Whether anybody is there to answer a question."""
+    """Whether a user at a terminal can answer questions."""
     return sys.stdin.isatty()
 
 
 def checked(response: Answer) -> dict[str, Any]:
-    """The answer's data, or its error as ours."""
+    """The response's data.  Raises StartRefused with the message of an error response."""
     if response.status_code >= 400:
         try:
             error = response.json()["error"]
-        except (ValueError, KeyError, TypeError):  # not ours: of what stands in front
+        except (ValueError, KeyError, TypeError):  # not ours: of a proxy in front
             error = {"message": f"{response.status_code} {response.text[:200]}"}
         hint = error.get("hint") or "See `online status`"
         if response.status_code in (401, 403):
@@ -237,9 +253,9 @@ def checked(response: Answer) -> dict[str, Any]:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """Return a console for the terminal; texts from outside go through :func:`readable` first.
+    """Return a console for the terminal; pass external texts through :func:`readable` first.
 
-    A name between colons is no picture: ``always:coffee:`` stays what it is.
+    Emoji codes are off, so a name such as ``always:coffee:`` is shown as it is.
     """
     from rich.console import Console
 
@@ -249,7 +265,7 @@ def console(*, stderr: bool = False, width: int | None = None) -> Console:
 
 
 def table(*columns: str, right: Collection[str] = (), fold: bool = False) -> Table:
-    """An empty table with these columns, those named in ``right`` for numbers."""
+    """Make an empty table with these columns; those in ``right`` are right-aligned."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False)
@@ -260,7 +276,7 @@ def table(*columns: str, right: Collection[str] = (), fold: bool = False) -> Tab
 
 
 def readable(data: Any) -> Any:
-    """The data of an answer with texts that neither a terminal nor rich takes for orders."""
+    """Escape all texts in the data, so that neither the terminal nor rich interprets them."""
     if isinstance(data, str):
         from rich.markup import escape
 
@@ -271,7 +287,7 @@ def readable(data: Any) -> Any:
 
 
 def bar(what: str, *, hidden: bool) -> Progress:
-    """A progress bar on standard error; none if that is no terminal."""
+    """Make a progress bar on standard error; disabled if that is no terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -288,7 +304,7 @@ def bar(what: str, *, hidden: bool) -> Progress:
 
 @contextlib.contextmanager
 def counting(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """Rows, rows a second and the time left on standard error; nothing if that is no terminal."""
+    """Show rows, rows per second and remaining time on standard error, if that is a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(
@@ -301,7 +317,7 @@ def counting(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]
 
 
 def span(seconds: float) -> str:
-    """A length of time for people."""
+    """Format a duration for humans."""
     for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -312,7 +328,7 @@ _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def moment(option: str, text: str) -> float:
-    """POSIX seconds of a time, or of a length of time ago.  Raises ConfigError."""
+    """Parse a time, or a duration before now, into POSIX seconds.  Raises ConfigError."""
     unit = _UNITS.get(text[-1:])
     try:
         if unit is not None:

@@ -1,4 +1,4 @@
-"""A command that is given again and again: in its time, whatever became of it the last time."""
+"""Runs a command repeatedly at fixed intervals, whatever the outcome of the previous run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def repeat(
     wait: Callable[[float], None] = time.sleep,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
-    """Call ``once`` every so many seconds, until KeyboardInterrupt: then typer.Exit(130).
+    """Call ``once`` every ``every_s`` seconds until KeyboardInterrupt, then raise typer.Exit(130).
 
-    One that takes longer is followed by the next at once; none is made up for.
+    A call that takes longer is followed by the next one at once; missed calls are not made up.
 
     Parameters:
-        once: Its exit code; other than 0: it has failed and has said why.  2 is wrong usage, which
-            no other time will mend: typer.Exit(2).
+        once: Returns an exit code.  Other than 0: it failed and has reported why.  2 is wrong
+            usage, which a further call would not change: raises typer.Exit(2).
     """
     failed = 0
     try:
@@ -52,10 +52,10 @@ def repeat(
 
 
 def in_child(arguments: Sequence[str]) -> Callable[[], int]:
-    """Return a function that runs `online` with these arguments in a process of its own.
+    """Return a function that runs `online` with these arguments in a child process.
 
-    Whatever ends that process, this one goes on.  The other is asked to end once, gently, when this
-    process is (SIGINT or SIGTERM).
+    Whatever ends the child, this process goes on.  When this process gets SIGINT or SIGTERM, the
+    child is asked once to end.
     """
     command = [sys.executable, "-m", "online", *arguments]
 
@@ -66,7 +66,7 @@ def in_child(arguments: Sequence[str]) -> Callable[[], int]:
         def interrupt(*_: Any) -> None:
             nonlocal asked
             asked = True
-            if child is not None:  # else nobody would end the child that is just being started
+            if child is not None:  # else wait until the child that is being started can be ended
                 raise KeyboardInterrupt
 
         with _answered_by(interrupt):
@@ -90,7 +90,7 @@ def in_child(arguments: Sequence[str]) -> Callable[[], int]:
 
 @contextlib.contextmanager
 def _answered_by(interrupt: Callable[..., None]) -> Iterator[None]:
-    """SIGTERM calls it meanwhile, and so does SIGINT, unless a shell has it ignored."""
+    """Handle SIGTERM, and SIGINT unless a shell has it ignored, by ``interrupt`` in the context."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -103,7 +103,7 @@ def _answered_by(interrupt: Callable[..., None]) -> Iterator[None]:
 
 
 def without(arguments: Sequence[str], option: str) -> list[str]:
-    """The arguments but for one option and its value."""
+    """Return the arguments without one option and its value."""
     out: list[str] = []
     rest = iter(arguments)
     for argument in rest:

@@ -1,20 +1,20 @@
-"""The greedy policy of a model of choices as a file: what each action brings, on a device.
+"""Exports the greedy policy of a model of choices: expected rewards of actions, on a device.
 
-A device has a context and actions, and is told the expected reward of each, as a choice's ranking
-has it: for actions that nobody has sent before, too.  So the file carries the model's table by
-place, and whoever reads it hashes names as the service does
-(:mod:`online.models.choices.interactions`).  It is an edgepack's container with the body
+A device has a context and actions, and computes the expected reward of each action, as in the
+ranking of a choice, also for actions that have never been seen.  The file therefore contains the
+model's hash table by index, and its reader hashes names as the service does
+(:mod:`online.models.choices.interactions`).  The container is that of an edgepack, with the body
 ``choices``:
 
 =========== ================================================================================
-columns     names of numbers, those of actions behind ``@``, with center, factor, limit, ends
-places      those of the table at which there is anything, ascending; weights: a row for each
-votes       one row for each: no context and actions without features, these with features, a
+columns     names of numbers, those of actions prefixed by ``@``, with center, factor, limit, ends
+places      indices of the table's non-zero entries, ascending; weights: one row per index
+votes       one row for each case: no context and actions without features, these with features, a
             context and actions without, with features
-arms        both mean rewards of each action's id by its hash; ``prior``: of any other
+arms        both mean rewards of each action's id by its hash; ``prior``: of any other action
 =========== ================================================================================
 
-:class:`Choices` reads it without the model, and is what a file is proved by.
+:class:`Choices` is the reference reader, which does not use the model; files are verified with it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from replay.example import Features
 BODY: Final = "choices"
 TARGET: Final = "choices"
 BOUND: Final = 1e-9
-"""The most that a file's answer may be off, as a share of the reward's range."""
+"""Largest error of a file's prediction, as a share of the reward's range."""
 
 ACTIONS_MAX: Final = 20
-"""Actions of a golden choice: those that the newest rows have."""
+"""Most actions of a golden choice, taken from the newest rows."""
 
 _TOKEN_BITS: Final = 31
 _ID_SEED: Final = 31
@@ -68,7 +68,7 @@ _NO_ENDS: Final = (-math.inf, math.inf, -math.inf, math.inf)
 
 
 def encode(model: RewardModel, ends: Ends) -> bytes:
-    """The model as it answers now; ``ends`` as of :func:`online.edge.export.export`."""
+    """Encode the model's present state; ``ends`` as in :func:`online.edge.export.export`."""
     recipe, scalers = model._recipe, model._crossing._parts
     moments = {name: held for scaler in scalers for name, held in scaler._now.items()}
     names = sorted(moments)
@@ -99,7 +99,7 @@ def encode(model: RewardModel, ends: Ends) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """Features of a context or an action: hashes and numbers of words, the bias first; numbers."""
+    """Hashed features of a context or action: words with counts, the bias first; and numbers."""
 
     words: list[int]
     counts: list[float]
@@ -116,7 +116,7 @@ class _Side:
 
 
 class Choices:
-    """Reads a file of choices.  Raises PackCorrupt."""
+    """Reference reader of a file of choices.  Raises PackCorrupt."""
 
     def __init__(self, data: bytes) -> None:
         header, tables = pack.parts_of(data)
@@ -193,7 +193,7 @@ class Choices:
         return min(max(z, -limit), limit)
 
     def _on_knots(self, x: _Side) -> tuple[Array, Floats]:
-        """The context with each number as shares of the two knots beside it."""
+        """Represent each number of the context by its shares of the two nearest knots."""
         hashes = [h * _LEFT & _MASK for h in x.words]
         numbers = list(x.counts)
         for name, z in zip(x.names, x.z, strict=True):
@@ -205,7 +205,7 @@ class Choices:
         return np.array(hashes, np.uint64), np.array(numbers)
 
     def _sums(self, left: Array, numbers: Floats, ids: Sequence[int], head: int) -> Floats:
-        """Each expert's sum over the features for each id: shape (EXPERTS, ids)."""
+        """Sum each expert's weights over the features for each id: shape (EXPERTS, ids)."""
         right = _right(ids, head)
         sums: Floats = np.einsum("f,fie->ei", numbers, self._weights(left[:, None] ^ right))
         return sums
@@ -213,7 +213,7 @@ class Choices:
     def _crossed(
         self, x: tuple[Array, Floats], sides: Sequence[_Side], ids: Sequence[int]
     ) -> Floats:
-        """Each expert's sum over products of the context's features with each action's."""
+        """Sum each expert's weights over products of context features with action features."""
         (left, told), offsets = x, _right(ids, HEADS - 1)
         found = np.empty((EXPERTS, len(ids)))
         for i, side in enumerate(sides):
@@ -224,7 +224,7 @@ class Choices:
         return found
 
     def _weights(self, mixed: Array) -> Floats:
-        """The numbers at the place of each product: shape (…, EXPERTS)."""
+        """The weights of each product, by its hash: shape (…, EXPERTS)."""
         mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_RIGHT)
         wanted = mixed >> np.uint64(64 - self._header["bits"])
         places, weights = self._tables["places"], self._tables["weights"]
@@ -252,7 +252,7 @@ def _rivals(outputs: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Asked:
-    """A golden choice: a context, actions, and what the service expects of each."""
+    """A golden choice: a context, actions, and the reward that the service expects of each."""
 
     context: Features
     actions: Sequence[Action]
@@ -260,10 +260,10 @@ class Asked:
 
 
 def golden(model: RewardModel, ends: Ends, rows: Sequence[Features]) -> list[Asked]:
-    """Choices that the rows tell of, and choices that look for trouble, with the model's answers.
+    """Choices from recent rows and generated edge cases, with the model's expected rewards.
 
     Parameters:
-        rows: A context with the chosen action each, as the journal has them; the newest come last.
+        rows: Contexts with the chosen action, as the journal has them; the newest come last.
     """
     split_rows = [split(row) for row in rows]
     known = {name: features for _, name, features in split_rows if name}
@@ -281,7 +281,7 @@ def golden(model: RewardModel, ends: Ends, rows: Sequence[Features]) -> list[Ask
 def _within(
     context: Features, actions: Sequence[Action], ends: Ends
 ) -> tuple[Features, list[Action]]:
-    """The choice as the service asks its model: numbers far beyond all before are bounded."""
+    """The choice as the service passes it to its model: numbers clipped to their bounds."""
 
     def bounded(features: Features, before: str) -> Features:
         out = dict(features)

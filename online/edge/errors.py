@@ -1,4 +1,4 @@
-"""These errors say what can go wrong with an export (see :mod:`online.errors`)."""
+"""Errors of edge exports and releases (see :mod:`online.errors`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from refusals import installing
 
 
 class EdgeError(OnlineError):
-    """Base of the exports' errors."""
+    """Base class of errors of edge exports."""
 
 
 class ExportRefused(EdgeError):
-    """A model that can't be exported exactly: ``node`` is the part, ``reason`` why."""
+    """A model can't be exported exactly: ``node`` is the part, ``reason`` the cause."""
 
     node: str
     reason: str
@@ -22,16 +22,16 @@ class ExportRefused(EdgeError):
 
 
 class PackCorrupt(EdgeError):
-    """Bytes that are no whole edgepack; nothing of them was used."""
+    """The bytes are not a complete edgepack; none of them were used."""
 
     reason: str
     text = "no edgepack: {reason}. Fetch the file again"
 
 
 class ParityFailed(EdgeError):
-    """A file that does not answer as the model does: it must not be published or activated.
+    """A file does not predict as the model does: it must not be published or activated.
 
-    ``difference`` is the largest one seen, ``bound`` what is allowed, ``row`` the golden row.
+    ``difference`` is the largest one, ``bound`` the allowed one, ``row`` the golden row.
     """
 
     target: str
@@ -45,7 +45,7 @@ class ParityFailed(EdgeError):
 
 
 class TargetUnavailable(EdgeError):
-    """A target whose package is not installed here."""
+    """A target's package is not installed."""
 
     target: str
     problem: str
@@ -54,28 +54,28 @@ class TargetUnavailable(EdgeError):
 
 
 class StepsUnfit(EdgeError):
-    """Weights that can't be put on a grid: the release answers exactly, in larger updates."""
+    """Weights can't be put on a grid: the release is exact, with larger updates."""
 
     reason: str
     text = "{reason}. The file is exact, and a difference from it is larger"
 
 
 class DifferenceUnfit(EdgeError):
-    """Two packs between which there is no difference: the newer one is sent whole."""
+    """There is no delta between two packs: the newer one is sent completely."""
 
     reason: str
     text = "{reason}. The file is sent whole, once; the next difference is from it"
 
 
 class ManifestRefused(EdgeError):
-    """A manifest that a client must not follow."""
+    """A manifest must not be used by clients."""
 
     reason: str
     text = "manifest refused: {reason}. The export in use stays"
 
 
 class PublishRefused(EdgeError):
-    """A release that can't be published, promoted, halted or gone back to as asked."""
+    """A release can't be published, promoted, halted or rolled back as requested."""
 
     problem: str
     remedy: str

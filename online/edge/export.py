@@ -1,7 +1,7 @@
-"""From a served model to files: lower, convert, prove, describe.
+"""Exports a served model to files: lower, convert, verify, describe.
 
-Each target is asked the golden rows by its own runtime before it is kept.  One that fails, or that
-has no exact form of this model, is left out and named with its reason.
+Each target's file is run on the golden rows by its own runtime before it is kept.  A target that
+fails, or that has no exact form of this model, is left out and named with the reason.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from online.models.base import Model
 from replay.example import Features, Label
 
 DELTA_SHARE_MAX: Final = 0.7
-"""Largest part of the file that a difference may take: a larger one does not pay."""
+"""Largest size of a delta as a share of the file; a larger one is not worth it."""
 
 DELTAS: Final = 3
-"""Releases that a client may come from with a difference."""
+"""Number of previous releases from which a client can update by a delta."""
 
 _MINIMUM_JS: Final = {"name": "edge.js", "min": "ES2020"}
 _MINIMUM_ONNX: Final = {"name": "onnxruntime", "min": "1.15", "opset": 18, "ml_opset": 3, "ir": 8}
@@ -45,14 +45,13 @@ class Target:
     """A kind of file.
 
     Attributes:
-        suffix: Of its name.
-        convert: Makes the bytes.
-        ask: Asks them by the target's runtime: bytes, model, rows to outputs.
+        suffix: Suffix of the file's name.
+        convert: Makes the file's bytes.
+        ask: Predicts rows with the target's runtime: bytes, model and rows to outputs.
         runtime: What a device needs.
-        nearly: Of a target that answers nearly alike: how the weights are stored, the largest
-            difference allowed, and the least share of rows with the same label.  It is made if it
-            is named only.
-        beside: A second file that belongs to it: name and bytes.
+        nearly: For an approximate target: how weights are stored, the largest difference allowed,
+            and the least share of rows with the same label.  It is made only if it is named.
+        beside: Makes a second file that belongs to it: name and bytes.
     """
 
     suffix: str
@@ -128,7 +127,7 @@ TARGETS: Final[Mapping[str, Target]] = {
 }  # fmt: skip
 
 EXACT: Final = tuple(name for name, target in TARGETS.items() if target.nearly is None)
-"""Targets that answer as the model does."""
+"""Targets that predict exactly as the model does."""
 
 
 _STEPPED: Final = replace(TARGETS["edgepack"], nearly=("steps", grid.OFF_MAX, grid.AGREE_LEAST))
@@ -136,20 +135,20 @@ _STEPPED: Final = replace(TARGETS["edgepack"], nearly=("steps", grid.OFF_MAX, gr
 
 @dataclass(frozen=True)
 class Steps:
-    """Weights in steps (:mod:`online.edge.targets.grid`); ``held`` what clients have so far."""
+    """Quantize weights (:mod:`online.edge.targets.grid`); ``held`` is the clients' present pack."""
 
     held: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Golden rows that devices ask a release.
+    """Golden rows that devices verify a release with.
 
     Attributes:
-        most: How many, if they are new ones.
-        origin: Whence rows come, for the manifest: ``journal`` or ``stream``.
-        features, held: The rows that devices have, which are asked again while the features have
-            these names.
+        most: Number of rows, if they are new.
+        origin: Origin of the rows, for the manifest: ``journal`` or ``stream``.
+        features, held: The rows that devices have, which are reused while the features have these
+            names.
     """
 
     most: int
@@ -160,7 +159,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Exported:
-    """Files by name, what is said of them, and which targets were left out and why."""
+    """Files by name, the manifest, and the targets that were left out with the reason."""
 
     files: Mapping[str, bytes]
     manifest: Mapping[str, Any]
@@ -180,20 +179,19 @@ def export(
     seed: int = 0,
     ends: Mapping[str, tuple[float, float, float, float]] | None = None,
 ) -> Exported:
-    """Files of the model as it answers now.
+    """Export the model in its present state.
 
     Parameters:
-        rows: Real ones, for the golden rows; see :func:`online.edge.targets.golden.golden`.
-        about: What the manifest says beside the targets: ``model``, ``sequence``, ``created``,
+        rows: Real rows, for the golden rows; see :func:`online.edge.targets.golden.golden`.
+        about: Entries of the manifest beside the targets: ``model``, ``sequence``, ``created``,
             ``expires``, ``freshness``.
-        shown: Labels as callers know them, by the model's own.
-        asked: Which rows devices ask again; None: all that were asked here, for whoever reads the
-            files.
-        steps: Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
-        ends: By feature, least and greatest number that an answer takes as it is, and what it takes
-            instead of one below and one above (:mod:`online.learning.bounds`).
+        shown: Labels as callers know them, by the model's own labels.
+        asked: The rows that devices verify; None: all rows that were verified here.
+        steps: Quantize the weights of ``edgepack``, if a grid is accurate enough.
+        ends: By feature: lower and upper bound, and the values that replace numbers below and above
+            (:mod:`online.learning.bounds`).
 
-    Raises ExportRefused if the model has no exact form at all, or no target is left.
+    Raises ExportRefused if the model has no exact form, or no target is left.
     """
     edge = bounded(lower(served, task), ends or {})
     names = shown or {}
@@ -229,10 +227,10 @@ def export(
 
 @dataclass
 class _Written:
-    """The files of one export so far, with their description, and what was left out.
+    """The files of an export so far with their descriptions, and the targets left out.
 
     Attributes:
-        held: How many rows devices have already.
+        held: Number of rows that devices have already.
     """
 
     called: EdgeModel
@@ -244,7 +242,7 @@ class _Written:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, target: Target, data: bytes, parity: Parity, proof: Golden) -> None:
-        """Take a target's file in, with the rows that devices ask it."""
+        """Add a target's file, with the rows that devices verify it with."""
         asked, file = self.asked, f"{self.model}{target.suffix}"
         self.files[file] = data
         again = proof
@@ -266,9 +264,9 @@ class _Written:
 
 
 def with_delta(made: Exported, since: bytes) -> Exported:
-    """The export with a difference from an older edgepack, for clients that hold that one.
+    """Add a delta from an older edgepack, for clients that have that one.
 
-    There is none if the structure has changed, or if it takes more than 70 % of the file.
+    There is none if the structure has changed, or if it has more than 70 % of the file's size.
     """
     target = made.manifest["targets"].get("edgepack")
     if target is None:
@@ -296,13 +294,13 @@ def with_delta(made: Exported, since: bytes) -> Exported:
 def with_deltas(
     folder: Folder, channel: Channel, manifest: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> tuple[dict[str, Any], dict[str, bytes], dict[int, str]]:
-    """The document of a release with differences from the newest ones, and those by their hash.
+    """The document of a release with deltas from the newest releases, and the deltas by hash.
 
-    Last, by sequence, why there is none from a release.
+    The third value has, by sequence, the reason why there is no delta from a release.
 
     Parameters:
         folder, channel: What is published so far.
-        manifest, files: Of the new release; a file that is not among them is one of the folder's.
+        manifest, files: Of the new release; other files are in the folder.
     """
     about = {name: value for name, value in manifest.items() if name != "sequence"}
     target = about["targets"].get("edgepack")
@@ -329,7 +327,7 @@ def with_deltas(
 
 
 def _difference(old: bytes, new: bytes) -> bytes:
-    """Return what turns ``old`` into ``new``, if that pays.  Raises DifferenceUnfit."""
+    """Return the delta from ``old`` to ``new``.  Raises DifferenceUnfit if it is too large."""
     delta = deltas.smallest(old, new)
     if len(delta) > DELTA_SHARE_MAX * len(new):
         smaller = (
@@ -342,10 +340,10 @@ def _difference(old: bytes, new: bytes) -> bytes:
 def _in_steps(
     model: EdgeModel, steps: Steps, proof: Golden, seed: int
 ) -> tuple[bytes, Parity, Golden]:
-    """The pack, how far it is off, and golden rows with what this very pack answers.
+    """The quantized pack, its error, and golden rows with this pack's own predictions.
 
-    The gate here compares it with the model; a device has to find what the reference reader finds
-    in the same bytes, as nearly as in those of an exact pack.
+    The pack is compared with the model here; devices must reproduce the reference reader's
+    predictions of the same bytes as precisely as for an exact pack.
     """
     data = grid.on_grid(model, steps.held, proof.rows, np.random.default_rng(seed))
     found = runners.run_pack(data, proof.rows)
@@ -354,7 +352,7 @@ def _in_steps(
 
 
 def _companions(targets: Iterable[str]) -> dict[str, bytes]:
-    """Return, by name, the files that read the targets and are put beside them."""
+    """Return the runtime files for the targets, by name."""
     found: dict[str, bytes] = {}
     if any(t.startswith("edgepack") for t in targets):
         found["edge.js"] = runners.runtime_js()
@@ -366,7 +364,7 @@ def _companions(targets: Iterable[str]) -> dict[str, bytes]:
 def _tried(
     name: str, make: Callable[[], tuple[bytes, Parity, Golden]], left_out: dict[str, str]
 ) -> tuple[bytes, Parity, Golden] | None:
-    """Return what ``make`` makes; None if that is refused, which is noted in ``left_out``."""
+    """Return the result of ``make``, or None with the refusal noted in ``left_out``."""
     try:
         return make()
     except EdgeError as error:

@@ -1,8 +1,8 @@
-"""A manifest tells a client of an export, in canonical JSON that is signed with Ed25519.
+"""Manifests of exports: canonical JSON, signed with Ed25519.
 
-The signature is over the exact bytes of the manifest.  A client checks in the order of The Update
-Framework (TUF 1.0, section 5): length, signature, expiry, sequence, then each file's hash.  Going
-back is publishing old weights under a higher sequence.
+The signature is over the exact bytes of the manifest.  A client verifies in the order of The Update
+Framework (TUF 1.0, section 5): length, signature, expiry, sequence, then each file's hash.  A
+rollback publishes old weights under a higher sequence.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from online.edge.errors import ManifestRefused
 
 SPEC: Final = 1
 BYTES_MAX: Final = 65_536
-"""A longer manifest is refused before it is read."""
+"""Largest manifest in bytes; a longer one is refused before it is parsed."""
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """One spelling: keys in order, no spaces, no NaN."""
+    """Serialize to canonical JSON: sorted keys, no spaces, no NaN."""
     text = json.dumps(
         value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
     )
@@ -31,7 +31,7 @@ def canonical(value: Mapping[str, Any]) -> bytes:
 
 
 def sign(manifest: Mapping[str, Any], key: Ed25519PrivateKey) -> tuple[bytes, bytes]:
-    """The manifest's bytes, and the signature of 64 bytes."""
+    """Return the manifest's bytes and their signature of 64 bytes."""
     data = canonical(manifest)
     return data, key.sign(data)
 
@@ -46,12 +46,12 @@ def verify(
     sequence: int,
     revision: int = 0,
 ) -> dict[str, Any]:
-    """The manifest, if a client may follow it.
+    """Verify a manifest and return it.
 
     Parameters:
         now: POSIX seconds.
-        model: The one that was asked for.
-        sequence, revision: The highest that this client has followed.
+        model: The requested model.
+        sequence, revision: The highest that this client has accepted.
 
     Raises ManifestRefused.
     """
@@ -74,7 +74,7 @@ def verify(
 
 
 def check_file(manifest: Mapping[str, Any], target: str, data: bytes) -> None:
-    """Raise ManifestRefused unless the bytes are those that the manifest names."""
+    """Raise ManifestRefused unless the bytes are the file that the manifest names."""
     named = manifest["targets"].get(target)
     if named is None:
         raise ManifestRefused(f"it has no target {target!r}")

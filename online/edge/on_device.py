@@ -1,7 +1,8 @@
-"""This module learns from an edgepack as a device does, in NumPy: the reference of ``learn.js``.
+"""Learns from an edgepack as a device does, in NumPy: the reference implementation of ``learn.js``.
 
-One step a row at the manifest's rate, on the weights (linear) or the last layer (a network), by the
-gradient of the log loss (answer − target) · input; then the delta is clipped to a length.
+Each row is one gradient step at the manifest's rate on the weights (linear models) or the last
+layer (networks): the gradient of the log loss is (prediction − target) · input.  The resulting
+delta is then clipped to a norm.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from replay.example import Features, Label
 
 @dataclass(frozen=True)
 class Learned:
-    """A delta, in the pack's order of numbers, and how many rows made it."""
+    """A delta, in the pack's order of numbers, and the number of rows that made it."""
 
     weights: Floats
     bias: Floats
     n: int
 
     def clipped(self, most: float) -> Learned:
-        """The same, at most so long."""
+        """The delta clipped to a Euclidean norm."""
         length = float(np.sqrt((self.weights**2).sum() + (self.bias**2).sum()))
         share = min(1.0, most / length) if length else 1.0
         return Learned(self.weights * share, self.bias * share, self.n)
 
     def body(self, device: str, event: int, sequence: int) -> dict[str, Any]:
-        """The push, as int8."""
+        """The body of a push request, quantized to int8."""
         return {
             "device": device, "event": event, "sequence": sequence, "n": self.n,
             "weights": as_int8(self.weights), "bias": as_int8(self.bias),
@@ -44,16 +45,16 @@ class Learned:
 
 
 def as_int8(values: Floats) -> dict[str, Any]:
-    """Numbers as int8, cut towards zero so that no delta gets longer, and their scale."""
+    """Quantize numbers to int8 with a scale; they are cut towards zero so that no norm grows."""
     scale = float(np.abs(values).max()) / 127.0 or 1.0
     whole = np.trunc(values / scale).clip(-127, 127).astype(np.int8)
     return {"scale": scale, "int8": base64.b64encode(whole.tobytes()).decode()}
 
 
 def learn(pack: bytes, rows: Sequence[tuple[Features, Label]], rate: float) -> Learned:
-    """Return what one step for each row does to the pack's numbers.
+    """Return the change of the pack's numbers after one step per row.
 
-    Raises ExportRefused for a pack that has no weights of one layer to be moved.
+    Raises ExportRefused for a pack without a single layer of weights to learn.
     """
     model = decode(pack)
     weights, bias, kind, steps_bias = _table(model)
@@ -73,7 +74,7 @@ def learn(pack: bytes, rows: Sequence[tuple[Features, Label]], rate: float) -> L
 
 
 def _table(model: EdgeModel) -> tuple[Floats, Floats, Link, bool]:
-    """Weights (inputs, outputs) and bias that learn, the link, and whether the bias does."""
+    """The weights (inputs, outputs) and bias to learn, the link, and whether the bias learns."""
     body = model.body
     if model.tokens is not None or model.task == "regression":
         raise ExportRefused(model.task, "devices learn classes of numbers")
@@ -87,7 +88,7 @@ def _table(model: EdgeModel) -> tuple[Floats, Floats, Link, bool]:
 
 
 def _input(model: EdgeModel, x: Floats) -> Floats:
-    """Return the numbers that the learning weights are multiplied with."""
+    """Return the inputs of the learned layer."""
     z: Floats = np.nan_to_num(scaled(model, x), nan=0.0)
     if not isinstance(model.body, Mlp):
         return z
@@ -103,6 +104,6 @@ def _input(model: EdgeModel, x: Floats) -> Floats:
 
 
 def _target(model: EdgeModel, label: Label, outputs: int) -> Floats:
-    """0 and 1 by output.  ValueError for a label that the release does not know."""
+    """Targets 0 and 1 by output.  Raises ValueError for a label that the release does not have."""
     place = model.classes.index(label)
     return np.array([float(place)]) if outputs == 1 else np.eye(outputs)[place]

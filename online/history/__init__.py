@@ -1,1 +1,1 @@
-"""History: how a model and its service did, minute by minute, for a year; disposable."""
+"""Time series of each model's status, for a year; they may be deleted."""

@@ -1,4 +1,4 @@
-"""The process that owns a service asks it for its status now and then, and records it."""
+"""Polls the status of a service at intervals, and records it; runs in the owner process."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _STOP_S: Final = 2 * _ASK_S
 
 
 Ask = Callable[[], list[Mapping[str, Any]]]
-"""Status of each model, as ``GET /v1/models`` gives them; what it raises is logged."""
+"""Returns the status of each model, as ``GET /v1/models`` does; exceptions are logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The service as it was at one moment, for whoever else wants to know.
+    """One poll of the service, for other consumers such as alerts.
 
     Attributes:
         at: POSIX seconds.
-        service: Its address.
-        statuses: One of each model, as ``GET /v1/models`` gives them.
-        marks: By model, what has happened since the look before.
-        failed: Why there is no status; None: there is.
+        service: URL of the service.
+        statuses: One per model, as in ``GET /v1/models``.
+        marks: Events since the previous poll, by model.
+        failed: Why there is no status; None: there is one.
     """
 
     at: float
@@ -52,16 +52,16 @@ class Look:
 
 
 class _NotAllowed(OnlineError):
-    """The service does not tell this process how it is."""
+    """The service refuses its status to this process."""
 
     status: int
     text = "the service answers {status}: it has tokens, and none is known"
 
 
 def memory_of(replicas: Iterable[str]) -> float | None:
-    """Bytes that the processes of these replicas hold, of those on this machine; None: of none.
+    """Resident memory in bytes of these replicas' processes on this machine; None: none is here.
 
-    The name of a replica begins with its host and process.
+    The name of a replica begins with its host and process id.
     """
     here, found = socket.gethostname(), 0.0
     for name in replicas:
@@ -74,11 +74,11 @@ def memory_of(replicas: Iterable[str]) -> float | None:
 
 
 class Recording:
-    """Records the models of a service on a thread of its own, once it is told to start.
+    """Records the models of a service on its own thread, once started.
 
     Parameters:
-        state_dir: The state folder; the histories stand in its folder ``history``.
-        heard: Is given each look on that thread, and None when there are no more.
+        state_dir: The state folder; the time series are in its folder ``history``.
+        heard: Called on that thread with each poll, and with None at the end.
         now_s: The wall clock, in POSIX seconds.
     """
 
@@ -88,7 +88,7 @@ class Recording:
         heard: Callable[[Look | None], None] = lambda _: None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        self._folder, self._heard, self._now_s = state_dir / FOLDER, heard, now_s
+        self._folder, self._consumer, self._now_s = state_dir / FOLDER, heard, now_s
         self._released = releases_in(state_dir)
         self._url = ""
         self._series: dict[str, Series] = {}
@@ -96,7 +96,7 @@ class Recording:
         self._thread: threading.Thread | None = None
 
     def of(self, url: str, token: str | None) -> None:
-        """Record what the service at ``url`` says; returns at once."""
+        """Record the status of the service at ``url``; returns at once."""
         connection = Connection(url, _ASK_S, token)
         self._url = url
 
@@ -104,7 +104,7 @@ class Recording:
             try:
                 status, answer = connection.get("/v1/models")
             finally:
-                connection.close()  # the next question is far away
+                connection.close()  # the next poll is far away
             if status in (401, 403):
                 raise _NotAllowed(status)
             if status != 200:
@@ -115,7 +115,7 @@ class Recording:
         self.start(ask)
 
     def start(self, ask: Ask) -> None:
-        """Begin to record what ``ask`` returns; returns at once."""
+        """Begin to record the results of ``ask``; returns at once."""
         self._stopped.clear()
         self._thread = threading.Thread(
             target=self._run, args=(ask,), name="online-history", daemon=True
@@ -123,7 +123,7 @@ class Recording:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and release the files."""
+        """Stop recording, and close the files."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(_STOP_S)
@@ -139,18 +139,18 @@ class Recording:
             for series in self._series.values():
                 series.close()
             self._series.clear()
-            self._tell(None)
+            self._publish(None)
 
     def _record(self, ask: Ask) -> None:
-        """Nothing that goes wrong here may cost the service more than a gap in a chart."""
+        """Record one poll; no failure here costs the service more than a gap in a chart."""
         try:
             statuses = ask()
-        except _NotAllowed as error:  # it answers: nobody is told that it does not
+        except _NotAllowed as error:  # it answers, so no alert is sent
             log.info("nothing is recorded: %s", error)
             return
         except Exception as error:
             log.info("the history has a gap: %r", error)
-            self._tell(Look(self._now_s(), self._url, failed=reason(error)))
+            self._publish(Look(self._now_s(), self._url, failed=reason(error)))
             return
         marks: dict[str, Sequence[Mark]] = {}
         for status in statuses:
@@ -161,9 +161,9 @@ class Recording:
                 memory = memory_of(status["replicas"])
                 sample = {**status, "edge": self._releases(name), "memory_bytes": memory}
                 marks[name] = self._series[name].add(sample, self._now_s())
-            except Exception as error:  # a full disk: the look is worth all the more
+            except Exception as error:  # such as a full disk: the alerts matter more
                 log.info("the history has a gap: %r", error)
-        self._tell(Look(self._now_s(), self._url, statuses, marks))
+        self._publish(Look(self._now_s(), self._url, statuses, marks))
 
     def _releases(self, name: str) -> Mapping[str, Any]:
         try:
@@ -172,8 +172,8 @@ class Recording:
             log.info("the releases of %s can't be read: %r", name, error)
             return {}
 
-    def _tell(self, look: Look | None) -> None:
+    def _publish(self, look: Look | None) -> None:
         try:
-            self._heard(look)
+            self._consumer(look)
         except Exception:
             log.exception("whoever wants to know of the service failed at a look at it")

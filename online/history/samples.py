@@ -1,7 +1,7 @@
-"""A status of a model as one sample of its history, and what happened between two of them.
+"""Converts a model's status to a sample of its time series, and derives events between samples.
 
-Totals only grow, so that the samples between two others can be left out: what happened meanwhile
-is the difference.  Counters of replicas begin at 0 with each process; here they go on.
+Totals only grow, so samples between two others can be dropped: the difference remains.  Counters of
+replicas begin at 0 with each process; here they are continued.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ SCORES: Final = (
     "accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae", "reward",
     "evenly",
 )  # fmt: skip
-"""Means over all rows: times their number they are totals."""
+"""Means over all rows; multiplied by the number of rows they are totals."""
 _COUNTED: Final = ("predictions", "learned", "internal_errors", "server_unreachable")
 _PREFIXES: Final = (
     "feedback_refused_", "predict_refused_", "feedback_", "predict_at_", "feedback_at_",
 )  # fmt: skip
 _GAUGES: Final = ("age_ms", "behind_rows", "drift_state", "filter_quarantined_sources", "names")
-"""The worst of all replicas."""
+"""Gauges of which the maximum over all replicas is taken."""
 _MOST: Final = 200  # characters of a mark's text
 _FEATURES: Final = 8
-"""Features whose drift is kept: those that moved most."""
+"""Most features whose drift is recorded: those with the largest drift."""
 _NAME: Final = 64  # characters of a feature's name
 ODD: Final = ("rows", "above")
-"""Rows of `task: anomaly`, and those of them that were answered as anomalies."""
+"""Rows of `task: anomaly`, and those of them that were reported as anomalies."""
 TENTHS: Final = 10
-"""Bins of the calibration."""
+"""Bins of the calibration curve."""
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -43,15 +43,15 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """How a model stood at a time.
+    """State of a model at a time.
 
     Attributes:
         at: POSIX seconds.
-        n: Rows that were judged by then.
-        totals: By name; each but the sums of scores only grows.
-        gauges: By name, as they were then.
-        seen: What is compared with the next status to see what has happened.
-        raw: By replica and name: the counters as they stood, for the increments of the next sample.
+        n: Rows judged so far.
+        totals: By name; all but the sums of scores only grow.
+        gauges: Present values, by name.
+        seen: Values that are compared with the next status to derive events.
+        raw: By replica and name: raw counters, for the increments of the next sample.
     """
 
     at: float
@@ -63,7 +63,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sample:
-    """The sample of a status as `GET /v1/models/NAME` gives it; ``before``: the newest so far."""
+    """Make the sample of a status (`GET /v1/models/NAME`); ``before``: the previous sample."""
     quality, n = status["quality"], float(status["quality"].get("n") or 0)
     raw = {name: _counters(report) for name, report in status["replicas"].items()}
     totals = {} if before is None else dict(before.totals)
@@ -73,13 +73,13 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
             step = value - last.get(name, 0.0)
             totals[name] = totals.get(name, 0.0) + (value if step < 0 else step)
     for name in SCORES:
-        totals.pop(f"sum_{name}", None)  # the model may have begun anew since
+        totals.pop(f"sum_{name}", None)  # the model may have restarted from nothing
         if (mean := quality.get(name)) is not None:
             totals[f"sum_{name}"] = mean * n
     for name in [name for name in totals if name[:1] == "c" and name[1:2].isdigit()]:
         del totals[name]
     totals |= _calibration(quality.get("reliability") or ())
-    if odd := status.get("anomaly"):  # these go back with a rollback, too
+    if odd := status.get("anomaly"):  # decrease after a rollback, too
         totals |= {name: float(odd[name]) for name in ODD}
     gauges = {"learned": float(status["learned"])}
     for name in ("updates_behind", "memory_bytes"):
@@ -98,7 +98,7 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
 
 
 def _calibration(tenths: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """By tenth of the probability: rows, the sum of what was said, and how many came true."""
+    """By tenth of the probability: rows, the sum of predictions, and the number of positives."""
     found: dict[str, float] = {}
     for i, tenth in enumerate(tenths[:TENTHS]):
         if n := tenth["n"]:
@@ -133,7 +133,7 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def incidents(status: Mapping[str, Any]) -> Sequence[str]:
-    """The incidents of a status; a replica from before an update tells them in one text."""
+    """The incidents of a status; an older replica reports them in one text."""
     found: Sequence[str] | None = status.get("incidents")
     if found is None:
         return [str(one)] if (one := status.get("incident")) else []
@@ -141,7 +141,7 @@ def incidents(status: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _release(edge: Mapping[str, Any]) -> str | None:
-    """Who uses the newest release for devices, in words; None: there is none."""
+    """Description of who uses the newest edge release; None: there is none."""
     if not edge.get("sequence"):
         return None
     named = f"release {edge['sequence']}"
@@ -149,12 +149,12 @@ def _release(edge: Mapping[str, Any]) -> str | None:
 
 
 def _headlines(incidents: Sequence[str]) -> str | None:
-    """The incidents without values of rows that they may name: these can be forgotten, too."""
+    """The incidents without values of rows that they may name, because rows can be forgotten."""
     return "; ".join(incident.partition(": ")[0] for incident in incidents) or None
 
 
 def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
-    """Tell what lies between two samples that a reader of the course has to know."""
+    """Derive the events between two samples, for readers of the time series."""
     was = {} if before is None else before.seen
     seen = now.seen
 

@@ -1,8 +1,8 @@
-"""The history of one model as a SQLite file: written by one process, read by any.
+"""The time series of one model as a SQLite file, written by one process and read by any.
 
-Samples get rarer with age: all of the last hour, one a minute for a day, one a quarter of an hour
-for 32 days, one an hour for 366 days; so a model takes some megabytes, whatever its traffic.  It
-holds aggregates only, and nothing else depends on it: who removes the folder loses the chart.
+Samples get sparser with age: all of the last hour, one per minute for a day, one per quarter of an
+hour for 32 days, one per hour for 366 days; a model takes some megabytes, whatever its traffic.
+Only aggregates are stored, and nothing else depends on them: deleting the folder loses the chart.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from online.history.samples import ODD, SCORES, TENTHS, Mark, Sample, happened, 
 log = logging.getLogger(__name__)
 
 _AGES_S: Final = ((3600.0, 0), (86_400.0, 60), (32 * 86_400.0, 900), (366 * 86_400.0, 3600))
-"""Up to this age (seconds) one sample in so many seconds stays; 0: all of them."""
+"""Pairs of age and interval (seconds): up to this age one sample per interval is kept; 0: all."""
 _MARKS_MAX: Final = 5_000
-_THIN_S: Final = 900.0  # between two times that samples are made rarer
+_THIN_S: Final = 900.0  # between two runs that delete samples
 _BUSY_S: Final = 2.0
 FOLDER: Final = "history"
-"""The folder of the histories in a state folder."""
+"""Name of the folder of time series in a state folder."""
 
 POINTS_MAX: Final = 2_000
 RATES: Final = ("predictions", "learned", "feedback_learned", "feedback_quarantined")
 
-_DEFLATED: Final = b"x"  # how what zlib has written begins
+_DEFLATED: Final = b"x"  # first byte of data compressed by zlib
 _decode: Final = msgspec.msgpack.Decoder(Sample).decode
 
 _TABLES: Final = """
@@ -45,16 +45,16 @@ CREATE TABLE IF NOT EXISTS marks (at REAL, kind TEXT, text TEXT, PRIMARY KEY (at
 
 
 class Series:
-    """Writes the history of one model; one process at a time.
+    """Writes the time series of one model; use it in one process at a time.
 
     Parameters:
-        folder: Of the histories of a service; it is made.
+        folder: Folder of a service's time series; created if missing.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = file_of(folder, model)
-        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # whatever the umask
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # independent of the umask
         try:
             self._db, self._last = _open(file)
         except (sqlite3.DatabaseError, msgspec.MsgspecError, zlib.error) as error:
@@ -66,12 +66,12 @@ class Series:
         self._thinned_at = -math.inf
 
     def add(self, status: dict[str, Any], at: float) -> tuple[Mark, ...]:
-        """Add a status of the model (``GET /v1/models/NAME``), taken at ``at`` (POSIX seconds).
+        """Add a status of the model (``GET /v1/models/NAME``) as of ``at`` (POSIX seconds).
 
-        One that is not newer than the last is left out: the clock was set back.
+        A status that is not newer than the last one is ignored: the clock was set back.
 
-        Returns what has happened since the last one; nothing with the very first.  With a disk
-        that does not take it, the chart has a gap, and that is all.
+        Returns the events since the last sample; none for the very first.  If the file can't be
+        written, the chart has a gap.
         """
         before = self._last
         if before is not None and at <= before.at:
@@ -88,7 +88,7 @@ class Series:
     def _write(self, taken: Sample, marks: Sequence[Mark]) -> None:
         with self._db:
             self._db.execute("BEGIN")
-            # What the next sample is compared with is needed of the newest one only.
+            # Only the newest sample needs the values for comparison with the next one.
             if self._last is not None:
                 bare = msgspec.structs.replace(self._last, seen={}, raw={})
                 self._db.execute("UPDATE samples SET body = ? WHERE at = ?", _row(bare)[::-1])
@@ -99,11 +99,11 @@ class Series:
             self.thin(taken.at)
 
     def thin(self, now: float) -> None:
-        """Leave out samples that their age allows to leave out.  The last of a span stays."""
+        """Delete samples that are too dense for their age; the last one per interval is kept."""
         with self._db:
             self._db.execute("BEGIN")
             for (young, _), (old, step) in pairwise(_AGES_S):
-                # What was so old the last time has been thinned then.
+                # Samples that were this old at the last run were thinned then.
                 span = (max(now - old, self._thinned_at - young - step), now - young)
                 self._db.execute(
                     "DELETE FROM samples WHERE at > ? AND at <= ? AND at NOT IN (SELECT max(at) "
@@ -124,10 +124,10 @@ class Series:
 
 
 def _open(file: Path) -> tuple[sqlite3.Connection, Sample | None]:
-    """The file and its newest sample."""
+    """Open the file; returns the connection and the newest sample."""
     db = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     try:
-        db.execute("PRAGMA synchronous = OFF")  # a chart is worth no wait for the disk
+        db.execute("PRAGMA synchronous = OFF")  # durability is not worth waiting for the disk
         db.executescript(_TABLES)
         found = db.execute("SELECT body FROM samples ORDER BY at DESC LIMIT 1").fetchone()
         return db, None if found is None else _sample_of(found[0])
@@ -141,36 +141,37 @@ def _row(taken: Sample) -> tuple[float, bytes]:
 
 
 def _sample_of(body: bytes) -> Sample:
-    """A sample as it was written; those of before are not compressed."""
+    """Decode a sample; those of older versions are not compressed."""
     plain = zlib.decompress(body) if body[:1] == _DEFLATED else body
     return _decode(plain)
 
 
 def file_of(folder: Path, model: str) -> Path:
-    """The file of a model's history."""
+    """Path of a model's time series."""
     return folder / f"{model}.db"
 
 
 def read(
     folder: Path, model: str, since: float, until: float, points: int | None
 ) -> dict[str, Any]:
-    """The course of a model between two times (POSIX seconds), in at most ``points`` steps.
+    """Read the time series of a model between two times (POSIX seconds).
 
-    With ``points`` None every step that is recorded is one.
+    Parameters:
+        points: Most steps; None: every recorded step.
 
     Returns:
-        dict: ``columns``: by name, lists of one length: ``at`` (end of the step), ``n`` (rows
-            judged by then), means over the rows of the step (``accuracy``, ``no_change`` …; None:
-            no row), ``anomalies`` (share of the rows that were answered as some), rates in rows a
-            second, ``predict_p50_s``, ``predict_p99_s``, ``feedback_p99_s``, gauges as they were.
-            ``marks``: what happened.  ``recorded``: False if there is no history here.
+        dict: ``columns``: by name, lists of equal length: ``at`` (end of the step), ``n`` (rows
+            judged so far), means over the rows of the step (``accuracy``, ``no_change`` …; None: no
+            row), ``anomalies`` (share of rows reported as anomalies), rates in rows per second,
+            ``predict_p50_s``, ``predict_p99_s``, ``feedback_p99_s``, gauges.  ``marks``: events.
+            ``recorded``: False if there is no file.
     """
     file = file_of(folder, model)
     if not file.exists():
         return {"model": model, "recorded": False, "columns": {"at": []}, "marks": []}
     opened = sqlite3.connect(f"file:{file}?mode=ro", timeout=_BUSY_S, uri=True)
     with contextlib.closing(opened) as db:
-        # The first difference is to what stood before; of a young history, to its first sample.
+        # The first difference is to the sample before; else to the first sample.
         before = (
             db.execute(
                 "SELECT at, body FROM samples WHERE at <= ? ORDER BY at DESC LIMIT 1", (since,)
@@ -200,20 +201,20 @@ def read(
 
 
 def _columns(taken: Sequence[Sample]) -> dict[str, list[float | None]]:
-    """Differences of each two samples, by name."""
+    """Differences of consecutive samples, by name."""
     steps = [_step(was, now) for was, now in pairwise(taken)]
     names = dict.fromkeys(name for step in steps for name in step)
     return {"at": [], **{name: [step.get(name) for step in steps] for name in names}}
 
 
 def _step(was: Sample, now: Sample) -> dict[str, float | None]:
-    """Return what happened between two samples, by name."""
+    """Return the differences between two samples, by name."""
     rows, seconds = now.n - was.n, now.at - was.at
     counts = {name: value - was.totals.get(name, 0.0) for name, value in now.totals.items()}
     out: dict[str, float | None] = {"at": now.at, "n": now.n}
     for name in SCORES:
         if f"sum_{name}" in now.totals:
-            # Fewer rows than before: a rollback took some out, and the difference says nothing.
+            # With fewer rows than before, after a rollback, the difference is meaningless.
             out[name] = counts[f"sum_{name}"] / rows if rows > 0 else None
     if tenths := [i for i in range(TENTHS) if f"c{i}n" in now.totals]:
         off = [abs(counts[f"c{i}said"] - counts[f"c{i}true"]) for i in tenths]

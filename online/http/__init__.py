@@ -1,1 +1,1 @@
-"""HTTP: routes, access and the protocols that requests may come by."""
+"""HTTP: routes, access control and the protocols that the service speaks."""

@@ -1,8 +1,8 @@
-"""Who may do what: bearer tokens, and the roles that each path needs.
+"""Access control: bearer tokens, and the roles that each path requires.
 
-A token has one role or several.  ``predict`` may ask for predictions and read the state of the
-models; ``feedback`` may send labels, and read nothing; ``admin`` may do everything.  What is not
-listed here needs ``admin``: a new path is closed until somebody opens it.
+A token has one role or several.  ``predict`` may request predictions and read the state of the
+models; ``feedback`` may send labels, and read nothing; ``admin`` may do everything.  A path that is
+not listed here requires ``admin``, so new paths are closed by default.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ADMIN: Final = frozenset[Role]({"admin"})
 
 _HEADER_BYTES_MAX: Final = 600
 _KEY: Final = b"ocp-apim-subscription-key"
-"""The header in which clients of Personalizer send their key: a token as any other."""
+"""The header in which Personalizer clients send their key, which is a token like any other."""
 _ORIGIN_MAX: Final = 200
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -52,7 +52,7 @@ _SHOW: Final = re.compile(
 
 
 def needed(method: str, path: str) -> frozenset[Role] | None:
-    """Roles of which one is enough for the request; None: it is open to everybody."""
+    """Return the roles of which one is required for the request; None: it is open to everybody."""
     if method in ("GET", "HEAD"):
         if _OPEN.fullmatch(path):
             return None
@@ -67,12 +67,11 @@ def needed(method: str, path: str) -> frozenset[Role] | None:
 
 
 class Access:
-    """The configured tokens.  It knows their digests only.
+    """The configured tokens, stored as digests only.
 
     Parameters:
         tokens: Tokens or digests of each role.  The same one under two roles has both.
-        grants: By role and token (or digest) what it stands for, of those that have more than a
-            role.
+        grants: Further rights and limits of tokens, by role and token (or digest).
     """
 
     def __init__(
@@ -88,9 +87,9 @@ class Access:
         self._roles = [(key, frozenset(found)) for key, found in roles.items()]
 
     def check(self, headers: Headers, roles: frozenset[Role]) -> bytes:
-        """Digest of the request's token; refused if that has none of ``roles``.
+        """Return the digest of the request's token, after checking that it has one of ``roles``.
 
-        From here on :data:`sender` is that of the request.  RequestError 401 or 403.
+        Sets :data:`sender` for this request.  Raises RequestError 401 or 403.
         """
         key, held = self._held(headers)
         if held.isdisjoint(roles):
@@ -107,12 +106,12 @@ class Access:
         return key
 
     def name_of(self, key: bytes) -> str:
-        """How the log of decisions calls whoever has the token: by its name, or some digits."""
+        """The token's name in the log of decisions: its configured one, or part of its digest."""
         names = [grant.name for (_, held), grant in self._grants.items() if held == key]
         return next((name for name in names if name is not None), f"token {key.hex()[:8]}")
 
     def _held(self, headers: Headers) -> tuple[bytes, frozenset[Role]]:
-        """The token's digest, and its roles.  RequestError 401: it is not known."""
+        """The token's digest and its roles.  Raises RequestError 401 if it is not known."""
         value = headers.get(b"authorization")
         if value is None and (key := headers.get(_KEY)) is not None:
             value = b"Bearer " + key
@@ -124,7 +123,7 @@ class Access:
         sent = b""
         if scheme.lower() == b"bearer" and len(value) <= _HEADER_BYTES_MAX:
             sent = hashlib.sha256(token.strip()).digest()
-            for key, roles in self._roles:  # all of them: how long it takes says nothing
+            for key, roles in self._roles:  # compare with all, so that timing reveals nothing
                 if hmac.compare_digest(sent, key):
                     held = roles
         if not held:
@@ -138,7 +137,7 @@ def _key(token: str) -> bytes:
 
 
 def origin(client: tuple[str, int] | None, headers: Headers) -> str:
-    """Where a request comes from, as far as anybody says: the peer, and whom it forwards for."""
+    """The request's origin for logs: the peer's address, and the client it forwards for."""
     peer = client[0] if client else "?"
     via = headers.get(b"x-forwarded-for")
     text = peer if via is None else f"{peer} for {via.decode('latin-1')}"
@@ -146,9 +145,9 @@ def origin(client: tuple[str, int] | None, headers: Headers) -> str:
 
 
 class RequestIds:
-    """A name for each request, to find it in the logs: the caller's ``X-Request-ID`` or a new one.
+    """Makes a name for each request in the logs: the caller's ``X-Request-ID``, or a new one.
 
-    ``prefix`` is of one process; a counter follows it, which costs less than a random number.
+    ``prefix`` identifies the process; a counter follows, which costs less than a random number.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -156,7 +155,7 @@ class RequestIds:
         self._numbers = itertools.count(1)
 
     def of(self, headers: Headers) -> bytes:
-        """Id of a request; one sent that is not 1 to 128 letters, digits and ._:- is replaced."""
+        """Id of a request; a sent one that is not 1 to 128 letters, digits and ._:- is replaced."""
         sent = headers.get(b"x-request-id")
         if sent is not None and _REQUEST_ID.fullmatch(sent):
             return sent

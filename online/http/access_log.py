@@ -1,7 +1,6 @@
-"""Each request may get a line of JSON: when, who from, what, which status, how long.
+"""An optional access log: a JSON line per request with time, client, path, status and duration.
 
-Off unless the settings say so.  Tokens, features, labels and the names of what is asked about
-never stand in it: of a path it has the parts that the service knows, and of a query nothing.
+Tokens, features, labels, query strings, and names of events, sources and keys are never logged.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ log = logging.getLogger("online.access")
 
 _AGENT_MAX: Final = 120
 _PART: Final = re.compile(r"[A-Za-z0-9_.-]{0,64}")
-_PARTS: Final = 4  # /v1/models/NAME/predict; what comes behind names an event, a source or a key
+_PARTS: Final = 4  # /v1/models/NAME/predict; further parts name an event, a source or a key
 
 
 def public_path(path: str) -> str:
-    """The path without keys, sources and ids of events, which may tell of people."""
+    """Return the path without keys, sources and event ids, which may be personal data."""
     parts = path.split("/")[1:]
     known = [part if _PART.fullmatch(part) else "*" for part in parts[:_PARTS]]
     return "/" + "/".join([*known, "*"] if len(parts) > _PARTS else known)
 
 
 class AccessLog:
-    """Writes a line about a share of the requests, and about each that failed (5xx).
+    """Logs a share of the requests, and every request that failed (5xx).
 
     Parameters:
-        share: Of the requests, in (0, 1].
-        write: Takes a line; None: the process's standard error does.
+        share: Share of the requests, in (0, 1].
+        write: Writes a line; None: write to the process's standard error.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class AccessLog:
 
 
 def _bare() -> logging.Logger:
-    """The log of requests: lines of JSON, with nothing before them."""
+    """Return the logger of requests, whose lines contain the JSON only."""
     if not log.handlers:
         handler = logging.StreamHandler(sys.__stderr__)
         handler.setFormatter(logging.Formatter("%(message)s"))

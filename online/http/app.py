@@ -1,4 +1,4 @@
-"""HTTP: routes and bodies.  Pure ASGI for the hot routes, FastAPI for the rest."""
+"""The HTTP application: plain ASGI for the hot routes, FastAPI for the others."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
+from online.http.direct import Around, Direct
 from online.http.edge import routes as edge_routes
+from online.http.fastapi_warmup import build_routes, read_no_sources
 from online.http.front import add_front
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
 from online.http.past import Reports, history_routes, report_routes
-from online.http.refusing import answer_errors
+from online.http.refusing import answer_errors, answer_of, headers_of
 from online.http.ring import Ring
 from online.http.stream import Streams
 from online.http.turns import Turns
-from online.http.unread import build_routes, read_no_sources
-from online.http.untaken_answers import Untaken
+from online.http.unread_answers import UnreadAnswers
 from online.http.upload import Uploads, upload
 from online.http.whole_answers import written
 from online.messages.bodies import (
     JSON,
     NDJSON,
-    Arriving,
     Format,
     Receive,
     Scope,
     Send,
+    Transfers,
     content_type,
     decode,
     error_body,
@@ -71,14 +72,14 @@ _ROLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Some:
-    """The parts that only some models have.
+class ModelExtras:
+    """Features that only some models have.
 
     Attributes:
-        scores: By model, what reads scores that were computed ahead of time.
-        pushes: By model, what takes deltas that devices have learned.
-        choosing: By model, what chooses among actions.
-        reports: Makes reports of a model's journal; None: nobody does.
+        scores: By model, the reader of precomputed scores.
+        pushes: By model, the receiver of deltas that devices have learned.
+        choosing: By model, the handler of choices among actions.
+        reports: Makes reports of a model's journal; None: not available.
     """
 
     scores: Mapping[str, batch.Reader] = field(default_factory=dict)
@@ -90,14 +91,14 @@ class Some:
 class App:
     """The ASGI application of one replica.
 
-    It bounds the requests that are under way, since predict and feedback come past Serve's own
-    count (:mod:`online.http.ingress`).
+    It bounds the number of concurrent requests itself, because predict and feedback bypass Serve's
+    own bound (:mod:`online.http.ingress`).
 
     Parameters:
-        access: Who may do what; None: everybody may do everything.
-        some: What some of the models can beside that.
-        state: The state folder, for releases for devices and histories; None: there are none.
-        browsers: Whose pages may ask, and by what name; None: all.
+        access: Access control; None: everybody may do everything.
+        some: Features that only some models have.
+        state: The state folder with edge releases and histories; None: there are none.
+        browsers: Checks the origins and host names of browsers' requests; None: no checks.
     """
 
     def __init__(
@@ -106,24 +107,31 @@ class App:
         cluster: Cluster,
         limits: Limits,
         access: Access | None = None,
-        some: Some | None = None,
+        some: ModelExtras | None = None,
         state: Path | None = None,
         browsers: Browsers | None = None,
     ) -> None:
-        some = Some() if some is None else some
+        some = ModelExtras() if some is None else some
         self._scores, self._choosing = some.scores, some.choosing
         self._servings, self._limits, self._access = servings, limits, access
         self._browsers = browsers
         self._under_way = 0
-        self._uploads = Uploads(  # they last: the other half is for what does not
+        self._uploads = Uploads(  # long uploads may use half of the slots
             limits.ongoing_max // 2, limits.uploads_share, limits.upload_idle_s
         )
-        self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
-        self._untaken = Untaken(limits.body_wait_s, limits.body_bytes_max, self._left)
+        self._transfers = Transfers(limits.body_bytes_max, limits.body_wait_s)
+        self._unread = UnreadAnswers(limits.body_wait_s, limits.body_bytes_max, self._count_unread)
         self._ids = RequestIds(secrets.token_hex(4))
-        self._actions = openinference.Actions(servings, self._arriving, self._send)
+        self._actions = openinference.Actions(servings, self._transfers, self._send)
         self._live = {name: Ring() for name in servings}
-        self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
+        self._direct = Direct(
+            Around(
+                servings, self._live, self._ids, self._unread, self._send,
+                lambda direct: direct + self._under_way < limits.ongoing_max,
+                limits.body_bytes_max,
+            )
+        )  # fmt: skip
+        self._streams = Streams(lambda: _statuses(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
             servings,
             cluster,
@@ -141,105 +149,108 @@ class App:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)  # type: ignore[arg-type]
             return
-        self._untaken.begins(receive)
+        self._unread.begins(receive)
         try:
             await self._answer(scope, receive, send)
         finally:
-            self._untaken.ends(receive, scope["path"])
+            self._unread.ends(receive, scope["path"])
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if match := V1.fullmatch(scope["path"]) or V2.fullmatch(scope["path"]):
             self._under_way += 1
             try:
                 if match.re is V1:
-                    await self._hot(match[1], match[2], scope, receive, send)
+                    await self._answer_hot(match[1], match[2], scope, receive, send)
                 else:
-                    await self._tensors(match[3], scope, receive, send)
+                    await self._answer_tensors(match[3], scope, receive, send)
             finally:
                 self._under_way -= 1
         elif match := SCORES.fullmatch(scope["path"]):
             self._under_way += 1
             try:
-                await self._given(match[1], match[2], scope, receive, send)
+                await self._answer_scores(match[1], match[2], scope, receive, send)
             finally:
                 self._under_way -= 1
         elif scope["path"] == LIVE:
-            await self._watch(scope, receive, send)
+            await self._stream_status(scope, receive, send)
         else:
-            await self._through(scope, receive, send)
+            await self._forward(scope, receive, send)
 
-    def _admit(self, scope: Scope, given: dict[bytes, bytes], action: str) -> bytes | None:
-        """Digest of the token that asks; None: there are no tokens.
+    def _admit(self, scope: Scope, headers_in: dict[bytes, bytes], action: str) -> bytes | None:
+        """Return the digest of the caller's token; None: access tokens are not configured.
 
-        Raises RequestError: a foreign page asks, there is no token for it, or no room.
+        Raises RequestError for a foreign page, a missing or wrong token, or too many requests.
         """
         if self._browsers is not None:
-            self._browsers.check(scope["method"], scope["path"], given)
-        token = None if self._access is None else self._access.check(given, _ROLES[action])
-        if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
+            self._browsers.check(scope["method"], scope["path"], headers_in)
+        token = None if self._access is None else self._access.check(headers_in, _ROLES[action])
+        under_way = self._under_way + self._direct.under_way
+        if under_way > self._limits.ongoing_max and not self._transfers.push_out():
             raise _busy(self._limits.ongoing_max)
         return token
 
-    async def _tensors(self, action: str, scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"])
+    async def _answer_tensors(
+        self, action: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers_in = dict(scope["headers"])
         refused = None
         try:
-            self._admit(scope, given, action)
+            self._admit(scope, headers_in, action)
         except RequestError as error:
             refused = error
-        await self._actions(scope, receive, send, self._ids.of(given), refused)
+        await self._actions(scope, receive, send, self._ids.of(headers_in), refused)
 
-    async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell a page how the models do, for as long as it stays; it takes no request's place."""
+    async def _stream_status(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream the models' status to a page; the stream does not count as a request."""
         try:
-            given = dict(scope["headers"])
+            headers_in = dict(scope["headers"])
             if self._browsers is not None:
-                self._browsers.check(scope["method"], scope["path"], given)
+                self._browsers.check(scope["method"], scope["path"], headers_in)
             if self._access is not None:
-                self._access.check(given, READ)
+                self._access.check(headers_in, READ)
             if scope["method"] != "GET":
                 raise RequestError(405, "method", "this path takes GET", None, "Send a GET")
             await self._streams(receive, send)
         except RequestError as error:
             body = JSON.encode(error_body(error))
-            await _send(send, error.status, JSON.content_type, body, _head(error))
+            await _send(send, error.status, JSON.content_type, body, headers_of(error))
 
-    async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request that is not on a hot path by the same guards, then hand it to FastAPI.
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request that is not on a hot path by the same rules, then pass it to FastAPI.
 
-        Serve has named the request.
+        Its request id was set by Serve.
         """
         method, path = scope["method"], scope["path"]
         try:
-            given, roles = dict(scope["headers"]), needed(method, path)
+            headers_in, roles = dict(scope["headers"]), needed(method, path)
             if self._browsers is not None:
-                self._browsers.check(method, path, given)
+                self._browsers.check(method, path, headers_in)
             who = "anybody"
             if self._access is not None and roles is not None:
-                who = self._access.name_of(self._access.check(given, roles))
+                who = self._access.name_of(self._access.check(headers_in, roles))
             if method not in ("GET", "HEAD"):
-                acting.set(f"{who}\n{origin(scope.get('client'), given)}")
-                receive = _again(await self._arriving.read(scope, receive), receive)
+                acting.set(f"{who}\n{origin(scope.get('client'), headers_in)}")
+                receive = _replaying(await self._transfers.read(scope, receive), receive)
         except RequestError as error:
-            said = {"error": openinference.text_of(error)}
-            body = JSON.encode(said if openinference.speaks(path) else error_body(error))
-            await _send(send, error.status, JSON.content_type, body, _head(error))
+            result = {"error": openinference.text_of(error)}
+            body = JSON.encode(result if openinference.speaks(path) else error_body(error))
+            await _send(send, error.status, JSON.content_type, body, headers_of(error))
             return
         await self._turns(scope, receive, send)
 
-    async def _hot(
+    async def _answer_hot(
         self, model: str, action: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         begun_s = perf_counter()
-        given = dict(scope["headers"])
-        request_id = self._ids.of(given)
+        headers_in = dict(scope["headers"])
+        request_id = self._ids.of(headers_in)
         headers = [(b"x-request-id", request_id)]
         serving = self._servings.get(model)
         form = JSON
         try:
-            token = self._admit(scope, given, action)
+            token = self._admit(scope, headers_in, action)
             if serving is None:
-                raise _unknown(model, self._servings)
+                raise _unknown_model(model, self._servings)
             if scope["method"] != "POST":
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             kind = content_type(scope)
@@ -248,33 +259,32 @@ class App:
                     await upload(serving, receive, send, self._limits, place, headers)
                 return
             form = format_of(kind)
-            body = await self._arriving.read(scope, receive)
-            said: Any
-            asked: Any
+            body = await self._transfers.read(scope, receive)
+            result: Any
+            request: Any
             if action == "predict":
-                asked = decode(form.predict, body)
-                if asked.nearest and self._access is not None and not sender.get().trusted:
-                    raise _others_data()
+                request = decode(form.predict, body)
+                if request.nearest and self._access is not None and not sender.get().trusted:
+                    raise _nearest_forbidden()
                 status = 200
-                said = await serving.explained(asked) if asked.explain else serving.predict(asked)
+                self._direct.offer(send, request, model, form, headers_in)
+                explain = request.explain
+                result = await serving.explained(request) if explain else serving.predict(request)
             elif action == "feedback":
-                asked = decode(form.feedback, body)
-                status, said = await serving.feedback(asked)
+                request = decode(form.feedback, body)
+                self._direct.offer(send, request, model, form, headers_in)
+                status, result = await serving.feedback(request)
             else:
-                status, said, asked = await self._choice(model, action, form, body)
-            answer = form.encode(said)
+                status, result, request = await self._choice(model, action, form, body)
+            answer = form.encode(result)
             if (live := self._live[model]).watched:
-                live.take(asked, said, len(body))
-        except RequestError as error:
-            if serving is not None:
+                live.take(request, result, len(body))
+        except Exception as error:
+            if serving is not None and isinstance(error, RequestError):
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
-            if error.status >= 500:
-                log.warning("%s %s, request %s: %s", action, model, request_id.decode(), error)
-            headers += _head(error)
-            status, answer = error.status, form.encode(error_body(error))
-        except Exception:
-            log.exception("%s %s, request %s", action, model, request_id.decode())
-            status, answer = 500, form.encode(error_body(failed()))
+            what = f"{action} {model}, request {request_id.decode()}"
+            status, answer, more = answer_of(error, what, form)
+            headers += more
         if serving is not None:
             serving.replica.answered(action, perf_counter() - begun_s)
         await self._send(send, status, form.content_type, answer, headers, model)
@@ -282,36 +292,36 @@ class App:
     async def _choice(
         self, model: str, action: str, form: Format, body: bytes
     ) -> tuple[int, Any, ChooseRequest | RewardRequest]:
-        """Choose among actions, or take the reward of a choice: status, answer, what was asked."""
+        """Handle a choice or a reward: return the status, the answer and the decoded request."""
         if (choosing := self._choosing.get(model)) is None:
             hint = "Set `task: choose` for it, or ask it with predict and feedback"
             raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
         if action == "choose":
-            asked: ChooseRequest = decode(form.choose, body)
-            if asked.slots is not None:
-                return 200, await choose_slots(choosing, asked), asked
-            return 200, await choosing.choose(asked), asked
-        given: RewardRequest = decode(form.reward, body)
-        return *(await choosing.rewards.take(given)), given
+            request: ChooseRequest = decode(form.choose, body)
+            if request.slots is not None:
+                return 200, await choose_slots(choosing, request), request
+            return 200, await choosing.choose(request), request
+        reward: RewardRequest = decode(form.reward, body)
+        return *(await choosing.rewards.take(reward)), reward
 
-    async def _given(
+    async def _answer_scores(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Scores of one key (GET) or many (POST)."""
-        given = dict(scope["headers"])
-        headers = [(b"x-request-id", self._ids.of(given))]
+        """Answer with the scores of one key (GET) or many (POST)."""
+        headers_in = dict(scope["headers"])
+        headers = [(b"x-request-id", self._ids.of(headers_in))]
         takes = "POST" if key is None else "GET"
         try:
-            self._admit(scope, given, "scores")
+            self._admit(scope, headers_in, "scores")
             if (serving := self._servings.get(model)) is None:
-                raise _unknown(model, self._servings)
+                raise _unknown_model(model, self._servings)
             if scope["method"] != takes:
                 raise RequestError(405, "method", f"this path takes {takes}", None, f"Send {takes}")
             reader, answer = self._scores.get(model), None
             if key is not None:
                 answer = JSON.encode(await batch.one(reader, serving, key))
             else:
-                request = decode(batch.Decode, await self._arriving.read(scope, receive))
+                request = decode(batch.Decode, await self._transfers.read(scope, receive))
                 most = self._limits.rows_max
                 answer = JSON.encode(await batch.many(reader, serving, request, most))
             status = 200
@@ -333,20 +343,20 @@ class App:
         headers: list[tuple[bytes, bytes]],
         model: str,
     ) -> None:
-        """Send an answer; a caller that takes none has its place no longer than a slow body has.
+        """Send an answer; a caller that does not take it loses its slot after the body timeout.
 
         The first header is the request's id.
         """
         (_, request_id), *others = headers
         if not others and written(send, status, kind, body, request_id):
             return
-        head, rest = _parts(status, kind, body, headers)
-        taken = await self._arriving.give(partial(_both, send, head), rest)
+        head, rest = _messages(status, kind, body, headers)
+        taken = await self._transfers.give(partial(_send_parts, send, head), rest)
         if not taken:
             self._not_taken(model)
 
-    def _left(self, path: str) -> None:
-        """Count an answer that was sent, and that nobody took, if it is a model's."""
+    def _count_unread(self, path: str) -> None:
+        """Count an answer that was sent but never taken, if its path is a model's."""
         if match := V1.fullmatch(path) or V2.fullmatch(path) or SCORES.fullmatch(path):
             self._not_taken(match[1])
 
@@ -355,18 +365,14 @@ class App:
             serving.replica.counts["answers_not_taken"] += 1
 
 
-def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
+def _replaying(body: bytes, receive: Receive) -> Receive:
     """A ``receive`` that gives a body that was read already, and then what comes after it."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def given() -> dict[str, Any]:
+    async def receive_again() -> dict[str, Any]:
         return left.pop() if left else await receive()
 
-    return given
+    return receive_again
 
 
 def _busy(limit: int) -> RequestError:
@@ -374,12 +380,12 @@ def _busy(limit: int) -> RequestError:
     return RequestError(429, "busy", f"{limit} requests are under way here", None, hint, 1)
 
 
-def _others_data() -> RequestError:
+def _nearest_forbidden() -> RequestError:
     message = "learned rows are others' data: nearest needs a token for admin"
     return RequestError(403, "forbidden", message, "nearest", "Send such a token, or no nearest")
 
 
-def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
+def _unknown_model(model: str, known: Mapping[str, Any]) -> RequestError:
     hint = meant(model, known, f"Served here: {', '.join(sorted(known))}")
     return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
 
@@ -387,18 +393,18 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
 async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    await _both(send, *_parts(status, kind, body, headers))
+    await _send_parts(send, *_messages(status, kind, body, headers))
 
 
-async def _both(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
+async def _send_parts(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
     await send(head)
     await send(body)
 
 
-def _parts(
+def _messages(
     status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the parts of an answer, as ASGI has them."""
+    """Return the two ASGI messages of an answer."""
     head = [
         (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),
@@ -421,7 +427,7 @@ def build_rest(
     choosing: Mapping[str, Choosing] | None = None,
     reports: Reports | None = None,
 ) -> FastAPI:
-    """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
+    """Build the routes other than predict and feedback; ``guarded``: document the tokens."""
     app: FastAPI = FastAPIOffline(
         title="Online learning service",
         version=__version__,
@@ -434,14 +440,12 @@ def build_rest(
 
     def known(model: str) -> None:
         if model not in servings:
-            raise _unknown(model, servings)
+            raise _unknown_model(model, servings)
 
     add_front(app, sorted(servings))
     text = PlainTextResponse
 
-    @app.get(
-        "/metrics", tags=["health"], summary="Prometheus, for all replicas", response_class=text
-    )
+    @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=text)
     async def metrics(request: Request) -> Response:
         statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
         if "application/openmetrics-text" in request.headers.get("accept", ""):
@@ -450,9 +454,9 @@ def build_rest(
         shown = telemetry.exposition(statuses)
         return PlainTextResponse(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models", tags=["models"], summary="What is served")
+    @app.get("/v1/models", tags=["models"], summary="List the served models")
     async def models() -> dict[str, Any]:
-        return await _look(servings, cluster)
+        return await _statuses(servings, cluster)
 
     @app.get("/v1/models/{model}", tags=["models"], summary="Version, freshness, quality, replicas")
     async def model(model: str) -> dict[str, Any]:
@@ -481,6 +485,6 @@ def build_rest(
     return app
 
 
-async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
-    """How all models do."""
+async def _statuses(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
+    """Return the status of all models."""
     return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}

@@ -1,10 +1,11 @@
-"""A page in somebody's browser is not the operator: whose pages may use the service, by what name.
+"""Rejects requests that foreign web pages send through a user's browser.
 
-A browser sends requests for any page that it shows, to loopback too.  Two headers tell such a
-request from a program's, and no page can change them: ``Origin`` and ``Sec-Fetch-Site`` say whose
-page asks, and ``Host`` says by which name the browser knows the service.  A page whose own name
-was made to point here (DNS rebinding) is of the same origin as the service, and only ``Host``
-gives it away.  Programs send neither of the first two, and the name that they were given.
+A browser sends requests for any page that it shows, even to loopback addresses.  Two kinds of
+headers, which pages cannot change, distinguish them from a program's: ``Origin`` and
+``Sec-Fetch-Site`` name the page's site, and ``Host`` is the name by which the browser knows the
+service.  If a page's own name was made to resolve to the service (DNS rebinding), both have the
+same origin, and only ``Host`` reveals it.  Programs send neither ``Origin`` nor
+``Sec-Fetch-Site``, and the host name that they were configured with.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from online.settings.origins import check_host, check_origin, is_loopback, witho
 Headers = Mapping[bytes, bytes]
 
 _PROBES: Final = re.compile(r"/livez|/readyz|/v2/health/(live|ready)")
-"""Asked by whatever name or address a probe has; they change nothing and tell next to nothing."""
+"""Health probes, which may use any name or address; they change nothing and reveal little."""
 _PAGES: Final = re.compile(r"/|/docs|/edge/demo|/demo/choose")
-"""What a link may lead to.  Who follows it sees the page; the page with the link reads nothing."""
+"""Pages that a foreign link may open: the user sees them, but the linking page cannot read them."""
 _PARTS: Final = re.compile(r"/edge/[^/]+|/static-offline-docs/.*")
-"""Files of the package, the same in every service."""
+"""Static files of the package, the same in every installation."""
 
 _HOSTS_SEEN: Final = 256
 
 
 class Browsers:
-    """Which requests come from a page that may not use the service.
+    """Decides which requests come from a page that may not use the service.
 
     Parameters:
-        origins: Pages that may, as their origin; those of the service itself always may.
-        hosts: Names of the service, beside loopback and ``localhost``.
-        guarded: The service has access tokens, which a page whose name points here does not know:
-            names are checked only if ``hosts`` has some.
-        own: The address that the service listens on, by which its own commands call it.
+        origins: Origins of pages that may use it; the service's own pages always may.
+        hosts: Host names of the service, beside loopback addresses and ``localhost``.
+        guarded: The service has access tokens, which protect it against DNS rebinding: host names
+            are then checked only if ``hosts`` is not empty.
+        own: The address that the service listens on, which its own commands use.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Browsers:
         self._is_ours = lru_cache(_HOSTS_SEEN)(self._known_host)
 
     def check(self, method: str, path: str, headers: Headers) -> None:
-        """Refuse what a foreign page sends, or what comes by a foreign name.
+        """Reject a request from a foreign page, or by a foreign host name.
 
         Raises RequestError 403, which names the setting that allows it.
         """
@@ -75,10 +76,10 @@ class Browsers:
         )  # fmt: skip
 
     def _is_own_page(self, origin: bytes | None, site: bytes | None, host: bytes | None) -> bool:
-        """Whether the page that asks is the service's own, one of the settings, or the user."""
+        """Whether the requesting page is the service's own, a configured one, or the user."""
         if origin is not None and origin.decode("latin-1").lower() in self._origins:
             return True
-        if site is not None:  # the browser knows it better, also behind a proxy that changes Host
+        if site is not None:  # reliable even behind a proxy that rewrites Host
             return site in (b"same-origin", b"none")
         assert origin is not None
         _, _, place = origin.decode("latin-1").lower().partition("://")
@@ -90,14 +91,14 @@ class Browsers:
 
 
 def _follows(headers: Headers) -> bool:
-    """Whether a browser opens the answer as a page of its own: no other page reads it."""
+    """Whether the browser opens the answer as a top-level page, which no other page can read."""
     return (headers.get(b"sec-fetch-mode"), headers.get(b"sec-fetch-dest")) == (
         b"navigate", b"document",
     )  # fmt: skip
 
 
 def _in_short(place: str) -> str:
-    """Host and port, without a port that a browser leaves out."""
+    """Host and port, without a default port, which browsers leave out."""
     return place.removesuffix(":80").removesuffix(":443")
 
 

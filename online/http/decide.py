@@ -1,7 +1,7 @@
-"""HTTP of models that choose, beside what is hot: activation, Personalizer's door, the demo page.
+"""Routes of choosing models that are not hot: activation, the Personalizer API, the demo page.
 
-A client of Personalizer takes the address of a model for its endpoint, as
-``http://host:8000/v1/models/shop``, and a token for its key.
+A Personalizer client uses the address of a model as its endpoint, for example
+``http://host:8000/v1/models/shop``, and an access token as its key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _VALUES = msgspec.json.Decoder(SlotRewards).decode
 
 
 class Activation(msgspec.Struct, forbid_unknown_fields=True):
-    """The deferred choice that was used."""
+    """A deferred choice that was used."""
 
     id: str
 
@@ -42,7 +42,7 @@ _ACTIVATION = msgspec.json.Decoder(Activation).decode
 
 
 def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
-    """Routes of the models that choose."""
+    """Make the routes of the models that choose."""
     made = APIRouter(include_in_schema=False)
     page = resources.files("online.http").joinpath("choose.html").read_text("utf-8")
 
@@ -65,7 +65,7 @@ def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
 
 
 def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str) -> None:
-    """Add the calls of Personalizer's clients under an address."""
+    """Add the calls of Personalizer clients under a path prefix."""
 
     def of(model: str) -> Personalizer:
         return Personalizer(_of(choosing, model))
@@ -103,7 +103,7 @@ def _created(answer: dict[str, Any]) -> Response:
 
 
 def _request_id(request: Request) -> str | None:
-    """The id that these clients give a request: one that they repeat has the same."""
+    """The client's id of the request; it sends the same one when it repeats a request."""
     given = request.headers.get("x-ms-client-request-id", "")
     return given[:_REQUEST_ID_MAX] or None
 

@@ -1,7 +1,7 @@
-"""HTTP of devices: what is published of a model, and the code that uses it.
+"""Routes for devices: published models, and the client code that uses them.
 
-Files are named by their hash or by one of three names, and nothing else is looked for: no name of a
-request ever becomes a path as it was sent.  Reading is done on a thread.
+Files are named by their hash or by one of three fixed names; a name from a request never becomes a
+path unchecked.  Files are read on a thread.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ PARTS: Final = {
     "worker.js": ("worker.js", _SCRIPT),
     "learn.js": ("learn.js", _SCRIPT),
 }
-"""The demo page and the client, by their name under ``/edge/``."""
+"""The demo page and the client's files, by their name under ``/edge/``."""
 
 
 class Report(BaseModel):
-    """A report says what became of a release on a device."""
+    """A device's report on its use of a release."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -62,8 +62,8 @@ class Report(BaseModel):
     sequence: int = Field(ge=1, le=2**53)
     device: str = Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")
     outcome: Literal["used", "failed"]
-    asked: int = Field(0, ge=0, le=2**53, description="rows that the service answered, too")
-    differ: int = Field(0, ge=0, le=2**53, description="of them, with another label")
+    asked: int = Field(0, ge=0, le=2**53, description="rows that the service answered as well")
+    differ: int = Field(0, ge=0, le=2**53, description="how many of them got another label")
 
 
 def routes(
@@ -73,13 +73,13 @@ def routes(
     guarded: bool,
     pushes: Mapping[str, Pushes] | None = None,
 ) -> APIRouter:
-    """Routes of every model; ``known`` raises for one that is not served.
+    """Make the routes of every model; ``known`` raises for one that is not served.
 
     Parameters:
         place: Folder of the models' folders (:mod:`online.edge.releases.folder`); None: nothing is
             published.
-        guarded: Reading takes a token: caches that are shared must not keep the answers.
-        pushes: By model, what takes deltas of devices.
+        guarded: Reading requires a token, so shared caches must not keep the answers.
+        pushes: By model, the receiver of devices' deltas.
     """
     made = APIRouter(tags=["edge"])
     whose = "private" if guarded else "public"
@@ -94,7 +94,7 @@ def routes(
 
     @made.get(
         "/v1/models/{model}/edge/manifest.json",
-        summary="The newest release for devices, and for how many it is",
+        summary="Manifest of the newest release for devices",
         response_class=Response,
         responses={**about, **_UNCHANGED},
     )
@@ -104,7 +104,7 @@ def routes(
 
     @made.get(
         "/v1/models/{model}/edge/manifest.sig",
-        summary="Its Ed25519 signature: 64 bytes",
+        summary="Ed25519 signature of the manifest: 64 bytes",
         response_class=Response,
         responses={200: {"content": {_BINARY: {}}, "description": "The signature"}, **_UNCHANGED},
     )
@@ -114,7 +114,7 @@ def routes(
 
     @made.get(
         "/v1/models/{model}/edge/roots.json",
-        summary="Which keys sign manifests: a chain of signed lists",
+        summary="Keys that sign manifests: a chain of signed lists",
         response_class=Response,
         responses={200: {"content": {_JSON: {}}, "description": "The lists"}, **_UNCHANGED},
     )
@@ -136,7 +136,7 @@ def _add_files(
 ) -> None:
     @made.get(
         "/v1/models/{model}/edge/files/{sha256}",
-        summary="A published file by its SHA-256: it never changes",
+        summary="A published file by its SHA-256; it never changes",
         response_class=Response,
         responses={200: {"content": {_BINARY: {}}, "description": "The file"}, **_UNCHANGED},
     )
@@ -157,7 +157,7 @@ def _add_files(
 def _add_releases(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
     @made.get(
         "/v1/models/{model}/edge/releases",
-        summary="Which releases are kept, who uses them, and what devices say of them",
+        summary="Kept releases, with their use and failures as reported by devices",
     )
     def releases(model: str) -> dict[str, Any]:
         known(model)
@@ -168,15 +168,15 @@ def _add_releases(made: APIRouter, known: Callable[[str], None], place: Path | N
 def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
     @made.post(
         "/v1/models/{model}/edge/reports",
-        summary="A device uses the newest release, or it failed its test; how often they differ",
+        summary="Report that a device uses the newest release, or that it failed its test",
         responses={200: {"content": {_JSON: {"example": {"counted": True}}}}},
     )
     def report(model: str, body: Report) -> dict[str, bool]:
         known(model)
         if place is None:
             return {"counted": False}
-        said = (body.outcome, body.asked, body.differ)
-        counted = Folder(place / model).report(body.sequence, body.device, *said)
+        outcome = (body.outcome, body.asked, body.differ)
+        counted = Folder(place / model).report(body.sequence, body.device, *outcome)
         return {"counted": counted}
 
 
@@ -187,7 +187,7 @@ def _add_deltas(
 
     @made.post(
         "/v1/models/{model}/edge/deltas",
-        summary="What a device's own rows did to the release that it has, instead of the rows",
+        summary="Push a device's delta of the release, learned from its own rows",
         responses={200: {"content": {_JSON: {"example": example}}}},
     )
     async def delta(model: str, body: Push) -> Response:
@@ -199,15 +199,15 @@ def _add_deltas(
 
 
 def shortened(script: str) -> str:
-    """Without comment lines, indentation, and spaces beside signs outside of texts.
+    """Minify a script: remove comment lines, indentation, and spaces around operators.
 
-    What is left of the spaces are those that part words, ``+``, ``-`` and ``/``.
+    Spaces between words and beside ``+``, ``-`` and ``/``, and all text literals, are kept.
     """
     return _SPACES.sub(lambda found: found[1] or found[2], _COMMENT.sub("", script))
 
 
 def shipped(name: str) -> bytes:
-    """A part as it is served: scripts in short, three tenths less."""
+    """Return a part as it is served; scripts are minified, which saves three tenths."""
     file, kind = PARTS[name]
     text = resources.files("online.edge").joinpath(file).read_text("utf-8")
     return (shortened(text) if kind == _SCRIPT else text).encode()
@@ -243,7 +243,7 @@ def _unknown_file(name: str) -> RequestError:
 def _answer(
     request: Request, data: bytes, kind: str, cache: str, digest: str | None = None
 ) -> Response:
-    """The data, texts gzipped for whoever takes that; 304 if the caller has it."""
+    """Answer with the data, gzipped if it is text and accepted; 304 if the client has it."""
     etag = f'"{digest or sha256(data).hexdigest()}"'
     headers = {"etag": etag, "cache-control": cache, "x-content-type-options": "nosniff"}
     had = [

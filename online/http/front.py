@@ -1,4 +1,4 @@
-"""HTTP that needs no model: the pages at `/` and `/docs`, and whether anybody is there."""
+"""Routes that need no model: the pages at `/` and `/docs`, and the health probes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastapi.responses import HTMLResponse
 from evaluation.report import lacking
 from refusals import installing
 
-_NEVER: Final = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")  # a weight of 0: it is not accepted
+_NEVER: Final = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")  # a quality value of 0: not acceptable
 
 
 def add_front(app: FastAPI, models: Sequence[str]) -> None:
-    """Add what needs no model: the pages, and whether anybody is there."""
+    """Add the pages and the health probes to the app."""
     plain = page(lacking()).encode()
     requests = resources.files("online.http").joinpath("docs.html").read_text("utf-8")
     packed = gzip.compress(plain, mtime=0)
@@ -44,7 +44,7 @@ def add_front(app: FastAPI, models: Sequence[str]) -> None:
 
 
 def _takes_gzip(accepted: str) -> bool:
-    """Tell from what a caller accepts whether it may get gzip: with a weight of 0 it may not."""
+    """Whether an Accept-Encoding header allows gzip (a quality value of 0 forbids it)."""
     for one in accepted.lower().split(","):
         name, _, weight = one.partition(";")
         if name.strip() == "gzip":
@@ -53,10 +53,10 @@ def _takes_gzip(accepted: str) -> bool:
 
 
 def page(lacks: str | None = None) -> str:
-    """The page of the service: one file, with the library that draws its charts in it.
+    """Return the service's page: one file, with its chart library included.
 
     Parameters:
-        lacks: The package for want of which no report can be made here; None: there is none.
+        lacks: A missing package without which no report can be made here; None: none is missing.
     """
     folder = resources.files("online.http")
     text = folder.joinpath("page.html").read_text("utf-8")

@@ -1,11 +1,12 @@
-"""Predict, infer and feedback on a way of their own through Ray Serve's server, past its wrapper.
+"""Lets hot requests (predict, infer, feedback, choose, reward) bypass Ray Serve's request wrapper.
 
-Serve lets a middleware in front of each replica's HTTP server.  What it does behind it for every
-request (two tasks, a queue, a semaphore, a dozen context managers) costs more than an answer; the
-application has its own bounds.  Whatever is not hot goes on to Serve, its health checks too.
+Serve allows a middleware in front of each replica's HTTP server.  What Serve does behind it for
+each request (two tasks, a queue, a semaphore, a dozen context managers) costs more than an answer,
+and the application has bounds of its own.  Other requests, including Serve's health checks, go on
+to Serve.
 
-Serve imports this module in each of its processes, so it imports nothing heavy.  In its proxy,
-which answers while no replica does, the middleware sees to it that waiting has an end.
+Serve imports this module in each of its processes, so it imports nothing heavy.  In Serve's proxy,
+which answers while no replica does, the middleware bounds the time that requests wait.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from online.http.absent import Bounded, Replicas
+from online.http.no_replica import NoReplicaGuard, Replicas
 
 Scope = dict[str, Any]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -24,33 +25,33 @@ V1: Final = re.compile(r"/v1/models/([^/]+)/(predict|feedback|choose|reward)")
 V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+)(?=/infer))?/(infer|feedback)")
 """Hot paths of the Open Inference Protocol: model, version, action."""
 SCORES: Final = re.compile(r"/v1/models/([^/]+)/scores(?:/(.+))?")
-"""Hot paths of scores that were computed ahead of time: model, key (none: many in the body)."""
+"""Hot paths of precomputed scores: model, key (None: many keys in the body)."""
 
 LIVE: Final = "/v1/live"
-"""A stream of how the models do, which may last: it is no request of Serve's, either."""
+"""A long-lived stream of the models' status, which bypasses Serve's request bound, too."""
 
 _installed: Application | None = None
 
 
 def install(application: Application) -> None:
-    """Let hot requests of this process go to the application."""
+    """Send hot requests of this process to the application."""
     global _installed
     _installed = application
 
 
 class Ingress:
-    """The middleware that lets hot requests past the wrapper of Ray Serve."""
+    """The middleware that lets hot requests bypass Ray Serve's wrapper."""
 
     def __init__(self, behind: Application, look: Callable[[], Replicas]) -> None:
-        """Stand in front of ``behind``; ``look`` asks Ray Serve for its replicas."""
-        self._behind, self._proxied = behind, Bounded(behind, look)
+        """Wrap ``behind``; ``look`` queries Ray Serve for its replicas."""
+        self._behind, self._proxied = behind, NoReplicaGuard(behind, look)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve one connection event."""
         application = _installed
         if scope["type"] != "http":
             application = self._behind
-        elif application is None:  # this is Serve's proxy, or a replica that is not built yet
+        elif application is None:  # in Serve's proxy, or in a replica that is not built yet
             application = self._proxied
         elif not _is_hot(scope["path"]):
             application = self._behind

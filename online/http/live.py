@@ -1,4 +1,4 @@
-"""HTTP of what a replica answers and is told just now: for operators, who see others' data."""
+"""Route to a replica's latest answers and labels, for operators only: it shows others' data."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from online.http.ring import Ring
 
 
 def routes(rings: Mapping[str, Ring], replica: str) -> APIRouter:
-    """Routes of every model that is served."""
+    """Make the route, for every model that is served."""
     made = APIRouter(tags=["operations"])
 
-    @made.get("/v1/models/{model}/live", summary="What the replica at hand answers and is told")
+    @made.get(
+        "/v1/models/{model}/live", summary="Latest answers and labels of the answering replica"
+    )
     async def live(
         model: str,
         after: Annotated[
             list[str],
-            Query(max_length=256, description="NUMBER@REPLICA: `cursor` and `replica` of before"),
+            Query(
+                max_length=256,
+                description="NUMBER@REPLICA: `cursor` and `replica` of the previous answer",
+            ),
         ] = [],  # noqa: B006
     ) -> dict[str, Any]:
-        """Return what came since `after`; for some seconds what comes is held for the next look.
+        """Return what came since `after`; requests are recorded for some seconds after each call.
 
-        Each replica tells of its own requests: ask often enough to meet each of them.
+        Each replica reports its own requests: call often enough to reach each of them.
         """
         cursors = dict(reversed(one.partition("@")[::2]) for one in after)
         mine = cursors.get(replica, "")

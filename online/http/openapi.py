@@ -1,7 +1,7 @@
-"""The OpenAPI document: what FastAPI does not route, every error, and the tokens.
+"""Completes the OpenAPI document: routes outside FastAPI, every error, and the access tokens.
 
-FastAPI documents its own routes.  The rest is put in here: predict and feedback, what a refusal
-looks like, and who may ask.
+FastAPI documents its own routes.  This module adds predict, feedback, choices and scores, the error
+answers, and which roles each route requires.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from online.serving.serving import Serving
 _REFS: Final = "#/components/schemas/{name}"
 _BINARY: Final = ("application/msgpack", {"type": "string", "format": "binary"})
 _LINES: Final = ("application/x-ndjson", {"type": "string", "description": "one event a line"})
-_ROW_OF: Final = "RowOf."  # and the name of a model: a schema of its rows
+_ROW_OF: Final = "RowOf."  # prefix of the schema names of models' rows
 _ROW: Final = {"a": 1.0, "b": -2.0}
 _ASK: Final = {"features": _ROW}
 _TEACH: Final = {"features": _ROW, "label": True, "event_id": "order-17"}
@@ -56,9 +56,9 @@ _GENERATED: Final = ("HTTPValidationError", "ValidationError")  # FastAPI's own 
 
 
 def document(app: FastAPI, servings: Mapping[str, Serving], *, guarded: bool) -> None:
-    """Complete the app's document: which models there are, and what they declare of their rows.
+    """Complete the app's document with the served models and their declared features.
 
-    ``guarded``: it takes tokens.
+    ``guarded``: access tokens are configured.
     """
     plain = app.openapi
 
@@ -81,14 +81,14 @@ def document(app: FastAPI, servings: Mapping[str, Serving], *, guarded: bool) ->
 
     @app.get(address, include_in_schema=False)
     async def schema() -> Response:
-        """Answer with the text that was made for the first who asked: it takes milliseconds."""
+        """Answer with the document, which is built once, because that takes milliseconds."""
         if not written:
             written.append(JSON.encode(openapi()))
         return Response(written[0], media_type="application/json")
 
 
 def _unlabelled(serving: Serving) -> bool:
-    """Whether its rows may come without a label."""
+    """Whether the model's rows may come without a label."""
     return serving.replica.settings.anomaly is not None
 
 
@@ -191,7 +191,7 @@ def _add_choices(
 
 
 def _add_refusals(made: dict[str, Any], *, guarded: bool) -> None:
-    """Add what each operation answers beside what it is for, and who may ask for it."""
+    """Add the errors and the required roles of each operation."""
     for name in _GENERATED:
         _schemas(made).pop(name, None)
     if guarded:
@@ -225,9 +225,9 @@ def _name_models(made: dict[str, Any], servings: Mapping[str, Serving]) -> None:
 
 
 def _add_declared(made: dict[str, Any], servings: Mapping[str, Serving]) -> None:
-    """Add the declared features: a schema of the rows of each model that has some, and examples.
+    """Add the declared features: a schema of the rows of each model with a declaration.
 
-    All models are asked by the same path, so a row is one of any of them.
+    All models share the same paths, so a row may match any of these schemas.
     """
     declared = {n: s.schema for n, s in sorted(servings.items()) if s.schema is not None}
     if not declared:
@@ -256,7 +256,7 @@ def _add_declared(made: dict[str, Any], servings: Mapping[str, Serving]) -> None
 
 
 def _example(serving: Serving, *, labelled: bool) -> dict[str, Any]:
-    """A body for a model that declares its features."""
+    """Make an example body for a model that declares its features."""
     assert serving.schema is not None
     body: dict[str, Any] = {"features": serving.schema.example()}
     if labelled:
@@ -281,7 +281,7 @@ def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, st
 
 
 def _error_of(path: str) -> str:
-    """Name of the schema of its errors."""
+    """Return the schema name of the errors under a path."""
     return InferError.__name__ if path.startswith("/v2") else ErrorAnswer.__name__
 
 
@@ -291,7 +291,7 @@ def _schemas(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_of(*choices: list[str]) -> list[dict[str, Any]]:
-    """The fields of one choice are needed, and those of no other."""
+    """Make alternatives: each requires the fields of one choice."""
     return [{"required": c, "properties": {name: _GIVEN[name] for name in c}} for c in choices]
 
 

@@ -1,18 +1,16 @@
-"""The Open Inference Protocol, version 2 over REST: tensors in, tensors out, by the same models.
+"""The Open Inference Protocol, version 2 over REST: predictions and feedback by tensors.
 
-A model here takes rows of named values.  In a request, as in MLServer's `pd` content type, a
-tensor of shape [n] or [n, 1] is the column of the feature that it is named after.  A tensor of
-shape [n, d] holds d columns, named by its parameter ``names`` (with commas between them), or
-``name.0`` to ``name.d-1``.  All rows of a request have the same features.
-
-Beyond the protocol, and announced by ``GET /v2``:
+The models take rows of named values.  As in MLServer's `pd` content type, an input tensor of shape
+[n] or [n, 1] is the column of the feature that it is named after.  A tensor of shape [n, d] holds
+d columns, named by its parameter ``names`` (separated by commas), or ``name.0`` to ``name.d-1``.
+All rows of a request have the same features.
 
 ``binary_tensor_data``
     Tensors as bytes behind the JSON text: Triton's extension, which its clients use by default.
 ``online_feedback``
-    ``POST /v2/models/{model}/feedback`` takes the true labels: a tensor ``label``, with ``id`` as
-    an answer gave it or with the features, and optionally ``event_id``, ``source``, ``weight``
-    and ``event_time``.  A tensor with ``names`` holds features, whatever it is called.
+    ``POST /v2/models/{model}/feedback`` takes the true labels: a tensor ``label``, with ``id`` from
+    an answer or with the features, and optionally ``event_id``, ``source``, ``weight`` and
+    ``event_time``.  A tensor with ``names`` holds features, whatever it is called.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from online import __version__
 from online.errors import RequestError, failed, invalid
 from online.http import repository
 from online.http.ingress import V2
-from online.messages.bodies import Arriving, Receive, Scope, Send
+from online.messages.bodies import Receive, Scope, Send, Transfers
 from online.messages.structs import Event, FeedbackRequest, Predictions, PredictRequest, Receipts
 from online.messages.tensors import (
     InferAnswer,
@@ -57,7 +55,7 @@ log = logging.getLogger(__name__)
 EXTENSIONS: Final = ("online_feedback", "binary_tensor_data", *repository.EXTENSIONS)
 Refused = RequestError | None
 Give = Callable[[Send, int, bytes, bytes, list[tuple[bytes, bytes]], str], Awaitable[None]]
-"""Sends an answer: status, type, body, headers and the model that it is about."""
+"""Sends an answer: status, content type, body, headers and the model it belongs to."""
 _LENGTH: Final = b"inference-header-content-length"
 _EVENT: Final = ("id", "label", "event_id", "source", "weight", "event_time")
 _DATATYPES: Final = {"number": "FP64", "category": "BYTES", "text": "BYTES", "bool": "BOOL"}
@@ -68,12 +66,12 @@ _RECEIPT: Final = ("status", "event_id", "version", "seen", "first_outcome", "re
 
 
 async def infer(serving: Serving, request: InferRequest) -> InferAnswer:
-    """Predictions for the rows in the tensors.  Raises RequestError."""
+    """Predict for the rows in the tensors.  Raises RequestError."""
     wanted = [output.name for output in request.outputs]
     options = request.parameters
     asked = PredictRequest(
         instances=rows(request.inputs),
-        ids=not wanted or "id" in wanted,  # a token costs more than an answer
+        ids=not wanted or "id" in wanted,  # making a token costs more than an answer
         max_age_ms=options.max_age_ms,
         after=options.after,
         details=options.details,
@@ -142,7 +140,7 @@ def _chosen(wanted: Sequence[str], outputs: list[Tensor]) -> list[Tensor]:
 
 
 def _of_rows(error: RequestError, plain: str) -> RequestError:
-    """The error with the place of a value as a caller of this protocol knows it."""
+    """Replace the error's field by the path that callers of this protocol know."""
     if error.field is None or not error.field.startswith(plain):
         return error
     place = "rows" + error.field.removeprefix(plain)
@@ -152,7 +150,7 @@ def _of_rows(error: RequestError, plain: str) -> RequestError:
 
 
 async def feedback(serving: Serving, request: InferRequest) -> InferAnswer:
-    """Learn the labels in the tensors; what became of each event.  Raises RequestError."""
+    """Learn the labels in the tensors; return the receipts as tensors.  Raises RequestError."""
     own: dict[str, list[Any]] = {}
     features: list[Tensor] = []
     for tensor in request.inputs:
@@ -185,7 +183,7 @@ async def feedback(serving: Serving, request: InferRequest) -> InferAnswer:
 
 
 def _fates(answer: Receipts) -> list[Tensor]:
-    """Return what became of the events, as tensors; ``""`` where there is nothing to say."""
+    """Convert receipts into tensors; empty fields become ``""``."""
     texts: dict[str, list[str]] = {name: [] for name in _RECEIPT}
     named = [receipt.unknown for receipt in answer.events]
     unknown = [[] if names is msgspec.UNSET else names for names in named]
@@ -199,18 +197,18 @@ def _fates(answer: Receipts) -> list[Tensor]:
     repeats = column("duplicate", [receipt.duplicate for receipt in answer.events])
     outputs = [*(column(name, values) for name, values in texts.items()), repeats]
     if any(unknown):
-        said = [json.dumps(names, ensure_ascii=False) for names in unknown]
-        outputs.append(column("unknown", said))
+        lists = [json.dumps(names, ensure_ascii=False) for names in unknown]
+        outputs.append(column("unknown", lists))
     return outputs
 
 
 def speaks(path: str) -> bool:
-    """Whether a path is of this protocol."""
+    """Whether a path belongs to this protocol."""
     return path == "/v2" or path.startswith("/v2/")
 
 
 def text_of(error: RequestError) -> str:
-    """The error in one line: the protocol has nothing but text for it."""
+    """Format the error as one line of text, all that the protocol provides for."""
     place = "" if error.field is None else f"{error.field}: "
     return f"{place}{error.message}" + ("" if error.hint is None else f". {error.hint}")
 
@@ -219,11 +217,11 @@ def text_of(error: RequestError) -> str:
 
 
 def metadata(serving: Serving) -> dict[str, Any]:
-    """Return what the model takes and gives.
+    """Return the model's input and output tensors.
 
-    Declared features are named with their types.  Without a declaration a linear model names the
-    features that it has met, up to ``limits.features_max`` of them.  Otherwise the one input is
-    the general form: a tensor whose ``names`` name its columns.
+    Declared features are listed with their types.  Without a declaration a linear model lists the
+    features that it has learned, up to ``limits.features_max`` of them.  Otherwise the only input
+    is the general form: a tensor whose ``names`` name its columns.
     """
     inputs = [{"name": n, "datatype": t, "shape": [-1]} for n, t in _inputs(serving).items()]
     many = {"name": "features", "datatype": "FP64", "shape": [-1, -1]}
@@ -254,12 +252,12 @@ def _inputs(serving: Serving) -> dict[str, str]:
 
 
 def _met(serving: Serving) -> list[str]:
-    """Features that the model has weights for; empty if it can't say, or they are too many."""
+    """Features that the model has weights for; empty if unknown, or too many."""
     model = serving.replica.learner.serving
     if not isinstance(model, Linear):
         return []
     weights = steps(model.estimator)[-1].weights
-    if serving.replica.settings.task == "multiclass":  # of each class
+    if serving.replica.settings.task == "multiclass":  # weights by class, then by feature
         weights = {name: None for held in list(weights.values()) for name in held}
     return [] if len(weights) > serving.replica.limits.features_max else list(weights)
 
@@ -280,15 +278,15 @@ def _find(servings: Mapping[str, Serving], model: str, version: str | None) -> S
 
 
 class Actions:
-    """ASGI of infer and feedback: FastAPI's own way there would cost more than the answer."""
+    """The ASGI handler of infer and feedback; FastAPI's routing would cost more than the answer."""
 
-    def __init__(self, servings: Mapping[str, Serving], arriving: Arriving, give: Give) -> None:
-        self._servings, self._arriving, self._give = servings, arriving, give
+    def __init__(self, servings: Mapping[str, Serving], transfers: Transfers, give: Give) -> None:
+        self._servings, self._transfers, self._give = servings, transfers, give
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, request_id: bytes, refused: Refused
     ) -> None:
-        """Answer a request whose path is of ``ingress.V2``; with ``refused``, if there is one."""
+        """Answer a request to a path of ``ingress.V2``; with ``refused``, if that is given."""
         headers = [(b"x-request-id", request_id)]
         try:
             body, length = await self._answer(scope, receive, request_id, refused)
@@ -318,7 +316,7 @@ class Actions:
             if scope["method"] != "POST":
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             length = _json_bytes(scope)
-            request = parse(await self._arriving.read(scope, receive), length)
+            request = parse(await self._transfers.read(scope, receive), length)
             return encode(await answer(serving, request), request)
         except RequestError as error:
             if model in self._servings:
@@ -335,7 +333,7 @@ class Actions:
 
 
 def _json_bytes(scope: Scope) -> int | None:
-    """How many bytes of the body are JSON, as its headers say; None: all of them."""
+    """Length of the JSON part of the body according to its headers; None: all of it."""
     headers = dict(scope["headers"])
     if coding := headers.get(b"content-encoding", b"").decode("latin-1"):
         message = f"content encoding {coding[:80]!r}"
@@ -350,7 +348,7 @@ def _json_bytes(scope: Scope) -> int | None:
 
 
 def error_body(error: RequestError) -> bytes:
-    """Body of an error answer, as the protocol has it."""
+    """Make the body of an error answer in this protocol."""
     return msgspec.json.encode(InferError(text_of(error)))
 
 
@@ -364,7 +362,7 @@ _SUMMARIES: Final = {
 
 
 def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
-    """Add all but the actions to an app that answers errors: under /v2 these become text."""
+    """Add all routes but the actions to an app; errors under /v2 become text."""
     tags: list[Any] = ["Open Inference Protocol"]
 
     @app.get("/v2", tags=tags, summary="The server and its extensions")
@@ -375,7 +373,7 @@ def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    # A replica answers nothing before all of its models can: so here is ready, too.
+    # A replica answers no request before all of its models are ready.
     @app.get("/v2/health/ready", tags=tags, summary="Every model can answer")
     async def ready() -> dict[str, bool]:
         return {"ready": True, "live": True}
@@ -406,22 +404,24 @@ def _as_text(plain: Any) -> Any:
         response: Response = await plain(request, error)
         if not speaks(request.url.path):
             return response
-        said = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
+        error_v2 = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
         kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
-        return Response(error_body(said), said.status, kept, "application/json")  # such as Allow
+        return Response(
+            error_body(error_v2), error_v2.status, kept, "application/json"
+        )  # such as Allow
 
     return handler
 
 
 def example_label(serving: Serving) -> Any:
-    """A label that the model may be sent, for examples in the document."""
+    """Return a label that the model accepts, for examples in the document."""
     settings = serving.replica.settings
     classes = settings.classes or {"positive": True}
     return {"binary": classes["positive"], "regression": 3.5}.get(settings.task, "a class")
 
 
 def _examples(servings: Mapping[str, Serving], *, labelled: bool) -> dict[str, Any]:
-    """Bodies for the models that declare their features."""
+    """Make example bodies for the models that declare their features."""
     made: dict[str, Any] = {}
     for name, serving in sorted(servings.items()):
         if serving.schema is None:
@@ -440,7 +440,7 @@ def _examples(servings: Mapping[str, Serving], *, labelled: bool) -> dict[str, A
 
 
 def _document(app: FastAPI, servings: Mapping[str, Serving], tags: list[str]) -> None:
-    """Put the actions, which FastAPI does not route, into the OpenAPI document."""
+    """Add the actions, which FastAPI does not route, to the OpenAPI document."""
     (asked, answer, _), components = msgspec.json.schema_components(
         [InferRequest, InferAnswer, InferError], ref_template="#/components/schemas/{name}"
     )

@@ -1,4 +1,4 @@
-"""HTTP of the operators: snapshots, rollback, freeze, quarantine, and events that are left out."""
+"""Operators' routes: snapshots, rollback, freeze, quarantine, and events that were left out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from online.rows.history import DISCARDED, QUARANTINED, RELEASED, Choice
 from online.serving.status import Cluster
 
 EVENTS_MAX = 1000
-"""Events of one page, and of one request to learn them again."""
+"""Largest number of events on one page, and in one request to learn them again."""
 
 Status = Literal["undone", "frozen"]
-After = Annotated[str | None, Query(description="cursor of the page before; none: the first page")]
-Of = Annotated[str | None, Query(max_length=256, description="of this source only")]
-Limit = Annotated[int, Query(ge=1, le=EVENTS_MAX, description="events of one page at most")]
+After = Annotated[
+    str | None, Query(description="`cursor` of the previous page; omit it for the first")
+]
+Of = Annotated[str | None, Query(max_length=256, description="only events of this source")]
+Limit = Annotated[int, Query(ge=1, le=EVENTS_MAX, description="largest number of events on a page")]
 
 _EVENT = {
     "event_id": "order-17", "source": "default", "label": "yes", "at": 1764036000.0,
@@ -25,49 +27,55 @@ _EVENT = {
 
 
 class RollbackRequest(BaseModel):
-    """Which snapshot the model goes back to."""
+    """The snapshot to which the model is rolled back."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"to": "3-120"}]})
     to: str = Field(min_length=1, max_length=128, description="a snapshot's name")
 
 
 class PromoteRequest(BaseModel):
-    """Whether what served before is to serve again, and whether figures matter."""
+    """The direction of a promotion, and whether to force it."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"back": False}]})
     back: bool = Field(
         False,
         strict=True,
-        description="refuse unless the challenger has served before; an apprentice answers no more",
+        description="refuse unless the challenger has served before; an apprentice stops answering",
     )
     force: bool = Field(
         False,
         strict=True,
-        description="an apprentice answers, though it is not sure to keep enough",
+        description="let an apprentice answer although it is not sure to keep enough reward",
     )
 
 
 class RelearnRequest(BaseModel):
-    """Which events are learned again, and from where on."""
+    """The status of the events to learn again, and the page to start with."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"status": "undone", "limit": 200}]}
     )
     status: Status
-    after: str | None = Field(None, description="`cursor` of the answer before; none: begin")
-    limit: int = Field(200, ge=1, le=EVENTS_MAX, description="events of one request at most")
+    after: str | None = Field(None, description="`cursor` of the previous answer; omit it to begin")
+    limit: int = Field(
+        200, ge=1, le=EVENTS_MAX, description="largest number of events in one request"
+    )
 
 
 class DecideRequest(BaseModel):
-    """Quarantined events: some, by their rows, or a page of those of a source."""
+    """Quarantined events to decide about: given by rows, or a page of one source."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"rows": ["3:120"]}, {"source": "bot"}]}
     )
     rows: list[str] | None = Field(None, min_length=1, max_length=EVENTS_MAX)
-    source: str | None = Field(None, max_length=256, description="all of this source, in pages")
-    after: str | None = Field(None, description="`cursor` of the answer before; none: begin")
-    limit: int = Field(200, ge=1, le=EVENTS_MAX, description="events of one request at most")
+    source: str | None = Field(
+        None, max_length=256, description="all events of this source, page by page"
+    )
+    after: str | None = Field(None, description="`cursor` of the previous answer; omit it to begin")
+    limit: int = Field(
+        200, ge=1, le=EVENTS_MAX, description="largest number of events in one request"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> DecideRequest:
@@ -77,14 +85,14 @@ class DecideRequest(BaseModel):
 
 
 class UpgradeRequest(BaseModel):
-    """Whether a model of today's defaults is to learn beside the one that serves."""
+    """Whether a challenger with today's default settings is to learn beside the model."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"on": True}]})
-    on: bool = Field(True, strict=True, description="false: it is ended")
+    on: bool = Field(True, strict=True, description="false: stop the challenger")
 
 
 class ForgetRequest(BaseModel):
-    """A state that `online forget` has built aside, and which rows it is without."""
+    """A state that `online forget` has rebuilt, and the rows that it excludes."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -100,19 +108,24 @@ class ForgetRequest(BaseModel):
         },
     )
     source: str = Field(max_length=256)
-    since: float | None = Field(None, description="POSIX seconds; none: all of its rows")
+    since: float | None = Field(
+        None, description="exclude the source's rows from then on, POSIX seconds; none: all of them"
+    )
     snapshot: str = Field(min_length=1, max_length=128, description="the state's name")
-    base: str | None = Field(None, max_length=128, description="what it was built from")
+    base: str | None = Field(
+        None, max_length=128, description="the snapshot that it was built from"
+    )
     undone: dict[int, list[int]] = Field(
-        description="rows it is without, by partition: gap, length, gap, length …"
+        description="excluded rows by partition: gap, length, gap, length …"
     )
     digests: tuple[tuple[int, int], tuple[int, int]] | None = Field(
-        None, description="count and sum of the events in it with these rows, and without"
+        None,
+        description="count and hash sum of its events with the excluded rows, and without them",
     )
 
 
 class WithdrawRequest(BaseModel):
-    """Snapshots that are to be removed for good."""
+    """Snapshots to be removed for good."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"names": ["3-120"]}]}
@@ -121,17 +134,17 @@ class WithdrawRequest(BaseModel):
 
 
 class TaughtFile(BaseModel):
-    """A file of a backfill."""
+    """A file that a backfill has learned."""
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(max_length=1024)
     size: int = Field(ge=0, description="bytes")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    rows: int = Field(ge=0, description="bad ones included")
+    rows: int = Field(ge=0, description="including invalid ones")
 
 
 class BackfillRequest(BaseModel):
-    """A state that `online backfill` has built aside, and what taught it."""
+    """A state that `online backfill` has built, and the files that taught it."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -151,12 +164,12 @@ class BackfillRequest(BaseModel):
     files: list[TaughtFile] = Field(min_length=1, max_length=10_000)
     learned: int = Field(ge=0)
     quarantined: int = Field(ge=0)
-    known: int = Field(ge=0, description="left out: the journal has their events")
+    known: int = Field(ge=0, description="left out because the journal has their events")
     label: str = Field(max_length=1024, description="column of the labels")
 
 
 class BanRequest(BaseModel):
-    """Whether what a source sends is quarantined from now on."""
+    """A source, and whether it is banned from now on."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"source": "bot", "banned": True}]}
@@ -166,7 +179,7 @@ class BanRequest(BaseModel):
 
 
 def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[int | str, Any]:
-    """Return what a route answers, with an example; ``errors`` are named like ``e409``."""
+    """Document a route's answer with an example; ``errors`` have names like ``e409``."""
     content = {"application/json": {"example": example}}
     shown: dict[int | str, Any] = {200: {"description": description, "content": content}}
     for status, text in {"e404": "No such model or snapshot", **errors}.items():
@@ -178,22 +191,22 @@ _UNAVAILABLE = "The server or the journal does not answer; ask again, it is done
 
 
 def operations(cluster: Cluster) -> APIRouter:
-    """Routes under ``/v1/models/{model}``, for models that are served."""
+    """Make the routes under ``/v1/models/{model}``, for models that are served."""
     routes = APIRouter(prefix="/v1/models/{model}", tags=["operations"])
 
-    @routes.get("/snapshots", summary="Snapshots kept")
+    @routes.get("/snapshots", summary="List the kept snapshots")
     async def snapshots(model: str) -> dict[str, Any]:
         return {"snapshots": await cluster.snapshots(model)}
 
-    @routes.post("/snapshots", summary="Publish one now")
+    @routes.post("/snapshots", summary="Publish a snapshot now")
     async def snapshot(model: str, pin: bool = False) -> dict[str, Any]:
         return await cluster.snapshot(model, pin=pin)
 
-    @routes.post("/snapshots/withdraw", summary="Remove some for good, but the newest")
+    @routes.post("/snapshots/withdraw", summary="Remove snapshots for good, but not the newest")
     async def withdraw(model: str, body: WithdrawRequest) -> dict[str, Any]:
         return await cluster.withdraw(model, body.names)
 
-    @routes.post("/snapshots/{name}/pin", summary="Keep it, or not")
+    @routes.post("/snapshots/{name}/pin", summary="Pin or unpin a snapshot")
     async def pin(model: str, name: str, on: bool = True) -> dict[str, Any]:
         return await cluster.pin(model, name, on=on)
 
@@ -208,7 +221,7 @@ def operations(cluster: Cluster) -> APIRouter:
 def _add_upgrade(routes: APIRouter, cluster: Cluster) -> None:
     @routes.post(
         "/upgrade",
-        summary="A model of today's defaults learns in shadow beside one that keeps older ones",
+        summary="Start a challenger with today's defaults beside a model with older ones",
         responses=_answers(
             "Decided, durably. The service starts it as the challenger; the status says how both "
             "do, and nothing is promoted",
@@ -229,7 +242,7 @@ def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/rollback",
-        summary="Back to a snapshot: what was learned since is undone, and kept",
+        summary="Roll back to a snapshot: rows learned since are marked undone, and kept",
         responses=_answers(
             "Rolled back, durably. `complete`: every replica answers from it",
             back,
@@ -247,7 +260,7 @@ def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/promote",
-        summary="The challenger serves, or the apprentice answers, with what it has learned",
+        summary="Promote the challenger to serve, or the apprentice to answer",
         responses=_answers(
             "Decided, durably. The replicas are replaced one by one; it is done when the status "
             "says `spec` is `to` and `challenger.spec` is `from`. Of an apprentice: `answers` "
@@ -263,7 +276,7 @@ def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/forget",
-        summary="On with a state built without a source: see `online forget`",
+        summary="Switch to a state rebuilt without a source: see `online forget`",
         responses=_answers(
             "Swapped, durably. `complete`: every replica answers from it",
             {**back, "snapshot": "aside-4-130-1f"},
@@ -277,7 +290,7 @@ def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/backfill",
-        summary="On with a state that tables have taught aside: see `online backfill`",
+        summary="Switch to a state taught from tables: see `online backfill`",
         responses=_answers(
             "Swapped, durably; `snapshot` is pinned. `complete`: every replica answers from it",
             {**back, "snapshot": "4-131-from-4-120", "undone": 0},
@@ -294,7 +307,7 @@ def _add_freezes(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/freeze",
-        summary="Learn nothing more; feedback is kept as `frozen`",
+        summary="Stop learning; feedback is kept as `frozen`",
         responses=_answers(
             "Frozen. `complete`: every replica has seen it, the version stands",
             acted,
@@ -306,7 +319,7 @@ def _add_freezes(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/unfreeze",
-        summary="Learn again from here on",
+        summary="Resume learning",
         responses=_answers(
             "It learns. `complete`: every replica does",
             {**acted, "control": 7, "frozen": 0},
@@ -326,7 +339,7 @@ def _add_events(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.get(
         "/events",
-        summary="Events that are not in the model: undone by a rollback, or frozen",
+        summary="List events that are not in the model: undone by a rollback, or frozen",
         responses=_answers("A page; `cursor` leads to the next one", page, e503=_UNAVAILABLE),
     )
     async def events(
@@ -336,7 +349,7 @@ def _add_events(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/relearn",
-        summary="Learn them again, each once, as new rows",
+        summary="Learn such events again, each once, as new rows",
         responses=_answers(
             "Learned; ask again with `cursor` until it is null",
             done,
@@ -359,7 +372,7 @@ def _add_quarantine(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.get(
         "/quarantine",
-        summary="Events that were set aside: quarantined, released, discarded",
+        summary="List quarantined events, also released and discarded ones",
         responses=_answers("A page; `cursor` leads to the next one", page, e503=_UNAVAILABLE),
     )
     async def quarantine(
@@ -372,7 +385,7 @@ def _add_quarantine(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.get(
         "/quarantine/events/{event}",
-        summary="One of them, by its row, or by its id and source",
+        summary="Show a quarantined event, by its row, or by its id and source",
         responses=_answers("The event", shown, e404="No such event", e503=_UNAVAILABLE),
     )
     async def quarantined(model: str, event: str, source: Of = None) -> dict[str, Any]:
@@ -390,7 +403,7 @@ def _add_quarantine(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/sources",
-        summary="Quarantine whatever a source sends from now on, or no longer",
+        summary="Ban a source, whose feedback is then quarantined, or lift the ban",
         responses=_answers(
             "Decided. `complete`: every replica acts on it",
             {**ban, "complete": True, "missing": []},
@@ -403,12 +416,16 @@ def _add_quarantine(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/quarantine/release",
-        summary="Learn quarantined events after all, each once",
+        summary="Release quarantined events: learn them, each once",
         responses={**decided, 409: {"description": "The model is frozen"}},
     )
     async def release(model: str, body: DecideRequest) -> dict[str, Any]:
         return await decide(model, RELEASED, body)
 
-    @routes.post("/quarantine/discard", summary="Never learn quarantined events", responses=decided)
+    @routes.post(
+        "/quarantine/discard",
+        summary="Discard quarantined events: never learn them",
+        responses=decided,
+    )
     async def discard(model: str, body: DecideRequest) -> dict[str, Any]:
         return await decide(model, DISCARDED, body)

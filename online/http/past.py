@@ -1,4 +1,4 @@
-"""HTTP of what has been: how a model did, and a report on how good it was, between two times."""
+"""Routes to the past: a model's history, and a report on its quality between two times."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from online.history.series import POINTS_MAX, read
 Reports = Callable[[str, float, float], bytes]
 """Makes the page of a report: model, since and until in POSIX seconds.  Called on a thread.
 
-Raises RequestError: another one is being made, it takes too long, or it can't be made.
+Raises RequestError if another report is being made, it takes too long, or it can't be made.
 """
-Since = Annotated[float | None, Query(description="POSIX seconds; a day ago")]
-Until = Annotated[float | None, Query(description="POSIX seconds; now")]
+Since = Annotated[float | None, Query(description="POSIX seconds; default: a day ago")]
+Until = Annotated[float | None, Query(description="POSIX seconds; default: now")]
 
 _DAY_S: Final = 86_400.0
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def _span(since: float | None, until: float | None) -> tuple[float, float]:
-    """Begin and end that are meant.  Raises RequestError: there is nothing between them."""
+    """Return the begin and end with defaults filled in.  Raises RequestError for an empty span."""
     end = time.time() if until is None else until
     begin = end - _DAY_S if since is None else since
     if not begin < end:  # NaN too
@@ -36,17 +36,17 @@ def _span(since: float | None, until: float | None) -> tuple[float, float]:
 
 
 def history_routes(folder: Path) -> APIRouter:
-    """Routes of every model, to the file that the process of the service writes."""
+    """Make the route to the history file that the service's process writes."""
     made = APIRouter(tags=["models"])
 
-    @made.get("/v1/models/{model}/history", summary="How it did: scores, traffic, what happened")
+    @made.get("/v1/models/{model}/history", summary="History of scores, traffic and operations")
     def history(
         model: str,
         since: Since = None,
         until: Until = None,
         points: Annotated[int, Query(ge=1, le=POINTS_MAX)] = 300,
     ) -> dict[str, Any]:
-        """Columns of one length, a step an entry, and the marks of what happened."""
+        """Return columns of equal length, one entry per step, and marks of past operations."""
         begin, end = _span(since, until)
         try:
             return read(folder, model, begin, end, points)
@@ -58,16 +58,16 @@ def history_routes(folder: Path) -> APIRouter:
 
 
 def report_routes(reports: Reports) -> APIRouter:
-    """Routes of every model, to the page of `online report`."""
+    """Make the route to the page of `online report`."""
     made = APIRouter(tags=["operations"])
 
     @made.get(
         "/v1/models/{model}/report",
-        summary="The report on a span of time, as a page",
+        summary="Report on a time span, as a page",
         response_class=HTMLResponse,
     )
     def report(model: str, since: Since = None, until: Until = None) -> HTMLResponse:
-        """Judge the labels that were recorded in it, in a process of its own; it takes seconds."""
+        """Report on the labels recorded in a span, in a process of its own; takes seconds."""
         page = reports(model, *_span(since, until))
         headers = {
             "content-security-policy": _POLICY,

@@ -1,4 +1,4 @@
-"""Every error of what FastAPI routes gets the error body, whoever raised it."""
+"""Gives every error of FastAPI's routes the service's error body, whoever raised it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,36 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from online.errors import RequestError, failed, invalid
-from online.messages.bodies import Scope, error_body
+from online.messages.bodies import Format, Scope, error_body
 from refusals import meant
 
 log = logging.getLogger(__name__)
 
 
-def _methods(app: FastAPI, scope: Scope) -> str:
-    """Return the methods that the path takes, by all of its routes.
+def answer_of(
+    error: Exception, what: str, form: Format
+) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    """Status, body and headers for whoever asked for what has ended with an error.
 
-    The framework names those of the first one.
+    ``what``: the request, as the log names it.
+    """
+    if isinstance(error, RequestError):
+        if error.status >= 500:
+            log.warning("%s: %s", what, error)
+        return error.status, form.encode(error_body(error)), headers_of(error)
+    log.error("%s", what, exc_info=error)
+    return 500, form.encode(error_body(failed())), []
+
+
+def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
+    """Return the headers that go with an error, as ASGI has them."""
+    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
+
+
+def _methods(app: FastAPI, scope: Scope) -> str:
+    """Return the methods that the path takes, over all routes that match it.
+
+    The framework reports those of the first route only.
     """
     taken = (
         method
@@ -32,7 +52,7 @@ def _methods(app: FastAPI, scope: Scope) -> str:
 
 
 def _like(app: FastAPI, path: str) -> list[str]:
-    """The paths with as many parts as this one, and its own names where a route takes any."""
+    """Return route paths with as many segments as this one, its parameters filled in."""
     parts = path.rstrip("/").split("/")
     routes = (str(getattr(route, "path", "")).split("/") for route in app.routes)
     return [
@@ -43,7 +63,7 @@ def _like(app: FastAPI, path: str) -> list[str]:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Every error has the error body, whoever raised it."""
+    """Add the exception handlers that answer with the error body."""
 
     @app.exception_handler(RequestError)
     async def on_error(request: Request, error: RequestError) -> JSONResponse:
@@ -75,7 +95,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        if isinstance(first.get("input"), bytes):  # nobody has read it
+        if isinstance(first.get("input"), bytes):  # the body was not decoded
             kind = request.headers.get("content-type", "")[:80]
             hint = "Send it as Content-Type: application/json"
             unread = RequestError(415, "media_type", f"content type {kind}", None, hint)

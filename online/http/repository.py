@@ -1,7 +1,7 @@
-"""Clients of the Open Inference Protocol ask this, too: which models there are, their statistics.
+"""Extensions of the Open Inference Protocol: the models' index, configuration and statistics.
 
-These are Triton's extensions of the repository, the configuration and the statistics.  Models are
-not loaded and unloaded by requests here, so only the index of the repository is.
+These are Triton's extensions.  Requests cannot load or unload models here, so only the index of the
+model repository is supported.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def add_routes(
     about: Callable[[Serving], Mapping[str, Any]],
     tags: list[Any],
 ) -> None:
-    """Add them to an app; ``find`` raises for what is not served, ``about`` is the metadata."""
+    """Add them to an app; ``find`` raises for an unknown model, ``about`` is the metadata."""
 
-    @app.post("/v2/repository/index", tags=tags, summary="Which models there are")
+    @app.post("/v2/repository/index", tags=tags, summary="Index of the models")
     async def index() -> list[dict[str, str]]:
         return [
             {"name": name, "version": version, "state": "READY", "reason": ""}
@@ -36,8 +36,12 @@ def add_routes(
             for version in about(serving)["versions"]
         ]
 
-    @app.get("/v2/models/{model}/config", tags=tags, summary="Its configuration")
-    @app.get("/v2/models/{model}/versions/{version}/config", tags=tags, summary="That of a version")
+    @app.get("/v2/models/{model}/config", tags=tags, summary="Configuration of a model")
+    @app.get(
+        "/v2/models/{model}/versions/{version}/config",
+        tags=tags,
+        summary="Configuration of a version",
+    )
     async def config(model: str, version: str | None = None) -> dict[str, Any]:
         shown = about(find(model, version))
         return {
@@ -49,15 +53,17 @@ def add_routes(
             "output": [_tensor(one) for one in shown["outputs"]],
         }
 
-    @app.get("/v2/models/{model}/stats", tags=tags, summary="What the replica at hand has answered")
-    @app.get("/v2/models/{model}/versions/{version}/stats", tags=tags, summary="The same")
+    @app.get("/v2/models/{model}/stats", tags=tags, summary="Statistics of the answering replica")
+    @app.get(
+        "/v2/models/{model}/versions/{version}/stats", tags=tags, summary="Statistics of a version"
+    )
     async def stats(model: str, version: str | None = None) -> dict[str, Any]:
         serving = find(model, version)
         return {"model_stats": [statistics(serving, about(serving)["versions"][0])]}
 
 
 def statistics(serving: Serving, version: str) -> dict[str, Any]:
-    """Requests of predictions that this replica has answered and refused, and how long it took."""
+    """Count this replica's answered and refused prediction requests, and their total time."""
     report = serving.replica.report()
     answered = sum(n for name, n in report.items() if name.startswith("predict_at_"))
     refused = sum(n for name, n in report.items() if name.startswith("predict_refused_"))

@@ -1,7 +1,7 @@
-"""The newest answers and labels of one model in one replica, bounded, and only while watched.
+"""A bounded buffer of the latest answers and labels of one model in one replica.
 
-Whoever asks for them has them taken from then on, for some seconds.  While nobody does, a request
-costs the look at one attribute.
+Requests are recorded only for some seconds after the buffer was last read.  At other times the
+cost of a request is one attribute check.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from online.messages.structs import (
 )
 
 WATCHED_S: Final = 15.0
-"""For so long after the last look requests are taken."""
+"""Seconds after the last read during which requests are recorded."""
 REQUESTS_MAX: Final = 500
 BYTES_MAX: Final = 2 << 20
-"""Bodies of all requests that are held; a longer one is not."""
+"""Bound on the body sizes of all recorded requests; a longer request is not recorded."""
 ROWS_SHOWN: Final = 5
-"""Rows of a request of many that are shown; the others are counted."""
+"""Rows shown of a request with many; the others are counted."""
 LOOK_MAX: Final = 500
 
 _ID_SHOWN: Final = 16  # characters of a prediction's id
@@ -49,14 +49,14 @@ class _Taken(msgspec.Struct, frozen=True):
 
 
 class Ring:
-    """This ring holds what one replica has answered and was told lately.
+    """Holds what one replica has recently answered and been sent.
 
     Parameters:
         now_s: The wall clock, in POSIX seconds.
-        monotonic_s: A clock that nobody sets.
+        monotonic_s: A monotonic clock, in seconds.
 
     Attributes:
-        watched: Whether a request is to be taken.
+        watched: Whether requests are to be recorded.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Ring:
         self.watched = False
 
     def take(self, asked: Asked, given: Given, size: int) -> None:
-        """Take a request with its answer; ``size``: bytes of its body."""
+        """Record a request with its answer; ``size``: bytes of its body."""
         if self._monotonic_s() > self._until_s:
             self.watched = False
             self._taken.clear()
@@ -86,13 +86,13 @@ class Ring:
             self._size -= self._taken.popleft().size
 
     def look(self, after: int | None) -> dict[str, Any]:
-        """Return what was taken after a number (None: nothing yet), and watch on.
+        """Return what was recorded after a number (None: nothing yet), and keep recording.
 
-        ``cursor`` is the number to go on from; ``missed`` counts requests that came after
-        ``after`` and are not held any more.
+        ``cursor`` is the number to continue from; ``missed`` counts requests after ``after`` that
+        are no longer held.
         """
         self._until_s, self.watched = self._monotonic_s() + WATCHED_S, True
-        if after is None or after > self._last:  # a replica that has begun anew since
+        if after is None or after > self._last:  # the replica was restarted since
             return {"cursor": self._last, "missed": 0, "events": []}
         found = [one for one in self._taken if one.number > after][:LOOK_MAX]
         last = found[-1].number if found else self._last
@@ -101,7 +101,7 @@ class Ring:
 
 
 def _entries(taken: _Taken) -> Iterator[dict[str, Any]]:
-    """One entry a row, as plain data."""
+    """Yield one entry per row, as plain data."""
     asked, given = taken.asked, taken.given
     many: Sequence[Any] | None
     if isinstance(asked, PredictRequest):

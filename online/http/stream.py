@@ -1,9 +1,9 @@
-"""Pages are told how the models do for as long as they stay, instead of asking again and again.
+"""Streams the models' status to open pages (server-sent events), which saves them polling.
 
-One look at the models is sent to all who listen (server-sent events), so that twenty open pages
-cost little more than one.  A stream has an end: whoever stays opens another one, perhaps at another
-replica.  It takes no place of a request; there may be so many streams and no more.  When the server
-in front ends, which waits for all that is under way, streams end first.
+One status query serves all listeners, so twenty open pages cost little more than one.  Streams have
+a limited life: a page that stays opens another one, perhaps at another replica.  They do not count
+as requests, but their number is bounded.  When the HTTP server shuts down, which waits for all open
+requests, streams end first.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from online.messages.bodies import JSON, Receive, Send
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 2.0
-"""Between two looks."""
+"""Seconds between two status queries."""
 LIFE_S: Final = 60.0
-_ENDING_S: Final = 0.1  # between two looks whether the server ends
-_STUCK_S: Final = 10.0  # a listener that takes nothing for so long is let go
+_ENDING_S: Final = 0.1  # between two checks whether the server is shutting down
+_STUCK_S: Final = 10.0  # a listener that takes nothing for this long is dropped
 _HEAD: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # a proxy that collects what it passes on would show nothing
+    (b"x-accel-buffering", b"no"),  # keeps proxies from buffering the stream
 ]
 
 
 class Streams:
-    """Streams of one replica.
+    """The streams of one replica.
 
     Parameters:
-        look: How all models do, as plain data.
-        most: Streams at once.
+        look: Returns the status of all models, as plain data.
+        most: Largest number of concurrent streams.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Streams:
         return len(self._listeners)
 
     async def __call__(self, receive: Receive, send: Send) -> None:
-        """Tell one listener until it goes, or its time is over.  RequestError: there is no room."""
+        """Serve one listener until it leaves or its time ends.  Raises RequestError if full."""
         if len(self._listeners) >= self._most:
             hint = "Ask GET /v1/models now and then, or raise limits.listeners_max"
             message = f"{self._most} pages are told of changes here already"
             raise RequestError(429, "busy", message, None, hint, 5)
-        mine: asyncio.Queue[bytes | None] = asyncio.Queue(1)  # the newest: who is slow skips some
+        mine: asyncio.Queue[bytes | None] = asyncio.Queue(1)  # slow listeners skip states
         self._listeners.add(mine)
         gone = asyncio.ensure_future(_gone(receive))
         try:
@@ -73,7 +73,7 @@ class Streams:
             await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
             async with asyncio.timeout(self._life_s):
                 await self._tell(mine, gone, send)
-        except TimeoutError:  # of its life, or it takes nothing
+        except TimeoutError:  # its life is over, or it takes nothing
             pass
         finally:
             gone.cancel()
@@ -99,7 +99,7 @@ class Streams:
             await asyncio.wait_for(send(body), _STUCK_S)
 
     async def _watch(self) -> None:
-        """Look for all, until nobody listens or the server ends."""
+        """Query the status for all listeners, until none is left or the server shuts down."""
         server = server_here()
         try:
             while server is None or not server.should_exit:
@@ -110,7 +110,7 @@ class Streams:
                 while left_s >= 0.0 and not (server is not None and server.should_exit):
                     await asyncio.sleep(min(left_s, _ENDING_S))
                     left_s -= _ENDING_S
-        except Exception:  # they ask by themselves then, and are told why
+        except Exception:  # the pages then poll, and are told the error
             log.exception("the models can't be looked at")
         self._looking = self._newest = None
         self._hand_out(None)
@@ -123,9 +123,9 @@ class Streams:
 
 
 def server_here() -> uvicorn.Server | None:
-    """Return the server that runs on this loop, whoever has started it; None: another kind does.
+    """Return the uvicorn server that runs on this event loop; None: another kind of server does.
 
-    Ray Serve tells nobody of the one that it starts for a replica.
+    Ray Serve provides no access to the server that it starts for a replica.
     """
     for task in asyncio.all_tasks():
         frame = getattr(task.get_coro(), "cr_frame", None)
@@ -136,6 +136,6 @@ def server_here() -> uvicorn.Server | None:
 
 
 async def _gone(receive: Receive) -> None:
-    """Return when the caller has gone away."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""An application whose requests are traced: stands in front of it where traces are on."""
+"""A middleware that traces requests; installed where tracing is on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACTIONS: Final = ("/predict", "/feedback", "/choose", "/reward", "/infer")
 
 
 class Traced:
-    """Predictions, choices, inference and feedback are traced; whatever else goes through."""
+    """Traces predictions, choices, inference and feedback; other requests pass unchanged."""
 
     def __init__(self, behind: Application, tracing: Tracing) -> None:
         self._behind, self._tracing = behind, tracing
@@ -30,7 +30,7 @@ class Traced:
         if trace is None:
             await self._behind(scope, receive, send)
             return
-        status = 500  # nothing was answered: it failed, or the caller went away
+        status = 500  # if nothing is answered: it failed, or the client disconnected
 
         async def noted(message: dict[str, Any]) -> None:
             nonlocal status

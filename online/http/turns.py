@@ -1,11 +1,11 @@
-"""Requests beside predictions and feedback are worked out a few at a time.
+"""Bounds how many requests beside predictions and feedback are processed at a time.
 
-A status, metrics or a document take some milliseconds each of the loop that everybody shares.
-Hundreds that are begun at once would all be worked out before whoever waits for the loop has a
-turn again, and an event that is recorded needs several.
+A status, metrics or a document each take some milliseconds of the shared event loop.  If hundreds
+started at once, all of them would be processed before other tasks get a turn, and recording an
+event needs several turns.
 
-Some wait for the parameter server or the journal, which takes nothing of the loop: a turn ends
-after a second, so that a server that stands still keeps nobody from the metrics that tell of it.
+Some of these requests wait for the parameter server or the journal, which does not use the loop.
+So a turn ends after a second, and a hanging server cannot block the metrics that reveal it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from online.messages.bodies import Receive, Scope, Send
 Inner = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 AT_ONCE: Final = 4
-"""So many are worked out at once; the others wait in line."""
+"""Requests that are processed at a time; the others queue."""
 TURN_S: Final = 1.0
-"""For a request that has no answer yet; the next one begins beside it then."""
+"""Longest turn of a request without an answer; then the next one begins beside it."""
 
 _AT_ANY_TIME: Final = re.compile(r"/livez|/readyz|/v2/health/(live|ready)|/v1/models/[^/]+/report")
-"""Paths that say nothing but that somebody is there, and one whose work is done on a thread."""
+"""Health probes, which are cheap, and reports, which are made in another process."""
 
 
 class Turns:
-    """Turns of requests that read; whoever takes an answer slowly holds up nobody."""
+    """Takes turns among GET requests; a slow reader of an answer holds up no other request."""
 
     def __init__(self, inner: Inner, at_once: int = AT_ONCE, turn_s: float = TURN_S) -> None:
         self._inner, self._places = inner, asyncio.Semaphore(at_once)
         self._turn_s = turn_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request once it has a turn, which ends when its answer is there, or late."""
+        """Answer a request in its turn, which ends with its answer or after the time limit."""
         if scope["method"] not in ("GET", "HEAD") or _AT_ANY_TIME.fullmatch(scope["path"]):
             await self._inner(scope, receive, send)
             return

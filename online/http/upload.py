@@ -1,7 +1,7 @@
-"""Long uploads: one event a line in, one receipt a line out, as long as the caller likes.
+"""Long uploads of feedback: one event a line in, one receipt a line out, without a length limit.
 
-They hold a place each.  Whoever sends nothing, or takes no receipts, loses it; and one token can't
-hold them all.
+Each upload holds a slot.  A client that sends nothing, or reads no receipts, loses it, and one
+token cannot hold all slots.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from online.settings.config import Limits
 
 log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode_lines
-_PATIENCE_S: Final = 5.0  # whoever sends nothing for longer gives way when others want the place
+_PATIENCE_S: Final = 5.0  # an upload that is idle for longer may lose its slot to others
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place that one upload holds; ``within`` waits for its caller, and not for ever."""
+    """The slot of one upload; ``within`` awaits its client with a timeout."""
 
     within: Callable[[Awaitable[T]], Awaitable[T]]
 
     async def timely(self, lines: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-        """The lines as they come.  RequestError 408 when none comes for too long."""
+        """Yield the lines as they arrive.  Raises RequestError 408 if none comes for too long."""
         while True:
             try:
                 got = await self.within(anext(lines))
@@ -47,23 +47,23 @@ class Place:
 
 
 class Uploads:
-    """The places for uploads: how many, whose, and who has been silent for how long.
+    """The slots for uploads: how many there are, who holds them, and who has been idle how long.
 
     Parameters:
-        most: How many there are.
+        most: Number of slots.
         share: Share of them that one token may hold, above 0 and at most 1.
-        idle_s: How long to wait for the caller's next line, or for it to take a receipt, in
+        idle_s: How long to wait for the client's next line, or for it to read a receipt, in
             seconds.
     """
 
     def __init__(self, most: int, share: float, idle_s: float) -> None:
         self._most, self._share, self._idle_s = most, max(1, int(most * share)), idle_s
         self._held: Counter[bytes | None] = Counter()
-        self._silent: dict[asyncio.Timeout, bytes | None] = {}  # the longest first
+        self._silent: dict[asyncio.Timeout, bytes | None] = {}  # longest idle first
 
     @contextlib.contextmanager
     def place(self, token: bytes | None) -> Iterator[Place]:
-        """Hold a place for the token (its digest; None: there are none).  RequestError 429."""
+        """Hold a slot for a token digest (None: no tokens).  Raises RequestError 429 if full."""
         if token is not None and self._held[token] >= self._share:
             if not self._push_out(of=token):
                 raise _busy(f"this token has {self._held[token]} uploads under way here")
@@ -74,7 +74,7 @@ class Uploads:
             yield Place(lambda work: self._within(token, work))
         finally:
             self._held[token] -= 1
-            self._held += Counter()  # without zeros: tokens that are gone take no memory
+            self._held += Counter()  # drops zero counts
 
     async def _within(self, token: bytes | None, work: Awaitable[T]) -> T:
         try:
@@ -93,7 +93,7 @@ class Uploads:
             raise RequestError(408, "upload_idle", message, None, hint) from None
 
     def _push_out(self, of: bytes | None = None) -> bool:
-        """End the upload that is silent for longest; False if none is for longer than it may."""
+        """End the upload that is idle longest; return False if none has exceeded its patience."""
         now = asyncio.get_running_loop().time()
         for clock, token in self._silent.items():
             if of is None or token == of:
@@ -118,13 +118,13 @@ async def upload(
     place: Place,
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Record events as their lines arrive; the receipts go out in the same order.
+    """Record events as their lines arrive; the receipts are sent in the same order.
 
-    Rows that arrive together are one commit, of at most ``limits.rows_max`` events; the next ones
-    are read when they are answered, so a sender that is too fast is held back by its connection.
-    A line that can't be taken gets a receipt that says so, and the rest goes on.  What ends the
-    upload (the journal is full, a line above ``limits.body_bytes_max``, none that comes) is the
-    last line, as an error body.
+    Rows that arrive together are one commit of at most ``limits.rows_max`` events.  The next ones
+    are read after these are answered, so flow control slows down a sender that is too fast.  A line
+    that can't be taken gets a receipt that says so, and the upload goes on.  An error that ends the
+    upload (the journal is full, a line exceeds ``limits.body_bytes_max``, a timeout) is sent as an
+    error body in the last line.
     """
     head = [(b"content-type", NDJSON), *headers]
     await place.within(send({"type": "http.response.start", "status": 200, "headers": head}))
@@ -139,10 +139,10 @@ async def upload(
     except RequestError as error:
         serving.replica.counts[f"feedback_refused_{error.code}"] += 1
         last = _encode([error_body(error)])
-    except Exception:  # the status is sent already: only the last line can say it
+    except Exception:  # the status is sent already: only the last line can report it
         log.exception("an upload of feedback, %s", serving.name)
         last = _encode([error_body(failed())])
-    with contextlib.suppress(RequestError):  # who takes no receipts takes no last line, either
+    with contextlib.suppress(RequestError):  # the client reads nothing any more
         await place.within(send({"type": "http.response.body", "body": last}))
 
 

@@ -1,8 +1,7 @@
-"""An answer leaves in one piece where it is uvicorn that sends.
+"""Sends head and body of an answer in one write, where the server is uvicorn.
 
-uvicorn writes head and body one after the other, and uvloop sends each at once.  That is two calls
-of the system, two packets and two awakenings of whoever reads them, for an answer of some hundred
-bytes.
+uvicorn writes head and body separately, and uvloop sends each at once: two system calls, two
+packets and two wake-ups of the reader, for an answer of a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from online.messages.bodies import Send
 
 try:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-except ModuleNotFoundError:  # h11 sends without httptools: as it did
+except ModuleNotFoundError:  # without httptools uvicorn uses h11, and sends as usual
     RequestResponseCycle = None  # type: ignore[assignment, misc]
 
-_JOINED_BYTES: Final = 65_536  # of a body that is copied behind its head
+_JOINED_BYTES: Final = 65_536  # largest body that is copied to follow its head
 _STATUS: Final[dict[int, bytes]] = {
     s: b"HTTP/1.1 %d %b" % (s, s.phrase.encode()) for s in HTTPStatus
 }
 
 
 def written(send: Send, status: int, kind: bytes, body: bytes, request_id: bytes) -> bool:
-    """Write a whole answer, if it is one that uvicorn would write at once; else nothing is done.
+    """Write a whole answer if uvicorn would write it at once; otherwise return False.
 
-    It has no header but the request's id: what ``connection: close`` means, uvicorn knows.
+    Its only extra header is the request's id.  ``connection: close`` is left to uvicorn.
     """
     cycle: Any = getattr(send, "__self__", None)
     if type(cycle) is not RequestResponseCycle or len(body) > _JOINED_BYTES:

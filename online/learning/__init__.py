@@ -1,1 +1,1 @@
-"""Learning: what one replica's model has learned and still has to send; pure."""
+"""Learning: the local model of one replica and its unsent deltas, without I/O or clocks."""

@@ -1,4 +1,4 @@
-"""This module says which rows can be learned in one pass: ordinary ones of the same names."""
+"""Decides which rows can be learned in one pass: ordinary ones with the same feature names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from replay.journal.base import Row
 
 
 def alike(rows: Sequence[Row], examples: Sequence[Example | None]) -> int:
-    """How many rows from the first on are alike; 0: the first is a row apart.
+    """Return how many rows, from the first on, can be learned in one pass; 0: the first cannot.
 
-    They are learned ones, for good, of features that nothing was changed in, with the same names in
-    the same order: the sums of a linear model depend on that in their last bits.
+    They are accepted, final labels; no feature was clipped; and all have the same names in the same
+    order, because the last bits of a linear model's sums depend on that order.
     """
     first = examples[0]
     if first is None:

@@ -1,16 +1,16 @@
-"""A learner has one model in one process: this is what every kind of learner has and answers.
+"""The interface and the common parts of all learners; a learner holds one model in one process.
 
 There are three kinds.  They differ in whose rows they learn and in what they send to the parameter
 server:
 
-* :mod:`online.learning.merged` learns rows of own partitions, and sends what they have changed;
+* :mod:`online.learning.merged` learns rows of its own partitions, and sends deltas;
 * :mod:`online.learning.ordered` learns all rows of the model in the journal's commit order, and
   sends its whole state if the server asks this replica for it;
-* :mod:`online.learning.overlay` takes what another process has learned in order, learns own rows
-  on top, and sends nothing.
+* :mod:`online.learning.overlay` takes what another process has learned in order, learns its own
+  rows on top, and sends nothing.
 
-The shell in :mod:`online.replica` asks a learner what is wanted, what is due and what a reply has
-brought, never of which kind it is.
+The loops in :mod:`online.replica` ask a learner which rows it wants, what is to be sent and what a
+reply changed, but never which kind it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from online.learning.counters import Tally
 from online.learning.deltas import Track, Tracks
 from online.learning.scores import increments_of, score_of
 from online.learning.source_evidence import Evidence
-from online.learning.values_in_parts import Arrival
+from online.learning.values_in_parts import ServerView
 from online.learning.vocabulary import Vocabulary, words_of
 from online.models.base import Before, Model, Prediction, learn_example
 from paramserver.core.blocks import Blocks, Touched
@@ -43,14 +43,14 @@ LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row that the model could not learn; the model is as it was before it."""
+    """A row that the model could not learn; the model is as it was before the row."""
 
     row: Row
     reason: str
 
 
 def why_not_taught(row: Row) -> str | None:
-    """Why the row teaches nothing, whatever the model; None: it does."""
+    """Why no model can learn the row; None if it can be learned."""
     return "its content was erased" if codec.is_erased(row.payload) else None
 
 
@@ -63,42 +63,42 @@ def _as_it_is(answer: Prediction) -> Prediction:
 
 
 class BaseLearner(ABC):
-    """Everything that learners have in common: the model that answers, and what is known of it.
+    """The state that all learners share: the answering model, and what is known of the server.
 
     Parameters:
         build: Makes an untrained model; a second copy is built when rows are learned again.
         task: ``binary``, ``multiclass`` or ``regression``.
-        spec: Hash of the model's spec; a push with another one is refused.
-        rows_max: Rows that are held in memory at most until what they have changed is written down.
+        spec: Hash of the model's spec; the server refuses a push with another one.
+        rows_max: Largest number of rows in memory before their changes are cut into a delta or
+            written into the state.
 
     Attributes:
-        serving: The copy that answers; while rows are learned again it is not the one that learns.
-        mergeable: Whether what replicas learn apart is merged by the server.
-        version, clock, durable: The server's values that are here, and how much of each partition
-            is in them, and in a published snapshot.
-        first: Of several shards, that of shard 0; None: there is one server.
-        tracks: Partitions that are learned here.
-        ready, want_all: Whether there are values to begin with, and whether the server is asked for
-            all of them.
-        rewrite, control, frozen, undone: Decisions of operators, as far as the server's replies
-            tell of them; the shell sets ``undone`` before rows are learned on.
-        untaught: Says of a partition, an offset and a key whether that row has taught nothing that
-            stands, though ``undone`` does not have it: it failed, or is left out.
-        memory: Past rows that are learned again with fresh ones; None: there are none.
-        corrected: Makes the model's answer the one that is given.
-        latest: The row at hand, if it was learned.
-        waits: Partitions of which the server lacks rows that have to come before what is to be
-            sent.
+        serving: The copy that answers; while rows are learned again, not the copy that learns.
+        mergeable: Whether the server merges what replicas learn separately.
+        walks: Whether the model can learn several rows in one pass (:meth:`learn_alike`).
+        version, clock, durable: The pulled values' version; the last offset of each partition in
+            them; and the same for the last published snapshot.
+        first: Shard 0's version if the server is sharded; otherwise None.
+        tracks: The partitions that are learned here.
+        ready, want_all: Whether initial values are here, and whether all values are requested.
+        rewrite, control, frozen, undone: Operators' decisions as reported by the server's replies;
+            the caller sets ``undone`` before further rows are learned.
+        untaught: Returns for a partition, an offset and a key whether that row has taught nothing
+            although ``undone`` does not contain it: it failed, or is left out.
+        memory: Past rows that are rehearsed with fresh ones; None: no rehearsal.
+        corrected: Converts the model's prediction into the one that is answered.
+        latest: The last row that was learned; None if the current row was not.
+        waits: Partitions with rows that the server lacks and needs before the deltas to be sent.
     """
 
     role: ClassVar[str] = ""
-    """The server names one replica of each role; empty: it has none to name."""
+    """Role under which the server may name one replica; empty: it names none."""
     decides: ClassVar[bool] = True
-    """Whether a row that fails here has failed for everybody."""
+    """Whether a row that fails here counts as failed for all replicas."""
     in_order: ClassVar[bool] = False
-    """Whether it is fed all rows of the model as they were committed, not those it asks for."""
+    """Whether it is fed all rows of the model in commit order, not only those it asks for."""
     recovers: ClassVar[bool] = False
-    """Whether the server can take it back by some rows, to be learned again at half the rate."""
+    """Whether the server can roll back some rows, to be learned again at half the rate."""
 
     def __init__(self, build: Callable[[], Model], *, task: Task, spec: str, rows_max: int) -> None:
         self._build, self._task, self._spec, self._rows_max = build, task, spec, rows_max
@@ -121,32 +121,32 @@ class BaseLearner(ABC):
         self.rewrite, self.control, self.frozen = 0, 0, False
         self.undone = Undone()
         self.untaught: Callable[[int, int, bytes], bool] = _lacks_nothing
-        self.arrival = Arrival(None)
+        self.server = ServerView(None)
         self.waits: set[int] = set()
 
     def decide(self, control: int, frozen: bool) -> None:
-        """Take what is decided up to a control row, unless something newer is known."""
-        if control >= self.control:  # a freeze makes no new version: replies may be late
+        """Take the decisions up to a control row, unless newer ones are known."""
+        if control >= self.control:  # a freeze makes no version, so replies may be out of order
             self.control, self.frozen = control, frozen
 
     # -- answering ----------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:
-        """Answer of the local model.  Changes nothing."""
+        """Predict with the local model.  Changes nothing."""
         return self.corrected(self.serving.predict(self.bounds.answered(features)))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`, within 1e-12."""
+        """Predict for several rows; equal to :meth:`predict` within 1e-12."""
         answered = self.bounds.answered
         return list(map(self.corrected, self.serving.predict_many([answered(x) for x in rows])))
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
-        """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
+        """A prediction in the form kept in rows: by the label's JSON text, or ``{"": number}``."""
         return score_of(self._task, prediction)
 
     @property
     def up_to_date(self) -> bool:
-        """Whether what answers is the copy that learns."""
+        """Whether the copy that answers is the copy that learns."""
         return self.serving is self._training
 
     @property
@@ -161,79 +161,80 @@ class BaseLearner(ABC):
 
     @property
     def answer_version(self) -> Version:
-        """The version that answers tell, and whose epoch the journal knows: shard 0's."""
+        """The version that answers report, and whose epoch the journal knows: shard 0's."""
         return self.version if self.first is None else self.first
 
     @abstractmethod
     def includes(self, partition: int, offset: int) -> bool:
-        """Whether the answers given now count the row."""
+        """Whether predictions made now include the row."""
 
     @abstractmethod
     def known(self) -> dict[int, int]:
-        """Last offset of each open partition whose rows are in the answers given now."""
+        """Last offset of each open partition that predictions made now include."""
 
     # -- partitions ---------------------------------------------------------------------------
 
     def open_partition(self, partition: int) -> None:
-        """Learn an own, empty partition from its first row."""
+        """Learn a new, empty partition of this process from its first row."""
         self.tracks[partition] = Track(next=1, end=None)
 
     @abstractmethod
     def adopt(self, partition: int, end: int | None) -> None:
-        """Learn the rest of a partition that was sealed at ``end``, or (None) that goes on."""
+        """Learn the rest of a partition that was sealed at ``end``, or (None) is still open."""
 
     @abstractmethod
     def abandon(self, partition: int) -> None:
-        """Drop what is held of a partition that was sealed by somebody else."""
+        """Drop the state of a partition that another process has sealed."""
 
     @abstractmethod
     def follow(self, partition: int, own: int) -> bool:
-        """Learn what another process writes there; whether that is new.
+        """Learn the rows that another process writes into a partition; return whether it is new.
 
-        It is the only one that is followed; ``own``: the partition of this process.
+        Only one such partition is followed at a time; ``own``: the partition of this process.
         """
 
     @abstractmethod
     def lags(self, own: int, last: int) -> bool:
-        """Whether rows up to ``last`` of the partition ``own``, or adopted ones, are still work.
+        """Whether rows up to ``last`` of the partition ``own``, or adopted rows, are unfinished.
 
-        That is, they are to be learned or, where every replica learns all, the server lacks them.
+        They still have to be learned or, if every replica learns all rows, the server lacks them.
         """
 
     @abstractmethod
     def leaves(self, own: int, last: int) -> bool:
-        """Whether somebody else would have to learn rows up to there if the process ended now."""
+        """Whether rows up to ``last`` would be left to other processes if this one ended now."""
 
     # -- learning -----------------------------------------------------------------------------
 
     def wanted(self) -> list[tuple[int, int]]:
-        """``(partition, offset)`` of the next row of each partition that is asked for rows."""
+        """``(partition, offset)`` of the next row of each partition from which rows are wanted."""
         return []
 
     @abstractmethod
     def wants(self, row: Row) -> bool:
-        """Whether the row can be learned, or passed over, as a next one."""
+        """Whether the row is a next one, to be learned or skipped."""
 
     @abstractmethod
     def learn(
         self, row: Row, give_up: str | None = None, example: Example | None = None
     ) -> Failed | None:
-        """Learn a row that is one of the next.
+        """Learn one of the next rows.
 
-        A row that the model raises on leaves it as it was before, and is reported; the pointer
-        goes on.  With ``give_up``, the reason why, the model is not asked; undone is passed over.
-        ``example`` is what the row's payload says, where somebody has it; None: it is read here.
+        If the model raises, its state is restored, the row is reported as failed, and the pointer
+        moves on.  With ``give_up``, a reason, the row fails without calling the model.  Undone rows
+        are skipped.  ``example`` is the row's decoded payload, if the caller has it; None: it is
+        decoded here.
         """
 
     def learn_alike(self, rows: Sequence[Row], examples: Sequence[Example]) -> int:
-        """Learn rows in one pass; how many.  0: the first is to be learned by itself.
+        """Learn rows in one pass; return how many.  0: learn the first one by itself.
 
-        Where ``walks`` is False nobody need ask.
+        Callers may skip the call if ``walks`` is False.
         """
         return 0
 
     def _learn(self, row: Row, example: Example, lesson: Lesson = ()) -> None:
-        """Teach the copy that learns one row, and count it; what is provisional counts nowhere."""
+        """Teach one row to the copy that learns, and count it; provisional labels do not count."""
         if not example.taught:
             before = self._before(example)
             learn_example(self._training, example, row.factor, lesson, self._spec, before)
@@ -248,7 +249,7 @@ class BaseLearner(ABC):
         self.tally.note(example, row.at, row.source)
 
     def _before(self, example: Example) -> Before | None:
-        """The lesson that the example is learned instead of; None: nothing of it stands."""
+        """The earlier lesson that the example replaces; None: nothing of it is in the model."""
         first = example.corrects
         if first is None or first.offset == 0:
             return None
@@ -264,11 +265,11 @@ class BaseLearner(ABC):
         self.tally.add(row.key, self._counted(row, example), label, row.at)
 
     def _counted(self, row: Row, example: Example) -> dict[str, float]:
-        """Return what the row adds to the counters."""
+        """Return the row's increments of the prequential counters."""
         return increments_of(self._task, example, self.tally)
 
     def _note_evidence(self, row: Row) -> None:
-        """Note what the row says of its source, whatever became of the row here."""
+        """Record the row's evidence about its source, even if the row was not learned here."""
         asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
         if asleep or self.undone.has(row.partition, row.offset):
             return
@@ -276,86 +277,86 @@ class BaseLearner(ABC):
         self.evidence.add(row, example.judged)
 
     def _become(self, model: Model | None, values: Blocks) -> None:
-        """Have the model, if it is not so already, and all counted beside it, be these values."""
+        """Reset the model (None: it is already), and all counters beside it, to these values."""
         if model is not None:
             model.reset(values)
         self.tally.reset(values)
         self.bounds.reset(values)
         self.vocabulary.reset(values)
 
-    # -- what the server is sent --------------------------------------------------------------
+    # -- state sent to the server -------------------------------------------------------------
 
     @property
     def open_rows(self) -> int:
-        """Rows that were learned and are in no delta yet."""
+        """Number of learned rows that are in no delta yet."""
         return 0
 
     @property
     @abstractmethod
     def due(self) -> bool:
-        """Whether this process is to send what it has learned."""
+        """Whether this process has to send what it has learned."""
 
     @abstractmethod
     def outgoing(self, limit: int) -> tuple[list[Push], OrderedState | None]:
-        """Return what the server may not have: at most ``limit`` deltas, or a whole state."""
+        """Return what the server may lack: at most ``limit`` deltas, or a whole state."""
 
-    # -- what comes from the server -----------------------------------------------------------
+    # -- replies of the server ----------------------------------------------------------------
 
     @property
     def since(self) -> Version | None:
-        """Version to ask changes from; None asks for everything."""
-        if (coming := self.arrival.values) is not None:
+        """The version whose changes are requested; None: all values are."""
+        if (coming := self.server.values) is not None:
             return coming.since
         return None if self.want_all else self.version
 
     @property
     def catching_up(self) -> bool:
-        """Whether values are missing, or on their way."""
-        return self.want_all or self.arrival.values is not None
+        """Whether values are missing, or arriving in parts."""
+        return self.want_all or self.server.values is not None
 
     def wants_values(self, *, learns: bool, rested: bool) -> bool:
-        """Whether a reply should have values, though none are missing.
+        """Whether a reply should carry values although none are missing.
 
-        ``learns``: this process learns itself.  ``rested``: loading those that came last has cost
-        no more than its share of the time.
+        ``learns``: this process learns itself.  ``rested``: enough time has passed since the last
+        load to keep its share of the time within bounds.
         """
         return False
 
     @abstractmethod
     def take_part(self, reply: SyncReply) -> Iterator[None]:
-        """Take a part of the values, a piece a step; the copy at hand goes on meanwhile."""
+        """Take a part of the values, one piece per step; the present copy goes on meanwhile."""
 
     @abstractmethod
     def on_reply(self, reply: SyncReply) -> bool:
-        """Take what the server says; returns whether anything changed.
+        """Take a reply of the server; return whether anything changed.
 
-        Replies of an older epoch (a server that lost its place) or version are ignored.
+        Replies of an older epoch (of a server that was replaced) or an older version are ignored.
         """
 
     def prepared(self) -> Iterator[None]:
-        """Go over to values that came with a reply and are not in use yet, a step at a time."""
+        """Switch to values that have arrived but are not in use yet, one step at a time."""
         yield from ()
 
     def drop_old(self) -> Iterator[None]:
-        """Let go of copies that answer no more, a piece a step."""
-        yield from self.arrival.drop()
+        """Free copies that no longer answer, one piece per step."""
+        yield from self.server.drop()
 
     def is_newest(self, reply: SyncReply) -> bool:
-        """Whether a reply that was taken says that what is here is what the server has."""
+        """Whether the local values are the server's current ones, according to its reply."""
         return True
 
-    # -- what others are told -----------------------------------------------------------------
+    # -- state that other processes ask for ----------------------------------------------------
 
     @property
     def needs_process(self) -> bool:
-        """Whether this replica is to have the process that learns, where another one does."""
+        """Whether this replica should host the learning process, if learning is in background."""
         return True
 
     @property
     def pulled(self) -> Blocks | None:
-        """The server's values of ``version``, not to be changed; None: there are none to tell."""
+        """The server's values of ``version``, not to be changed; None: not available."""
         return None
 
     def changes_since(self, version: Version | None) -> Touched | None:
-        """Return what was touched in the pulled values after that version; None if unknown."""
+        """Return what has changed in the pulled values after that version; None if unknown."""
         return None

@@ -1,26 +1,25 @@
-"""Values are bounded before they move a model, by what was sent under the same name before.
+"""Clips outlying feature values and targets before they move a model.
 
-One number that is far from all others ruins a scaler for good: after 1e4 among numbers of about 1,
-the others look all alike.  So each name has a *range*, the least and the greatest number that were
-learned, and what lies further beyond it than :data:`REACH` times its width is *clipped*:
+One value far from all others can ruin a scaler for good: after 1e4 among values of about 1, the
+others look all alike.  So each name has a *range*, from the smallest to the largest value learned.
+A value further outside it than :data:`REACH` times the range's width is *clipped*:
 
-* a row that is learned has the nearest end of what came lately instead: of a number that is so far
-  off only the side is believed.  The row holds both, so whoever learns it later bounds nothing
-  anew;
-* an answer is given as if the number were the nearest end of the range.
+* a row is learned with the nearest end of the recent values instead: an extreme outlier is believed
+  only in its sign.  The row keeps both values, so that replaying it clips nothing anew;
+* a prediction is made as if the value were the nearest end of the range.
 
-In a row that is learned, numbers share the reach: eight that are far off together say the same
-nonsense eight times.  A number within the reach is taken as it is, and widens the range, at most to
-twice its width.  Who widens it again and again finds less and less reach, until rows have passed.
+The values of a row that is learned share the reach, because eight outliers together do as much harm
+as one eight times as far.  A value within the reach is used as it is and widens the range, at most
+to twice its width.  Repeated widening shrinks the reach until enough rows have passed.
 
-If most numbers of a name lie beyond the reach it is the world that has changed (a counter, another
-unit): after some rows the range goes there.
+If most values of a name lie beyond the reach, the stream itself has changed (a counter, another
+unit): after some rows the range moves there.
 
-In regression the target is such a number, too: one label of a million among ratings would be the
-mean of all.  Its range asks for more before it is clipped (:mod:`online.learning.ranges`).
+In regression the target is bounded in the same way: one label of a million among ratings would
+determine the mean.  Its range needs more evidence before it clips (:mod:`online.learning.ranges`).
 
-All of this is a view of the learned rows, and adds up over replicas: its blocks are pushed with
-the rows' range.  Nothing is written while numbers stay within their ranges.
+All of this is a view of the learned rows and adds up over replicas: its blocks are pushed with the
+rows' range.  Nothing is written while values stay within their ranges.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ from online.learning.ranges import (
     TARGETS,
     UNTIL,
     YOUNG,
-    Lately,
     Range,
+    RecentValues,
     TargetRange,
     data_of,
     widths,
@@ -57,27 +56,27 @@ from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Example, Features, Value
 
 TURN: Final = 24
-"""Clipped numbers of a name, less half of those that were not, after which its range moves."""
+"""A name's range moves when its clipped values, minus half of its others, reach this number."""
 
 _BACK: Final = 0.5
 _TURN_YOUNG: Final = 2.0
 
 FAR: Final = "far beyond"
-"""How the reason of such a row begins."""
+"""Prefix of the reason given to the sender of a clipped row."""
 
-_SHOWN: Final = 5  # names in it
+_SHOWN: Final = 5  # names in that reason
 
 
 class Bounds:
-    """Ranges of the numbers of one model, with an open delta; the verbs of a tally.
+    """The value ranges of one model, with an open delta; has the methods of a tally.
 
     Parameters:
-        free: Names that are never bounded: their numbers stand for something.
+        free: Names that are never bounded: their numbers are identifiers, not measurements.
         targets: Whether labels are numbers, which are bounded under the name SENT_LABEL of
             `replay.example`.
 
     Attributes:
-        on: False: nothing is bounded, and nothing is learned of ranges.
+        on: False: nothing is clipped, and no ranges are learned.
     """
 
     def __init__(self, free: Collection[str] = (), *, targets: bool = False) -> None:
@@ -85,14 +84,14 @@ class Bounds:
         self.targets = targets
         self._free = frozenset(free)
         self._ranges: dict[str, Range] = {}
-        self._awake: set[str] = set()  # names for which a number within its range says something
+        self._awake: set[str] = set()  # names whose state changes even for values in range
         self._n = 0  # rows that the model has learned
-        self._lately = Lately()
+        self._recent = RecentValues()
         self._begin()
 
     @classmethod
     def of(cls, values: Blocks, *, on: bool) -> Bounds:
-        """Make bounds with what these values say of the ranges."""
+        """Make bounds from the ranges in these values."""
         made = cls()
         made.on = on
         made.reset(values)
@@ -105,10 +104,10 @@ class Bounds:
         self._open_beyond: dict[str, float] = {}
         self._open_until: dict[str, tuple[float, float]] = {}
 
-    # -- asking ------------------------------------------------------------------------------
+    # -- bounding rows ------------------------------------------------------------------------
 
     def answered(self, features: Features) -> Features:
-        """The row as it is answered; the same object if nothing in it is beyond the reach."""
+        """The row as a prediction uses it; the same object if no value is beyond the reach."""
         out = features
         for name, held in _outside(self._ranges, features) if self.on else ():
             if widths(held, features[name]) > held.reach(self._n):
@@ -117,9 +116,9 @@ class Bounds:
         return out
 
     def taught(self, features: Features) -> tuple[Features, dict[str, Value] | None]:
-        """The row as it is to be learned, and what was sent of the numbers that it has others of.
+        """Return the row as it is to be learned, and the sent values that were clipped in it.
 
-        The very row, and None, if nothing in it is beyond the reach.
+        Returns the same row, and None, if no value is beyond the reach.
         """
         outside = _outside(self._ranges, features) if self.on else []
         if not outside:
@@ -138,29 +137,29 @@ class Bounds:
             return features, None
         out = dict(features)
         for name, held in clipped.items():
-            low, high = self._lately.near(name, held)
+            low, high = self._recent.near(name, held)
             out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
         return out, {name: features[name] for name in clipped}
 
     def inside(
         self, names: Sequence[str], x: npt.NDArray[np.float64], most: float
     ) -> npt.NDArray[np.bool_]:
-        """Which rows, of one number a name, lie within the ranges: nothing is done to those.
+        """Return which rows, with one number per name, lie within all ranges, so need no clipping.
 
-        All within ± ``most``: a name whose range is not known takes any such number.
+        Values must also lie within ±``most``, the only bound for a name without a range.
         """
         ranges = self._ranges if self.on else {}
         return _rows_inside([ranges.get(name) for name in names], x, most)
 
     @property
     def names(self) -> Collection[str]:
-        """Names of features whose range is known."""
+        """Names of the features that have a range."""
         return self._ranges.keys() - {SENT_LABEL}
 
     def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float, float, float]]:
-        """Return what an answer takes as it is, of those names whose range is known.
+        """Return what predictions accept as it is, for those of the names that have a range.
 
-        Least and greatest number, and what it takes instead of one below, and of one above.
+        ``(least, greatest, low, high)``: accepted values, and replacements below and above them.
         """
         if not self.on:
             return {}
@@ -174,7 +173,7 @@ class Bounds:
     # -- learning ----------------------------------------------------------------------------
 
     def add(self, example: Example, source: str = "") -> None:
-        """Count one learned row, with what was sent of the numbers that it has others of."""
+        """Count one learned row; where a value was clipped, its sent value is counted."""
         self._n += 1
         self._open_n += 1
         if not self.on:
@@ -183,13 +182,13 @@ class Bounds:
         features = example.features
         if self.targets:
             self._add_target(example, source)
-        if sent is not None:  # of what was left out altogether nothing is kept here, either
+        if sent is not None:  # names that were left out altogether get no range, either
             features = {**features, **{name: sent[name] for name in sent if name in features}}
         if not features.keys() <= ranges.keys():
             self._meet(features)
         if self._n % SAMPLED == 0:
             numbers = numbers_of(example, targets=self.targets)
-            self._lately.look(numbers, ranges, self._n)
+            self._recent.look(numbers, ranges, self._n)
         outside = _outside(ranges, features)
         for name, held in outside:
             value = float(features[name])  # type: ignore[arg-type]  # outside: a number
@@ -216,10 +215,10 @@ class Bounds:
         self._note(SENT_LABEL, held)
 
     def ahead(self) -> Bounds:
-        """Make bounds of the targets alone, to walk ahead of the rows that are learned."""
+        """Make a copy for the targets alone, to process rows before they are learned."""
         made = Bounds(targets=self.targets)
         made.on, made._n = self.on, self._n
-        made._lately = self._lately.only(SENT_LABEL)
+        made._recent = self._recent.only(SENT_LABEL)
         held = self._ranges.get(SENT_LABEL)
         if isinstance(held, TargetRange):
             made._ranges[SENT_LABEL] = held.copy()
@@ -227,19 +226,19 @@ class Bounds:
         return made
 
     def add_alike(self, rows: Sequence[Features]) -> bool:
-        """Count rows of the same names, sent as they are learned; False: :meth:`add` has to."""
+        """Count unclipped rows with the same names; return False if :meth:`add` must count them."""
         asleep = self._awake.isdisjoint(rows[0])
         if self.on and not (asleep and _all_inside(self._ranges, self._free, rows)):
             return False
         if self.on:
             for i in range(-(self._n + 1) % SAMPLED, len(rows), SAMPLED):
-                self._lately.look(rows[i], self._ranges, self._n + i + 1)
+                self._recent.look(rows[i], self._ranges, self._n + i + 1)
         self._n += len(rows)
         self._open_n += len(rows)
         return True
 
     def _meet(self, features: Features) -> None:
-        """Begin a range for each number of a new name."""
+        """Begin a range for each numeric value under a new name."""
         for name, value in [x for x in features.items() if x[0] not in self._ranges]:
             if name not in self._free and (type(value) is float or type(value) is int):
                 number = float(value)
@@ -250,7 +249,7 @@ class Bounds:
                     self._open_until[name] = (held.first, held.until)
 
     def _note(self, name: str, held: Range) -> None:
-        """Whether numbers within the range say something of it from now on."""
+        """Update whether values within the range change its state from now on."""
         if held.awake:
             self._awake.add(name)
         else:
@@ -295,10 +294,10 @@ class Bounds:
             held.low -= most * width
         self._open_ranges[name] = (held.low, held.high)
 
-    # -- the verbs of a tally ----------------------------------------------------------------
+    # -- the methods of a tally ----------------------------------------------------------------
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta, and reset it."""
         out: Blocks = {}
         if self._open_ranges:
             out[RANGE] = Block(EXTREMA, self._open_ranges)
@@ -314,7 +313,7 @@ class Bounds:
         return out
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Replace the values of the given keys, and apply the open delta on top."""
         ranges = self._ranges
         target = ranges.pop(SENT_LABEL, None)
         if DIGEST in values:
@@ -349,19 +348,19 @@ class Bounds:
                     self._note(name, held)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Replace the state by exactly ``values``, with an empty open delta."""
         self._ranges, self._n = {}, 0
         self._awake.clear()
         self._begin()
         self.rebase(values)
 
     def touched(self, names: Collection[str]) -> Touched:
-        """All that learning rows of these features may have changed."""
+        """Return the blocks and keys that learning rows with these features may have changed."""
         known = {block: dict.fromkeys((*names, SENT_LABEL, SINCE)) for block in BOUNDED}
         return {DIGEST: None, **known, TARGETS: None}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
-        """Become what ``reset`` would make of all values, given those touched."""
+        """Restore the state for these names from the ``touched`` values; otherwise as ``reset``."""
         self._begin()
         for name in (*names, SENT_LABEL):
             self._ranges.pop(name, None)
@@ -371,21 +370,21 @@ class Bounds:
 
 
 def numbers_of(example: Example, *, targets: bool) -> Features:
-    """Return what is counted of a learned row: its features, and its target if it is a number."""
+    """Return the values of a learned row that have ranges: its features, and a numeric target."""
     if not targets:
         return example.features
     return {**example.features, SENT_LABEL: float(example.label)}
 
 
 def target_taught(bounds: Bounds, label: float) -> float:
-    """The number that a label of regression teaches."""
+    """Return the target that a regression label teaches, after clipping."""
     return cast(float, bounds.taught({SENT_LABEL: label})[0][SENT_LABEL])
 
 
 def with_target(bounds: Bounds, example: Example) -> Example:
-    """The row with the number that its label teaches, and what was sent; the same if that is it.
+    """Return the row with its clipped target and the sent one; the same row if nothing changes.
 
-    Nothing is changed where labels are no numbers, and of a row that was bounded before.
+    Rows that were bounded before, and labels that are not numbers, stay as they are.
     """
     raw = example.raw or {}
     if not bounds.targets or SENT_LABEL in raw:
@@ -397,7 +396,7 @@ def with_target(bounds: Bounds, example: Example) -> Example:
 
 
 def _outside(ranges: Mapping[str, Range], features: Mapping[str, Value]) -> list[tuple[str, Range]]:
-    """Names whose number is not within its range."""
+    """Return the names whose value is outside its range, with their ranges."""
     get = ranges.get
     try:
         return [
@@ -405,14 +404,14 @@ def _outside(ranges: Mapping[str, Range], features: Mapping[str, Value]) -> list
             for name, value in features.items()
             if (held := get(name)) is not None and not held.low <= value <= held.high  # type: ignore[operator]
         ]
-    except TypeError:  # text where numbers were sent before
+    except TypeError:  # text under a name that had numbers before
         return _outside(ranges, {k: v for k, v in features.items() if _is_number(v)})
 
 
 def _all_inside(
     ranges: Mapping[str, Range], free: Collection[str], rows: Sequence[Features]
 ) -> bool:
-    """Whether all numbers of rows of the same names lie within the ranges, which are all known."""
+    """Whether all numbers of rows with the same names lie within known ranges."""
     columns = zip(*[x.values() for x in rows], strict=True)
     try:
         for name, column in zip(rows[0], columns, strict=True):
@@ -421,7 +420,7 @@ def _all_inside(
                     return False
             elif min(column) < held.low or max(column) > held.high:
                 return False
-    except TypeError:  # text
+    except TypeError:  # text among the values
         return False
     return True
 
@@ -440,13 +439,13 @@ def _is_number(value: Value) -> bool:
 
 
 def free_names(model: object) -> Collection[str]:
-    """Names of a model's features that are whole numbers of a table, not measures."""
+    """Names of a model's features that are integer identifiers, not measurements."""
     named: Collection[str] = getattr(model, "ids", ())
     return named
 
 
 def clipped_reason(raw: Mapping[str, Value]) -> str:
-    """Why a row is answered ``clipped``, for its sender."""
+    """Return the reason that the sender of a ``clipped`` row is given."""
     named = [(name.lstrip(SENT_LABEL[0]), value) for name, value in list(raw.items())[:_SHOWN]]
     shown = ", ".join(f"{name} = {value!r:.24}" for name, value in named)
     more = f" and {len(raw) - _SHOWN} more" if len(raw) > _SHOWN else ""

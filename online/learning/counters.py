@@ -1,10 +1,8 @@
-"""This module counts two things beside the parameters.
+"""Counts learned events beside the parameters: their digest, and the prequential counters.
 
-They are the digest of learned events and the prequential counters.
-
-Labels are kept with the time of their newest event, so that every replica knows the newest label:
-the no-change rule needs it.  All are blocks like the model's own, pushed with the same ranges, so
-they are as exact as the parameters: an event is in them once, or not at all.
+Labels are kept with the time of their newest event, so that every replica knows the newest label,
+which the no-change baseline needs.  All of these are blocks like the model's own, pushed with the
+same ranges, so they are as exact as the parameters: an event is in them once, or not at all.
 """
 
 from __future__ import annotations
@@ -31,62 +29,62 @@ DIGEST = "digest"
 METRICS = "metrics"
 NEWEST = "newest"
 TALLIED: Touched = {DIGEST: None, METRICS: None, NEWEST: None}
-"""The blocks, each as a whole."""
+"""The blocks of a tally; all keys of each."""
 _MASK = 2**64 - 1
 
 COSTS: Final = frozenset({"n", "abs_error", "mean_abs_error", "log_n", "log_loss"})
-"""Counters of what answers have cost, and answers without a model."""
+"""Counters of the cost of answers, and of answers given without a model."""
 
 ANOTHERS: Final = "another/"
-"""Begins the names of the same counters, of answers that another model gave before a promotion."""
+"""Prefix of the same counters for answers that another model gave before a promotion."""
 
 _NAMES_A_ROW: Final = 16
-"""New counters that a row of a binary task brings, at most."""
+"""Largest number of new counters that a row of a binary task can add."""
 
 _PAIRS: Final = tuple(
-    tuple(pair_counter(label_text(label), label_text(said)) for said in (False, True))
+    tuple(pair_counter(label_text(label), label_text(predicted)) for predicted in (False, True))
     for label in (False, True)
 )
 _NO, _YES = label_counter("false"), label_counter("true")
 
 
 def event_hash(key: bytes) -> int:
-    """A row's share of the digest's sum: the first 64 bits of its key."""
+    """The row's contribution to the digest's sum: the first 64 bits of its key."""
     return int.from_bytes(key[:8], "big")
 
 
 def digest_of(values: Blocks) -> tuple[int, int]:
-    """Count and sum of the events in a state's values."""
+    """Count and hash sum of the events in a state's values."""
     data = values[DIGEST].data if DIGEST in values else {"count": 0, "sum": 0}
     return data["count"], data["sum"]
 
 
 class View(Protocol):
-    """Something else that is summed over the learned rows, with the verbs of a tally."""
+    """Another sum over the learned rows, with the methods of a tally."""
 
     @property
     def named(self) -> Touched:
-        """Its blocks, each as a whole."""
+        """Its blocks, all keys of each."""
 
     def add(self, example: Example, at: float, source: str) -> None:
-        """Count one learned row of a source, taken ``at`` (POSIX seconds), if it counts such."""
+        """Count one learned row, received ``at`` (POSIX seconds), if it is relevant."""
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta, and reset it."""
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Replace the values of the given keys, and apply the open delta on top."""
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Replace the state by exactly ``values``, with an empty open delta."""
 
 
 class Tally:
-    """Counters with an open delta; the same verbs as a model's blocks.
+    """Counters with an open delta; has the same methods as a model's blocks.
 
     Attributes:
-        views: What else is summed over the same rows, for whoever has it summed.
-        answers_after: Epoch above which answers are this model's own: up to it, another one served.
+        views: Further sums over the same rows.
+        answers_after: Epoch after which answers are this model's own; another one served up to it.
     """
 
     def __init__(self) -> None:
@@ -95,8 +93,8 @@ class Tally:
         self.answers_after = 0
         self.digest = (0, 0)
         self.seen: dict[str, tuple[float, float]] = {}
-        self._newest: str | None = None  # kept, because every prediction asks for it
-        self._often: tuple[float, str] = (0.0, "")  # the most frequent label: every row asks
+        self._newest: str | None = None  # cached: every prediction needs it
+        self._often: tuple[float, str] = (0.0, "")  # most frequent label, cached for every row
         self._open: dict[str, float] = {}
         self._open_digest = (0, 0)
         self._open_seen: dict[str, tuple[float, float]] = {}
@@ -104,7 +102,7 @@ class Tally:
     def add(
         self, key: bytes, increments: Mapping[str, float], label: str | None, at: float
     ) -> None:
-        """Count one learned row; ``label`` is its JSON text (None in regression), taken ``at``."""
+        """Count one learned row, received ``at``; ``label``: its JSON text, None in regression."""
         if label is not None:
             self._see(label, at)
         self._add_digest(1, event_hash(key))
@@ -118,13 +116,13 @@ class Tally:
             self._count(label)
 
     def add_binary(self, rows: Sequence[Row], examples: Sequence[Example]) -> bool:
-        """Count learned rows of a binary task in one pass, with what was answered to each.
+        """Count learned rows of a binary task in one pass, with the answers given before.
 
-        Afterwards all counters are what :meth:`add` row by row makes of them.  False: some row is
-        not an ordinary one, and nothing was counted.
+        All counters end up as after :meth:`add` row by row.  False: some row is not an ordinary
+        one, and nothing was counted.
         """
-        asked = _asked(examples, self.answers_after)
-        if asked is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
+        answered = _answered(examples, self.answers_after)
+        if answered is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
         counters, opened = self.counters, self._open
         counts: dict[str, int] = {}
@@ -133,16 +131,16 @@ class Tally:
         no, yes = counters.get(_NO, 0), counters.get(_YES, 0)
         lost, own_lost = counters.get("log_loss", 0), opened.get("log_loss", 0)
         squared, own_squared = counters.get("brier", 0), opened.get("brier", 0)
-        for label, p, q, said, same in asked:
+        for label, p, q, predicted, same in answered:
             if no or yes:
                 by_majority += (yes > no) is label
             if label:
                 yes += 1
             else:
                 no += 1
-            right += said is label
+            right += predicted is label
             by_last += same == label
-            pairs[label][said] += 1
+            pairs[label][predicted] += 1
             negative, positive, tenth = place_of_score(p)
             outcome = positive if label else negative
             counts[outcome] = counts.get(outcome, 0) + 1
@@ -165,7 +163,7 @@ class Tally:
         for name, more in {**counts, **{name: more for name, more in came.items() if more}}.items():
             counters[name] = counters.get(name, 0) + more
             opened[name] = opened.get(name, 0) + more
-        self._see_all(["true" if one[0] else "false" for one in asked], [r.at for r in rows])
+        self._see_all(["true" if one[0] else "false" for one in answered], [r.at for r in rows])
         for name, more in came.items():
             if more:
                 self._count(label_in(name))
@@ -173,18 +171,18 @@ class Tally:
         return True
 
     def meet(self, label: str) -> None:
-        """A label that may change was learned: it is known, and older than any other."""
+        """Record that a provisional label was learned; it counts as older than any other."""
         self._see(label, 0.0)
 
     def _see_all(self, labels: Sequence[str], at: Sequence[float]) -> None:
-        """Rows with these labels, taken at these times, one after the other."""
+        """Record rows with these labels, received at these times, in order."""
         newest = self._newest
         later = newest is None or at[0] >= self.seen[newest][1]
         if not (later and all(map(le, at, at[1:]))):
             for label, taken in zip(labels, at, strict=True):
                 self._see(label, taken)
             return
-        for label in dict.fromkeys(labels):  # each of them is the newest when it comes
+        for label in dict.fromkeys(labels):  # times ascend, so each is the newest on arrival
             first, last = labels.index(label), len(labels) - 1 - labels[::-1].index(label)
             for taken in (at[first], at[last]):
                 _widen(self.seen, label, taken)
@@ -192,7 +190,7 @@ class Tally:
         self._newest = labels[-1]
 
     def _see(self, label: str, at: float) -> None:
-        """A row with the label, taken ``at``."""
+        """Record a row with the label, received ``at``."""
         _widen(self.seen, label, at)
         _widen(self._open_seen, label, at)
         if self._newest is None or at >= self.seen[self._newest][1]:
@@ -211,25 +209,25 @@ class Tally:
     def majority(self) -> Label | None:
         """The most frequent label; None before the first.
 
-        Of equally frequent ones that whose JSON text comes first, in every replica.
+        Ties go to the label whose JSON text sorts first, in every replica.
         """
         return label_of(self._often[1]) if self._often[0] else None
 
     @property
     def tallied(self) -> Touched:
-        """All blocks of it, each as a whole."""
+        """All blocks of the tally and its views, all keys of each."""
         views: Touched = {name: keys for view in self.views for name, keys in view.named.items()}
         return TALLIED | views
 
     def note(self, example: Example, at: float, source: str = "") -> None:
-        """One row was learned, for what else is summed; what another model answered is not."""
+        """Pass one learned row to the views, unless another model answered it."""
         if example.version is not None and example.version[0] <= self.answers_after:
             return
         for view in self.views:
             view.add(example, at, source)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta, and reset it."""
         blocks: Blocks = {}
         if self._open_digest[0]:
             count, total = self._open_digest
@@ -248,7 +246,7 @@ class Tally:
         return None if self._newest is None else label_of(self._newest)
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Replace the values of the given keys, and apply the open delta on top."""
         if METRICS in values:
             for name, value in values[METRICS].data.items():
                 self.counters[name] = value + self._open.get(name, 0)
@@ -265,7 +263,7 @@ class Tally:
             view.rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Replace the state by exactly ``values``, with an empty open delta."""
         self.counters, self.digest, self.seen = {}, (0, 0), {}
         self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
         self._newest, self._often = None, (0.0, "")
@@ -274,13 +272,13 @@ class Tally:
         self.rebase(values)
 
 
-_Asked = tuple[bool, float, float, bool, Label | None]
+_Answered = tuple[bool, float, float, bool, Label | None]
 
 
-def _asked(examples: Sequence[Example], after: int) -> list[_Asked] | None:
-    """Label, probabilities of true and false, what was said, and the label before, of binary rows.
+def _answered(examples: Sequence[Example], after: int) -> list[_Answered] | None:
+    """Label, probabilities of true and false, prediction and previous label of binary rows.
 
-    None: some row is not an ordinary one.  ``after``: as of :attr:`Tally.answers_after`.
+    Returns None if some row is not an ordinary one.  ``after``: see :attr:`Tally.answers_after`.
     """
     out = []
     for example in examples:
@@ -292,8 +290,8 @@ def _asked(examples: Sequence[Example], after: int) -> list[_Asked] | None:
             return None
         if version is not None and version[0] <= after:
             return None
-        said = p > q if p != q else next(iter(score)) == "true"
-        out.append((label, p, q, said, example.no_change))
+        predicted = p > q if p != q else next(iter(score)) == "true"
+        out.append((label, p, q, predicted, example.no_change))
     return out
 
 
@@ -306,7 +304,7 @@ def _span(a: tuple[float, float] | None, b: tuple[float, float]) -> tuple[float,
 
 
 def _widen(spans: dict[str, tuple[float, float]], label: str, at: float) -> None:
-    """Let the label's span contain ``at``."""
+    """Extend the label's time span to contain ``at``."""
     span = spans.get(label)
     if span is None:
         spans[label] = (at, at)

@@ -1,4 +1,4 @@
-"""This module has a replica's side of the server: values pulled, partitions, deltas to push."""
+"""A replica's state of the server exchange: pulled values, partition pointers, unsent deltas."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from replay.journal.base import Row
 from replay.memory import Lesson
 
 _CHANGES_MAX: Final = 256
-"""Merges of which is kept what they touched: some seconds in which a peer may fetch the values."""
+"""Number of merges whose touched keys are kept: a few seconds, in which a peer may pull."""
 
 
 @dataclass(slots=True)
 class Track:
-    """A partition that this replica learns: the next offset, and its end if it was adopted.
+    """The pointer of a partition that this replica learns.
 
-    ``held`` means: adopted, and learned from the clock of the next pull on.
+    Attributes:
+        next: The next offset to learn.
+        end: Its last offset if it was sealed and adopted; None: it is open.
+        held: It was adopted, and is learned only from the clock of the next pull on.
     """
 
     next: int
@@ -36,26 +39,26 @@ Place: TypeAlias = tuple[int, int]
 """Partition and offset of a row."""
 
 CLOSED: Final = 2**62
-"""Clock of a closed partition: whatever its end, all of its rows are in."""
+"""Clock value of a closed partition: all of its rows are included, whatever its end."""
 
 
 def open_ones(clock: Mapping[int, int]) -> dict[int, int]:
-    """The clock without closed partitions."""
+    """Return the clock without closed partitions."""
     return {partition: last for partition, last in clock.items() if last < CLOSED}
 
 
 def ends(tracks: Tracks, own: int, last: int) -> list[tuple[Track, int]]:
-    """Tracks with their last offsets, of those whose end is known.
+    """Return the tracks whose end is known, each with its last offset.
 
-    ``last``: of the partition ``own``, which goes on.  Whoever writes one that is followed knows
-    its end, and nobody here does.
+    ``last``: last offset of the partition ``own``, which is open.  The end of a partition that is
+    followed is known to its writer only.
     """
     pairs = [(track, last if p == own else track.end) for p, track in tracks.items()]
     return [(track, end) for track, end in pairs if end is not None]
 
 
 def restart(tracks: Tracks, clock: Mapping[int, int]) -> int:
-    """Go on right after the clock; how many rows will be learned again."""
+    """Continue right after the clock; return how many rows will be learned again."""
     again = 0
     for partition, track in tracks.items():
         first = clock.get(partition, 0) + 1
@@ -72,11 +75,11 @@ def finish(
     *,
     from_peer: bool = False,
 ) -> None:
-    """Start the tracks that are held, and drop those whose rows every copy has.
+    """Start the held tracks, and drop those whose rows both server and snapshot have.
 
-    ``from_peer``: the clock is another replica's, which tells the partitions that one has asked
-    the server for and no others.  A track that it does not tell of stays held until the server
-    answers: the values may have any of its rows.
+    ``from_peer``: the clock is another replica's, and contains only the partitions that that one
+    requests.  A track that it does not contain stays held until the server answers, because the
+    values may include any of its rows.
     """
     for partition, track in list(tracks.items()):
         if track.held and (partition in clock or not from_peer):
@@ -88,11 +91,12 @@ def finish(
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A delta says what rows ``first … last`` of a partition did; ``n`` of them were learned.
+    """The changes by rows ``first … last`` of a partition, ``n`` of which were learned.
 
-    No server takes it before it has what its rows take back.  ``behind``: what the first one does;
-    it may have to wait.  ``within``: by partition, the last that the others do; when they were
-    learned the server had those.
+    The server must have the rows that these take back (correct) before it applies the delta.
+    ``behind``: the row that the first one takes back, for which the delta may have to wait.
+    ``within``: by partition, the last row that the others take back; the server had those when they
+    were learned.
     """
 
     partition: int
@@ -108,11 +112,11 @@ class Delta:
 
     @property
     def after(self) -> list[Place]:
-        """Return all that a server has to have before it."""
+        """Return the rows that the server must have before this delta."""
         return [*self.within.items(), *([] if self.behind is None else [self.behind])]
 
     def push(self, spec: str, version: Version) -> Push:
-        """The same for a server of this version's epoch."""
+        """Make the push of this delta to a server of this version's epoch."""
         base = self.base if self.base[0] == version[0] else version
         bounds = (self.partition, self.first, self.last)
         blocks = algebra.to_wire(self.blocks)
@@ -120,8 +124,8 @@ class Delta:
 
 
 @dataclass(slots=True)
-class Opened:
-    """The delta that still grows: its bounds, and the rows that were learned."""
+class OpenDelta:
+    """The delta that is still growing: its bounds, and the rows learned into it."""
 
     partition: int
     first: int
@@ -133,28 +137,28 @@ class Opened:
 
     @property
     def n(self) -> int:
-        """How many rows were learned."""
+        """Number of learned rows."""
         return len(self.rows)
 
 
-def stays(delta: Delta | Opened, tracks: Tracks) -> bool:
-    """Whether a frozen model keeps it: no row was learned, so that the version stands.
+def stays(delta: Delta | OpenDelta, tracks: Tracks) -> bool:
+    """Whether a frozen model keeps the delta, which has no learned row, to keep its version.
 
-    An adopted partition is pushed to its end all the same, or it would keep its adopter from
-    adopting others.
+    A delta of an adopted partition is pushed all the same: its adopter is done with the partition
+    only when the server has its end.
     """
     track = tracks.get(delta.partition)
     return delta.n == 0 and (track is None or track.end is None)
 
 
 class Deltas:
-    """Cut deltas in the order of their cuts, kept until a published snapshot has them.
+    """Cut deltas in order, kept until a published snapshot includes them.
 
-    Between two snapshots there are thousands, and each exchange asks: whatever it asks for is found
-    from the newest ones on.  Of one partition each ends behind the one before it.
+    There are thousands between two snapshots, and each exchange searches them; so searches start
+    with the newest.  Within a partition the deltas are in offset order.
 
     Parameters:
-        retain_bytes: Beyond it the oldest are dropped: the journal has their rows.
+        retain_bytes: Beyond it the oldest are dropped; their rows can be read from the journal.
     """
 
     def __init__(self, retain_bytes: int) -> None:
@@ -162,15 +166,15 @@ class Deltas:
         self._keep([])
 
     def _keep(self, kept: list[Delta]) -> None:
-        """Have these, and nothing is known of what server and snapshot have of them."""
+        """Replace the deltas, and reset the known progress of server and snapshot."""
         self._kept = kept
         self._ends = {(d.partition, d.last) for d in kept}
         self._partitions = {d.partition for d in kept}
         self._size = sum(d.size_bytes for d in kept)
-        self._had: dict[int, int] | None = None  # what they had when it was looked at last
+        self._had: dict[int, int] | None = None  # progress at the last :meth:`settle`
 
     def add(self, delta: Delta) -> None:
-        """Keep the delta just cut."""
+        """Append a delta that was just cut."""
         self._kept.append(delta)
         self._ends.add((delta.partition, delta.last))
         self._partitions.add(delta.partition)
@@ -179,7 +183,7 @@ class Deltas:
             self._had = None
 
     def pending(self, clock: Mapping[int, int]) -> list[Delta]:
-        """Deltas that values of this clock do not contain, oldest first."""
+        """Deltas that values with this clock do not contain, oldest first."""
         out: list[Delta] = []
         contained: set[int] = set()
         for d in reversed(self._kept):
@@ -193,7 +197,7 @@ class Deltas:
         return out
 
     def due(self, clock: Mapping[int, int], tracks: Tracks, *, frozen: bool) -> list[Delta]:
-        """Those to be pushed, in order.  A frozen model keeps what no learned row comes after."""
+        """Deltas to push, in order; a frozen model keeps trailing ones without learned rows."""
         pending = self.pending(clock)
         if not frozen:
             return pending
@@ -209,14 +213,14 @@ class Deltas:
         return self._ends.issuperset(moved) and not lost
 
     def drop(self, partitions: Collection[int]) -> None:
-        """Forget the deltas of these partitions."""
+        """Drop the deltas of these partitions."""
         if not self._partitions.isdisjoint(partitions):
             self._keep([d for d in self._kept if d.partition not in partitions])
 
     def settle(
         self, tracks: Collection[int], clock: Mapping[int, int], durable: Mapping[int, int]
     ) -> None:
-        """Forget what server and snapshot have, what is nobody's, and the oldest if too many."""
+        """Drop deltas that are durable, or of no track, and the oldest beyond the bound."""
         have = {p: min(clock.get(p, 0), durable.get(p, 0)) for p in self._partitions if p in tracks}
         if have != self._had or len(have) < len(self._partitions):
             self._keep(
@@ -231,9 +235,9 @@ class Deltas:
             self._keep(self._kept[n:])
 
     def unbroken(
-        self, partition: int, next_offset: int, clock: Mapping[int, int], opened: Opened | None
+        self, partition: int, next_offset: int, clock: Mapping[int, int], opened: OpenDelta | None
     ) -> bool:
-        """Whether pending and open deltas are one chain from clock + 1 to ``next_offset`` - 1."""
+        """Whether pending and open deltas form one chain from clock + 1 to ``next_offset`` - 1."""
         need = clock.get(partition, 0) + 1
         for d in self.pending(clock):
             if d.partition == partition:
@@ -252,11 +256,11 @@ class Pulled:
 
     def __init__(self) -> None:
         self.blocks: Blocks = {}
-        self._from: Version = (0, 0)  # what was touched after it is known
+        self._from: Version = (0, 0)  # changes after this version are known
         self._changes: deque[tuple[Version, Touched]] = deque()
 
     def note(self, version: Version, touched: Touched, *, whole: bool) -> None:
-        """These are the values of that version now; what the last step to it has touched."""
+        """Record the values' new version, and what the last step to it has touched."""
         if whole:
             self._from = version
             self._changes.clear()
@@ -266,7 +270,7 @@ class Pulled:
             self._from, _ = self._changes.popleft()
 
     def changes_since(self, since: Version | None) -> Touched | None:
-        """Return what was touched after that version; None if it is not known."""
+        """Return what has changed after that version; None if it is not known."""
         if since is None or since < self._from:
             return None
         touched: Touched = {}
@@ -276,9 +280,9 @@ class Pulled:
         return touched
 
     def take(self, reply: SyncReply, contained: Iterable[Delta]) -> Touched:
-        """Take the reply's values; returns what it has changed of those before.
+        """Take the reply's values; return what changed.
 
-        ``contained``: own deltas that the reply's clock has gained, for one without values.
+        ``contained``: own deltas newly included in the reply's clock, merged if it has no values.
         """
         if reply.kind == "none":
             for delta in contained:
@@ -291,11 +295,11 @@ class Pulled:
         return self.put(incoming)
 
     def put(self, incoming: Blocks) -> Touched:
-        """Take these values; returns what they are of."""
+        """Set these values; return their blocks and keys."""
         return algebra.put(self.blocks, incoming)
 
     def give_up(self, n: int) -> Blocks:
-        """Take out at most ``n`` keys of a block; nothing if there are none left."""
+        """Remove and return at most ``n`` keys of a block; empty if there are none left."""
         for name, block in self.blocks.items():
             if isinstance(block.data, dict) and (size := min(n, len(block.data))):
                 taken = dict(block.data.popitem() for _ in range(size))
@@ -303,7 +307,7 @@ class Pulled:
         return {}
 
     def with_deltas(self, pending: Iterable[Delta], touched: Touched | None = None) -> Blocks:
-        """Values with own deltas on top, of what was touched (None: all), sharing nothing."""
+        """Copy the ``touched`` values (None: all), with own deltas on top."""
         part = self.blocks if touched is None else algebra.select(self.blocks, touched)
         out = algebra.copy(part)
         for delta in pending:

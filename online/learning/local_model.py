@@ -1,6 +1,6 @@
-"""This module has what is in a replica's local model, its next rows, and deltas to be sent.
+"""The local model of a replica, with its partition pointers and the deltas to be sent.
 
-No rule of merging is here: see :mod:`online.learning.merged`.
+The merging rules are in :mod:`online.learning.merged`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from functools import partial
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
-from online.learning.apart import Apart
 from online.learning.base import BaseLearner
 from online.learning.deltas import (
     Delta,
     Deltas,
-    Opened,
+    OpenDelta,
     Place,
     Pulled,
     Track,
@@ -23,7 +22,8 @@ from online.learning.deltas import (
     open_ones,
     stays,
 )
-from online.learning.values_in_parts import Arrival
+from online.learning.shard_divergence import ShardDivergence
+from online.learning.values_in_parts import ServerView
 from online.models.base import Compensable, Model, Walking
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks, Touched
@@ -33,19 +33,19 @@ from replay.journal.base import Row
 from replay.memory import Memory
 
 WAITS_MAX: Final = 3_000
-"""Exchanges in a row that deltas wait for rows of others, which nobody may be able to learn."""
+"""Consecutive exchanges that deltas wait for another partition's rows, which may never come."""
 
 
 class LocalModel(BaseLearner):
-    """A model that answers, pointers and deltas of one model in one replica.
+    """The answering model, the partition pointers and the deltas of one model in one replica.
 
     Parameters:
-        build, task, spec: As of :class:`online.learning.base.BaseLearner`.
-        retain_bytes: Deltas kept until a published snapshot has them.  Beyond it the journal is the
-            copy.
-        rows_max: Rows of one delta at most.
-        compensates: Whether pushes tell their curvature, for the merge rule ``compensated``.
-        memory: What is kept to be learned again; None: nothing is.
+        build, task, spec: As in :class:`online.learning.base.BaseLearner`.
+        retain_bytes: Size of the deltas kept until a published snapshot has them.  Beyond it their
+            rows are read from the journal again.
+        rows_max: Largest number of rows in one delta.
+        compensates: Whether pushes carry their curvature, for the merge rule ``compensated``.
+        memory: The rehearsal memory; None: no rehearsal.
     """
 
     recovers: ClassVar[bool] = True
@@ -66,24 +66,24 @@ class LocalModel(BaseLearner):
         self.memory = memory
         self.mergeable = self.serving.mergeable
         self.walks = isinstance(self.serving, Walking)
-        self._open: Opened | None = None
+        self._open: OpenDelta | None = None
         self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
-        self._newest = Newest()  # of the losses pulled
-        self.arrival = Arrival(build if self.mergeable else None)
-        self._targets: dict[int, int] = {}  # by partition: where relearning it ends
-        self._served: dict[int, int] = {}  # until then: the clock of what answers
+        self._newest = Newest()  # of the pulled losses
+        self.server = ServerView(build if self.mergeable else None)
+        self._targets: dict[int, int] = {}  # by partition: offset at which relearning ends
+        self._served: dict[int, int] = {}  # until then: the clock of the answering copy
         self._pending_n = self._waited = 0
-        self._apart: Apart | None = None
+        self._apart: ShardDivergence | None = None
 
     # -- answering ----------------------------------------------------------------------------
 
     @property
     def own(self) -> int:
-        """Own rows in the local model on top of ``version``."""
+        """Number of own rows in the local model on top of ``version``."""
         return self._pending_n + (len(self._open.rows) if self._open else 0)
 
     def includes(self, partition: int, offset: int) -> bool:
-        """Whether the answers given now count the row."""
+        """Whether predictions made now include the row."""
         if self.undone.has(partition, offset):
             return False
         if self._targets:
@@ -93,7 +93,7 @@ class LocalModel(BaseLearner):
         return max(learned, self.clock.get(partition, 0)) >= offset
 
     def known(self) -> dict[int, int]:
-        """Last offset of each open partition whose rows are in the answers given now."""
+        """Last offset of each open partition that predictions made now include."""
         if self._targets:
             return open_ones(self._served)
         own = {p: track.next - 1 for p, track in self.tracks.items()}
@@ -106,7 +106,7 @@ class LocalModel(BaseLearner):
         return self._pulled.blocks
 
     def changes_since(self, version: Version | None) -> Touched | None:
-        """Return what was touched in the pulled values after that version; None if unknown."""
+        """Return what has changed in the pulled values after that version; None if unknown."""
         return self._pulled.changes_since(version)
 
     # -- partitions ---------------------------------------------------------------------------
@@ -114,7 +114,8 @@ class LocalModel(BaseLearner):
     def adopt(self, partition: int, end: int | None) -> None:
         """Learn the rest of a partition, from the clock of the next pull on.
 
-        ``end``: of a sealed one.  None: another process writes it, and learns nothing.
+        ``end``: its last offset if it is sealed.  None: another process writes it, and does not
+        learn.
         """
         if partition not in self.tracks:
             self.tracks[partition] = Track(next=0, end=end, held=True)
@@ -125,14 +126,14 @@ class LocalModel(BaseLearner):
         return held or any(track.next <= end for track, end in ends(self.tracks, own, last))
 
     def leaves(self, own: int, last: int) -> bool:
-        """Whether the server lacks rows of the own partition: they would be an adopter's."""
+        """Whether the server lacks rows of the own partition, which an adopter would learn."""
         return self.clock.get(own, 0) < last
 
     def wanted(self) -> list[tuple[int, int]]:
         """``(partition, offset)`` of the next row of each track.
 
-        While rows are learned again, only those: what is answered comes from the old copy, and
-        it would lack every other row that is learned meanwhile.
+        During relearning only rows to be learned again are wanted: predictions come from the old
+        copy, which would lack any other row learned meanwhile.
         """
         if not self.ready or self.want_all:
             return []
@@ -155,7 +156,7 @@ class LocalModel(BaseLearner):
         return track is None or track.next >= self._targets.get(partition, 0)
 
     def _contained(self) -> dict[int, int]:
-        """Last offset, by partition, of what the copy that learns has in it."""
+        """Last offset of each partition included in the copy that learns."""
         learned = {p: t.next - 1 for p, t in self.tracks.items() if not t.held}
         return {**self.clock, **learned}
 
@@ -163,7 +164,7 @@ class LocalModel(BaseLearner):
 
     @property
     def open_rows(self) -> int:
-        """Offsets in the open delta; 0 if a frozen model keeps it here."""
+        """Number of offsets in the open delta; 0 if a frozen model keeps it."""
         if self._open is None or self._stays():
             return 0
         return self._open.last - self._open.first + 1
@@ -189,18 +190,18 @@ class LocalModel(BaseLearner):
         if (opened := self._open) is None:
             return
         full = opened.partition != row.partition or len(opened.rows) >= self._rows_max
-        if self._apart is not None:  # no delta goes beyond where a shard stands
+        if self._apart is not None:  # a delta must not extend across a shard's clock
             full = full or opened.last in self._apart.at(opened.partition)
-        if full or (behind is not None and not self.arrival.has(*behind)):
+        if full or (behind is not None and not self.server.has(*behind)):
             self._cut()
 
-    def _opened_at(self, row: Row, behind: Place | None = None) -> Opened:
-        """The open delta, which begins with the row if there is none.
+    def _opened_at(self, row: Row, behind: Place | None = None) -> OpenDelta:
+        """Return the open delta; open one at the row if there is none.
 
         ``behind``: the row that this one takes back.
         """
         if self._open is None:
-            self._open = Opened(row.partition, row.offset, row.offset, self.version, [], behind)
+            self._open = OpenDelta(row.partition, row.offset, row.offset, self.version, [], behind)
         elif behind is not None:
             partition, offset = behind
             within = self._open.within
@@ -208,19 +209,19 @@ class LocalModel(BaseLearner):
         return self._open
 
     def _pending(self) -> list[Delta]:
-        """Own deltas that are not in the values; of what some shards have, the rest."""
+        """Own deltas that are not in the values; of partly included ones, the missing parts."""
         pending = self._deltas.pending(self.clock)
         return pending if self._apart is None else self._apart.lacking(pending)
 
     def _ahead(self, partition: int) -> int:
-        """How far some shard is in a partition, if not all are there; 0: they are."""
+        """The clock of the most advanced shard, if not all shards have reached it; otherwise 0."""
         if self._apart is None or (track := self.tracks.get(partition)) is None:
             return 0
         ahead = self._apart.ahead(partition, track.end)
         return ahead if ahead > self.clock.get(partition, 0) else 0
 
     def _straddled(self, begun: Collection[tuple[int, Track]]) -> list[int]:
-        """Partitions in which a shard stands within a delta, of those that it is not beyond."""
+        """Partitions in which a shard's clock, not past the pointer, lies within a delta."""
         if self._apart is None:
             return []
         unbroken, opened = self._deltas.unbroken, self._open
@@ -232,17 +233,17 @@ class LocalModel(BaseLearner):
         ]
 
     def _torn(self) -> set[int]:
-        """Partitions with a delta in whose midst the server lacks what a row takes back.
+        """Partitions with a delta that takes back rows which the server lacks.
 
-        An earlier server had it.  The rows are learned again, in deltas that can wait for it.
+        An earlier server had them.  The rows are learned again, in deltas that can wait for them.
         """
-        kept: list[Delta | Opened] = [*self._deltas.pending(self.clock)]
+        kept: list[Delta | OpenDelta] = [*self._deltas.pending(self.clock)]
         kept += [] if self._open is None else [self._open]
-        has = self.arrival.has
+        has = self.server.has
         return {d.partition for d in kept if not all(has(*x) for x in d.within.items())}
 
     def _lags_behind(self) -> None:
-        """No answer counts twice what some shard has: it comes from the old copy until all have."""
+        """Answer from the old copy until relearning passes all shards, so no row counts twice."""
         for partition, track in self.tracks.items():
             if not track.held and track.next <= (ahead := self._ahead(partition)):
                 self._targets[partition] = max(ahead + 1, self._targets.get(partition, 0))
@@ -251,42 +252,42 @@ class LocalModel(BaseLearner):
         self.tally.reset(self._pulled.with_deltas(pending, self.tally.tallied))
 
     def _together(self, lost: Collection[int]) -> Collection[int]:
-        """Return the partitions to learn again with these: a whole state holds all rows."""
+        """Return the partitions to relearn with these: all of them if states are not mergeable."""
         if lost and not self.mergeable:
             return self.tracks.keys()
         return [p for p in lost if p in self.tracks]
 
     @property
     def due(self) -> bool:
-        """Whether deltas are to be sent: those that there are, always."""
+        """Whether deltas are to be sent: always, if there are any."""
         return True
 
     def outgoing(self, limit: int) -> tuple[list[Push], OrderedState | None]:
-        """Return deltas, at most ``limit``, and no state."""
+        """Return at most ``limit`` deltas, and no state."""
         return self.pushes(limit), None
 
     def wants_values(self, *, learns: bool, rested: bool) -> bool:
-        """Whether others change them: what is merged, or learned by another process."""
+        """Whether the values change elsewhere: by merges, or by another process that learns."""
         return self.mergeable or not learns
 
     def pushes(self, limit: int) -> list[Push]:
-        """Cut the open delta; the first ``limit`` deltas that the server may not have, in order.
+        """Cut the open delta; return the first ``limit`` deltas that the server may lack, in order.
 
-        A frozen model keeps what holds no learned row.
+        A frozen model keeps deltas without a learned row.
         """
         if self._open and not self._stays():
             self._cut()
-        due = self._deltas.due(self.arrival.clock, self.tracks, frozen=self.frozen)
+        due = self._deltas.due(self.server.clock, self.tracks, frozen=self.frozen)
         ready = self._ready(due)
-        return [d.push(self._spec, self.arrival.met) for d in ready[:limit]]
+        return [d.push(self._spec, self.server.met) for d in ready[:limit]]
 
     def _ready(self, due: Sequence[Delta]) -> Sequence[Delta]:
-        """Those that no row is missing for on the server; the others wait, but not for ever."""
+        """Deltas whose required rows are on the server; others wait up to ``WAITS_MAX`` times."""
         self.waits = {partition for delta in due for partition, _ in delta.after}
         held: set[int] = set()
         ready: list[Delta] = []
         for delta in due:
-            if not all(self.arrival.has(*place) for place in delta.after):
+            if not all(self.server.has(*place) for place in delta.after):
                 held.add(delta.partition)
             if delta.partition not in held:
                 ready.append(delta)
@@ -298,7 +299,7 @@ class LocalModel(BaseLearner):
 
 
 def _built(build: Callable[[], Model]) -> Model:
-    """A model that tells the curvature of its deltas, if it can."""
+    """Build a model that reports the curvature of its deltas, if it can."""
     model = build()
     if isinstance(model, Compensable):
         model.compensate()

@@ -1,16 +1,16 @@
-"""The learner of a model that replicas learn apart: own rows on top of what the server has.
+"""The learner of mergeable models: own rows on top of the server's values.
 
 Learning follows the offsets of committed rows, never requests.  The local model is always
 
     values pulled  +  own deltas that the pulled clock does not contain  +  the open delta
 
-so each own row counts once, whatever was lost, repeated or restarted.  At a merge, if the deltas
-of a partition are no unbroken chain from its clock to what was learned (the server restarted,
-somebody else pushed, a bound was reached), they are dropped and the rows are learned again, while
+so each own row counts once, whatever was lost, repeated or restarted.  If at a merge a partition's
+deltas do not form an unbroken chain from its clock to the last row learned (the server restarted,
+another process pushed, a bound was reached), they are dropped and the rows are learned again, while
 the old copy goes on predicting.  If the server's values were rewritten (a rollback), everything
 above them is learned again, and the old copy does not go on.
 
-No Ray, no I/O, no clock: the shell in :mod:`online.replica.replica` feeds rows, sends and receives.
+No Ray, no I/O, no clock: :mod:`online.replica.replica` feeds rows, sends and receives.
 Protocol: "Exactly once, in detail" in the project's design.
 """
 
@@ -20,13 +20,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import cast
 
-from online.learning.apart import apart
 from online.learning.base import LEARNED, Failed, why_not_taught
 from online.learning.bounds import numbers_of
 from online.learning.counters import DIGEST
 from online.learning.deltas import (
     CLOSED,
-    Opened,
+    OpenDelta,
     Place,
     finish,
     moved,
@@ -35,6 +34,7 @@ from online.learning.deltas import (
 )
 from online.learning.local_model import LocalModel
 from online.learning.ranges import BOUNDED
+from online.learning.shard_divergence import shard_divergence
 from online.learning.vocabulary import NAMED
 from online.models.base import Mendable, Model, Walking, why_not_revised
 from online.models.errors import NothingLearned
@@ -49,9 +49,9 @@ from replay.memory import Lesson
 
 
 class Learner(LocalModel):
-    """Learns rows, and merges what the server replies.
+    """Learns rows, and merges the server's replies.
 
-    Parameters as of :class:`online.learning.local_model.LocalModel`.
+    Parameters as in :class:`online.learning.local_model.LocalModel`.
     """
 
     # -- learning -----------------------------------------------------------------------------
@@ -61,9 +61,10 @@ class Learner(LocalModel):
     ) -> Failed | None:
         """Learn the next row of its partition, one of :meth:`wanted`.
 
-        A row that the model raises on leaves it as it was before, and is reported; the pointer
-        goes on.  With ``give_up``, the reason why, the model is not asked; undone is passed over.
-        ``example`` is what the row's payload says, where somebody has it; None: it is read here.
+        If the model raises, its state is restored, the row is reported as failed, and the pointer
+        moves on.  With ``give_up``, a reason, the row fails without calling the model.  Undone rows
+        are skipped.  ``example`` is the row's decoded payload, if the caller has it; None: it is
+        decoded here.
         """
         assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
         failed, behind = None, None
@@ -82,7 +83,7 @@ class Learner(LocalModel):
         opened.last = row.offset
         self.tracks[row.partition].next += 1
         if self._apart is not None and row.offset == self._ahead(row.partition):
-            self._rebuild((), self._served)  # what some shards had counts twice until then
+            self._rebuild((), self._served)  # until here, rows that some shards had counted twice
         self._switch()
         return failed
 
@@ -90,7 +91,7 @@ class Learner(LocalModel):
         """Learn the next rows of a partition in one pass, as :meth:`learn` one by one would.
 
         The rows are :func:`~online.learning.alike.alike`, and the first is one of :meth:`wanted`.
-        Returns how many were learned.  0: nothing was changed, and the first is to be learned by
+        Returns how many were learned.  0: nothing was changed, and the first has to be learned by
         itself.
         """
         model, first = cast(Walking, self._training), rows[0]
@@ -127,19 +128,19 @@ class Learner(LocalModel):
         self.latest = examples[-1]
         return len(rows)
 
-    def _try(self, row: Row, opened: Opened, example: Example) -> Failed | None:
+    def _try(self, row: Row, opened: OpenDelta, example: Example) -> Failed | None:
         memory = self.memory
         lesson: Lesson = ()
         score = example.score
         if example.moved is not None or example.provisional:
-            memory = None  # no row to be kept, and none that others are learned with
+            memory = None  # such rows are neither kept nor learned together with rehearsed ones
         if memory is not None:
             lesson = memory.lesson(example.label)
             if score is None and memory.distil:
                 score = self.score(self.serving.predict(example.features))
         try:
             self._learn(row, example, lesson)
-        except Exception as error:  # whatever the model raises: it is a stranger's code
+        except Exception as error:  # a model may be foreign code, which can raise anything
             if not isinstance(error, NothingLearned):
                 self._put_back(example, lesson)
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
@@ -150,9 +151,9 @@ class Learner(LocalModel):
         return None
 
     def _put_back(self, failed: Example, lesson: Lesson) -> None:
-        """The model as it was before the row at hand: values, kept deltas, the open rows again."""
+        """Restore the model to before the failed row: values, kept deltas, then the open rows."""
         rows = self._open.rows if self._open else []
-        if isinstance(self._training, Mendable):  # not all values, which may be many
+        if isinstance(self._training, Mendable):  # restore touched values only
             examples = (failed, *(e for _, e, _ in rows))
             names = dict.fromkeys(name for e in examples for name in _names(e))
             for drawn in chain(lesson, *(again for _, _, again in rows)):
@@ -172,17 +173,17 @@ class Learner(LocalModel):
         self._reset_tally(pending)
 
     def _values(self) -> Blocks:
-        """Return the values pulled, with all own deltas on top."""
+        """Return the pulled values with all own deltas on top."""
         return self._pulled.with_deltas(self._pending())
 
     def _switch(self) -> None:
-        """Answer from the copy that learns, as soon as it has all that the old one had."""
+        """Answer from the copy that learns, as soon as it includes all rows of the old one."""
         if all(map(self._caught_up, self._targets)):
             self._targets = {}
             self.serving = self._training
 
     def abandon(self, partition: int) -> None:
-        """Drop what is held of a partition that was sealed by somebody else."""
+        """Drop the state of a partition that another process has sealed."""
         if partition not in self.tracks:
             return
         served = self._contained()
@@ -193,7 +194,7 @@ class Learner(LocalModel):
         self._rebuild(self._together([partition]), served)
 
     def follow(self, partition: int, own: int) -> bool:
-        """Learn what another process writes there, and no longer what one before wrote."""
+        """Learn the rows that another process writes there; drop the one followed before."""
         for other, track in list(self.tracks.items()):
             if track.end is None and other not in (partition, own):
                 self.abandon(other)
@@ -205,45 +206,45 @@ class Learner(LocalModel):
     # -- merging ------------------------------------------------------------------------------
 
     def take_part(self, reply: SyncReply) -> Iterator[None]:
-        """Take a part of the values, a piece a step; the copy at hand goes on meanwhile.
+        """Take a part of the values, one piece per step; the present copy goes on meanwhile.
 
-        Its server is pushed to from now on, if what deltas do adds to whatever its values are.
+        Pushes go to its server from now on if deltas can be merged into any values.
         """
         if self._is_old(reply):
             return
         if self.mergeable and reply.rewrite == self.rewrite:
-            self.arrival.note(reply, _clock(reply))
+            self.server.note(reply, _clock(reply))
             self.decide(reply.control, reply.frozen)
         else:
             self.want_all = True
-        yield from self.arrival.take(reply)
+        yield from self.server.take(reply)
 
     def drop_old(self) -> Iterator[None]:
-        """Let go of copies that answer no more, a piece a step."""
+        """Free copies that no longer answer, one piece per step."""
         if self.serving is self._training:
-            yield from self.arrival.drop()
+            yield from self.server.drop()
 
     def _is_old(self, reply: SyncReply) -> bool:
         """Whether a newer version is here, or a newer server is known."""
-        if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):
+        if (reply.epoch, reply.count) < max(self.version, (self.server.epoch, 0)):
             return True
-        self.arrival.epoch = reply.epoch
+        self.server.epoch = reply.epoch
         return False
 
     def on_reply(self, reply: SyncReply) -> bool:
-        """Take the server's state; returns whether anything changed.
+        """Take the server's state; return whether anything changed.
 
-        Replies of an older epoch (a server that lost its place) or version are ignored.
+        Replies of an older epoch (of a server that was replaced) or an older version are ignored.
         """
         if self._is_old(reply):
             return False
-        coming = self.arrival.complete(reply)
+        coming = self.server.complete(reply)
         whole = reply.kind == "all" or coming is not None
         if not whole and (self.want_all or reply.epoch != self.version[0]):
             self.want_all = True
             return False
         if not whole and reply.since is not None and reply.since > self.version:
-            return False  # changes of values that are not here
+            return False  # changes relative to values that are not here
         clock = _clock(reply)
         if reply.rewrite != self.rewrite:
             self._forget(clock)
@@ -253,7 +254,7 @@ class Learner(LocalModel):
             return False
         changed = (reply.epoch, reply.count) != self.version or whole
         served, opened = self._contained(), self._open
-        was_apart, self._apart = self._apart, apart(reply, self.tracks)
+        was_apart, self._apart = self._apart, shard_divergence(reply, self.tracks)
         anew = whole or was_apart is not None or self._apart is not None
         if opened and (anew or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
@@ -262,7 +263,7 @@ class Learner(LocalModel):
         if coming is None:
             touched = self._pulled.take(reply, own)
         else:
-            self.arrival.leave(self._pulled, self._training)
+            self.server.leave(self._pulled, self._training)
             self._pulled = coming.pulled
         keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max, self._newest)
         self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
@@ -270,7 +271,7 @@ class Learner(LocalModel):
         self.version, self.clock = (reply.epoch, reply.count), clock
         self.first = reply.first if isinstance(reply, ShardedReply) else None
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
-        self.arrival.note(reply, clock, taken=whole)
+        self.server.note(reply, clock, taken=whole)
         self.decide(reply.control, reply.frozen)
         self.want_all = False
         peer = bool(reply.peer)
@@ -278,7 +279,7 @@ class Learner(LocalModel):
         self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
         lost = self._broken()
         if whole and others and not self.mergeable:
-            lost = self.tracks.keys()  # states that were cut hold other rows than the values
+            lost = self.tracks.keys()  # whole states include rows that the values do not
         if anew or lost:
             self._rebuild(lost, served, None if coming is None else coming.model)
         else:
@@ -294,14 +295,14 @@ class Learner(LocalModel):
         return changed
 
     def _forget(self, clock: Mapping[int, int]) -> None:
-        """The values were rewritten: drop what was learned on others, go on from the clock."""
+        """Drop what was learned on values that were rewritten since; continue from the clock."""
         self._open = None
         self._deltas.drop(self.tracks.keys())
         self._targets = {}
         self.relearned += restart(self.tracks, clock)
 
     def _broken(self) -> Collection[int]:
-        """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
+        """Partitions whose deltas do not form an unbroken chain from clock + 1 to the pointer."""
         unbroken, begun = self._deltas.unbroken, [t for t in self.tracks.items() if not t[1].held]
         lost = [p for p, t in begun if not unbroken(p, t.next, self.clock, self._open)]
         return self._together([*lost, *(self._torn().union(self._straddled(begun)) - {*lost})])
@@ -309,10 +310,10 @@ class Learner(LocalModel):
     def _rebuild(
         self, lost: Collection[int], served: dict[int, int], copy: Model | None = None
     ) -> None:
-        """A new copy from values and kept deltas; rows of ``lost`` partitions are learned again.
+        """Build a new copy from values and kept deltas; relearn the rows of ``lost`` partitions.
 
-        Until they are, the old copy, which has the rows of ``served``, goes on predicting.
-        ``copy``: a new one that has the values already.
+        Until that is done, the old copy, which includes the rows of ``served``, goes on predicting.
+        ``copy``: a new copy that already has the values.
         """
         if not self._targets:
             self._served = served
@@ -346,11 +347,11 @@ class Learner(LocalModel):
 
 
 def _taken_back(row: Row, example: Example, model: Model) -> Place | None:
-    """The row of another partition that this one takes back; None: there is none.
+    """The row of another partition that this one takes back (corrects); None: there is none.
 
-    A snapshot that has a correction without what it corrects could not be gone back to.  A model
-    that can't take a lesson back has learned none, and the first row may be known to its source's
-    evidence alone.
+    A snapshot that includes a correction without the corrected row could not be restored.  For a
+    model that cannot take a lesson back, this matters only if the first row carries evidence about
+    its source.
     """
     first = example.corrects
     if first is None or first.offset == 0 or first.partition == row.partition:
@@ -364,5 +365,5 @@ def _clock(reply: SyncReply) -> dict[int, int]:
 
 
 def _names(example: Example) -> Collection[str]:
-    """Names of the features that learning it touches."""
+    """Names of the features that learning the example touches."""
     return example.features if example.moved is None else example.moved.columns

@@ -1,14 +1,13 @@
-"""The learner of a model that every replica learns whole, in the journal's commit order.
+"""The learner of models that are not merged: every replica learns all rows, in commit order.
 
-What replicas learn of such a model is never merged.  Each replica learns all committed rows of the
-model, of all partitions, in the order of their ``seq``; so replicas that have learned up to the
-same row are equal, and one that has learned as far as its own newest row reads its own writes.
-The parameter server keeps clocks and snapshots: one replica, whom it names the keeper, sends what
-it has learned now and then, and whoever starts begins there.
+Each replica learns all committed rows of the model, of all partitions, in the order of their
+``seq``.  So replicas that have learned up to the same row are equal, and a replica that has learned
+its own newest row reads its own writes.  The parameter server keeps clocks and snapshots: the
+replica that it names the keeper sends its state now and then, from which new replicas start.
 
     local model = values at a position of the order  +  the rows after it, in order
 
-No Ray, no I/O, no clock, as of :mod:`online.learning.base`, whose verbs it has.
+No Ray, no I/O, no clock, as in :mod:`online.learning.base`, whose methods it implements.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import ClassVar, Final
 from evaluation.metrics import Task
 from online.learning.base import LEARNED, BaseLearner, Failed, why_not_taught
 from online.learning.deltas import CLOSED, Track, open_ones
-from online.learning.values_in_parts import Arriving
+from online.learning.values_in_parts import PartialValues
 from online.models.base import Model
 from online.models.errors import NothingLearned
 from paramserver.core import blocks as algebra
@@ -38,7 +37,7 @@ _SPANS: Final = 64
 
 
 class _Written:
-    """Values of a position of the order, and what has changed since those that were begun with.
+    """A model's values at a position of the order, and what has changed since the initial ones.
 
     ``since``: rows that the copy that learns has on top of ``values``.
     """
@@ -46,15 +45,15 @@ class _Written:
     def __init__(self, values: Blocks, began: int, epoch: int) -> None:
         self.values = values
         self.since: list[tuple[Row, Example]] = []
-        self._epoch = epoch  # of the server whose values were begun with
-        self._began = began  # a position, and what has changed since, up to others
+        self._epoch = epoch  # of the server that gave the initial values
+        self._began = began  # their position; changes since then, each up to a later position:
         self._spans: list[tuple[int, Touched]] = []
         self._newest = Newest()
 
     def add(self, position: int, done: Blocks, sources_max: int, keeper: Keeper | None) -> Blocks:
-        """The rows since are in the values from here on: ``done`` is what they changed.
+        """Move the values to a new position by ``done``, the changes of the rows since.
 
-        Returns what has left tables that are full.
+        Returns the replacements for entries removed from full tables.
         """
         touched = algebra.merge(self.values, done, 1.0)
         keep_bounds(self.values, touched, sources_max, self._newest)
@@ -69,9 +68,9 @@ class _Written:
         return algebra.select(self.values, left)
 
     def changed(self, kept: int, epoch: int) -> tuple[int, Blocks]:
-        """Return what a server of ``epoch`` at the position ``kept`` lacks, and since where."""
+        """Return a base position, and what a server of ``epoch`` at ``kept`` lacks since then."""
         while self._spans and self._spans[0][0] <= kept:
-            self._began, _ = self._spans.pop(0)  # a server that goes back behind it gets all
+            self._began, _ = self._spans.pop(0)  # a server behind this position gets all values
         if kept < self._began or (kept == self._began and epoch != self._epoch):
             return BEGIN, algebra.copy(self.values)
         changed = Touched()
@@ -81,16 +80,16 @@ class _Written:
 
 
 class OrderedLearner(BaseLearner):
-    """This class has what is in the local model of one replica, and up to which row.
+    """The local model of one replica, and the position up to which it has learned.
 
     Parameters:
-        build, task, spec: As of :class:`online.learning.base.BaseLearner`.
-        rows_max: Rows that are learned again at most if the model raises on one: after so many the
-            state is written down in memory.
+        build, task, spec: As in :class:`online.learning.base.BaseLearner`.
+        rows_max: Largest number of rows to learn again if the model raises on one: after that many
+            rows the state is copied in memory.
 
     Attributes:
-        position: ``seq`` up to which the copy that learns has every row.
-        keeper: Whether the server asks this replica for what it has learned.
+        position: ``seq`` up to which the copy that learns includes every row.
+        keeper: Whether the server asks this replica for its state.
     """
 
     role: ClassVar[str] = "ordered"
@@ -100,80 +99,80 @@ class OrderedLearner(BaseLearner):
         super().__init__(build, task=task, spec=spec, rows_max=rows_max)
         self.position = BEGIN
         self.keeper = False
-        self.began = 0  # how often values were begun with
-        self._rewritten = False  # what is undone is known already, the values are to come
+        self.began = 0  # how many times initial values were taken
+        self._rewritten = False  # decisions are known, but the rewritten values are not here yet
         self._learned: dict[int, int] = {}  # last offset of each partition, of what learns
-        self._served: dict[int, int] = {}  # the same of what answers, while rows are learned again
-        self._target = BEGIN  # until here they are
+        self._served: dict[int, int] = {}  # the same of the answering copy, during relearning
+        self._target = BEGIN  # position at which relearning ends
         self._newest = self._newest_awake = BEGIN  # ``seq`` of the last row; of one not frozen
         self._kept = BEGIN  # position of the server's values
         self._known: tuple[int, Version, int] = (BEGIN, (0, 0), 0)  # position, version, learned
-        self._standing = 0  # rows learned by the values of ``version``
+        self._standing = 0  # number of rows learned in the values of ``version``
         self._written = _Written({}, BEGIN, 0)
-        self.tables_keeper: Keeper | None = None  # who learns alone bounds tables itself
+        self.tables_keeper: Keeper | None = None  # bounds tables where there is no server
 
     # -- answering ----------------------------------------------------------------------------
 
     @property
     def own(self) -> int:
-        """Rows in the local model on top of ``version``, whoever wrote them."""
+        """Number of rows in the local model on top of ``version``, of any replica."""
         return max(self.tally.digest[0] - self._standing, 0)
 
     def includes(self, partition: int, offset: int) -> bool:
-        """Whether the answers given now count the row."""
+        """Whether predictions made now include the row."""
         if self._rewritten or self.undone.has(partition, offset):
             return False
         contained = self._served if self._target > self.position else self._learned
         return contained.get(partition, 0) >= offset
 
     def known(self) -> dict[int, int]:
-        """Last offset of each open partition whose rows are in the answers given now."""
+        """Last offset of each open partition that predictions made now include."""
         return open_ones(self._served if self._target > self.position else self._learned)
 
     # -- partitions ---------------------------------------------------------------------------
 
     def adopt(self, partition: int, end: int | None) -> None:
-        """A partition was sealed here; its rows are learned in their turn, as by everybody."""
+        """Track a partition sealed here; every replica learns its rows in commit order."""
         self.tracks[partition] = Track(self._learned.get(partition, 0) + 1, end)
 
     def abandon(self, partition: int) -> None:
-        """Somebody sealed a partition of this process."""
+        """Stop tracking a partition of this process that another process has sealed."""
         self.tracks.pop(partition, None)
 
     def follow(self, partition: int, own: int) -> bool:
-        """Nothing is new: all partitions are learned, always."""
+        """Return False, since all partitions are always learned."""
         return False
 
     def lags(self, own: int, last: int) -> bool:
-        """Whether the server lacks rows of the own partition; it tells by its clock."""
+        """Whether the server, by its clock, lacks rows of the own partition."""
         return self.clock.get(own, 0) < last
 
     def leaves(self, own: int, last: int) -> bool:
-        """Whether the server waits for this replica's state; the others have all rows, too."""
+        """Whether the server waits for this replica's state; other replicas have all rows."""
         return self.due
 
     # -- learning -----------------------------------------------------------------------------
 
     @property
     def follows(self) -> bool:
-        """Whether rows can be learned now: there are values to begin with."""
+        """Whether rows can be learned now: initial values are here."""
         return self.ready and not self.want_all
 
     def wants(self, row: Row) -> bool:
-        """Whether the row can be learned, or passed over, as the next one of the order.
+        """Whether the row is the next one of the order, to be learned or skipped.
 
-        Whoever reads the rows asks :meth:`lacks` before, if some were trimmed.
+        If rows were trimmed from the journal, the caller must have called :meth:`lacks`.
         """
         return self.follows and row.seq > self.position
 
     def lacks(self, partitions: Sequence[Partition]) -> bool:
-        """Whether rows were removed that are not in the values: newer ones are wanted then."""
+        """Whether trimmed rows are missing from the values; if so, newer values are requested."""
         gone = any(p.trimmed > self._learned.get(p.id, 0) for p in partitions)
         self.want_all |= gone
         return gone
 
     def rows_ahead(self, partitions: Sequence[Partition]) -> int:
-        """How many rows of the journal are still to be learned."""
+        """Return how many rows of the journal are still to be learned."""
         begun = ((p.end, max(p.trimmed, self._learned.get(p.id, 0))) for p in partitions)
         return sum(max(end - last, 0) for end, last in begun)
 
@@ -203,7 +202,7 @@ class OrderedLearner(BaseLearner):
         return failed
 
     def pass_to(self, position: int) -> None:
-        """No row of the model is left up to here."""
+        """Move the position forward; no row of the model is left before it."""
         self.position = max(self.position, position)
         if self.position >= self._target and self.serving is not self._training:
             self.serving, self._served = self._training, {}
@@ -212,7 +211,7 @@ class OrderedLearner(BaseLearner):
     def _try(self, row: Row, example: Example) -> Failed | None:
         try:
             self._learn(row, example)
-        except Exception as error:  # whatever the model raises: it is a stranger's code
+        except Exception as error:  # a model may be foreign code, which can raise anything
             if not isinstance(error, NothingLearned):
                 self._put_back()
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
@@ -221,17 +220,17 @@ class OrderedLearner(BaseLearner):
         return None
 
     def _example(self, row: Row) -> Example:
-        """Return what the row teaches, and what was answered before."""
+        """Return the decoded row, with the answer given before."""
         return codec.decode(row.payload)
 
     def _put_back(self) -> None:
-        """The model as it was before the row at hand: the values, and the rows since again."""
+        """Restore the model to before the failed row: the values, then the rows since."""
         self._become(self._training, self._written.values)
         for row, example in self._written.since:
             self._learn(row, example)
 
     def _write_down(self) -> None:
-        """The values as they are now, for whoever puts the model back or starts from them."""
+        """Copy the present state into the values, from which the model can be restored or sent."""
         done = {
             **self._training.cut(),
             **self.tally.cut(),
@@ -251,19 +250,19 @@ class OrderedLearner(BaseLearner):
         return self.keeper and self.unsent
 
     def outgoing(self, limit: int) -> tuple[list[Push], OrderedState | None]:
-        """Return no deltas, as what is learned of such a model is never merged, and the state."""
+        """Return no deltas, because such a model is never merged, and the state."""
         return [], self.state()
 
     @property
     def unsent(self) -> bool:
-        """Whether the server's values lack rows that are here; of a frozen model, learned ones."""
+        """Whether the server's values lack rows that are here; for a frozen model, learned ones."""
         newest = self._newest_awake if self.frozen else self._newest
         return self.follows and self.serving is self._training and newest > self._kept
 
     def state(self) -> OrderedState:
-        """Return what was learned, for the server: what has changed since its values, or all."""
+        """Return the state for the server: what has changed since its values, or everything."""
         self._write_down()
-        epoch = self.arrival.met[0]
+        epoch = self.server.met[0]
         base, blocks = self._written.changed(self._kept, epoch)
         return OrderedState(
             epoch,
@@ -275,27 +274,27 @@ class OrderedLearner(BaseLearner):
         )
 
     def take_part(self, reply: SyncReply) -> Iterator[None]:
-        """Take a part of the values, a piece a step; the copy at hand goes on meanwhile."""
+        """Take a part of the values, one piece per step; the present copy goes on meanwhile."""
         if self._is_old(reply):
             return
         if self.ready and reply.rewrite != self.rewrite:
             self.want_all = True
-        yield from self.arrival.take(reply)
+        yield from self.server.take(reply)
 
     def _is_old(self, reply: SyncReply) -> bool:
-        if (reply.epoch, reply.count) < max(self._known[1], (self.arrival.epoch, 0)):
+        if (reply.epoch, reply.count) < max(self._known[1], (self.server.epoch, 0)):
             return True
-        self.arrival.epoch = reply.epoch
+        self.server.epoch = reply.epoch
         return False
 
     def on_reply(self, reply: SyncReply) -> bool:
-        """Take what the server says; returns whether anything changed.
+        """Take a reply of the server; return whether anything changed.
 
-        Its values are taken only to begin with, or after a decision that rewrote them.
+        Its values are taken only at the start, or after a decision that rewrote them.
         """
         if self._is_old(reply):
             return False
-        coming = self.arrival.complete(reply)
+        coming = self.server.complete(reply)
         values = self._values_of(reply, coming)
         whole = values is not None
         if not whole and (self.want_all or reply.rewrite != self.rewrite):
@@ -309,27 +308,27 @@ class OrderedLearner(BaseLearner):
         self.clock, self.durable, self._kept = clock, dict(reply.durable), reply.position
         self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
         self.keeper = reply.keeper
-        self.arrival.note(reply, clock, taken=whole)
+        self.server.note(reply, clock, taken=whole)
         self.decide(reply.control, reply.frozen)
         self._settle(reply)
         self._stand()
         self.ready = True
         return changed
 
-    def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
-        """The values to begin with that have come; None: none have, or not all."""
+    def _values_of(self, reply: SyncReply, coming: PartialValues | None) -> Blocks | None:
+        """The complete initial values that have arrived; None: none, or not all of them."""
         if coming is not None:
             return coming.pulled.blocks
         return algebra.from_wire(reply.blocks) if reply.kind == "all" else None
 
     def _stand(self) -> None:
-        """State the server's newest version, once all of its rows are here."""
+        """Report the server's newest version as soon as all of its rows are learned here."""
         position, version, learned = self._known
         if version != self.version and self.position >= position:
             self.version, self._standing = version, learned
 
     def _settle(self, reply: SyncReply) -> None:
-        """Drop adopted partitions that every copy has."""
+        """Drop adopted partitions that both server and snapshot include."""
         for partition, track in list(self.tracks.items()):
             durable = min(self.clock.get(partition, 0), self.durable.get(partition, 0))
             if partition in reply.closed or (track.end is not None and durable >= track.end):
@@ -342,11 +341,10 @@ class OrderedLearner(BaseLearner):
         clock: Mapping[int, int],
         copy: Model | None = None,
     ) -> None:
-        """A new copy from the server's values; until it has caught up the old one answers.
+        """Start a new copy from the server's values; until it catches up, the old one answers.
 
-        ``copy``: one that has the values already.
-
-        If the values were rewritten, the old one does not go on.
+        ``copy``: a copy that already has the values.  If the values were rewritten, the old copy
+        does not go on.
         """
         self.began += 1
         rewritten = reply.rewrite != self.rewrite

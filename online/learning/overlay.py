@@ -1,9 +1,9 @@
-"""The learner of a replica whose model another process learns whole: it learns its own rows on top.
+"""The learner of replicas with background learning: own rows on top of published values.
 
-For models that take long to learn a row.  One process learns all rows in commit order
-(:mod:`online.learning.ordered`) and publishes what it has learned at the parameter server now and
-then; each replica learns its own rows again on every copy that comes, so that it reads its own
-writes, while the copy before goes on answering.  Without own rows, answers lag behind the feedback.
+It is for models that learn slowly.  One process learns all rows in commit order
+(:mod:`online.learning.ordered`) and publishes its state at the parameter server now and then.  Each
+replica relearns its own rows on every published copy, so that it reads its own writes, while the
+previous copy goes on answering.  Without own rows, answers lag behind the feedback.
 
     local model = values as published  +  own rows that they do not contain
 """
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from online.learning.deltas import CLOSED
 from online.learning.ordered import OrderedLearner
-from online.learning.values_in_parts import Arriving
+from online.learning.values_in_parts import PartialValues
 from online.models.base import Model, Stepwise
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks
@@ -25,14 +25,14 @@ from replay.journal.base import Row
 
 
 class OverlayLearner(OrderedLearner):
-    """Values that another process publishes, and own rows on top.
+    """Values that another process publishes, with own rows on top.
 
     Parameters:
-        own_rows: Whether they are learned here, too.
+        own_rows: Whether this replica learns its own rows on top.
     """
 
     role: ClassVar[str] = "host"
-    decides: ClassVar[bool] = False  # what the process that learns for all can learn may differ
+    decides: ClassVar[bool] = False  # the learning process may be able to learn what fails here
     in_order: ClassVar[bool] = False
 
     def __init__(self, *args: Any, own_rows: bool, **kwargs: Any) -> None:
@@ -42,21 +42,21 @@ class OverlayLearner(OrderedLearner):
         self._coming: tuple[SyncReply, Blocks, Mapping[int, int]] | None = None
 
     def is_newest(self, reply: SyncReply) -> bool:
-        """Whether the values here are those that the server has."""
+        """Whether the local values are the server's."""
         return self.version == (reply.epoch, reply.count)
 
     @property
     def unsent(self) -> bool:
-        """The server has from somebody else what is here."""
+        """Return False, since the server has these values from another process."""
         return False
 
     @property
     def needs_process(self) -> bool:
-        """Whether the server names this one: replicas share a process that learns."""
+        """Whether the server names this replica to host the learning process."""
         return self.keeper
 
     def wants_values(self, *, learns: bool, rested: bool) -> bool:
-        """Whether it is time to load newer ones: that stops everything else."""
+        """Whether newer values may be loaded now; loading blocks everything else."""
         return rested
 
     def wanted(self) -> list[tuple[int, int]]:
@@ -70,12 +70,12 @@ class OverlayLearner(OrderedLearner):
         """Whether the row is the next own one."""
         return (row.partition, row.offset) in self.wanted()
 
-    def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
+    def _values_of(self, reply: SyncReply, coming: PartialValues | None) -> Blocks | None:
         if reply.kind != "changes" or coming is not None:
             return super()._values_of(reply, coming)
         if self.want_all or reply.since != self.version:
             return None
-        if not reply.blocks:  # rows that have changed nothing: these values are the newest
+        if not reply.blocks:  # the new rows changed nothing, so these values are the newest
             self.version, self._standing = (reply.epoch, reply.count), reply.learned
             clock = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
             for partition, last in clock.items():
@@ -86,12 +86,12 @@ class OverlayLearner(OrderedLearner):
         return values
 
     def prepared(self) -> Iterator[None]:
-        """Make the copy of values that have come, a step at a time, and go over to it."""
+        """Load the values that have arrived into a new copy, in steps, and switch to it."""
         coming, self._coming = self._coming, None
         if coming is None:
             return
         collects = gc.isenabled()
-        gc.disable()  # nothing of a copy is garbage, and a look at half of it takes ten steps' time
+        gc.disable()  # a copy has no garbage; scanning half of it takes as long as ten steps
         try:
             copy = self._build()
             if isinstance(copy, Stepwise):
@@ -99,7 +99,7 @@ class OverlayLearner(OrderedLearner):
             else:
                 copy.reset(coming[1])
             before = self.serving
-            self._begin_at(*coming, copy)  # as many objects go with the one before
+            self._begin_at(*coming, copy)  # frees as many objects as were made
             if isinstance(before, Stepwise) and before is not self.serving:
                 yield
                 yield from before.dropping()
@@ -122,4 +122,4 @@ class OverlayLearner(OrderedLearner):
         self.version, self._standing = (reply.epoch, reply.count), reply.learned
 
     def _stand(self) -> None:
-        """The version is that of the values that were taken."""
+        """Keep the version, which changes only with the values."""

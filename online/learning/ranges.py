@@ -1,11 +1,11 @@
-"""Ranges of numbers: what is known of a feature's, and of a target's.
+"""Value ranges of features and of targets.
 
-A target's range asks for more before it calls a number far off, for a number that is rare may be
-what the mean is made of (claims, prices, growth).  None is clipped until :data:`YOUNG_TARGETS`
-that are not zero are known.  Widening costs little reach, so that growth is followed.  And
-numbers beyond the reach that keep coming move the range at once: :data:`VOTES` within
-:data:`TARGET_ROWS` rows, no source having more than :data:`SOURCE_VOTES` of them, or
-:data:`VOTES_ANY` from anybody.  It goes as far as the median of them.
+A target's range needs more evidence before it clips, because rare values may determine the mean
+(claims, prices, growth).  No target is clipped until :data:`YOUNG_TARGETS` nonzero ones are known.
+Widening costs little reach, so that growth is followed.  Targets beyond the reach that keep coming
+move the range at once: :data:`VOTES` within :data:`TARGET_ROWS` rows, at most
+:data:`SOURCE_VOTES` of them counted from one source, or :data:`VOTES_ANY` from any source.  The
+range then extends to their median.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Features, Value
 
 REACH: Final = 16.0
-"""Widths of the range beyond its ends.  Elec2 and INSECTS, in their order, need 14."""
+"""Accepted distance beyond the range, in range widths.  Elec2 and INSECTS, in order, need 14."""
 
 YOUNG: Final = 32
-"""Numbers that differ after which a range stands for its name: numbers below its high end, and new
-ends.  Until then it is at least as wide as its numbers are large."""
+"""Distinct values after which a range is established; values below its high end and new ends
+count.  Until then its width is at least its largest absolute value."""
 
 STILL_ROWS: Final = 1_024
-"""Rows of the model in which a high end may come again and again and counts no more, for a counter
-may stand still.  One that has not moved for so long, as of a flag that is mostly set, counts."""
+"""Rows of the model within which a repeated high end does not count as distinct, because a counter
+may stand still.  After that many rows it counts, as for a flag that is mostly set."""
 
 NEW_ROWS: Final = 64
-"""Rows of the model from the first of a name in which a young range widens to whatever is within
-the reach.  From then on it is widened as any other, at the price of reach."""
+"""Rows of the model after a name's first one during which a young range widens freely within the
+reach.  Afterwards each widening costs reach."""
 
 EASE_ROWS: Final = 512
-"""Rows of the model after which one widening to twice the width counts no more."""
+"""Rows of the model after which one widening to twice the width no longer costs reach."""
 
 YOUNG_TARGETS: Final = 16
-"""Targets other than zero that are learned as they come, before any is clipped."""
+"""Nonzero targets that are learned unclipped before any is clipped."""
 
 EASE_TARGETS: Final = 64
-"""As :data:`EASE_ROWS`, of targets: with it growth of one per cent a row costs no reach."""
+"""The same as :data:`EASE_ROWS` for targets; growth of one per cent a row then costs no reach."""
 
 TARGET_ROWS: Final = 8_192
-"""Rows of the model within which targets beyond the reach count together."""
+"""Rows of the model within which targets beyond the reach are counted together."""
 
 VOTES: Final = 8
 """Targets beyond the reach after which the range moves."""
 
 SOURCE_VOTES: Final = 3
-"""Of those, how many count from one source.  Those without a source count each."""
+"""How many of those count per source; targets without a source count each."""
 
 VOTES_ANY: Final = 32
-"""Targets beyond the reach after which the range moves whoever sent them."""
+"""Targets beyond the reach, of any sources, after which the range moves."""
 
 RANGE: Final = "bounds.range"
 ROWS: Final = "bounds.rows"
@@ -60,31 +60,30 @@ BEYOND: Final = "bounds.beyond"
 UNTIL: Final = "bounds.until"
 TARGETS: Final = "bounds.targets"
 BOUNDED: Final[Touched] = dict.fromkeys((RANGE, ROWS, BEYOND, UNTIL, TARGETS))
-"""Blocks, each as a whole: by name its range; numbers that differ, up to :data:`YOUNG`; how many
-lay beyond the reach lately; the row of the model that was its first (0: the model's first, too),
-and the one at which it has all of its reach again.  Of targets, how many lay beyond it by source,
-side and distance."""
+"""Blocks of the ranges, by name: its range; its distinct values, up to :data:`YOUNG`; how many
+recent ones lay beyond the reach; its first row (0: the model's first) and the row at which its full
+reach is restored.  For targets: how many lay beyond the reach, by source, side and distance."""
 
 SINCE: Final = f"{SENT_LABEL} far"
-"""Stands in UNTIL for the number of rows up to which those count together."""
+"""Key in UNTIL for the row until which targets beyond the reach are counted together."""
 
 _ENDS: Final = (SENT_LABEL, SINCE)
 
 SAMPLED: Final = 8
-"""Rows of which one is looked at for what came lately."""
+"""One row in this many is sampled for the recent values."""
 
-_LATELY: Final = 16  # of those, at least, and twice as many at most
+_LATELY: Final = 16  # sampled rows kept: at least this many, at most twice
 FREE: Final = 2.0  # widenings that cost no reach
-STOP: Final = 6.0  # widenings after which next to none is left
+STOP: Final = 6.0  # widenings after which almost no reach is left
 _REST: Final = 0.25
-_SIDE_VOTES: Final = 4  # that move an end of the range
-_NAMED: Final = 16  # numbers that stand for sources
-_STEP: Final = 2  # binary digits to which distances are told apart
+_SIDE_VOTES: Final = 4  # votes that move one end of the range
+_NAMED: Final = 16  # hash values that stand for sources
+_STEP: Final = 2  # resolution of distances, in binary digits
 _LEAST, _MOST = -32, 64  # binary digits of distances
 
 
 class Range:
-    """The range of one name's numbers, and what else is known of them."""
+    """The range of one name's values, with its counters."""
 
     __slots__ = ("beyond", "first", "high", "low", "rows", "until")
     young: ClassVar[int] = YOUNG
@@ -95,7 +94,7 @@ class Range:
 
     @property
     def width(self) -> float:
-        """How wide it is, for all that is measured in widths."""
+        """Width used for distances; at least the largest absolute value while young."""
         width = self.high - self.low
         if self.rows < self.young or width <= 0.0:
             width = max(width, abs(self.high), abs(self.low))
@@ -103,19 +102,19 @@ class Range:
 
     @property
     def awake(self) -> bool:
-        """Whether numbers within it say something of it."""
+        """Whether values within it still change its state."""
         return self.beyond > 0.0 or (self.rows < self.young and self.low < self.high)
 
     def new(self, n: int) -> bool:
-        """Whether it widens at no price at the model's ``n``-th row."""
+        """Whether it widens without cost at the model's ``n``-th row."""
         return self.rows < self.young and n - self.first < NEW_ROWS
 
     def still(self, value: Value, n: int) -> bool:
-        """Whether a number within it says nothing new of it: a counter may stand still."""
+        """Whether a value within it does not count as distinct: a counter may stand still."""
         return self.low == self.high or (value == self.high and n - self.until < STILL_ROWS)
 
     def reach(self, n: int) -> float:
-        """Widths beyond the range that are believed at the model's ``n``-th row."""
+        """Accepted distance beyond the range at the model's ``n``-th row, in widths."""
         return _left((self.until - n) / EASE_ROWS)
 
 
@@ -123,7 +122,7 @@ class TargetRange(Range):
     """The range of targets.
 
     Attributes:
-        far: How many lay beyond the reach lately, by source, side and distance.
+        far: How many recent ones lay beyond the reach, by source, side and distance.
         since: The row of the model until which those count.
     """
 
@@ -138,22 +137,22 @@ class TargetRange(Range):
 
     @property
     def awake(self) -> bool:
-        """Whether numbers within it say something of it."""
+        """Whether values within it still change its state."""
         return self.rows < self.young
 
     def reach(self, n: int) -> float:
-        """Widths beyond the range that are believed at the model's ``n``-th row."""
+        """Accepted distance beyond the range at the model's ``n``-th row, in widths."""
         return inf if self.awake else _left((self.until - n) / EASE_TARGETS)
 
     def copy(self) -> TargetRange:
-        """Return another one that knows the same."""
+        """Return a copy with an empty open delta."""
         made = TargetRange(self.low, self.high)
         made.rows, made.until = self.rows, self.until
         made.far, made.since = dict(self.far), self.since
         return made
 
     def learn(self, value: float, n: int, source: str, *, clipped: bool) -> None:
-        """Count the model's ``n``-th target, as it was sent."""
+        """Count the model's ``n``-th target, with the value that was sent."""
         was_young = self.awake
         if was_young and value:
             self.rows += 1
@@ -203,7 +202,7 @@ class TargetRange(Range):
         self.far = {}
 
     def cut(self, out: Blocks) -> None:
-        """Add the open delta, and reset it."""
+        """Add the open delta to ``out``, and reset it."""
         if self.changed:
             put(out, RANGE, EXTREMA, {SENT_LABEL: (self.low, self.high)})
             if self.until:
@@ -217,7 +216,7 @@ class TargetRange(Range):
         self.changed, self.open_rows, self.open_far = False, 0, {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values of the keys given, with the open delta on top."""
+        """Replace the values of the given keys, and apply the open delta on top."""
         low, high = data_of(values, RANGE).get(SENT_LABEL, (self.low, self.high))
         until, ends = data_of(values, UNTIL), (self.until, self.since)
         found = [until.get(key, (0.0, end))[1] for key, end in zip(_ENDS, ends, strict=True)]
@@ -233,7 +232,7 @@ class TargetRange(Range):
         self.far = {key: n for key, n in self.far.items() if n}
 
     def _votes(self) -> list[tuple[str, int]]:
-        """Sides and distances that count."""
+        """Sides and distances of the votes that count."""
         found: dict[str, list[tuple[int, str]]] = {}
         for key, n in self.far.items():
             who, side, size = key.partition("+" if "+" in key else "-")
@@ -241,19 +240,19 @@ class TargetRange(Range):
         every = sum(map(len, found.values())) >= VOTES_ANY
         return [
             (side, size)
-            for who, told in found.items()
-            for size, side in (told if every or not who else sorted(told)[:SOURCE_VOTES])
+            for who, votes in found.items()
+            for size, side in (votes if every or not who else sorted(votes)[:SOURCE_VOTES])
         ]
 
 
-class Lately:
-    """The ends of what came lately, by name, in some of the rows."""
+class RecentValues:
+    """The smallest and largest recent values by name, from a sample of the rows."""
 
     def __init__(self) -> None:
         self._spans: list[dict[str, tuple[float, float]]] = [{}, {}]
 
     def near(self, name: str, held: Range) -> tuple[float, float]:
-        """The ends of what came lately under the name, within its range."""
+        """The smallest and largest recent value under the name, limited to its range."""
         spans = [span[name] for span in self._spans if name in span]
         if not spans:
             return held.low, held.high
@@ -261,7 +260,7 @@ class Lately:
         return min(max(low, held.low), held.high), max(min(high, held.high), held.low)
 
     def look(self, features: Features, known: Container[str], n: int) -> None:
-        """Note one row of :data:`SAMPLED`, the ``n``-th: only whoever clips a row asks for it."""
+        """Record the ``n``-th row, one of :data:`SAMPLED`; the result is used for clipping only."""
         spans = self._spans[0]
         for name, value in features.items():
             if (type(value) is float or type(value) is int) and name in known:
@@ -271,21 +270,21 @@ class Lately:
         if n % (SAMPLED * _LATELY) == 0:
             self._spans = [{}, spans]
 
-    def only(self, name: str) -> Lately:
-        """Another one that knows the same of one name."""
-        made = Lately()
+    def only(self, name: str) -> RecentValues:
+        """Return a copy that is limited to one name."""
+        made = RecentValues()
         made._spans = [{name: x[name]} if name in x else {} for x in self._spans]
         return made
 
 
 def widths(held: Range, value: Value) -> float:
-    """How far a number is beyond the range, in its widths."""
+    """Return how far a value is beyond the range, in widths of the range."""
     number = float(value)  # type: ignore[arg-type]  # outside: a number
     return (number - held.high if number > held.high else held.low - number) / held.width
 
 
 def data_of(values: Blocks, name: str) -> Mapping[str, Any]:
-    """Return the data of a block; of one that is not there, none."""
+    """Return the data of a block; empty if there is no such block."""
     return values[name].data if name in values else {}
 
 

@@ -1,4 +1,4 @@
-"""An answer becomes a score that is kept in the row, and a learned row counts in the metrics."""
+"""Converts answers into scores kept in rows, and learned rows into increments of the metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from replay.example import Example, Label, is_unlabelled, label_of, label_text
 
 
 def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
-    """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
+    """A prediction in the form kept in rows: by the label's JSON text, or ``{"": number}``."""
     if prediction.probabilities is not None:
         return {label_text(k): v for k, v in prediction.probabilities.items()}
     if prediction.label is None:
@@ -25,11 +25,11 @@ UNLABELLED_ROWS: Final = "unlabelled"
 """Counter of rows that were learned without a label."""
 
 UNLABELLED_ABOVE: Final = "unlabelled_above"
-"""Counter of those of them that were answered as anomalies."""
+"""Counter of those that were answered as anomalies."""
 
 
 def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
-    """Return what the row adds to the prequential counters."""
+    """Return the row's increments of the prequential counters."""
     score, shares = example.score, None
     if score and ("" in score) != (task == "regression"):
         score = None  # the answer of a model of another task, which the row is learned without
@@ -53,7 +53,7 @@ def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float
     )
     if score is not None:
         counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
-    if example.taught:  # it is counted there
+    if example.taught:  # it was counted as unlabelled before
         counted |= {UNLABELLED_ROWS: -1, UNLABELLED_ABOVE: -above}
     if example.version is not None and example.version[0] <= tally.answers_after:
         counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}

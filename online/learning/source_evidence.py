@@ -1,8 +1,8 @@
-"""Rows carry the filters' evidence about sources; it stands beside the parameters, as blocks.
+"""Sums the filters' evidence about sources, which rows carry, into blocks beside the parameters.
 
-It was worked out before the row was written (:mod:`online.trust.filtering`) and stands in it, so
-whoever learns the row, at whatever time, says the same.  It is pushed with the row's range, like
-all else that rows do, and adds up over replicas.
+The evidence was computed before the row was written (:mod:`online.trust.filtering`) and is stored
+in it, so every process that learns the row, at any time, gets the same.  It is pushed with the
+row's range and adds up over replicas.
 """
 
 from __future__ import annotations
@@ -24,65 +24,65 @@ from replay.journal.base import Row, Verdict
 _LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
 
 
-class Heard(Protocol):
-    """Who is told what is known of sources."""
+class EvidenceObserver(Protocol):
+    """Receives what becomes known about sources."""
 
     def effects(self, key: bytes) -> Blocks | None:
-        """Return what the row with this key does, as it was judged here; None: it was not."""
+        """Return the effects of the row with this key if it was judged here; otherwise None."""
 
     def passed(self, row: Row, effects: Blocks) -> None:
-        """A row's evidence is counted from now on."""
+        """Take note that a row's evidence is counted from now on."""
 
     def rebase(self, values: Blocks, opened: Blocks) -> None:
-        """New values of the sources named; ``opened``: what was counted since, not in them."""
+        """Take new values of sources; ``opened``: what was counted since and is not in them."""
 
     def reset(self, values: Blocks) -> None:
-        """All values, and nothing was counted since."""
+        """Take all values; nothing was counted since."""
 
 
 class Evidence:
-    """The open delta of the rows' evidence; the verbs of a tally.
+    """The open delta of the rows' evidence; has the methods of a tally.
 
     Attributes:
-        heard: Who is told; None: nobody here judges.
-        sources_max: Sources of which evidence is kept.
+        observer: Is notified of changes; None: nothing judges rows here.
+        sources_max: Largest number of sources whose evidence is kept.
     """
 
     def __init__(self) -> None:
         self.sources_max = SOURCES_MAX
-        self.heard: Heard | None = None
+        self.observer: EvidenceObserver | None = None
         self._open: Blocks = {}
 
     def add(self, row: Row, judged: Judged | None) -> None:
-        """Count a row that is passed, learned or not."""
+        """Count a row that the pointer has passed, learned or not."""
         if judged is None:
             return
-        effects = None if self.heard is None else self.heard.effects(row.key)
+        effects = None if self.observer is None else self.observer.effects(row.key)
         if effects is None:
             effects = effects_of(judged, row.source, row.verdict)
         add_counts(self._open, effects)
-        if self.heard is not None:
-            self.heard.passed(row, effects)
+        if self.observer is not None:
+            self.observer.passed(row, effects)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta, and reset it."""
         blocks, self._open = self._open, {}
         return blocks
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values of the sources named, with the open delta on top."""
-        if self.heard is not None and (named := of_sources(values)):
-            self.heard.rebase(named, self._open)
+        """Replace the values of the given sources, and apply the open delta on top."""
+        if self.observer is not None and (named := of_sources(values)):
+            self.observer.rebase(named, self._open)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with nothing open."""
+        """Replace the state by exactly ``values``, with an empty open delta."""
         self._open = {}
-        if self.heard is not None:
-            self.heard.reset(of_sources(values))
+        if self.observer is not None:
+            self.observer.reset(of_sources(values))
 
 
 def effects_of(judged: Judged, source: str, verdict: Verdict) -> Blocks:
-    """Return what a row does to what is known of sources."""
+    """Return a row's effects on the state of sources."""
     blocks = {EVIDENCE + test: Block(COUNT, {source: x}) for test, x in judged.evidence.items()}
     if verdict in _LEARNED:
         blocks[TAKEN] = Block(COUNT, {source: 1})
@@ -96,11 +96,11 @@ def effects_of(judged: Judged, source: str, verdict: Verdict) -> Blocks:
 
 
 def judged_of(effects: Blocks, source: str, score: float, reason: str) -> Judged:
-    """How a row keeps what it does, so that :func:`effects_of` gives it again."""
+    """Encode a row's effects for the row itself; the inverse of :func:`effects_of`."""
     evidence: dict[str, float] = {}
     more: dict[str, dict[str, float]] = {}
     for name, block in effects.items():
-        if len(block.data) == 1 and source in block.data:  # as nearly all are
+        if len(block.data) == 1 and source in block.data:  # the common case
             if name.startswith(EVIDENCE):
                 evidence[name[len(EVIDENCE) :]] = block.data[source]
                 continue

@@ -1,7 +1,7 @@
-"""This module holds what a replica has heard of the server beyond its own model's values.
+"""The server's state as far as it has arrived, beyond the values of the replica's own model.
 
-A server that was restarted tells its epoch and clock at once: own deltas are pushed to it from
-then on.  Its values may be many; they come in parts, a piece a turn, into a second copy of the
+A restarted server reports its epoch and clock at once, and own deltas are pushed to it from then
+on.  Large values arrive in parts, one piece per turn of the event loop, into a second copy of the
 model, while the first one goes on answering and learning.
 """
 
@@ -17,10 +17,10 @@ from paramserver.core.wire import Place, SyncReply, Version, decode_piece
 _DROPPED_KEYS = 1024  # in one turn of the loop
 
 
-class Arriving:
-    """Values on their way: those of version ``since`` up to where the next part begins.
+class PartialValues:
+    """Values that are arriving in parts, at version ``since``.
 
-    ``teller`` has told them: where a part begins is a place in an order that is its own.
+    ``teller`` is their sender: where a part begins is a position in that sender's own order.
     """
 
     def __init__(self, since: Version, model: Model | None, teller: str) -> None:
@@ -32,36 +32,36 @@ class Arriving:
             model.reset({})
 
     def take(self, piece: bytes) -> None:
-        """A piece of the next part."""
+        """Take a piece of the next part."""
         blocks = algebra.from_wire(decode_piece(piece))
         self.pulled.put(blocks)
         if self.model is not None:
             self.model.rebase(blocks)
 
     def finish(self, changes: SyncReply) -> None:
-        """Apply what has changed on the server since the version that what came is of."""
+        """Apply the server's changes since the version of the parts."""
         touched = self.pulled.take(changes, ())
         if self.model is not None:
             self.model.rebase(algebra.select(self.pulled.blocks, touched))
 
     def bring_up(self, part: SyncReply) -> None:
-        """Take what came with a part: all that came so far is of a newer version then."""
+        """Apply changes sent with a part, which bring all parts so far to a newer version."""
         if part.reached is not None:
             self.finish(part)
             self.since = part.reached
 
 
-class Arrival:
-    """The server as it was heard of last, and its values as far as they have come.
+class ServerView:
+    """The server as last heard of, and its values as far as they have arrived.
 
     Parameters:
-        build: Makes the second copy; None: it is made when all values have come.
+        build: Makes the second copy; None: it is made when all values have arrived.
 
     Attributes:
-        epoch: The newest one heard of.
-        met, clock: The server that is pushed to: version of its first reply, and its clock as told
-            last.
-        values: Those on their way.
+        epoch: The newest epoch known.
+        met, clock: The server that is pushed to: version of its first reply, and its last reported
+            clock.
+        values: The values that are arriving; None: none are.
     """
 
     def __init__(self, build: Callable[[], Model] | None) -> None:
@@ -70,16 +70,16 @@ class Arrival:
         self.met: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self._reached: dict[int, int] = {}
-        self.values: Arriving | None = None
+        self.values: PartialValues | None = None
         self._left: list[tuple[Pulled, Model]] = []
 
     @property
     def after(self) -> Place | None:
-        """Where the next part begins; None: the values of none are on their way, or all here."""
+        """Where the next part begins; None: no values are arriving, or all have arrived."""
         return None if self.values is None else self.values.after
 
     def note(self, reply: SyncReply, clock: Mapping[int, int], *, taken: bool = False) -> None:
-        """Push to this server from now on; ``taken``: its values have all come."""
+        """Push to this reply's server from now on; ``taken``: its values have all arrived."""
         if reply.epoch != self.met[0]:
             self.met = (reply.epoch, reply.count)
             self._reached = {}
@@ -89,18 +89,18 @@ class Arrival:
             self.values = None
 
     def has(self, partition: int, offset: int) -> bool:
-        """Whether the server has told that it has the row: of finished partitions it told once."""
+        """Whether the server reported having the row (once only for a closed partition)."""
         return self._reached.get(partition, 0) >= offset
 
     def take(self, part: SyncReply) -> Iterator[None]:
-        """Take a part, a piece a step."""
+        """Take a part, one piece per step."""
         coming, since = self.values, part.since
         if coming is not None and coming.teller != part.peer:
-            coming = self.values = None  # begin anew, be it of the same version
+            coming = self.values = None  # another sender: begin again, even at the same version
         if since is not None and part.start is None and (coming is None or coming.since != since):
-            coming = Arriving(since, self._build and self._build(), part.peer)
+            coming = PartialValues(since, self._build and self._build(), part.peer)
         if coming is None or coming.since != since or coming.after != part.start or coming.whole:
-            return  # it came twice, or late
+            return  # a repeated or late part
         for piece in part.pieces:
             coming.take(piece)
             yield
@@ -108,24 +108,24 @@ class Arrival:
         coming.after, coming.whole = part.after, part.after is None
         self.values = coming
 
-    def complete(self, reply: SyncReply) -> Arriving | None:
-        """The values, if the reply is what has changed since their first part, and all came."""
+    def complete(self, reply: SyncReply) -> PartialValues | None:
+        """Return the values if all parts are here and the reply has the changes since; or None."""
         coming = self.values
         if coming is None or not coming.whole or reply.kind != "changes":
             return None
         if reply.since != coming.since or reply.epoch != coming.since[0]:
             return None
         if (reply.epoch, reply.count) < coming.since:
-            return None  # of a replica that was not as far: what came is newer than its clock
+            return None  # from a peer that is behind: the parts are newer than its clock
         coming.finish(reply)
         return coming
 
     def leave(self, values: Pulled, model: Model) -> None:
-        """These answer no more, or soon: to be let go of by :meth:`drop`."""
+        """Hand over values and a model that are no longer needed, to be freed by :meth:`drop`."""
         self._left.append((values, model))
 
     def drop(self) -> Iterator[None]:
-        """Let go of what was left, a piece a step."""
+        """Free what :meth:`leave` was given, one piece per step."""
         while self._left:
             values, model = self._left[-1]
             piece = values.give_up(_DROPPED_KEYS)

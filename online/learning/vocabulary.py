@@ -1,16 +1,16 @@
-"""Names that a model keeps something of, and how many there may be.
+"""The names that a model stores something for, and their bound.
 
-Each new name is memory in every replica, in the server and in snapshots, for as long as the model
-lives, and text brings new words for ever.  So a model has room for :attr:`Vocabulary.most` names,
-of which one source may bring a share.  At the bound a row is learned without its new names.  It
-holds what it is learned with and what was sent: whoever learns it later leaves nothing out anew.
+Each new name takes memory in every replica, in the server and in snapshots for the life of the
+model, and text brings new words for ever.  So a model has room for :attr:`Vocabulary.most` names,
+and one source may bring only a share of them.  Beyond the bound a row is learned without its new
+names.  The row keeps both what is learned and what was sent, so replaying it drops nothing anew.
 
-A *name* is what the model keeps something of: a feature with numbers by its name, and in models
-that hash text each place that a text, or a word of a bag of words, is hashed to.
+A *name* is a key of the model's state: the name of a numeric feature or, in models that hash text,
+each hash bucket of a text or of a word in a bag of words.
 
-Which names there are is a view of the learned rows and adds up over replicas: its blocks are pushed
-with the rows' range.  Names of rows that are decided and not learned yet are *promised*, so that
-many rows at once do not pass the bound together; a promise that nobody keeps ends by itself.
+The set of names is a view of the learned rows and adds up over replicas: its blocks are pushed with
+the rows' range.  Names of rows that are decided but not learned yet are *promised* (reserved), so
+that many rows at once cannot exceed the bound together; an unused promise expires.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from replay.example import SENT_LABEL, Example, Features, Value
 NAMES: Final = "names.known"
 BROUGHT: Final = "names.brought"
 NAMED: Final[Touched] = {NAMES: None, BROUGHT: None}
-"""Blocks, each as a whole: how often each name was new, once a replica; new names by source."""
+"""The blocks, all keys of each: new names, counted once a replica; and new names by source."""
 
 FULL: Final = "names_full"
-"""How the reason of a row that was learned without some of its names begins."""
+"""Prefix of the reason given to the sender of a row that was learned without some names."""
 
 MOST: Final = 100_000
 SHARE: Final = 0.5
 A_SECOND: Final = 5_000.0
-_REST_S: Final = 0.005  # shorter ones are put together
+_REST_S: Final = 0.005  # shorter rests are accumulated
 _SHOWN: Final = 5  # names in a reason
 
 
 class Vocabulary:
-    """Names of one model, with an open delta; the verbs of a tally.
+    """The names of one model, with an open delta; has the methods of a tally.
 
     Parameters:
-        words: How the model makes names of values; None: it keeps features by their names only.
+        words: How the model makes names from values; None: it uses feature names only.
 
     Attributes:
-        most: Names that there may be.
+        most: Largest number of names.
         share: Share of them that one source may bring, above 0 and at most 1.
-        a_second: New names that are learned in a second: see :meth:`rest_s`.
+        a_second: New names that may be learned in a second: see :meth:`rest_s`.
     """
 
     def __init__(self, words: Words | None = None) -> None:
@@ -56,7 +56,8 @@ class Vocabulary:
         self._words = words
         self._known: set[str] = set()
         self._brought: Counter[str] = Counter()
-        self._promised: dict[float, dict[str, tuple[float, str]]] = {}  # by how long they hold
+        # Promised names with their expiry and source, by the time for which they are held.
+        self._promised: dict[float, dict[str, tuple[float, str]]] = {}
         self._promised_to: Counter[str] = Counter()
         self._open_known: dict[str, int] = {}
         self._open_brought: Counter[str] = Counter()
@@ -64,15 +65,15 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._known)
 
-    # -- asking ------------------------------------------------------------------------------
+    # -- bounding rows ------------------------------------------------------------------------
 
     def taught(
         self, features: Features, source: str, now_s: float, hold_s: float
     ) -> tuple[Features, dict[str, Value] | None]:
-        """The row as it is to be learned, and what was sent under names that are left out.
+        """Return the row as it is to be learned, and what was sent under names left out.
 
-        The very row, and None, if there is room for all of its names.  They are promised for
-        ``hold_s`` seconds from ``now_s``, a POSIX time.
+        Returns the same row, and None, if there is room for all of its names.  They are promised
+        for ``hold_s`` seconds from ``now_s``, in POSIX seconds.
         """
         keys = self._keys(features)
         if self._known.issuperset(keys):
@@ -88,7 +89,7 @@ class Vocabulary:
         return self._without(features, absent) if absent else (features, None)
 
     def _room(self, source: str) -> int:
-        """New names that the source may bring."""
+        """Number of new names that the source may bring."""
         left = self.most - len(self._known) - self._promised_to.total()
         own = int(self.most * self.share) - self._brought[source] - self._promised_to[source]
         return max(min(left, own), 0)
@@ -129,7 +130,7 @@ class Vocabulary:
     def _end_promises(self, now_s: float) -> None:
         for held in self._promised.values():
             while held:
-                key = next(iter(held))  # all of them hold equally long: the oldest first
+                key = next(iter(held))  # all are held equally long, so the oldest is first
                 until, source = held[key]
                 if until > now_s:
                     break
@@ -161,20 +162,20 @@ class Vocabulary:
                     self._end_promise(held, key, promise[1])
 
     def knows(self, rows: Sequence[Features]) -> bool:
-        """Whether rows that have the same names bring nothing new."""
+        """Whether rows that have the same names bring no new ones."""
         if self._words is None:
             return self._known.issuperset(rows[0])
         return all(self._known.issuperset(self._keys(x)) for x in rows)
 
     def knows_numbers(self, names: Sequence[str]) -> bool:
-        """Whether rows of any numbers under these names bring nothing new."""
+        """Whether rows with any numbers under these names bring no new ones."""
         words, known = self._words, self._known
         if words is None or words.ids.isdisjoint(names):
             return known.issuperset(names)
         return all(not words.keys(n, 0.0) if n in words.ids else n in known for n in names)
 
     def fresh(self, features: Features) -> list[str]:
-        """Names of the row under which nothing was learned of what it holds, in its order."""
+        """Names of the row, in its order, for whose values nothing was learned yet."""
         known = self._known
         return [
             name
@@ -183,10 +184,10 @@ class Vocabulary:
         ]
 
     def rest_s(self) -> float:
-        """How long whoever learns is to rest now, in seconds: other models share its loop.
+        """Return how many seconds learning has to pause now, for other models on the same loop.
 
-        New names are work that comes in one piece: they are learned, cut into a delta, and put
-        into every other replica.  So a few are learned at a time, and answers come between.
+        New names are work in one piece: they are learned, cut into a delta, and put into every
+        other replica.  So a few are learned at a time, and predictions run in between.
         """
         due_s = self._grown / self.a_second
         if due_s < _REST_S:
@@ -194,10 +195,10 @@ class Vocabulary:
         self._grown = 0
         return due_s
 
-    # -- the verbs of a tally ----------------------------------------------------------------
+    # -- the methods of a tally ----------------------------------------------------------------
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta, and reset it."""
         out: Blocks = {}
         if self._open_known:
             out[NAMES] = Block(COUNT, self._open_known)
@@ -207,7 +208,7 @@ class Vocabulary:
         return out
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Replace the values of the given keys, and apply the open delta on top."""
         if NAMES in values:
             self._known.update(values[NAMES].data)
         if BROUGHT in values:
@@ -215,17 +216,17 @@ class Vocabulary:
                 self._brought[source] = n + self._open_brought[source]
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Replace the state by exactly ``values``, with an empty open delta."""
         self._known, self._brought = set(), Counter()
         self._open_known, self._open_brought = {}, Counter()
         self.rebase(values)
 
     def touched(self) -> Touched:
-        """All that rows since the cut may have changed."""
+        """Return the blocks and keys that rows since the last cut may have changed."""
         return {NAMES: dict.fromkeys(self._open_known), BROUGHT: dict.fromkeys(self._open_brought)}
 
     def mend(self, values: Blocks) -> None:
-        """Become what ``reset`` would make of all values, given those touched."""
+        """Restore the state from the ``touched`` values; otherwise as ``reset``."""
         self._known.difference_update(self._open_known)
         for source in self._open_brought:
             self._brought[source] = 0
@@ -234,14 +235,14 @@ class Vocabulary:
 
 
 class Classes:
-    """Labels that a model may have.  Which it has is known from the rows that it has learned."""
+    """Bounds the number of a model's labels.  Those it has are known from its learned rows."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._promised: dict[str, float] = {}
 
     def admit(self, label: str, known: Collection[str], now_s: float, hold_s: float) -> bool:
-        """Whether the label (its JSON text) is known, or there is room: it is promised then."""
+        """Whether the label (its JSON text) is known or there is room, in which case it is held."""
         if label in known or label in self._promised:
             return True
         if len(known) + len(self._promised) >= self.most:
@@ -257,13 +258,13 @@ class Classes:
 
 
 def words_of(model: object) -> Words | None:
-    """How a model makes names of values; None: by the names of its features only."""
+    """Return how a model makes names from values; None: from feature names only."""
     words: Words | None = getattr(model, "words", None)
     return words
 
 
 def left_out(example: Example) -> Mapping[str, Value]:
-    """Return what was sent under names that the row is learned without, or with less of a text."""
+    """Return what was sent under names that the row is learned without, or with part of a text."""
     if example.raw is None:
         return {}
     kept = example.features
@@ -272,7 +273,7 @@ def left_out(example: Example) -> Mapping[str, Value]:
 
 
 def full_reason(left: Collection[str]) -> str:
-    """Why a row is answered ``clipped``, for its sender."""
+    """Return the reason that the sender of a ``clipped`` row is given."""
     shown = ", ".join(list(left)[:_SHOWN])
     more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
     return f"{FULL}: learned without what is new in {shown}{more}: there is no room for it"

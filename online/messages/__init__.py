@@ -1,1 +1,1 @@
-"""Messages: requests and answers as structs, and who sends them."""
+"""Messages: requests and answers as structs, and the identity of their sender."""

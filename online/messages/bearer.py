@@ -1,8 +1,8 @@
-"""The header of a request that carries an access token."""
+"""Makes the header that carries an access token."""
 
 from __future__ import annotations
 
 
 def bearer(token: str | None) -> dict[str, str]:
-    """The header that carries a token; none without one."""
+    """Return the header that carries a token; empty without one."""
     return {} if token is None else {"Authorization": f"Bearer {token}"}

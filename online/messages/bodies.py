@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: JSON, msgpack, and lines of JSON that need not end soon."""
+"""Bodies of requests and answers: JSON, msgpack, and unbounded streams of JSON lines."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 
-# Only to say what was wrong in a body that the decoder has refused: the name before the value.
+# Used only for error messages about a body that the decoder has refused: name and value.
 _NO_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?(?:NaN|Infinity|inf|nan)\b)')
 _NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?\d+(?:\.\d+)?[eE]\+?\d+)')
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One content type: how its bodies are read and written."""
+    """One content type: the decoders and the encoder of its bodies."""
 
     content_type: bytes
     predict: Callable[[bytes], PredictRequest]
@@ -65,25 +65,25 @@ MSGPACK: Final = Format(
     msgspec.msgpack.Encoder().encode,
 )
 NDJSON: Final = b"application/x-ndjson"
-_NAMES: Final = re.compile(r"\w+(?![\w]*\])")  # of fields, without the places in lists
+_NAMES: Final = re.compile(r"\w+(?![\w]*\])")  # field names in a path, without list indexes
 _NOT_THAT: Final = ("Expected `object", "Expected `array", "Object missing required field")
-_PATIENCE_S: Final = 1.0  # a body that takes longer has to give way
-_SHOWN: Final = 80  # characters of what a caller has sent, in a refusal
-_LINES: Final = 64  # in one turn of the loop: reading one that is wrong takes 12 µs
-_SPLIT: Final = 4_096  # lines of a part of a body at once
+_PATIENCE_S: Final = 1.0  # a body that takes longer may be dropped for others
+_SHOWN: Final = 80  # characters of a client's text that are quoted in an error
+_LINES: Final = 64  # decoded in one turn of the event loop: an invalid one takes 12 µs
+_SPLIT: Final = 4_096  # lines split from a part of a body at once
 _LINE: Final = msgspec.json.Decoder(Event)
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
-    """Body of an error answer."""
+    """Make the body of an error answer."""
     body = {"code": error.code, "message": error.message, "field": error.field, "hint": error.hint}
     return {"error": body}
 
 
 def content_type(scope: Scope) -> bytes:
-    """Type of the body in small letters, without its parameters; empty if none is stated.
+    """Return the body's content type in lower case, without parameters; empty if not stated.
 
-    RequestError 415 if the body is compressed: read as it is, it would be called malformed.
+    Raises RequestError 415 for a compressed body, which would otherwise be called malformed.
     """
     kind = b""
     for name, value in scope["headers"]:
@@ -96,8 +96,8 @@ def content_type(scope: Scope) -> bytes:
 
 
 def format_of(kind: bytes) -> Format:
-    """How a body of this type is read, and its answer written.  RequestError 415."""
-    # curl --data sends a form's type when none is given: the body decides then.
+    """Return the format for this content type.  Raises RequestError 415."""
+    # curl --data sends a form's content type by default, so that is treated as JSON.
     if b"json" in kind or kind in (b"", b"application/x-www-form-urlencoded", b"text/plain"):
         return JSON
     if kind in (b"application/msgpack", b"application/x-msgpack", b"application/vnd.msgpack"):
@@ -107,7 +107,7 @@ def format_of(kind: bytes) -> Format:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body; 413 as soon as it is known to be longer than ``limit`` bytes."""
+    """Read the whole body; 413 as soon as it is known to exceed ``limit`` bytes."""
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
             raise _too_large(int(value), limit)
@@ -123,7 +123,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise _gone()
         part = message.get("body", b"")
         size += len(part)
-        if size > limit:  # counted: a chunked body states no length
+        if size > limit:  # a chunked body states no length
             raise _too_large(size, limit)
         parts.append(part)
         if not message.get("more_body"):
@@ -131,15 +131,15 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         message = await receive()
 
 
-class Arriving:
-    """Bodies on their way: each has so long, and the slowest makes room when it is needed.
+class Transfers:
+    """Reads bodies and sends answers with a timeout; when all slots are taken, drops the slowest.
 
-    Answers whose callers do not take them are on their way, too.
+    Answers that a client does not read count as well.
 
     Parameters:
-        limit: Bytes of a body.
-        wait_s: How long a body may take from its head to its end, in seconds; and a part of an
-            answer.
+        limit: Largest size of a body in bytes.
+        wait_s: How long a body may take to arrive after its headers, in seconds, and how long a
+            part of an answer may take to be read.
     """
 
     def __init__(self, limit: int, wait_s: float) -> None:
@@ -147,11 +147,11 @@ class Arriving:
         self._clocks: dict[asyncio.Timeout, None] = {}  # the oldest first
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body.  RequestError: 408, 413, or 400 if the caller went away."""
+        """Read the whole body.  Raises RequestError: 408, 413, or 400 after a disconnect."""
         reading = read_body(scope, receive, self._limit).__await__()
         try:
             waits_for = next(reading)
-        except StopIteration as end:  # it was here with its head, as most are: no clock is needed
+        except StopIteration as end:  # the common case: it arrived with its headers
             body: bytes = end.value
             return body
         try:
@@ -163,11 +163,11 @@ class Arriving:
             ) from None
 
     async def give(self, send: Send, message: dict[str, Any]) -> bool:
-        """Send a part of an answer; False: the caller does not take what it was sent before."""
+        """Send a part of an answer; return False if the client reads too slowly."""
         sending = send(message).__await__()
         try:
             waits_for = next(sending)
-        except StopIteration:  # it went on its way at once, as nearly all do: no clock is needed
+        except StopIteration:  # the common case: it was sent at once
             return True
         try:
             await self._within(sending, waits_for)
@@ -184,7 +184,7 @@ class Arriving:
                 self._clocks.pop(clock, None)
 
     def push_out(self) -> bool:
-        """Give up the slowest body; False if none has taken longer than a good one may."""
+        """Drop the slowest body; return False if none has exceeded the minimum patience."""
         clock = next(iter(self._clocks), None)
         now = asyncio.get_running_loop().time()
         if clock is None or now < (clock.when() or now) - self._wait_s + _PATIENCE_S:
@@ -196,7 +196,7 @@ class Arriving:
 
 @coroutine
 def _go_on(begun: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
-    """Go on with a coroutine that was begun, and waits for something."""
+    """Resume a coroutine that was started by hand and awaits ``waits_for``."""
     try:
         while True:
             try:
@@ -211,9 +211,9 @@ def _go_on(begun: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any,
 
 
 async def read_lines(receive: Receive, limit: int) -> AsyncIterator[list[bytes]]:
-    """Lines that are not empty, as many at once as have arrived; 413 for one above ``limit``.
+    """Yield the nonempty lines that have arrived so far; 413 for one longer than ``limit``.
 
-    At most some thousand at once: a line may be one letter, and a part of a body a million of them.
+    A few thousand at a time: a line may be one letter, and a part of a body a million lines.
     """
     rest, more, whole = b"", True, True
     while more or not whole:
@@ -248,10 +248,10 @@ def _too_large(size: int, limit: int) -> RequestError:
 
 
 async def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
-    """Read each line of an upload: its event, or a RequestError that names the field that is wrong.
+    """Decode each line of an upload into an event, or a RequestError that names the wrong field.
 
-    Others have a turn of the loop after some lines, and at the end: of wrong ones nothing is
-    written that would be waited for, however many come.
+    Other tasks get a turn after some lines and at the end, because invalid lines are not written
+    and so never wait for a commit, however many there are.
     """
     events: list[Event | RequestError] = []
     for i in range(0, len(lines), _LINES):
@@ -261,10 +261,10 @@ async def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
 
 
 def _some_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
-    """Read some of the lines.
+    """Decode some of the lines.
 
-    All of them are read together if they are objects.  The decoder would take two objects of one
-    line as well, but none of two lines: so if there are as many as lines, each has one.
+    All are decoded together if they look like objects.  The decoder would accept two objects on one
+    line, but not one object on two lines; so equal counts mean one object per line.
     """
     if all([line[:1] == b"{" and line[-1:] == b"}" for line in lines]):
         with contextlib.suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -283,9 +283,9 @@ def _event(line: bytes) -> Event | RequestError:
 
 
 def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
-    """Return what ``decoder`` makes of the body.
+    """Decode the body.
 
-    Raises RequestError: 400 if it is malformed, 422 that names a wrong field.
+    Raises RequestError: 400 if it is malformed, 422 with the name of a wrong field.
     """
     if not body:
         raise RequestError(400, "no_body", "the body is missing", None, "Send a JSON object")
@@ -307,7 +307,7 @@ def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
 
 @lru_cache(maxsize=256)
 def _fields_at(kind: Any, path: str) -> dict[str, bool]:
-    """Fields of what stands at a place of a body or of its items, and which there have to be."""
+    """Return the fields at a path in a body or its items, and whether each is required."""
     found: Any = msgspec.inspect.type_info(kind)
     for name in ["", *_NAMES.findall(path)]:
         if name:
@@ -324,9 +324,9 @@ def _fields_at(kind: Any, path: str) -> dict[str, bool]:
 
 
 def _wrong_value(text: str, body: bytes, kind: Any) -> RequestError:
-    """422 from the decoder's message, which names neither an unknown field nor a huge number.
+    """Convert the decoder's message into a 422, adding names and values that it omits.
 
-    ``kind``: the struct that was to be decoded; None: nobody knows.
+    ``kind``: the struct that was to be decoded; None: not known.
     """
     message, _, path = text.partition(" - at `$")
     field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"

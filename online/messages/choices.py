@@ -1,4 +1,4 @@
-"""Bodies of choices and of their rewards, as checked structs."""
+"""Bodies of choices and of their rewards, as validated structs."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ _REWARD: Final = (
     "a number within the model's `reward_range`, or numbers by name where `choose.rewards` has them"
 )
 _ITS_ID: Final = (
-    "its own id, by which a repeat is known where several rewards of a choice are summed, or the "
-    "last is taken"
+    "its own id, which identifies repeats if rewards of a choice are summed or the last is taken"
 )
 
 
 class Action(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One of the actions among which is chosen."""
+    """One of the actions from which one is chosen."""
 
-    id: Annotated[str, Meta(min_length=1, description="its name; the model learns by it")]
+    id: Annotated[str, Meta(min_length=1, description="its name, by which the model learns")]
     features: Annotated[
-        dict[str, Any], Meta(description="what is known of it, for actions that come and go")
+        dict[str, Any], Meta(description="its features, for actions that come and go")
     ] = {}
 
 
 class Slot(msgspec.Struct, forbid_unknown_fields=True):
-    """One of several places for which an action is chosen, none of them twice."""
+    """One of several positions for which an action is chosen, none of them twice."""
 
-    id: Annotated[str, Meta(min_length=1, max_length=64, description="a feature of the moment")]
-    features: Annotated[dict[str, Any], Meta(description="what is known of this place")] = {}
+    id: Annotated[
+        str, Meta(min_length=1, max_length=64, description="its name, added to the context")
+    ]
+    features: Annotated[dict[str, Any], Meta(description="features of this slot")] = {}
     exclude: Annotated[list[str], Meta(description="ids that may not be chosen here")] = []
-    baseline: Annotated[str | None, Meta(description="the action that you would take here")] = None
+    baseline: Annotated[
+        str | None, Meta(description="the action that you would take in this slot")
+    ] = None
 
 
 class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A moment (`context`), and the actions that there are."""
+    """The context of a choice (`context`), and the available actions."""
 
     actions: Annotated[list[Action], Meta(min_length=1)]
-    context: Annotated[dict[str, Any], Meta(description="features of the moment")] = {}
+    context: Annotated[dict[str, Any], Meta(description="features of the situation")] = {}
     exclude: Annotated[
         list[str], Meta(description="ids of actions that may not be chosen this time")
     ] = []
@@ -52,12 +55,12 @@ class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
         str | None,
         Meta(
             description="your own short id for the reward, instead of a token: 1 to 64 letters, "
-            "digits and `._:-`.  Asked again with it, every replica gives the same answer"
+            "digits and `._:-`.  Every replica gives the same answer to a repeat with it"
         ),
     ] = None
     defer: Annotated[
         bool,
-        Meta(description="it may not be used: it gets no default reward before `…/activate`"),
+        Meta(description="the choice may not be used: no default reward before `…/activate`"),
     ] = False
     max_age_ms: Annotated[
         Annotated[float, Meta(ge=0)] | None,
@@ -65,12 +68,12 @@ class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = None
     slots: Annotated[
         list[Slot] | None,
-        Meta(description="several places, an action for each: the answer is that of each slot"),
+        Meta(description="several slots: the answer has an action for each"),
     ] = None
 
 
 class Ranked(msgspec.Struct, gc=False):
-    """One action of an answer: how likely it was chosen, and the reward that is expected of it."""
+    """One action of an answer, with its probability and its expected reward."""
 
     id: str
     probability: float
@@ -78,7 +81,7 @@ class Ranked(msgspec.Struct, gc=False):
 
 
 class Chosen(msgspec.Struct, omit_defaults=True):
-    """The action that was chosen, and all others behind it."""
+    """The chosen action, and the ranking of all actions."""
 
     id: Annotated[str, Meta(description="send it back with the reward")]
     action: str
@@ -91,27 +94,29 @@ class Chosen(msgspec.Struct, omit_defaults=True):
     updates_behind: int | None
     from_peer: FromPeer = False
     repeated: Annotated[
-        bool, Meta(description="chosen before under this id: the version is that of then")
+        bool, Meta(description="chosen before under this id; the version is the one of that time")
     ] = False
     agreed: Annotated[
         bool | msgspec.UnsetType,
-        Meta(description="apprentice: whether the model would have taken the baseline, too"),
+        Meta(description="apprentice: whether the model would also have taken the baseline"),
     ] = msgspec.UNSET
-    slot: Annotated[str | msgspec.UnsetType, Meta(description="of several: which")] = msgspec.UNSET
+    slot: Annotated[str | msgspec.UnsetType, Meta(description="which of several slots")] = (
+        msgspec.UNSET
+    )
 
     def __repr__(self) -> str:
         return f"<chosen {self.action!r} ({self.probability:.2f}) of {len(self.ranking)}>"
 
 
 class ChosenSlots(msgspec.Struct):
-    """An action for each slot, each with an id that takes its reward."""
+    """The chosen action of each slot, each with an id for its reward."""
 
     slots: list[Chosen]
     model: str
 
 
 class Reward(msgspec.Struct, forbid_unknown_fields=True):
-    """The reward that came of a choice."""
+    """The reward of a choice."""
 
     id: Annotated[str, Meta(description="the id of the choice: its token, or your own")]
     reward: Annotated[Any, Meta(description=_REWARD)]

@@ -1,4 +1,4 @@
-"""The status of a model as a notebook and a terminal show it: the score beside its baselines."""
+"""The status of a model as notebooks and terminals show it: its score beside baselines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any, Final
 
-_FEW: Final = 10  # answers below which no score is shown
+_FEW: Final = 10  # no score is shown for fewer answers
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _SCORES: Final = (
     ("accuracy", "accuracy"), ("majority", "majority"), ("no_change", "no change"),
@@ -17,14 +17,14 @@ _SCORES: Final = (
 
 
 class Status(dict[str, Any]):
-    """Everything that the service says of a model (docs/monitoring.md), with a short repr."""
+    """The status of a model as the service reports it (docs/monitoring.md), with a short repr."""
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name} {value}" for name, value in self.lines())
-        return f"<{self.get('model', 'model')}: {said}>"
+        text = ", ".join(f"{name} {value}" for name, value in self.lines())
+        return f"<{self.get('model', 'model')}: {text}>"
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Names and values of what is looked at first."""
+        """Yield names and values of the most important entries."""
         yield "version", str(self.get("version"))
         yield "learned", f"{self.get('learned', 0):,.0f}"
         quality = self.get("quality") or {}
@@ -42,7 +42,7 @@ class Status(dict[str, Any]):
             yield "incident", str(incident)
 
     def course(self) -> str:
-        """The score of each of the newest epochs as a small drawing, the oldest first; or empty."""
+        """Draw the scores of the newest epochs as a small bar chart, oldest first; or empty."""
         known = [row.get("accuracy", row.get("mae")) for row in self.get("versions") or ()][::-1]
         values = [value for value in known if value is not None]
         if len(values) < 2:
@@ -52,7 +52,7 @@ class Status(dict[str, Any]):
         return "".join(_BARS[round((v - low) / ((high - low) or 1.0) * steps)] for v in values)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: a small table."""
+        """Return the HTML that a notebook shows: a small table."""
         rows = "".join(
             f'<tr><td style="text-align:left">{escape(name)}</td>'
             f'<td style="text-align:right">{escape(value)}</td></tr>'
@@ -63,7 +63,7 @@ class Status(dict[str, Any]):
 
 
 def short(value: float | None) -> str:
-    """A score in a few characters."""
+    """Format a score in a few characters."""
     if value is None:
         return "  –  "
     return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Who sends the request at hand: what its access token stands for."""
+"""The sender of the current request: the rights and limits of its access token."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from contextvars import ContextVar
 from online.settings.tokens import Grant
 
 sender: ContextVar[Grant] = ContextVar("sender", default=Grant())  # noqa: B039
-"""What the token of the request at hand stands for; without access tokens nobody's does."""
+"""The grant of the current request's token; the default without access tokens."""

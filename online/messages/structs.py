@@ -1,4 +1,4 @@
-"""Bodies of requests, as checked structs; the OpenAPI document is made from them."""
+"""Bodies of requests and answers as validated structs, the source of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _ID_SHOWN: Final = 12  # characters in a repr
 FromPeer = Annotated[
     bool,
     Meta(
-        description="the values are another replica's copy: this one has started without the "
-        "parameter server"
+        description="the values are a copy of another replica's, because this one has started "
+        "without the parameter server"
     ),
 ]
 
 Missing = Annotated[
     list[str] | msgspec.UnsetType,
-    Meta(description="declared features that the row does not have; of models that declare some"),
+    Meta(description="declared features that the row lacks; only for models that declare features"),
 ]
 Unknown = Annotated[
     list[str] | msgspec.UnsetType,
     Meta(
-        description="names that are not declared, and were left out; of a model that declares no "
-        "features: names under which it has learned nothing"
+        description="undeclared names, which were left out; for a model without declared features: "
+        "names under which it has learned nothing"
     ),
 ]
 
@@ -34,15 +34,15 @@ Unknown = Annotated[
 LabelSet = Annotated[
     list[Any] | msgspec.UnsetType | None,
     Meta(
-        description="labels that hold the true one as often as `confidence` of the model's "
-        "settings says, the most probable first; null before the first label; classifiers only"
+        description="labels that contain the true one as often as the model's setting `confidence` "
+        "says, most probable first; null before the first label; classifiers only"
     ),
 ]
 Interval = Annotated[
     list[float] | msgspec.UnsetType | None,
     Meta(
-        description="the lowest and the highest target, which hold the true one as often as "
-        "`confidence` says; null before the first label; regression only"
+        description="lower and upper bound that contain the true target as often as `confidence` "
+        "says; null before the first label; regression only"
     ),
 ]
 
@@ -50,19 +50,17 @@ Interval = Annotated[
 Score = Annotated[
     float | msgspec.UnsetType,
     Meta(
-        description="of `task: anomaly`: how unusual the row is, from 0 to 1; above 0.5 it is an "
-        "anomaly, and 0.5 is the rank of `anomaly.threshold` among the rows learned lately"
+        description="`task: anomaly`: how unusual the row is, from 0 to 1; above 0.5 it is an "
+        "anomaly, and 0.5 is the rank `anomaly.threshold` among recently learned rows"
     ),
 ]
 
 
 class NearRow(msgspec.Struct):
-    """A learned row beside one that is asked about."""
+    """A learned row near the one that is explained."""
 
-    distance: Annotated[
-        float, Meta(description="0: the same; 1: no value of one is near one of the other")
-    ]
-    label: Annotated[Any, Meta(description="that it taught")]
+    distance: Annotated[float, Meta(description="0: the same; 1: different in every value")]
+    label: Annotated[Any, Meta(description="the label that it taught")]
     features: dict[str, Any]
     source: Annotated[str, Meta(description="who sent the label")]
     event_id: str
@@ -70,26 +68,24 @@ class NearRow(msgspec.Struct):
 
 
 class Explanation(msgspec.Struct):
-    """An explanation has what each feature has added: `base` and all of them are `output`."""
+    """The contributions of the features to an answer: `base` plus all of them is `output`."""
 
     of: Annotated[
         Any, Meta(description="the label whose log odds are explained; null: the number itself")
     ]
     base: Annotated[float, Meta(description="the answer to a row without any feature")]
     output: Annotated[float, Meta(description="the answer to this row, in the same unit")]
-    contributions: Annotated[
-        dict[str, float], Meta(description="by feature, those that have added most first")
-    ]
+    contributions: Annotated[dict[str, float], Meta(description="by feature, the largest first")]
     exact: Annotated[
         bool,
         Meta(
-            description="read from the weights, or each order of the features says the same; "
+            description="true: read from the weights, or the same for each order of the features; "
             "false: means over some orders, which estimate Shapley values"
         ),
     ]
     nearest: Annotated[
         list[NearRow] | msgspec.UnsetType,
-        Meta(description="there if `nearest` asks for them, the nearest first"),
+        Meta(description="present if requested by `nearest`, the nearest first"),
     ] = msgspec.UNSET
 
 
@@ -113,44 +109,46 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
         Meta(description="503 `too_old` if the model is older than this"),
     ] = None
     after: Annotated[
-        str | None, Meta(description="`seen` of a feedback: the answer says whether it counts it")
+        str | None,
+        Meta(description="`seen` of a receipt: the answer tells whether it includes that row"),
     ] = None
     details: Annotated[
-        bool, Meta(description="the answer names what is `missing` and what is `unknown` in a row")
+        bool, Meta(description="the answer lists the `missing` and the `unknown` names of a row")
     ] = False
     explain: Annotated[
         bool,
-        Meta(description="the answer says what each feature has added to it; not with `instances`"),
+        Meta(description="the answer contains each feature's contribution; not with `instances`"),
     ] = False
     nearest: Annotated[
         Annotated[int, Meta(ge=0, le=100)],
-        Meta(description="so many learned rows that are nearest; with `explain`, for an admin"),
+        Meta(description="number of nearest learned rows; with `explain`, for admin tokens"),
     ] = 0
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The label of a prediction (`id`), or of features that are sent along."""
 
-    label: Annotated[
-        Any, Meta(description="the true one; rows of `task: anomaly` may come without")
-    ] = msgspec.UNSET
+    label: Annotated[Any, Meta(description="the true label; optional with `task: anomaly`")] = (
+        msgspec.UNSET
+    )
     id: Annotated[
         str | None, Meta(description="the id of the prediction: its token, or your own")
     ] = None
     features: dict[str, Any] | None = None
     event_id: (
         Annotated[
-            str, Meta(min_length=1, max_length=256, description="your own; makes a repeat safe")
+            str,
+            Meta(min_length=1, max_length=256, description="an id of your own; makes repeats safe"),
         ]
         | None
     ) = None
     source: Annotated[str, Meta(max_length=256)] = "default"
-    weight: Annotated[Any, Meta(description="importance, 1 is an ordinary row")] = 1.0
+    weight: Annotated[Any, Meta(description="importance; 1 for an ordinary row")] = 1.0
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
     provisional: Annotated[
         bool,
         Meta(
-            description="the label may change: what it teaches is taken back when the event comes "
+            description="the label may change: what it taught is taken back when the event is sent "
             "again without this; needs a token, or an `event_id`"
         ),
     ] = False
@@ -163,7 +161,7 @@ class FeedbackRequest(Event):
 
 
 class Prediction(msgspec.Struct, omit_defaults=True):
-    """An answer, and what gave it."""
+    """An answer, with the model and version that gave it."""
 
     id: Annotated[str, Meta(description="send it back with the true label")]
     prediction: Any
@@ -180,7 +178,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     label_set: LabelSet = msgspec.UNSET
     interval: Interval = msgspec.UNSET
     explanation: Annotated[
-        Explanation | msgspec.UnsetType, Meta(description="there if `explain` asks for it")
+        Explanation | msgspec.UnsetType, Meta(description="present if requested by `explain`")
     ] = msgspec.UNSET
     score: Score = msgspec.UNSET
 
@@ -192,7 +190,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
 
 
 def _sure(prediction: Any, probabilities: Any) -> str:
-    """The probability of what was predicted, in brackets; empty if nobody knows it."""
+    """Return the predicted label's probability in brackets; empty if it is not known."""
     if not isinstance(probabilities, dict):
         return ""
     text = prediction if isinstance(prediction, str) else msgspec.json.encode(prediction).decode()
@@ -230,11 +228,11 @@ class Predictions(msgspec.Struct, omit_defaults=True):
         return f"<{len(self.predictions)} predictions by {by}>"
 
     def frame(self, index: Any = None) -> Any:
-        """The answers as a data frame of pandas, a column a probability; ``index`` its rows'.
+        """Return the answers as a pandas data frame, with a column for each probability.
 
-        ``index`` may be the data frame that was asked about.
+        ``index`` is the index of its rows, or the data frame that was sent.
         """
-        import pandas as pd  # for those who have it
+        import pandas as pd  # an optional dependency
 
         rows = []
         for row in self.predictions:
@@ -246,7 +244,7 @@ class Predictions(msgspec.Struct, omit_defaults=True):
         return pd.DataFrame(rows, index=getattr(index, "index", index))
 
     def array(self) -> Any:
-        """The predicted labels as an array of numpy, in order."""
+        """Return the predicted labels as a numpy array, in order."""
         import numpy as np
 
         return np.array([row.prediction for row in self.predictions])
@@ -254,7 +252,7 @@ class Predictions(msgspec.Struct, omit_defaults=True):
 
 STATUSES: Final[Mapping[str, str]] = {
     "learned": "durable and in the model",
-    "clipped": "durable and in the model, with less weight: see reason",
+    "clipped": "durable and in the model, with less weight or bounded values: see reason",
     "quarantined": "durable, not learned: an operator may release it; see reason",
     "failed": "durable, and the model could not learn it",
     "queued": "durable, and not in the model yet",
@@ -263,17 +261,17 @@ STATUSES: Final[Mapping[str, str]] = {
     "choice's wait ends",
     "duplicate": "recorded before with the same label: see first_outcome",
     "conflict": "recorded before with another label, which stands",
-    "expired": "older than its id is known for",
+    "expired": "older than the time for which its id is remembered",
     "undone": "learned once, and taken out by a rollback or a forget (a first_outcome only)",
     "released": "quarantined at first, then released by an operator (a first_outcome only)",
     "discarded": "quarantined at first, then discarded by an operator (a first_outcome only)",
     "refused": "one of many: not recorded, see error",
 }
-"""What can become of an event."""
+"""Statuses of events, with their meanings."""
 
 
 class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
-    """A receipt that says what became of one event."""
+    """A receipt that reports the outcome of one event."""
 
     status: Annotated[
         str,
@@ -286,7 +284,7 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     version_before: str | msgspec.UnsetType = msgspec.UNSET
     version: str | msgspec.UnsetType = msgspec.UNSET
     seen: Annotated[
-        str | msgspec.UnsetType, Meta(description="the row: see `after` of predict")
+        str | msgspec.UnsetType, Meta(description="the row, for `after` of predict")
     ] = msgspec.UNSET
     duplicate: bool = False
     first_outcome: Annotated[
@@ -294,9 +292,7 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     ] = msgspec.UNSET
     learned_as: Annotated[
         str | msgspec.UnsetType,
-        Meta(
-            description="not learned, or undone, at first: `seen` of the row that taught it again"
-        ),
+        Meta(description="if not learned at first, or undone: `seen` of the row that taught it"),
     ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
@@ -307,25 +303,25 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     unknown: Annotated[
         list[str] | msgspec.UnsetType,
-        Meta(description="names that were sent, are not declared, and were left out"),
+        Meta(description="undeclared names that were sent, and left out"),
     ] = msgspec.UNSET
 
     def __repr__(self) -> str:
-        said = {"event": self.event_id, "version": self.version, "because": self.reason}
-        shown = "".join(f", {name} {v}" for name, v in said.items() if isinstance(v, str))
+        parts = {"event": self.event_id, "version": self.version, "because": self.reason}
+        shown = "".join(f", {name} {v}" for name, v in parts.items() if isinstance(v, str))
         why = f", {self.error.get('message')}" if isinstance(self.error, dict) else ""
         return f"<{self.status}{shown}{why}>"
 
 
 class Receipts(msgspec.Struct):
-    """The receipts that say what became of each of many events, in their order."""
+    """The receipts of many events, in their order."""
 
     events: list[Receipt]
     model: str
 
 
 class ErrorBody(msgspec.Struct):
-    """An error: a stable code, what is wrong, where, and what to do."""
+    """An error: a stable code, what is wrong, where, and the remedy."""
 
     code: str
     message: str
@@ -334,6 +330,6 @@ class ErrorBody(msgspec.Struct):
 
 
 class ErrorAnswer(msgspec.Struct):
-    """Every answer with a status of 400 and above."""
+    """The body of every answer with a status of 400 and above."""
 
     error: ErrorBody

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: bodies to columns and rows, columns to bodies."""
+"""Tensors of the Open Inference Protocol: converts bodies to rows, and columns to bodies."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _NAMES: Final = "Name the columns by the tensor's parameter `names`, with commas
 
 
 class TensorParameters(msgspec.Struct, omit_defaults=True):
-    """Parameters of a tensor that mean something here; others are passed over."""
+    """Supported parameters of a tensor; others are ignored."""
 
     names: Annotated[
-        str | None, Meta(description="of an input's columns, with commas between them")
+        str | None, Meta(description="names of an input's columns, separated by commas")
     ] = None
     labels: Annotated[
-        str | None, Meta(description="of an output's columns: a JSON array as text")
+        str | None, Meta(description="labels of an output's columns: a JSON array as text")
     ] = None
     binary_data_size: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="the data is not here but so many bytes behind the JSON text"),
+        Meta(description="size in bytes of the data, which follows the JSON text"),
     ] = None
 
 
 class Tensor(msgspec.Struct, omit_defaults=True):
-    """An input or an output: one column or several, as rows."""
+    """An input or an output: one column or several, row by row."""
 
     name: str
     shape: Annotated[
@@ -61,12 +61,12 @@ class Tensor(msgspec.Struct, omit_defaults=True):
 
     @property
     def width(self) -> int:
-        """Return the number of columns."""
+        """Number of columns of the tensor."""
         return self.shape[1] if len(self.shape) == 2 else 1
 
     @property
     def names(self) -> str | None:
-        """Names of the columns as they were sent."""
+        """The names of the columns, separated by commas, as they were sent."""
         return None if self.parameters is UNSET else self.parameters.names
 
     @property
@@ -76,43 +76,44 @@ class Tensor(msgspec.Struct, omit_defaults=True):
 
 
 class OutputParameters(msgspec.Struct, omit_defaults=True):
-    """How an output is wanted."""
+    """How a requested output is to be encoded."""
 
     binary_data: Annotated[
-        bool | None, Meta(description="as bytes behind the JSON text; default: as the request says")
+        bool | None, Meta(description="as bytes after the JSON text; default: as the request says")
     ] = None
 
 
 class Output(msgspec.Struct, omit_defaults=True):
-    """An output that is wanted."""
+    """An output that is requested."""
 
     name: str
     parameters: OutputParameters = msgspec.field(default_factory=OutputParameters)
 
 
 class InferParameters(msgspec.Struct, omit_defaults=True):
-    """Parameters of a request that mean something here; others are passed over."""
+    """Supported parameters of a request; others are ignored."""
 
     max_age_ms: Annotated[
         Annotated[float, Meta(ge=0)] | None, Meta(description="503 if the model is older than this")
     ] = None
     after: Annotated[
-        str | None, Meta(description="`seen` of a feedback: `includes` says whether it counts it")
+        str | None,
+        Meta(description="`seen` of a receipt: `includes` tells whether that row is included"),
     ] = None
     binary_data_output: Annotated[
-        bool, Meta(description="all outputs as bytes behind the JSON text")
+        bool, Meta(description="all outputs as bytes after the JSON text")
     ] = False
     details: Annotated[
         bool,
         Meta(
-            description="outputs `missing` and `unknown`: names of features, of each row a JSON "
-            "array as text"
+            description="outputs `missing` and `unknown`: for each row the names of features, as "
+            "a JSON array in text"
         ),
     ] = False
 
 
 class InferRequest(msgspec.Struct, omit_defaults=True):
-    """A request that asks a model for ``outputs``; if they are empty, for all that there are."""
+    """A request to a model for ``outputs``; if that is empty, for all outputs."""
 
     inputs: list[Tensor]
     id: str | None = None
@@ -121,7 +122,7 @@ class InferRequest(msgspec.Struct, omit_defaults=True):
 
 
 class InferAnswer(msgspec.Struct, omit_defaults=True):
-    """The answer that a model gives."""
+    """The answer of a model to an inference request."""
 
     model_name: str
     model_version: str
@@ -131,7 +132,7 @@ class InferAnswer(msgspec.Struct, omit_defaults=True):
 
 
 class InferError(msgspec.Struct):
-    """Every answer with a status of 400 and above."""
+    """The body of every answer with a status of 400 and above."""
 
     error: str
 
@@ -144,10 +145,10 @@ _ANSWER: Final = msgspec.json.Encoder()
 
 
 def parse(body: bytes, json_bytes: int | None) -> InferRequest:
-    """The request in a body, the data of its inputs flat and checked against their datatypes.
+    """Parse the request in a body; its inputs' data become flat and match their datatypes.
 
-    ``json_bytes`` is the length of the JSON text in front of binary data; None: there is none.
-    Raises RequestError: 400 for what is not JSON or not cut as it says, 422 for wrong values.
+    ``json_bytes`` is the length of the JSON text before binary data; None: there is no binary data.
+    Raises RequestError: 400 for invalid JSON or wrong lengths, 422 for wrong values.
     """
     text = body if json_bytes is None else body[:json_bytes]
     try:
@@ -182,7 +183,7 @@ def _cut(name: str | None, message: str) -> RequestError:
 
 
 def _flat(tensor: Tensor) -> list[Any]:
-    """Values of a tensor in JSON, checked."""
+    """Return the validated values of a tensor in JSON."""
     field, data = f"inputs.{tensor.name}", tensor.data
     if data is UNSET:
         raise invalid(field, "no data", "Send `data`, or `binary_data_size` and the bytes")
@@ -216,7 +217,7 @@ def _value_text(value: Any) -> str:
 
 
 def _unpacked(tensor: Tensor, raw: memoryview) -> list[Any]:
-    """Values of a tensor in bytes: little-endian; texts each behind a length of 4 bytes."""
+    """Decode the values of a binary tensor: little-endian; each text after a 4-byte length."""
     if tensor.datatype != "BYTES":
         dtype = np.dtype(_DTYPES[tensor.datatype])
         if len(raw) % dtype.itemsize:
@@ -238,7 +239,7 @@ def _unpacked(tensor: Tensor, raw: memoryview) -> list[Any]:
 
 
 def rows(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Rows of named values from tensors that :func:`parse` has filled.  Raises RequestError."""
+    """Make rows of named values from tensors that :func:`parse` has filled.  RequestError."""
     names: list[str] = []
     columns: list[list[Any]] = []
     for tensor in inputs:
@@ -264,10 +265,10 @@ def rows(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
 
 
 def column(name: str, values: Sequence[Any]) -> Tensor:
-    """An output of shape [n].
+    """Make an output of shape [n].
 
-    Its datatype is that of the values.  Where they are of several kinds, or missing (a classifier
-    that has met no label), it is BYTES: their JSON text, ``""`` for what is missing.
+    Its datatype is that of the values.  If they are of several types, or missing (from a classifier
+    without labels), it is BYTES: their JSON text, ``""`` for missing ones.
     """
     kinds = set(map(type, values))
     datatype = _OF_VALUES.get(kinds.pop(), "BYTES") if len(kinds) == 1 else "BYTES"
@@ -284,11 +285,11 @@ def _text(value: Any) -> str:
 
 
 def encode(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int | None]:
-    """Body of an answer, and how many of its bytes are JSON (None: all of them)."""
-    said = {o.name: o.parameters.binary_data for o in request.outputs}
+    """Return an answer's body, and how many of its bytes are JSON (None: all of them)."""
+    binary_of = {o.name: o.parameters.binary_data for o in request.outputs}
     parts: list[bytes] = []
     for i, output in enumerate(answer.outputs):
-        binary = said.get(output.name)
+        binary = binary_of.get(output.name)
         if request.parameters.binary_data_output if binary is None else binary:
             raw = _packed(output)
             labels = None if output.parameters is UNSET else output.parameters.labels

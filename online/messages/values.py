@@ -1,6 +1,6 @@
-"""Rows and labels as programs hold them, numpy's and pandas' among them, as plain values.
+"""Converts rows and labels of programs, including numpy's and pandas' types, to plain values.
 
-Neither library is imported here: their scalars and arrays say what they are by what they can do.
+Neither library is imported: their scalars and arrays are recognized by their methods.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PLAIN: Final = (str, int, bool, type(None))
 
 
 class NotANumber(ClientError):
-    """A number that JSON can't say; nothing was sent.  ``field`` is its place in the body."""
+    """A number that JSON cannot represent; nothing was sent.  ``field`` is its path in the body."""
 
     field: str
     value: float
@@ -23,7 +23,7 @@ class NotANumber(ClientError):
 
 
 class NotAValue(ClientError):
-    """Something that is no value of a feature; nothing was sent."""
+    """A value of an unsupported type; nothing was sent."""
 
     field: str
     kind: str
@@ -31,7 +31,7 @@ class NotAValue(ClientError):
 
 
 class NotRows(ClientError):
-    """A table without the names of its columns; nothing was sent."""
+    """A table without column names; nothing was sent."""
 
     field: str
     what: str
@@ -40,10 +40,10 @@ class NotRows(ClientError):
 
 
 def plain_value(field: str, value: Any) -> Any:
-    """The value as JSON has it: a number of numpy is a number, what pandas has not is None.
+    """Convert a value for JSON: numpy numbers become numbers, pandas' missing values None.
 
-    Raises NotANumber for NaN and infinity, NotAValue for what has no meaning in a body; ``field``
-    is the place that they name.
+    Raises NotANumber for NaN and infinity, NotAValue for an unsupported type; ``field`` is the path
+    in their messages.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -58,11 +58,11 @@ def plain_value(field: str, value: Any) -> Any:
         return [plain_value(f"{field}[{i}]", inner) for i, inner in enumerate(value)]
     if hasattr(value, "to_dict") and hasattr(value, "index"):  # a row of a data frame
         return plain_value(field, value.to_dict())
-    if hasattr(value, "tolist"):  # of numpy: a scalar gives its Python number, an array a list
+    if hasattr(value, "tolist"):  # numpy: a scalar becomes a Python number, an array a list
         return plain_value(field, value.tolist())
     if kind.__name__ == "NAType":
         return None
-    if isinstance(value, str | int):  # of a class of its own, as an enumeration
+    if isinstance(value, str | int):  # a subclass, such as an enumeration
         return value
     raise NotAValue(field, kind.__name__)
 
@@ -72,10 +72,10 @@ def _at(field: str, name: object) -> str:
 
 
 def plain_rows(field: str, table: Any, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Rows of a table: a data frame, a list of rows, or an array with the ``names`` of its columns.
+    """Convert a table to rows: a data frame, a list of rows, or an array with column ``names``.
 
-    A cell of a data frame that pandas calls missing is None in a column that is not of numbers;
-    in one of numbers it is NaN, which is refused: whoever sends it may mean something else.
+    A missing cell of a data frame becomes None in a column of objects.  In a numeric column it is
+    NaN, which is refused, because the caller may not mean a missing value.
     Raises NotANumber, NotAValue, NotRows.
     """
     return [plain_value(f"{field}[{i}]", row) for i, row in enumerate(_rows(field, table, names))]

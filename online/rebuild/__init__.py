@@ -1,1 +1,1 @@
-"""A state built again from the journal or from tables, and checked against it."""
+"""Rebuilds of a model's state from the journal or from tables, and checks against the journal."""

@@ -1,21 +1,21 @@
-"""Going on without what a journal has lost, because an operator has said so.
+"""Continues without events that a journal has lost, after an operator has accepted the loss.
 
-A journal that is older than the snapshots beside it (a backup that was put back, a file that was
-cut) is refused.  Accepted, the newest snapshot is gone on from, and the journal is brought to where
-nothing that is written later can be taken for what is lost:
+A journal that is older than the snapshots beside it (a restored backup, a truncated file) is
+refused at the start.  After acceptance the newest snapshots are continued, and the journal is
+brought to a state in which nothing written later can be mistaken for what is lost:
 
-1. Its decisions are filled up to the highest number that a snapshot knows.  The last of these rows
-   says that this has begun: until its end no start takes place.
-2. Partitions are sealed at the highest clock of a snapshot.  Where a row was, another one says that
-   it is lost; a partition that is not known at all is made with all rows gone.  New partitions,
-   and the commit order, go on beyond.
-3. Each lineage's epoch is taken beyond every snapshot's, and its newest good snapshot is published
-   under it.
-4. Bans and a freeze that the snapshot knows are decided anew.
-5. A control row of each lineage records what was lost, and by how much the digest of its values is
-   more than what the journal's rows say, so that ``online fsck`` can compare again.
+1. Its control rows are filled up to the highest number that a snapshot knows.  The last of these
+   rows records that the procedure has begun; until it is complete no start takes place.
+2. Partitions are sealed at the highest clock of a snapshot.  Each lost row is replaced by a
+   placeholder; an unknown partition is created with all its rows missing.  New partitions and the
+   commit order continue behind them.
+3. Each lineage gets an epoch beyond all snapshots' epochs, under which its newest good snapshot is
+   published again.
+4. Bans and a freeze that the snapshot knows are decided again.
+5. A control row per lineage records what was lost, and by how much the digest of its values exceeds
+   that of the journal's rows, so that ``online fsck`` can compare again.
 
-Each step can be given again.  No clock, no HTTP, no Ray.
+Each step can be repeated.  No clock, no HTTP, no Ray.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STEP_ROWS: Final = 500
 
 
 def without_a_trace(journal: Journal) -> str | None:
-    """Say how many answered rows the journal lacks, by the note beside its file; None: none."""
+    """Describe how many committed rows the journal lacks, per the note beside its file."""
     if not (lost := journal.lost):
         return None
     return (
@@ -58,7 +58,7 @@ def without_a_trace(journal: Journal) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A lineage's newest good snapshot, and what the journal lacks of it and of all others."""
+    """A lineage's newest good snapshot, and what the journal lacks that snapshots contain."""
 
     history: SnapshotHistory
     name: str
@@ -69,14 +69,14 @@ class _Found:
 def accept(
     journal: Journal, model: str, histories: Mapping[str, SnapshotHistory], now_s: float
 ) -> list[Accepted]:
-    """Let the lineages of a model go on without what is lost; what that is, of each.
+    """Let the lineages of a model continue without lost rows; returns a note for each lineage.
 
     Parameters:
-        histories: Snapshots of each lineage, by the hash of its spec.
+        histories: Snapshots of each lineage, by spec hash.
         now_s: POSIX seconds.
 
     Raises:
-        StartRefused: It can't be gone on from what is there.
+        StartRefused: The available state can't be continued.
     """
     found = _look(journal, model, histories)
     journal.accept_lost()
@@ -104,19 +104,19 @@ def give_up(
     places: Sequence[tuple[int, int]],
     now_s: float,
 ) -> list[Accepted]:
-    """Let the model go on without damaged rows: others stand for them, of which nothing is learned.
+    """Replace damaged rows by placeholders, which teach nothing, and let the model continue.
 
-    What is behind them in their partitions can be learned again.  A snapshot that has learned one
-    keeps it; the row of its lineage says by how much that is more.  All of it can be given again,
-    if it was interrupted.
+    Rows behind them in their partitions can be learned again.  A snapshot that has learned a
+    damaged row keeps it; the lineage's note records the difference.  An interrupted call can be
+    repeated.
 
     Parameters:
-        places: Partition and offset of each; all that are damaged of the model.
+        places: Partition and offset of each row: all damaged rows of the model.
 
     Raises:
-        StartRefused: One is not damaged, or none of the model's; the journal lacks rows that
+        StartRefused: A row is not damaged or not the model's, or the journal lacks rows that
             snapshots have.
-        JournalDamaged: There are others.
+        JournalDamaged: Further rows are damaged.
     """
     for place in places:
         _check_damaged(journal, model, *place)
@@ -161,7 +161,7 @@ def _check_damaged(journal: Journal, model: str, p: int, offset: int) -> None:
 
 
 def _spans(places: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-    """By partition, as of :class:`Accepted`: from before the first of them up to the last."""
+    """The smallest span of each partition that covers its rows, as in :class:`Accepted`."""
     spans: dict[int, tuple[int, int]] = {}
     for p, offset in places:
         spans = _joined(spans, {p: (offset - 1, offset)})
@@ -181,7 +181,7 @@ def _joined(
 def _look(
     journal: Journal, model: str, histories: Mapping[str, SnapshotHistory]
 ) -> dict[str, _Found]:
-    """Look at each lineage that has a good snapshot.  Raises StartRefused: none, and rows lack."""
+    """Examine each lineage with a good snapshot; StartRefused if rows are lost and none is good."""
     found = {}
     for spec, history in histories.items():
         missing = shortfall.shortfall(journal, history, model, spec)
@@ -199,7 +199,7 @@ def _look(
 def _newest(
     journal: Journal, history: SnapshotHistory, model: str, spec: str
 ) -> tuple[str, SnapshotState] | None:
-    """The newest good snapshot since the lineage began anew; None: there is none."""
+    """The newest good snapshot since the lineage was last begun; None without one."""
     history.index()
     since = shortfall.begun(journal.controls(model, 0), spec)
     for row in history.listed():
@@ -223,9 +223,9 @@ def _needed(controls: Sequence[Control], spec: str, one: _Found) -> bool:
 def _all_lost(
     journal: Journal, controls: Sequence[Control], model: str, found: Mapping[str, _Found]
 ) -> Lost:
-    """Return what is lost now, what an unfinished run has recorded, and what was accepted before.
+    """Return losses now, losses of unfinished runs, and losses that were accepted before.
 
-    Raises StartRefused: the snapshots are of another journal.
+    Raises StartRefused if the snapshots belong to another journal.
     """
     known = controls[-1].seq if controls else 0
     rows: dict[int, tuple[int, int]] = {}
@@ -268,7 +268,7 @@ def _fill(
     found: Mapping[str, _Found],
     lost: Lost,
 ) -> int:
-    """Fill the decisions up, and one further, which says that this has begun; its number."""
+    """Fill up the control rows, and write the one that records the begin; returns its number."""
     seq = controls[-1].seq if controls else 0
     upto = max(seq, *(one.missing.controls[1] for one in found.values()))
     while seq <= upto:
@@ -281,7 +281,7 @@ def _fill(
 def _seal(
     journal: Journal, model: str, found: Mapping[str, _Found], lost: Lost, now_s: float
 ) -> None:
-    """Seal every partition: those that lack rows at what snapshots have learned of them."""
+    """Seal every partition, after filling lost rows up to the highest clock of a snapshot."""
     position = max(one.missing.position for one in found.values())
     for p, (_, upto) in lost.rows.items():
         journal.register_lost(model, lost.specs[0], p, upto, position)
@@ -293,12 +293,12 @@ def _seal(
     partitions = journal.partitions(model)
     for partition in partitions:
         journal.seal(partition.id)
-    if partitions and position:  # in the order of commits, too
+    if partitions and position:  # continue the commit order behind the lost rows
         journal.register_lost(model, lost.specs[0], partitions[0].id, 0, position)
 
 
 def _stands_for(partition: int, offset: int, now_s: float) -> NewRow:
-    """The row that stands where a row of these was."""
+    """The placeholder of a lost or damaged row."""
     name = f"{partition}:{offset}"
     payload = codec.encode(Example({}, False))
     return NewRow(event_key(LOST, name), f"{LOST}:{name}", "", Verdict.LOST, payload, now_s)
@@ -310,7 +310,8 @@ def _go_on(
 ) -> Accepted:  # fmt: skip
     """Publish the lineage's newest good snapshot under an epoch beyond all others.
 
-    ``events``: how many are lost; None: as many as the rows.
+    Parameters:
+        events: Number of lost events; None: as many as lost rows.
     """
     state = one.state
     lineage = Lineage(model, state.spec, state.spec_text, "sum")
@@ -321,14 +322,14 @@ def _go_on(
     clock = dict(state.clock)
     for p in lost.rows:
         if p not in state.closed and partitions[p].trimmed == partitions[p].end:
-            clock[p] = partitions[p].end  # none of its rows is left to be learned
+            clock[p] = partitions[p].end  # all of its rows are gone
     freezes = [c.seq for c in journal.controls(model, 0) if c.kind == rewrites.FREEZE]
     state = replace(
         state,
         version=(epoch, state.version[1] + 1),
         clock=clock,
         control=seq,
-        frozen=state.frozen if state.frozen in freezes else 0,  # else it is decided anew
+        frozen=state.frozen if state.frozen in freezes else 0,  # else the freeze is decided again
         parent=one.name,
         created_at=now_s,
     )
@@ -357,7 +358,7 @@ def _go_on(
 def _decide_anew(
     journal: Journal, state: SnapshotState, controls: Sequence[Control], lost: Lost, seq: int
 ) -> None:
-    """Bans and a freeze as the snapshot knows them, if it knows more than the journal does."""
+    """Repeat bans and a freeze that the snapshot knows and the journal has lost."""
     if state.control <= lost.known:
         return
 

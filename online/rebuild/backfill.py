@@ -1,8 +1,8 @@
-"""Teaching a model from tables of the past, row by row in their order.
+"""Teaches a model from historical tables, row by row in their order.
 
-The rows are not written into the journal.  What they have taught becomes a snapshot, and one
-control row says which files they were (see :mod:`paramserver.process.backfill`).  A row is checked
-as at the service's door; one that is not learned goes aside with the reason.
+The rows are not written to the journal.  The taught state becomes a snapshot, and one control row
+names the files (see :mod:`paramserver.process.backfill`).  Each row is validated like feedback; a
+row that is not learned is written to a quarantine file with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from online.models.choices.interactions import ACTION
 from online.models.errors import NothingLearned
 from online.rescore.run import known_names
 from online.rescore.work import quarantined
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.tables import inputs, readers
 from online.tables.columns import Rows
 from online.tables.errors import InputRefused
@@ -37,13 +37,13 @@ from paramserver.core.blocks import Blocks
 from paramserver.process.bases import Taught
 from replay.example import Example, Label
 
-_CUT_ROWS: Final = 1_024  # learned again if the model raises at a later one
+_CUT_ROWS: Final = 1_024  # most rows that are relearned if the model raises at a later one
 _HASHED: Final = 1 << 20
 _REASON_CHARS: Final = 300
 
 
 class TaughtAlready(OnlineError):
-    """A file whose content has taught the model before; learning it twice needs to be asked for."""
+    """A file's content has been learned before; learning it again must be requested."""
 
     file: str
     snapshot: str
@@ -55,16 +55,16 @@ class TaughtAlready(OnlineError):
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The files that a model is to learn from, and the columns that say what a row is.
+    """The files to learn from, and the roles of their columns.
 
     Attributes:
         files: Paths or URIs of files and folders, in the order in which they are learned.
-        label: Column of the labels; one of them has to be there in a row.
-        event_id: Column of the ids that the events have, or would have, at the service; None: there
-            is none.
-        time: Column of when they happened: no row may be older than one before it.
-        ignored, missing_ok, text_bytes_max, features_max, declared: As of
-            :class:`online.rescore.run.Request`, and the most features that a row may have.
+        label: Column of the labels; every row needs one.
+        event_id: Column of the ids that the events have, or would have, at the service; None: no
+            such column.
+        time: Column of the event times, which must not decrease from row to row.
+        ignored, missing_ok, text_bytes_max, declared: As in :class:`online.rescore.run.Request`.
+        features_max: Most features of a row.
         action: Column of the action whose reward the label is; None: the model does not choose.
     """
 
@@ -82,7 +82,7 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Tables that were looked at: their files, how columns are taken, and shards in order."""
+    """Inspected tables: their files, the layout of their columns, and shards in order."""
 
     files: tuple[Input, ...]
     layout: Layout
@@ -91,16 +91,16 @@ class Cut:
 
     @property
     def rows(self) -> int:
-        """Rows of all files, bad ones included."""
+        """Number of rows of all files, invalid ones included."""
         return sum(one.rows for one in self.files)
 
     @property
     def id(self) -> str:
-        """The same for files of the same content."""
+        """Identifier that is equal for files of equal content."""
         return hashlib.sha256("".join(self.hashes).encode()).hexdigest()[:16]
 
     def taught(self) -> list[Taught]:
-        """The files, as the journal notes them."""
+        """The files in the form of the control row."""
         names = [without_keys(one.path).rpartition("/")[2] for one in self.files]
         return [
             Taught(name, one.size, digest, one.rows)
@@ -110,9 +110,9 @@ class Cut:
 
 @dataclass(slots=True)
 class Learned:
-    """How many rows were learned, refused, and left out because the service has learned them.
+    """Numbers of rows that were learned, quarantined, or skipped as known to the service.
 
-    ``clipped`` of the learned ones have a number that was bounded.
+    ``clipped`` counts learned rows with a number that was bounded.
     """
 
     learned: int = 0
@@ -122,9 +122,11 @@ class Learned:
 
 
 def look(tables: Tables, model: Model) -> Cut:
-    """Find the files, check their columns, count their rows, and hash them.
+    """Find the files, check their columns, count their rows and hash them.
 
-    Raises InputRefused, naming file and column; PlaceFailed.
+    Raises:
+        InputRefused: Naming file and column.
+        PlaceFailed: The storage failed.
     """
     files = inputs.files_of(tables.files)
     if tables.label in (tables.event_id, tables.time, tables.action):
@@ -162,13 +164,13 @@ class Teacher:
     """A model that learns, and its values up to the last cut.
 
     Parameters:
-        values: What it begins with; not changed.
-        bounded: Whether numbers that are far beyond all before are bounded
+        values: The values to begin with; not changed.
+        bounded: Whether numbers far beyond all earlier ones are bounded
             (:mod:`online.learning.bounds`).
         targets: Whether labels are numbers, too.
 
     Attributes:
-        clipped: Rows of which a number was.
+        clipped: Number of rows with a bounded number.
     """
 
     def __init__(
@@ -183,14 +185,14 @@ class Teacher:
         self._bounds.reset(values)
 
     def learn(self, example: Example) -> str | None:
-        """Learn a row, and None; or why the model has not, which is then as it was before."""
+        """Learn a row and return None; else return the reason, with the model unchanged."""
         features, sent = self._bounds.taught(example.features)
         if sent is not None:
             example = msgspec.structs.replace(example, features=features, raw=sent)
         example = with_target(self._bounds, example)
         try:
             learn_example(self._model, example)
-        except Exception as error:  # whatever the model raises: it is a stranger's code
+        except Exception as error:  # whatever a user's model raises
             if not isinstance(error, NothingLearned):
                 self._put_back()
             return f"{type(error).__name__}: {error}"[:_REASON_CHARS]
@@ -207,16 +209,16 @@ class Teacher:
         for example in self._open:
             learn_example(self._model, example)
             self._bounds.add(example)
-        self._cut()  # so that rows are learned again once, however many raise
+        self._cut()  # so that each row is relearned at most once, however many rows raise
 
     def _cut(self) -> None:
         done = {**self._model.cut(), **self._bounds.cut()}
-        done.pop(UNTIL, None)  # by the tables' rows, which the service does not count
+        done.pop(UNTIL, None)  # counted in rows of the service, which these are not
         algebra.merge(self._values, done)
         self._open.clear()
 
     def values(self) -> Blocks:
-        """All that it knows."""
+        """All values learned so far."""
         self._cut()
         return self._values
 
@@ -225,7 +227,7 @@ def teach(
     cut: Cut,
     tables: Tables,
     teacher: Teacher,
-    door: Door,
+    validator: Validator,
     *,
     aside: Folder,
     known: Callable[[str], bool],
@@ -234,14 +236,16 @@ def teach(
     """Learn all rows, in order.
 
     Parameters:
-        aside: Where rows that are not learned go, ``ID/NNNNNN.parquet`` a shard.
+        aside: Folder for rows that are not learned: ``ID/NNNNNN.parquet`` per shard.
         known: Whether the service has an event of this id.
-        progress: Told the rows done, and all.
+        progress: Called with the number of rows done and of all rows.
 
-    Raises InputRefused: a file is damaged, was changed meanwhile, or is not in order of time, or
-    no row could be learned; PlaceFailed.
+    Raises:
+        InputRefused: A file is damaged, was changed meanwhile or is not in order of time, or no row
+            could be learned.
+        PlaceFailed: The storage failed.
     """
-    teaching = _Teaching(cut, tables, teacher, door, known)
+    teaching = _Teaching(cut, tables, teacher, validator, known)
     found, done = Learned(), 0
     progress(0, cut.rows)
     aside.remove(cut.id)
@@ -267,15 +271,20 @@ class _Teaching:
     """One pass over the tables."""
 
     def __init__(
-        self, cut: Cut, tables: Tables, teacher: Teacher, door: Door, known: Callable[[str], bool]
+        self,
+        cut: Cut,
+        tables: Tables,
+        teacher: Teacher,
+        validator: Validator,
+        known: Callable[[str], bool],
     ) -> None:
-        self._cut, self._tables, self._teacher, self._door = cut, tables, teacher, door
+        self._cut, self._tables, self._teacher, self._validator = cut, tables, teacher, validator
         self._known = known
         self._latest = -np.inf
         self._ids: set[int] = set()
 
     def shard(self, shard: Shard, found: Learned) -> list[Bad]:
-        """Learn the rows of a shard; those that were not."""
+        """Learn the rows of a shard; returns those that were not learned."""
         one, bad = self._cut.files[shard.input], list[Bad]()
         for piece in readers.read(one, shard, self._cut.layout):
             bad += piece.bad
@@ -307,7 +316,7 @@ class _Teaching:
     def _row(
         self, piece: Piece, i: int, features: dict[str, Any], value: Any, found: Learned
     ) -> tuple[str, str] | None:
-        """Learn one row; column and reason if it is refused."""
+        """Learn one row; returns column and reason if it is refused."""
         column = self._tables.label
         if value is None:
             return column, "no label"
@@ -338,20 +347,24 @@ class _Teaching:
         return None
 
     def _label(self, value: Any) -> Label:
-        """A whole number of a table is one, however it is written: text files have but numbers."""
+        """Parse a label; a whole number is also tried as an int, as text files have only floats."""
         whole = isinstance(value, float) and value.is_integer()
         try:
-            return self._door.label(value, self._tables.label)
+            return self._validator.label(value, self._tables.label)
         except RequestError:
             if not whole:
                 raise
-            return self._door.label(int(value), self._tables.label)
+            return self._validator.label(int(value), self._tables.label)
 
 
 def refuse_repeats(cut: Cut, taught: Sequence[tuple[str, str]]) -> None:
-    """Refuse a file that is among those learned: pairs of SHA-256 and base snapshot.
+    """Refuse a file that has been learned before.
 
-    Raises TaughtAlready.
+    Parameters:
+        taught: Pairs of SHA-256 and base snapshot of the learned files.
+
+    Raises:
+        TaughtAlready: Naming the file.
     """
     known = dict(taught)
     for file in cut.taught():

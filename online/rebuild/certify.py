@@ -1,4 +1,4 @@
-"""A certificate of forgetting is read from the journal here: decisions, and keys of rows."""
+"""Makes certificates of forgetting from the journal's decisions and the keys of its rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from paramserver.core import rewrites
 from replay.journal.base import Journal, Row
 
 FOLDER: Final = "certificates"
-"""The folder of the certificates in a state folder."""
+"""Name of the folder of certificates in a state folder."""
 
 _PAGE_ROWS: Final = 1_000
-_HASH_DIGITS: Final = 16  # of a key in hexadecimal: its share of the digest
+_HASH_DIGITS: Final = 16  # hexadecimal digits of a key that enter the digest
 
 
 def forgotten(journal: Journal, model: str, forget: int) -> Document:
-    """Tell what control row ``forget`` took out of the model.  StartRefused if it can't be told."""
+    """Describe what control row ``forget`` took out of the model.
+
+    Raises StartRefused if the journal no longer tells.
+    """
     control = next(c for c in journal.controls(model, forget - 1) if c.seq == forget)
     note = msgspec.json.decode(control.payload, type=rewrites.Forget)
     if note.digests is None:
@@ -51,9 +54,10 @@ def forgotten(journal: Journal, model: str, forget: int) -> Document:
 def nothing_forgotten(
     model: str, spec: str, decision: Decision, note: str | None = None
 ) -> Document:
-    """Tell what there is to say of a source of which the model holds no event.
+    """Describe a source of which the model contains no event.
 
-    ``note``: why the events that it did hold can't be counted; None: it held none.
+    Parameters:
+        note: Why the events that it did contain can't be counted; None: it contained none.
     """
     since = decision.since
     return {
@@ -65,7 +69,7 @@ def nothing_forgotten(
 
 
 def erased(content: Document, erasure: Erasure, done: Done) -> Document:
-    """The same, of events whose content was erased, too; with those that were in no model."""
+    """The same content for events that were also erased, with events that were in no model."""
     taken = set(content["events"])
     others = [key[:_HASH_DIGITS] for key in erasure.sent.keys]
     return {
@@ -94,7 +98,7 @@ def _taken(journal: Journal, note: rewrites.Forget) -> Iterator[Row]:
 
 
 def checked(content: Document, keys: list[bytes]) -> Document:
-    """Sign what is certified.  StartRefused if the events are not the digests' difference."""
+    """Sign a certificate.  StartRefused if its events do not explain the digests' difference."""
     document = certificates.signed(content, keys[0])
     if found := certificates.faults(document, certificates.public_keys(keys)):
         raise StartRefused(
@@ -105,7 +109,7 @@ def checked(content: Document, keys: list[bytes]) -> Document:
 
 
 def write(document: Document, path: Path) -> None:
-    """Make a file of a certificate, whole or not at all, for its owner only."""
+    """Write a certificate's file atomically, readable for its owner only."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
     beside.unlink(missing_ok=True)
@@ -118,7 +122,7 @@ def write(document: Document, path: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """Read what is in a file.  StartRefused if it can't be read."""
+    """Read a file as JSON.  Raises StartRefused if that fails."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

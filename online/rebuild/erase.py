@@ -1,9 +1,9 @@
-"""Erasing what a source has sent, after it was forgotten: payloads go, rows and their keys stay.
+"""Erases what a forgotten source has sent: payloads are removed, rows and their keys stay.
 
-A control row ``erase`` decides it, and up to which row of the store; ``erased`` says that it is
-done.  Between the two each step may be done again, so whoever dies in the middle is followed by
-the same command.  The order matters: which snapshots hold what the source has taught is known by
-its rows, so they go first; what lies in the store's files goes last, when nothing new is written.
+A control row ``erase`` decides it, and up to which row of the store; ``erased`` records that it is
+complete.  Between the two each step can be repeated, so after a crash the same command continues.
+The order matters: the source's rows tell which snapshots contain its influence, so snapshots are
+removed first; remains in the store's files are removed last, when nothing new is written.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ ERASE: Final = "erase"
 ERASED: Final = "erased"
 _TEXT: Final = b"erased"
 _PAGE_ROWS: Final = 1_000
-_PASSES: Final = 5  # over halves, which come and go meanwhile
+_PASSES: Final = 5  # over halves of joins, which change meanwhile
 _BUSY_S: Final = 10.0
 
 Progress = Callable[[int, int], None]
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """A decision to erase, as the control row ``erase`` holds it.
+    """A decision to erase, as stored in the control row ``erase``.
 
     Attributes:
-        source, since: Whose events, and taken from when on (POSIX seconds; None: all of them).
+        source, since: The source, and the receive time from which on its events are erased (POSIX
+            seconds; None: all).
         upto: ``seq`` of the store's newest row at that time.
         at: POSIX seconds.
-        forget: Number of the control row that took them out of the model; 0: it held none.
+        forget: Number of the control row that took them out of the model; 0: it contained none.
     """
 
     source: str
@@ -59,7 +60,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """The row ``erased``: of which ``erase``, when, and what was removed."""
+    """The content of the control row ``erased``: which ``erase``, when, and numbers of removals."""
 
     erase: int
     at: float
@@ -83,7 +84,7 @@ def newest_forget(journal: Journal, model: str, spec: str, source: str) -> int:
 
 
 def unfinished(journal: Journal, model: str) -> list[tuple[int, Decision]]:
-    """Decisions to erase that nothing says the end of, with the numbers of their rows."""
+    """Decisions to erase that are not complete, with the numbers of their control rows."""
     begun: dict[int, Decision] = {}
     for control in journal.controls(model, 0):
         if control.kind == ERASE:
@@ -96,7 +97,7 @@ def unfinished(journal: Journal, model: str) -> list[tuple[int, Decision]]:
 def decide(
     journal: Journal, model: str, source: str, since: float | None, forget: int, now_s: float
 ) -> tuple[int, Decision]:
-    """Decide to erase, or go on with what was decided; the number of the row, and what it says."""
+    """Decide to erase, or find the same unfinished decision; returns row number and decision."""
     for seq, decision in unfinished(journal, model):
         if (decision.source, decision.since) == (source, since) and decision.forget == forget:
             return seq, decision
@@ -109,12 +110,12 @@ def decide(
 
 @dataclass(slots=True)
 class Sent:
-    """The rows of the source that are in the journal, up to the decision.
+    """The source's rows in the journal, up to the decision.
 
     Attributes:
-        offsets: All of them, by partition.
-        taught: Keys by place, of those that a model was to learn.
-        keys: Keys of all, as hexadecimal digits.
+        offsets: Offsets of all rows, by partition.
+        taught: Keys of those that a model was to learn, by partition and offset.
+        keys: Keys of all rows, as hexadecimal digits.
     """
 
     offsets: dict[int, list[int]] = field(default_factory=dict)
@@ -123,10 +124,10 @@ class Sent:
 
 
 class Erasure:
-    """One decision to erase, on its way to the end.
+    """Carries out one decision to erase.
 
     Attributes:
-        sent: What :meth:`look` has found.
+        sent: The rows that :meth:`look` has found.
     """
 
     def __init__(self, journal: Journal, model: str, seq: int, decision: Decision) -> None:
@@ -164,11 +165,11 @@ class Erasure:
                 return
 
     def tainted(self, settings: Settings, spec: str) -> list[str]:
-        """Snapshots of a lineage in which the source's events are, and those that can't be read."""
+        """Names of snapshots of a lineage that contain the source's events or can't be read."""
         place = lineage_place(snapshots_path(settings), self._model, spec)
         history = SnapshotHistory(open_snapshots(place), Retention())
         partitions = {p.id: p for p in self._journal.partitions(self._model)}
-        built = {  # states that were built aside are without what their own row takes out
+        built = {  # rebuilt states lack what their own control row takes out
             rewrites.note_of(control).snapshot: control.seq
             for control in self._journal.controls(self._model, 0)
             if control.kind in (rewrites.FORGET, rewrites.RELEARN)
@@ -187,7 +188,7 @@ class Erasure:
         return sorted([*found, *history.refused])
 
     def halves(self) -> int:
-        """Remove the source's halves of stored joins; how many were changed."""
+        """Remove the source's halves of stored joins; returns how many were changed."""
         changed = 0
         for _ in range(_PASSES):
             stale = [
@@ -202,7 +203,7 @@ class Erasure:
         raise StartRefused("halves of stored joins change faster than they go", "Run it again")
 
     def _left(self, stored: Stored) -> Stored | None:
-        """Return what stays of a half."""
+        """Return a half without the source's parts; None if nothing is left."""
         if stored.half is Half.PREDICTION:
             return None if self._meant(stored.source, stored.at) else stored
         labels = labels_of(stored)
@@ -217,7 +218,7 @@ class Erasure:
         )
 
     def rows(self, progress: Progress | None = None) -> int:
-        """Remove what its rows hold; how many there are."""
+        """Erase the payloads of the source's rows; returns the number of rows."""
         done = 0
         for partition, offsets in self.sent.offsets.items():
             self._journal.erasing().rows(partition, offsets, codec.ERASED)
@@ -227,7 +228,7 @@ class Erasure:
         return done
 
     def texts(self) -> int:
-        """Remove what models said of rows that they could not learn; how many such texts."""
+        """Erase error messages of models about the source's rows; returns their number."""
         known = set(self.sent.keys)
         keys = [
             control.key
@@ -238,15 +239,15 @@ class Erasure:
         return len(keys)
 
     def end(self, done: Done) -> None:
-        """Say that it is done; the first to say so stands."""
+        """Record the completion; the first record stands."""
         key = f"{ERASED}:{self.seq}"
         self._journal.write_control(self._model, ERASED, key, msgspec.json.encode(done))
 
 
-def forget_course(state_dir: Path, model: str) -> None:
-    """Remove what an older version's history of the model may name of rows, and its remains.
+def scrub_time_series(state_dir: Path, model: str) -> None:
+    """Remove texts that may name rows from an older version's time series, and vacuum its file.
 
-    Raises StartRefused if its file is held.
+    Raises StartRefused if the file is locked.
     """
     file = file_of(state_dir / FOLDER, model)
     if not file.exists():
@@ -258,9 +259,9 @@ def forget_course(state_dir: Path, model: str) -> None:
     except sqlite3.OperationalError as error:
         raise StartRefused(f"{file} can't be rewritten: {error}", "Run it again") from error
     except sqlite3.DatabaseError:
-        return  # damaged: its owner begins it anew
+        return  # damaged: its owner will recreate it
 
 
 def other_lineages(journal: Journal, model: str, spec: str) -> Sequence[str]:
-    """Specs of the model's lineages beside the one that serves."""
+    """Spec hashes of the model's lineages other than the serving one."""
     return [one for one in journal.lineages(model) if one != spec]

@@ -1,14 +1,16 @@
-"""Forgetting a source: the journal learned again without its rows, beside a service that answers.
+"""Forgets a source: relearns the journal without its rows, beside a service that answers.
 
-1. What the source has taught is found, and the newest snapshot from before that (:func:`base_of`).
-2. From there the journal is learned again in commit order, by one learner, without the source's
-   rows and without those that are undone or have failed (:mod:`online.rebuild.rebuild`).
-3. The state is published aside.  A control row of the parameter server then lets it take the
-   place of what is served, in one step; what has come meanwhile is learned on top.
+1. Finds the rows that the source has taught, and the newest snapshot before the first of them
+   (:class:`Bases`).
+2. From there relearns the journal in commit order with one learner, without the source's rows and
+   without undone or failed ones (:mod:`online.rebuild.rebuild`).
+3. Publishes the state aside.  A control row of the parameter server then makes it replace the
+   served state in one step; rows that came meanwhile are learned on top.
 
-The same starts from a snapshot that an operator names.  Randomness is the model's own: a model that
-draws none is equal, bit for bit, to one that learned the same rows in this order in one process.
-Rehearsal is left out.  Pure over a journal and snapshots: no clock, no HTTP, no Ray.
+An operator can name another snapshot to begin with.  Randomness is the model's own: a model that
+draws no random numbers is equal, bit for bit, to one that learned the same rows in this order in
+one process.  Rehearsal is left out.  Depends only on a journal and snapshots: no clock, no HTTP, no
+Ray.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from online.errors import StartRefused
-from online.rebuild.rebuild import Progress, Wanted
+from online.rebuild.rebuild import ForgetScope, Progress
 from online.rows.finals import corrected
 from online.rows.history import Decisions
 from paramserver.core import rewrites
@@ -34,17 +36,15 @@ _PAGE_ROWS: Final = 1_000
 
 @dataclass(slots=True)
 class Influence:
-    """The rows by which a source has taught a model.
-
-    They are listed by partition, in order, with the time since when the journal has all of them.
+    """The rows by which a source has influenced a model.
 
     Attributes:
-        rows: Offsets of its rows that are in the model or about to be.
-        reach: From here on (POSIX seconds) rows of partitions that were trimmed are all there;
-            None: nothing was removed.
-        loss: What the journal has lost, that the model has learned; None: nothing.
-        corrected: Offsets of rows that have taken one of them back: without it they teach
-            otherwise.
+        rows: By partition, sorted offsets of its rows that are in the model or about to be.
+        reach: From this time on (POSIX seconds) trimmed partitions have all their rows; None:
+            nothing was trimmed.
+        loss: Events that the model has learned and the journal has lost; None: no loss.
+        corrected: By partition, offsets of rows that correct one of ``rows``: without the corrected
+            row they have another effect.
     """
 
     rows: dict[int, list[int]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Influence:
 
     @property
     def n(self) -> int:
-        """How many rows they are."""
+        """Number of the source's rows."""
         return sum(map(len, self.rows.values()))
 
 
@@ -62,14 +62,14 @@ def influence(
     journal: Journal,
     model: str,
     decisions: Decisions,
-    wanted: Wanted,
+    wanted: ForgetScope,
     dedupe_from: float,
     progress: Progress | None = None,
 ) -> Influence:
-    """Look at every row of the journal.
+    """Read every row of the journal and find the source's.
 
     Parameters:
-        dedupe_from: Retention removes nothing that was taken since (POSIX seconds).
+        dedupe_from: Retention removes no row that was received since (POSIX seconds).
     """
     found, first = Influence(loss=decisions.loss), dict[int, float]()
     taught: set[tuple[int, int]] = set()
@@ -102,21 +102,21 @@ def _rows(journal: Journal, model: str, progress: Progress | None) -> Iterator[R
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where learning again begins: a snapshot's name (None: nothing), and what that contains."""
+    """A snapshot to begin with (name None: the empty state), and what it contains."""
 
     name: str | None
     contained: Contained
 
 
 class Bases:
-    """The snapshots that learning again may begin with.
+    """The snapshots with which relearning may begin.
 
-    One will do if all rows behind it are in the journal, if it has what tables have taught since,
-    and if of those in it the same ones are undone as now: else it holds rows that were taken out
-    since, or lacks some that are back.
+    A snapshot can be used if all rows behind it are in the journal, if it contains every backfill
+    so far, and if the undone rows within it are those that are undone now.  Otherwise it contains
+    rows that were undone since, or lacks some that were restored.
 
     Parameters:
-        partitions: All of the model's.
+        partitions: All partitions of the model.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Bases:
         self._nothing = Base(None, Contained(dict(decisions.without), frozenset()))
 
     def why_not(self, base: Base) -> str | None:
-        """Why it will not do; None: it will."""
+        """The reason why a snapshot can't be used; None: it can."""
         clock = self.clock(base.contained)
         gone = sum(max(p.trimmed - clock[p.id], 0) for p in self._partitions)
         if gone:
@@ -145,27 +145,28 @@ class Bases:
         return None
 
     def _lacks(self, base: Base) -> str | None:
-        """A table that is in the model and not in it; None: there is none."""
+        """Files of a backfill that is in the model and not in the snapshot; None: there is none."""
         before = [c for c in self._controls if c.seq <= base.contained.control]
         has = {based.seq for based in bases.backfills(before, self._spec)}
         for based in reversed(self._taught):
-            if based.note.snapshot == base.name:  # a base is from before its own row
+            if based.note.snapshot == base.name:  # a backfill's snapshot precedes its control row
                 return None
             if based.seq not in has:
                 return ", ".join(file.name for file in based.note.files)
         return None
 
     def clock(self, contained: Contained) -> dict[int, int]:
-        """Last offset that it contains of every partition."""
+        """Last offset of every partition that a snapshot contains."""
         clock, closed = contained.clock, contained.closed
         return {p.id: p.end if p.id in closed else clock.get(p.id, 0) for p in self._partitions}
 
     def before(
         self, history: SnapshotHistory, head: str | None, begun: int, found: Influence
     ) -> Base:
-        """The newest one from before the first influence.  StartRefused if there is none.
+        """The newest usable snapshot before the first influence.  Raises StartRefused without one.
 
-        ``begun``: the epoch in which the lineage last began anew.
+        Parameters:
+            begun: The epoch in which the lineage was last begun anew.
         """
         line = [] if head is None else history.line(head)
         kept = [Base(name, c) for name, version, c in line if version[0] >= begun]
@@ -183,7 +184,7 @@ class Bases:
         )
 
     def named(self, history: SnapshotHistory, head: str | None, name: str) -> Base:
-        """The one of this name.  Raises StartRefused."""
+        """The usable snapshot of this name.  Raises StartRefused."""
         line = [] if head is None else history.line(head)
         found = [Base(known, c) for known, _, c in line if known == name]
         if not found:
@@ -196,8 +197,8 @@ class Bases:
         return found[0]
 
 
-def check_reach(found: Influence, wanted: Wanted) -> None:
-    """StartRefused if rows of the source may have been removed by retention."""
+def check_reach(found: Influence, wanted: ForgetScope) -> None:
+    """Raise StartRefused if retention may have removed rows of the source."""
     if found.reach is not None and (wanted.since is None or wanted.since < found.reach):
         raise StartRefused(
             "the journal has no longer got its oldest rows, which may have been of "

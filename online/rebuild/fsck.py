@@ -1,11 +1,11 @@
-"""Is every accepted event of the journal in the model exactly once?  The digest tells.
+"""Checks that every accepted event of the journal is in the model exactly once, by its digest.
 
 The digest is an integer block: the count of learned events and the sum of their keys' hashes
-modulo 2^64.  It is pushed with the deltas and never scaled, so it checks the set of events, not
-only their number, with any model and merge rule.
+modulo 2^64.  It is pushed with the deltas and never scaled, so it verifies the set of events, not
+only their number, for any model and merge rule.
 
-Rows that retention has removed can't be counted any more.  What is checked then is the difference
-between the newest snapshot and the oldest one that holds the same of them.
+Rows that retention has removed can't be counted.  In this case the difference between the newest
+snapshot and the oldest snapshot that contains the same removed rows is checked.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from replay.journal.base import Journal
 
 _PAGE = 1000
 _MASK = 2**64 - 1
-_ATTEMPTS = 5  # a running service removes rows and snapshots meanwhile
+_ATTEMPTS = 5  # a running service may remove rows and snapshots during a check
 
 Progress = Callable[[int, int], None]
 Digest = tuple[int, int]
@@ -66,28 +66,27 @@ Spans = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The result of comparing the newest snapshot with what the journal says that it must hold.
+    """Result of comparing the newest snapshot with the journal up to its clock.
 
     Attributes:
-        snapshot, base: The newest good snapshot; the one that it was compared with, if rows were
+        snapshot, base: The newest good snapshot, and the one it was compared with if rows were
             removed.
-        learned, expected: Events in it (beyond ``base``), and those that the journal says.
-        digest_equal: Whether they are the same events; None: no snapshot tells what was removed.
-        removed, holes: Rows that retention removed, and rows that are missing without it.
-        not_yet: Rows after the snapshot: a start learns them.
-        failed, undone, frozen, quarantined, waiting: Events that are in no model: the model raised;
-            rolled back or forgotten; kept back by a freeze; set aside, and not released; halves of
-            stored joins.  What was learned again is not among them.
-        refused, heads: Damaged snapshots with the reason; head of every lineage by the start of its
-            spec's hash.
-        head_missing: Whether the file of the newest snapshot is not there.
-        served: Whether a service runs on the folder; it writes a file that is missing anew.
+        learned, expected: Events in the snapshot (beyond ``base``), and events per the journal.
+        digest_equal: Whether they are the same events; None: no snapshot covers removed rows.
+        removed, holes: Rows that retention removed, and rows that are missing otherwise.
+        not_yet: Rows after the snapshot; a start learns them.
+        failed, undone, frozen, quarantined, waiting: Events that are in no model because the model
+            raised; were rolled back or forgotten; came during a freeze; are quarantined and not
+            released; are halves of stored joins.  Events that were relearned are not counted.
+        refused: Damaged snapshots with the reason.
+        heads: Head of every lineage, by a prefix of its spec hash.
+        head_missing: Whether the file of the newest snapshot is missing.
+        served: Whether a service runs on the folder; it would write a missing file again.
         lacks: Rows that snapshots contain and the journal does not have.
-        no_start: Why a start on what is there would be refused; None: it would not.
-        lost: Rows that stand for events which the journal has lost, or which were given up.
-        erasing: Sources of which it was decided to erase what they have sent, and that has not
-            ended.
-        shards: Of a model with several servers, what the others' snapshots hold.
+        no_start: Why a start on this state would be refused; None: it would not.
+        lost: Placeholder rows for events that the journal has lost or that were given up.
+        erasing: Sources whose erasure was decided and is not complete.
+        shards: For a model with several servers, the findings on the others.
     """
 
     model: str
@@ -116,9 +115,9 @@ class Findings:
 
     @property
     def good(self) -> bool:
-        """No event is missing or counted twice, no partition has a hole, and it can start.
+        """Whether no event is missing or doubled, no partition has a hole, and a start can succeed.
 
-        Without a service, a head whose file is missing is as good as the one before it.
+        Without a running service, a missing head is no fault: its predecessor is used.
         """
         whole = self.digest_equal is not False and self.holes == 0
         able = self.no_start is None and not (self.head_missing and self.served)
@@ -159,7 +158,7 @@ class Findings:
 
 
 class NeverServed(StartRefused):
-    """The journal knows nothing of a model: it is new, or has another name, or another folder."""
+    """The journal knows nothing of a model: it is new, renamed, or in another folder."""
 
 
 def check(
@@ -167,16 +166,19 @@ def check(
 ) -> Findings:
     """Compare the newest snapshot of the model's lineage with the journal up to its clock.
 
-    ``served``: whether a service runs on the folder, on this machine.
+    Parameters:
+        served: Whether a service runs on the folder, on this machine.
 
-    Raises StartRefused if the journal can't be opened, is of other models than the settings name
-    (NeverServed: of the one that is asked), or is changed too fast by the service.
+    Raises:
+        NeverServed: The journal has nothing of this model.
+        StartRefused: The journal can't be opened, belongs to other models than the settings name,
+            or is changed too fast by the service.
     """
     path = settings.state_dir / "journal.db"
-    if settings.journal == "sqlite" and not path.exists():  # opening it would make one
+    if settings.journal == "sqlite" and not path.exists():  # opening it would create one
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     chosen = next(m for m in as_stored(settings).models if m.name == model)
-    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
+    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # independent of the key
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), settings, chosen, spec)
         found = []
@@ -191,7 +193,7 @@ def check(
 
 
 def _compared(compared: Callable[[], Findings], model: str) -> Findings:
-    """Try it some times: a running service removes what is looked at."""
+    """Retry the comparison if a running service removed what it reads."""
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(Moved):
             return compared()
@@ -202,7 +204,7 @@ def _compared(compared: Callable[[], Findings], model: str) -> Findings:
 def _check_known(
     lineages: Sequence[str], settings: Settings, model: ModelSettings, spec: str
 ) -> None:
-    """Nothing is good of a model that the journal does not know."""
+    """Refuse a model that the journal does not know."""
     if not lineages:
         message = f"the journal has nothing of a model {model.name!r}"
         if _has_snapshots(settings, model, spec):
@@ -221,7 +223,7 @@ def _check_known(
 
 
 def _has_snapshots(settings: Settings, model: ModelSettings, spec: str) -> bool:
-    """Whether there are any of the model; of an object store those of this spec are looked for."""
+    """Whether the model has any snapshots; in an object store, only those of this spec."""
     for shard in range(model.shards):
         place = shard_place(snapshots_path(settings), shard)
         if "://" not in place and any((Path(place) / model.name).glob(f"*/*{SUFFIX}")):
@@ -232,7 +234,7 @@ def _has_snapshots(settings: Settings, model: ModelSettings, spec: str) -> bool:
 
 
 def unnamed(settings: Settings) -> list[str]:
-    """Models that the journal has and the settings do not name: removed, renamed or mistyped."""
+    """Models that the journal has and the settings do not: removed, renamed or misspelt."""
     place = snapshots_path(settings)
     found = {p.name for p in Path(place).glob("*")} if "://" not in place else set()
     with contextlib.closing(open_journal(settings)) as journal:
@@ -252,12 +254,14 @@ def compare(
 ) -> Findings:
     """Compare one lineage with the journal, as :func:`check` does.
 
-    It reads every row and every snapshot, and changes nothing.
+    Reads every row and every snapshot, and changes nothing.
 
-    ``served``: whether a service runs on them.  ``shard``: which of how many servers they are of.
+    Parameters:
+        served: Whether a service runs on them.
+        shard: Number of the server whose snapshots they are, and number of servers.
     """
     files = _files(journal, snapshots, model, spec, *shard)
-    partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
+    partitions = journal.partitions(model)  # read after the snapshots, so not behind their clocks
     now, views = files.newest, files.views.values()
     base = base_of(
         now, (Holding(None), *of_loss(journal, model, spec, partitions), *views), partitions
@@ -305,7 +309,7 @@ def compare(
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The snapshots of one server: the newest good one, all good ones, and what is wrong."""
+    """Snapshots of one server: the newest good one, all good ones, and problems."""
 
     newest: Holding
     views: Mapping[str, Holding]
@@ -319,7 +323,7 @@ class _Files:
 def _files(
     journal: Journal, snapshots: Snapshots, model: str, spec: str, shard: int, of: int
 ) -> _Files:
-    """Look at the snapshots of one of several servers.  Raises Moved."""
+    """Read the snapshots of one of several servers.  Raises Moved."""
     store: Store = ShardStore(journal, shard) if shard else journal
     foreign: Foreign = (lambda values: Cut(of).foreign(values, shard)) if of > 1 else _nothing
     head = store.head(model, spec).snapshot
@@ -338,38 +342,38 @@ def _files(
 
 
 def _nothing(values: Blocks) -> str | None:
-    """Nothing is foreign to the only server of a model."""
+    """Return None: no value is foreign to the only server of a model."""
     return None
 
 
 def _start(store: Store, history: SnapshotHistory, model: str, spec: str) -> tuple[int, str | None]:
-    """Rows that snapshots have and the journal lacks; why a start would be refused, or None."""
+    """Number of rows that snapshots have and the journal lacks; why a start would be refused."""
     lacks = shortfall(store, history, model, spec).events
     try:
         check_start(store, history, Lineage(model, spec, "", "sum"))
     except Refused as error:
         return lacks, str(error)
-    except (OSError, ParamServerError) as error:  # a disk that may do better: the start asks again
+    except (OSError, ParamServerError) as error:  # the disk may recover: the start tries again
         return lacks, f"{type(error).__name__}: {error}"
     return lacks, None
 
 
 def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:
-    """Good snapshots of the head's line, newest first."""
+    """Good snapshots among the head's ancestors, newest first."""
     return [] if head is None else [name for name in ancestors(head, names) if name in names]
 
 
 def _views(
     journal: Journal, snapshots: Snapshots, model: str, spec: str, foreign: Foreign
 ) -> tuple[dict[str, Holding], dict[str, str]]:
-    """Every good snapshot, oldest first, and why the others are none."""
+    """Every good snapshot, oldest first, and the reason for each bad one."""
     views, refused, reader = {}, {}, Reader(snapshots)
     names = [name for name in snapshots.names() if parse_name(name) is not None]
     for name in sorted(names, key=lambda n: (parse_name(n), n)):
         try:
             state, _ = reader.read(name)
         except SnapshotMissing:
-            continue  # retention removed it just now
+            continue  # retention has just removed it
         except (SnapshotCorrupt, SnapshotFormat) as error:
             refused[name] = str(error)
             continue

@@ -1,7 +1,7 @@
-"""This module tells `online fsck`, as far as it can, which of the journal's rows a snapshot has.
+"""Determines for `online fsck` which of the journal's rows a snapshot contains.
 
-Rows that retention has removed, and those that the journal has lost, can't be counted any more: two
-snapshots that hold the same of them can be compared with each other.
+Rows that retention has removed or that the journal has lost can't be counted any more; but two
+snapshots that contain the same of them can be compared with each other.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ Spans = tuple[tuple[int, int], ...]
 
 
 class Moved(OnlineError):
-    """The service removed meanwhile what was looked at."""
+    """The service has removed rows or snapshots while they were examined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Which rows a snapshot must hold, and the digest of those that it does.
+    """The rows that a snapshot must contain, and the digest of those that it does contain.
 
-    ``lost``: rows that it holds and the journal has lost, after the first offset, up to the second.
-    ``usable``: whether others can be compared with it.
+    Attributes:
+        lost: By partition, a span (after, up to) of rows that it contains and the journal has lost.
+        usable: Whether others can be compared with it.
     """
 
     name: str | None
@@ -49,16 +50,16 @@ class Holding:
     usable: bool = True
 
     def upto(self, partition: Partition) -> int:
-        """Return the snapshot's clock for the partition, which is the end of a closed one."""
+        """Return the snapshot's clock for the partition; for a closed one that is its end."""
         return partition.end if partition.id in self.closed else self.clock.get(partition.id, 0)
 
     def has(self, partition: Partition, offset: int) -> bool:
-        """Whether the row is to be in it, if it was to be learned at all."""
+        """Whether the snapshot must contain the row, provided that it was to be learned at all."""
         inside = self.skipped.get(partition.id, 0) < offset <= self.upto(partition)
         return inside and not self.undone.has(partition.id, offset)
 
     def removed(self, partition: Partition) -> Spans:
-        """Return which removed or lost rows the snapshot holds, as spans (after, up to)."""
+        """Return spans (after, up to) of removed or lost rows that the snapshot contains."""
         at = min(self.skipped.get(partition.id, 0), partition.trimmed)
         upto = min(self.upto(partition), partition.trimmed)
         after, until = self.lost.get(partition.id, (0, 0))
@@ -68,7 +69,7 @@ class Holding:
         )
 
     def _standing(self, partition: Partition, at: int, upto: int) -> Iterator[tuple[int, int]]:
-        """Yield the rows after ``at``, up to ``upto``, that are not undone, as spans."""
+        """Yield spans of the rows after ``at`` up to ``upto`` that are not undone."""
         for after, until in self.undone.ranges.get(partition.id, ()):
             if at < min(after, upto):
                 yield at, min(after, upto)
@@ -78,7 +79,7 @@ class Holding:
 
 
 def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Holding:
-    """Return what a snapshot of this name and state holds."""
+    """Return the holding of a snapshot with this name and state."""
     decisions = Decisions(state.spec)
     decisions.read(journal, state.model, state.control)
     loss = accepted(journal.controls(state.model, 0), state.spec)
@@ -86,7 +87,7 @@ def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Hold
     if loss is not None:
         for p, (after, upto) in loss.note.rows.items():
             held = state.clock.get(p, upto if p in state.closed else 0)
-            if state.version < loss.note.version:  # of another line, it may be: not to be told
+            if state.version < loss.note.version:  # possibly of another line: can't be decided
                 usable = usable and held <= after
             elif (contained := min(upto, loss.note.clock.get(p, upto), held)) > after:
                 lost[p] = after, contained
@@ -105,14 +106,14 @@ def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Hold
 def holding_before(
     journal: Journal, name: str, decisions: Decisions, manifest: Manifest
 ) -> Holding:
-    """Return which rows a snapshot of this manifest must hold, without a look at its values."""
+    """Return the holding of a snapshot from its manifest alone, without the digest."""
     clock, closed = dict(manifest.clock), manifest.closed_partitions()
     skipped = _skipped(journal, manifest.model, manifest.spec, manifest.version[0])
     return Holding(name, (0, 0), clock, closed, decisions.undone, skipped)
 
 
 def difference(journal: Journal, state: SnapshotState) -> Digest:
-    """By how much the digest of a snapshot is more than what the journal's rows say of it."""
+    """Difference between a snapshot's digest and that of the journal's rows."""
     view, decisions = holding_of(journal, None, state), Decisions(state.spec)
     decisions.read(journal, state.model, state.control)
     counts = Counts(decisions, view, Holding(None))
@@ -124,7 +125,7 @@ def difference(journal: Journal, state: SnapshotState) -> Digest:
 
 
 def _skipped(journal: Journal, model: str, spec: str, epoch: int) -> dict[int, int]:
-    """Offsets up to which partitions were left out when the lineage was begun afresh."""
+    """Offsets up to which partitions were skipped when the lineage was begun afresh."""
     skipped: dict[int, int] = {}
     for control in journal.controls(model, 0):
         if control.kind == "fresh":
@@ -137,10 +138,10 @@ def _skipped(journal: Journal, model: str, spec: str, epoch: int) -> dict[int, i
 def of_loss(
     journal: Journal, model: str, spec: str, partitions: Sequence[Partition]
 ) -> list[Holding]:
-    """Return holdings for a loss that was accepted, to be compared with as snapshots are.
+    """Return holdings for an accepted loss, to be compared with like snapshots.
 
-    The first has nothing but what the journal had lost by then, the second is the snapshot that
-    the lineage went on from.
+    The first contains only what the journal had lost by then, the second is the snapshot from which
+    the lineage continued.
     """
     loss = accepted(journal.controls(model, 0), spec)
     if loss is None:
@@ -166,12 +167,12 @@ def of_loss(
 
 
 class _Rest(Holding):
-    """The rows that a model had and the journal had not, when the loss was accepted."""
+    """The rows that a model had and the journal lacked when the loss was accepted."""
 
     __slots__ = ()
 
     def has(self, partition: Partition, offset: int) -> bool:
-        """None of the rows that are there."""
+        """Return False: it contains none of the journal's rows."""
         return False
 
 
@@ -182,13 +183,13 @@ def _fields(view: Holding) -> dict[str, Any]:
 def base_of(
     now: Holding, views: Sequence[Holding], partitions: Sequence[Partition]
 ) -> Holding | None:
-    """Return the oldest view that the snapshot can be compared with; None if there is none.
+    """Return the oldest holding with which the snapshot can be compared; None without one.
 
-    If no row of the snapshot was removed, that is the view that holds nothing.
+    If no row of the snapshot was removed, that is the empty holding.
     """
     for view in views:
         if view.name == now.name is not None:
-            break  # itself: that would check nothing
+            break  # the snapshot itself: comparing it would check nothing
         same = all(view.removed(p) == now.removed(p) for p in partitions)
         if view.usable and same:
             return view
@@ -196,7 +197,7 @@ def base_of(
 
 
 def pages(journal: Journal, partition: Partition) -> Iterator[tuple[Sequence[Row], int]]:
-    """Rows of a partition that should be there, and how many are missing after each page."""
+    """Yield the rows of a partition by pages, with the number of missing rows of each page."""
     first = partition.trimmed + 1
     while first <= partition.end:
         n = min(_PAGE, partition.end - first + 1)
@@ -214,7 +215,7 @@ def minus(a: Digest, b: Digest) -> Digest:
 
 
 class Counts:
-    """Digest of the rows that one view has beyond another; events that are in no model now."""
+    """Digest of the rows that one holding has beyond another; sets of events in no model."""
 
     def __init__(self, decisions: Decisions, now: Holding, base: Holding) -> None:
         self._decisions, self._now, self._base = decisions, now, base
@@ -226,7 +227,7 @@ class Counts:
         self.lost = 0
 
     def add(self, partition: Partition, row: Row) -> None:
-        """One row of the journal."""
+        """Count one row of the journal."""
         if row.verdict is Verdict.LOST:
             self.lost += 1
             return

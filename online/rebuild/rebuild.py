@@ -1,8 +1,8 @@
-"""A base, the journal's rows and a model become a state: learned again, by one learner, aside.
+"""Rebuilds a model's state from a base state and the journal's rows, aside, with one learner.
 
-Forgetting, a backfill beside a running service and learning from recent rows build their states
-here.  Randomness is the model's own: a model that draws none is equal, bit for bit, to one that
-learned the same rows in this order in one process.  Rehearsal is left out.
+Forgetting, a backfill beside a running service and relearning recent rows build their states here.
+Randomness is the model's own: a model that draws no random numbers is equal, bit for bit, to one
+that learned the same rows in this order in one process.  Rehearsal is left out.
 """
 
 from __future__ import annotations
@@ -45,39 +45,38 @@ if TYPE_CHECKING:
 
 _PAGE_ROWS: Final = 1_000
 _MASK: Final = 2**64 - 1
-_PARTS: Final = 2**62  # values come in one piece
+_PARTS: Final = 2**62  # values are transferred in one part
 
 Progress = Callable[[int, int], None]
-"""Is told how many rows of how many have been looked at."""
+"""Progress callback: number of rows processed, and number of all rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Whose rows are to be forgotten, and taken from when on (POSIX seconds; None: all)."""
+class ForgetScope:
+    """The rows to forget: a source's, received since a time (POSIX seconds; None: all)."""
 
     source: str
     since: float | None = None
 
     def meant(self, row: Row) -> bool:
-        """Whether the row is one of them."""
+        """Whether the row is one of the rows to forget."""
         return row.source == self.source and (self.since is None or row.at >= self.since)
 
 
-NOBODY: Final = Wanted("", math.inf)
+NOBODY: Final = ForgetScope("", math.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How the rows of a lineage become its values.
+    """How the rows of a lineage are learned.
 
     Attributes:
         build: Makes an untrained model.
-        ordered: Whether the lineage is learned in commit order: its states then tell their
-            position.
-        rows_max: Rows that are learned again at most, in memory, if the model raises on one.
-        sources_max: Sources that are kept account of.
-        views: Makes what else is summed over the rows.
-        table_rows_max: Rows that a table may have; None: there is no bound.
+        ordered: Whether the lineage is learned in commit order; its states then have a position.
+        rows_max: Most rows that are kept in memory, to learn them again if the model raises.
+        sources_max: Most sources of which statistics are kept.
+        views: Makes the further aggregates over the rows.
+        table_rows_max: Most rows of a table; None: unbounded.
     """
 
     build: Callable[[], Model]
@@ -90,7 +89,7 @@ class Method:
 
 
 def method_of(model: ModelSettings, loaded: Loaded, settings: Settings) -> Method:
-    """The method of a model of the settings."""
+    """The method for a model of the settings."""
     ordered = merge_rule(model, loaded.model) in ("ordered", "overlay", "lagging")
     return Method(
         loaded.build, model.task, ordered,
@@ -101,8 +100,14 @@ def method_of(model: ModelSettings, loaded: Loaded, settings: Settings) -> Metho
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The state without the rows, and which rows were taken out: those of the source that it has
-    passed over, and ``unlearned`` ones, which the model could not learn without them."""
+    """The rebuilt state, and the rows that it does not contain.
+
+    Attributes:
+        undone: Offsets by partition, as packed spans: forgotten rows, and unlearned ones.
+        learned: Number of rows that were learned.
+        unlearned: Number of rows that the model could not learn without the forgotten ones.
+        review: New verdicts on the other rows, if they were reviewed.
+    """
 
     state: SnapshotState
     undone: dict[int, list[int]]
@@ -112,13 +117,13 @@ class Built:
 
 
 class Rebuild:
-    """Learns the journal again, as one learner, without what is to be forgotten.
+    """Relearns the journal with one learner, without the rows to forget.
 
     Parameters:
         base: The state to begin with.
         method: How the lineage learns.
-        review: Makes, of what learns the rows, what judges them again; None: nothing does.
-        learner: What learns; None: a new one.
+        review: Makes the reviewer of verdicts for a learner; None: verdicts are not reviewed.
+        learner: The learner; None: a new one.
     """
 
     _page_rows = _PAGE_ROWS
@@ -127,7 +132,7 @@ class Rebuild:
         self,
         journal: Journal,
         decisions: Decisions,
-        wanted: Wanted,
+        wanted: ForgetScope,
         base: SnapshotState,
         method: Method,
         *,
@@ -153,7 +158,7 @@ class Rebuild:
         self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
         self._out: dict[int, list[int]] = {}
         self._left_out: set[tuple[int, int]] = set()
-        self._tainted = False  # whether answers of then may be of a model that learned such a row
+        self._tainted = False  # a forgotten row may have influenced recorded predictions from here
         self._standing = digest_of(base.values)
         self._after = base.position
         self.learned = self.unlearned = 0
@@ -165,7 +170,7 @@ class Rebuild:
         return wire.decode_reply(wire.encode(self._server.reply(request, [], [], 0.0)))
 
     def run(self, progress: Progress | None = None) -> None:
-        """Learn to the end of the journal; called again, what has come since."""
+        """Learn to the end of the journal; a further call learns the rows that came since."""
         partitions = self._journal.partitions(self._model)
         total = sum(max(p.end - self._at.get(p.id, 0), 0) for p in partitions)
         done = 0
@@ -185,10 +190,10 @@ class Rebuild:
                 return
 
     def _read(self, rows: Sequence[Row]) -> None:
-        """Look at the rows that come next; the base class does nothing with them."""
+        """Hook for subclasses, called with the rows that come next."""
 
     def _look(self) -> None:
-        """Which rows have failed since; StartRefused if a decision has rewritten the values."""
+        """Read failures of rows; raise StartRefused if a decision has rewritten the model."""
         known = len(self._decisions.taken)
         self._decisions.read(self._journal, self._model)
         if len(self._decisions.taken) != known:
@@ -208,17 +213,17 @@ class Rebuild:
             self._standing = count + 1, total + event_hash(row.key) & _MASK
         if counts and self._wanted.meant(row):
             self._leave_out(row)
-            row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
+            row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # drops its evidence, too
         elif self.review is not None and (counts or self._set_aside(row)):
             self.review.look(row)
         failed = self._learn(row)
         if failed is not None and counts:
-            self._leave_out(row)  # it could be learned only with what is gone
+            self._leave_out(row)  # it can be learned only together with a forgotten row
             self.unlearned += 1
         self.learned += counts and failed is None and row.verdict is not Verdict.FROZEN
 
     def _set_aside(self, row: Row) -> bool:
-        """Whether a filter keeps the row back, and nobody has decided about it."""
+        """Whether the row is quarantined and no operator has decided about it."""
         undecided = self._decisions.choice(origin(row)) is None
         return row.verdict is Verdict.QUARANTINED and undecided and not is_erased(row.payload)
 
@@ -229,7 +234,7 @@ class Rebuild:
         return self._learner.learn(row, self._decisions.failure(row), example)
 
     def _lacks(self, partition: int, offset: int, key: bytes) -> bool:
-        """Whether the row has taught nothing here, so that a final label has nothing to correct."""
+        """Whether the row was not learned here, so a final label has nothing to correct."""
         out = (partition, offset) in self._left_out
         return out or self._decisions.lacks(partition, offset, key)
 
@@ -240,16 +245,16 @@ class Rebuild:
 
     @property
     def digests(self) -> tuple[Digest, Digest]:
-        """Count and sum of the events up to here: all that stood, and those that were learned.
+        """Digests (count, sum of hashes) of the events so far: per journal, and per model.
 
-        The first is what the journal says, the second what the model does.
+        The first counts all events that stood, the second those that were learned here.
         """
         return self._standing, self._learner.tally.digest
 
     def built(self, version: wire.Version, rewrite: int, created_at: float) -> Built:
-        """Return what was learned, as a state that is to be published aside.
+        """Return the rebuilt state, to be published aside.
 
-        ``version`` and ``rewrite`` are those of the state that it is to take the place of.
+        ``version`` and ``rewrite`` are those of the state that it replaces.
         """
         server = self._server
         server.take(self._learner.state(), self._journal.partition)
@@ -266,11 +271,12 @@ class Rebuild:
 
 
 def asked_again(example: Example, model: Model) -> Example:
-    """The example with notes of what the model answers now, instead of what it answered then.
+    """The example with notes of what the model predicts now, instead of what was recorded.
 
-    Then it had learned what is left out, and its experts would be judged by that.  A label that
-    came at once finds what it would have found without those rows; a late one is judged by newer
-    answers.  A choice keeps how likely it was, for that is how it was made.
+    The recorded prediction came from a model that had learned forgotten rows, and its experts would
+    be judged by that.  For a label that came at once the notes are those of a prediction without
+    these rows; for a late label they are newer.  A choice keeps its propensity, because the action
+    was drawn with it.
     """
     if example.notes is None or not isinstance(model, Noting):
         return example
@@ -279,7 +285,7 @@ def asked_again(example: Example, model: Model) -> Example:
     answer, score = model.predict(example.features), example.score
     notes = answer.notes
     if score is not None and answer.probabilities is not None:
-        order = [label_text(label) for label in answer.probabilities]  # the notes have it, too
+        order = [label_text(label) for label in answer.probabilities]  # the notes use this order
         if len(order) == len(score) and all(label in score for label in order):
             score = {label: score[label] for label in order}
         else:
@@ -288,7 +294,7 @@ def asked_again(example: Example, model: Model) -> Example:
 
 
 def runs(offsets: Sequence[int]) -> Spans:
-    """Offsets in order as spans: after the first number, up to the second."""
+    """Convert sorted offsets to spans (after, up to): exclusive start, inclusive end."""
     spans: list[tuple[int, int]] = []
     for offset in offsets:
         if spans and spans[-1][1] == offset - 1:
@@ -299,7 +305,7 @@ def runs(offsets: Sequence[int]) -> Spans:
 
 
 def _slowed(base: SnapshotState, decisions: Decisions) -> SnapshotState:
-    """The base with the learning rate of now, if that was halved since."""
+    """The base with the present learning rate, if a rollback has halved it since."""
     halved = 0
     for control in decisions.rewrites:
         if control.seq > base.control and control.kind == rewrites.ROLLBACK:
@@ -312,5 +318,5 @@ def _slowed(base: SnapshotState, decisions: Decisions) -> SnapshotState:
 
 
 def nothing(model: str, spec: str, spec_text: str, clock: Mapping[int, int]) -> SnapshotState:
-    """The state of a lineage that begins after this clock."""
+    """The empty state of a lineage that begins after this clock."""
     return SnapshotState(model, spec, spec_text, (1, 0), {}, dict(clock))

@@ -1,14 +1,15 @@
-"""Learning again from the recent journal: a fresh model of the same spec, taught aside, and judged.
+"""Relearns recent rows of the journal: trains a fresh model of the same spec, aside, and judges it.
 
-1. After a drift the journal's newest rows are read: from the drift on, but so many at most.
-2. A model that begins with nothing learns them in commit order.  On the newer half it is asked
-   before it learns, as of when the model that serves was asked: what that one answered stands in
-   the rows (:class:`online.challenger.comparison.Challenger`).
-3. Only if it is better, the state is published aside, and a control row of the parameter server
-   lets it take the place of what is served (:mod:`online.rebuild.forget` does the same).
+1. After a drift the journal's newest rows are read: those since the drift, up to a bound.
+2. An untrained model learns them in commit order.  On the newer half it predicts each row before it
+   learns it, as of the time when the serving model predicted it; that prediction is stored in the
+   row (:class:`online.challenger.comparison.Challenger`).
+3. Only if it is better, its state is published aside, and a control row of the parameter server
+   makes it replace the served state (as :mod:`online.rebuild.forget` does).
 
-Rows from before the first one are undone by that row, and kept.  What was found out about sources
-is no part of the drift: it is carried over.  Pure over a journal and snapshots: no clock, no Ray.
+The control row undoes all rows older than the window; they stay in the journal.  Statistics of
+sources are not part of the drift and are carried over.  Depends only on a journal and snapshots: no
+clock, no Ray.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from replay.example import Example
 from replay.journal.base import Journal, Row
 
 JUDGED_MIN: Final = 100
-"""Rows that both have answered; on fewer nothing is decided."""
+"""Least number of rows that both models have predicted; with fewer nothing is decided."""
 DEVIATIONS: Final = 2.0
-"""By how many standard errors of the mean difference the fresh model has to be better."""
+"""Standard errors of the mean difference by which the fresh model must be better."""
 
 _PAGE_ROWS: Final = 1_000
 _RIVAL: Final = "relearn"
@@ -49,13 +50,13 @@ _PREFIX: Final = f"versus/{_RIVAL}/"
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The rows to learn from: those with a ``seq`` above ``after``.
+    """The rows to learn: those with a ``seq`` above ``after``.
 
     Attributes:
-        clock: By partition: the last row that is not one of them.
-        half: ``seq`` in the middle: rows above it are judged.
-        since: When the first one was taken (POSIX seconds).
-        rows: How many they were when it was looked.
+        clock: By partition: the last offset before the window.
+        half: ``seq`` of the middle row: rows above it are used for the judgement.
+        since: When the first row was received (POSIX seconds).
+        rows: Number of rows when the window was made.
     """
 
     after: int
@@ -65,19 +66,19 @@ class Window:
     rows: int
 
     def judges(self, seq: int) -> bool:
-        """Whether the row is of the newer half."""
+        """Whether the row belongs to the newer half."""
         return seq > self.half
 
 
 def window_of(
     journal: Journal, model: str, decisions: Decisions, since: float, rows_max: int
 ) -> Window:
-    """The journal's newest rows: taken since then (POSIX seconds), ``rows_max`` at most.
+    """Window of the newest rows that were received since a time (POSIX seconds).
 
-    Raises StartRefused if there are none.
+    It has at most ``rows_max`` rows.  Raises StartRefused if there are none.
     """
     low, high = 0, journal.follow(model, 2**62, 1).upto
-    while low < high:  # the last row from before it
+    while low < high:  # binary search for the last row before the time
         middle = (low + high) // 2
         rows = journal.follow(model, middle, 1).rows
         if rows and rows[0].at < since:
@@ -112,9 +113,10 @@ def window_of(
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How both have answered the same rows: accuracies, in regression mean absolute errors.
+    """Accuracies of both models on the same rows; in regression, mean absolute errors.
 
-    ``held_back``: why the fresh one must not serve; None: it is better.
+    Attributes:
+        held_back: Why the fresh model must not serve; None: it is better.
     """
 
     rows: int
@@ -124,12 +126,12 @@ class Judgement:
 
     @property
     def evidence(self) -> dict[str, float]:
-        """Return the evidence as the control row keeps it."""
+        """Return the evidence in the form of the control row."""
         return {"rows": self.rows, "present": self.present or 0.0, "fresh": self.fresh or 0.0}
 
 
 class _Fresh(Challenger):
-    """The fresh model.  ``told``: by partition, the row up to which sources are known already."""
+    """The fresh model; ``told``: by partition, the offset up to which sources are known already."""
 
     def __init__(self, method: Method, spec: str, told: Mapping[int, int]) -> None:
         super().__init__(
@@ -142,7 +144,7 @@ class _Fresh(Challenger):
             super()._note_evidence(row)
 
     def judgement(self) -> Judgement:
-        """Return what can be said now of how both models answered."""
+        """Return the present judgement of both models."""
         now: Standing = self.standing(rows_min=JUDGED_MIN)
         squares = self._seen("squares")
         n, mean, task = now.rows, now.difference or 0.0, self._task
@@ -158,11 +160,11 @@ class _Fresh(Challenger):
 
 
 class Relearning(Rebuild):
-    """A fresh model that learns the rows of a window, and what has come since.
+    """Trains a fresh model on the rows of a window and on later ones.
 
     Parameters:
         window: See :func:`window_of`.
-        head: The newest snapshot, which has what is known of sources; None: there is none.
+        head: The newest snapshot, for its statistics of sources; None: there is no snapshot.
         method: How the lineage learns.
     """
 
@@ -196,7 +198,7 @@ class Relearning(Rebuild):
         return older or super()._lacks(partition, offset, key)
 
     def _read(self, rows: Sequence[Row]) -> None:
-        """Rows that come next: when those that are judged were asked."""
+        """Queue the rows of the newer half by the time at which they were predicted."""
         for row in rows:
             if not self._window.judges(row.seq) or row.partition not in self._own:
                 continue
@@ -212,14 +214,11 @@ class Relearning(Rebuild):
         return super()._learn(row)
 
     def judgement(self) -> Judgement:
-        """Return what can be said now of how both models answered."""
+        """Return the present judgement of both models."""
         return self._fresh.judgement()
 
     def built(self, version: Version, rewrite: int, created_at: float) -> Built:
-        """Return what the rebuild returns, without the counters of the comparison.
-
-        Older rows are taken out.
-        """
+        """Return the state without the counters of the comparison; older rows are undone."""
         made, undone = super().built(version, rewrite, created_at), dict[int, list[int]]()
         values = dict(made.state.values)
         if METRICS in values:
@@ -235,7 +234,7 @@ class Relearning(Rebuild):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of learning again: the server's answer, or why nothing was changed."""
+    """The outcome of relearning: the server's answer, or why nothing was changed."""
 
     judged: Judgement
     answer: Mapping[str, Any] | None = None
@@ -253,33 +252,36 @@ class Outcome:
 
 
 Swap = Callable[[str, float, dict[int, list[int]], dict[str, float]], Mapping[str, Any]]
-"""Asks the parameter server for :meth:`paramserver.process.swapping.Swapping.relearn`."""
+"""Calls :meth:`paramserver.process.swapping.Swapping.relearn` of the parameter server."""
 
 
 def relearn(
     work: Relearning, window: Window, history: SnapshotHistory, swap: Swap, name: str,
     rewrite: int, now_s: float,
 ) -> Outcome:  # fmt: skip
-    """Teach, judge, and let the state take the place of what is served if it is better.
+    """Train and judge a fresh model, and replace the served state if it is better.
 
     Parameters:
-        name: Of the state, new for each call.
-        rewrite: The newest one, as whoever asks knows it: after another the state is refused.
+        name: Name of the new state, unique to this call.
+        rewrite: The newest rewrite that the caller knows; after another one the state is refused.
         now_s: POSIX seconds.
 
-    Raises StartRefused if the model was rewritten meanwhile, OSError, and whatever the swap raises.
+    Raises:
+        StartRefused: The model was rewritten meanwhile.
+        OSError: The state could not be published.
+        Exception: What the swap raises.
     """
     work.run()
     judged = work.judgement()
     if judged.held_back is not None:
         return Outcome(judged, left=judged.held_back)
-    work.run()  # what has come meanwhile; replicas learn what comes from here on
+    work.run()  # rows that came meanwhile; replicas learn the later ones
     made = work.built((1, 0), rewrite, now_s)
     history.publish(name, made.state)
     try:
         return Outcome(judged, swap(name, window.since, made.undone, judged.evidence))
     except ParamServerError as error:
-        if error.definite:  # no control row names it
+        if error.definite:  # no control row refers to it
             history.withdraw(name)
         if isinstance(error, RelearnRefused):
             return Outcome(judged, left=error.reason)

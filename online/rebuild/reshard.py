@@ -1,10 +1,10 @@
-"""A model goes on with another number of parameter servers, from an aligned cut of those it had.
+"""Changes a model's number of parameter servers, from an aligned cut of the previous ones.
 
-Each number of servers is a lineage of its own over the same journal, with epochs, heads and
-snapshots of its own.  The new one begins with snapshots that are cut from the old one's newest
-aligned ones: values, clock and decisions of one moment.  What the journal has beyond that clock is
-learned on top, as after any start, so nothing is lost or counted twice, whoever dies when: until
-the last step, a control row that says so, the old lineage is the one that serves.
+Each number of servers is a lineage of its own over the same journal, with its own epochs, heads and
+snapshots.  The new lineage begins with snapshots that are split from the newest aligned ones of the
+previous lineage: values, clock and decisions of one moment.  Rows of the journal beyond that clock
+are learned on top, as after any start.  Nothing is lost or counted twice, whichever process dies:
+until the last step, a control row, the previous lineage is the one that serves.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _FAILED = "failed"
 
 @dataclass(frozen=True, slots=True)
 class Resharded:
-    """A lineage has begun with what another one had learned.
+    """A lineage has begun with the state of another one.
 
     Attributes:
         before, after: Numbers of servers.
-        snapshot: Name of the cut, as shard 0 of those before has it.
-        learned: Events in it.
+        snapshot: Name of the cut, as shard 0 of the previous lineage has it.
+        learned: Number of events in it.
     """
 
     model: str
@@ -60,7 +60,7 @@ class Resharded:
 
 
 def specs_of(model: ModelSettings, settings: Settings) -> dict[str, int]:
-    """By the hash of the spec: with how many servers the model has it."""
+    """Map from spec hash to number of servers, for every number that the model could have."""
     keys = Keys.from_file(settings.key_path)
     one = model.model_copy(update={"shards": 1})
     loaded = load_model(one, settings, keys.secret, keys.old_secrets)
@@ -71,18 +71,20 @@ def specs_of(model: ModelSettings, settings: Settings) -> dict[str, int]:
 def saying(
     specs: Mapping[str, int], given: int, before: int, shards: int, *, done: bool, why: str
 ) -> Reshard:
-    """Say in a control row which number of servers a model had and has.
+    """Make the control row that says which number of servers a model had and has.
 
-    ``specs``: as of :func:`specs_of`.
+    Parameters:
+        specs: As returned by :func:`specs_of`.
     """
     spec = {n: spec for spec, n in specs.items()}
     return Reshard(spec[1], given, before, shards, done, why, spec[before], spec[shards])
 
 
 def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None:
-    """How many servers the model has by what is in the journal; None: it never was served.
+    """The model's number of servers according to the journal; None: it never was served.
 
-    ``specs``: as of :func:`specs_of`.
+    Parameters:
+        specs: As returned by :func:`specs_of`.
     """
     one = next(iter(specs))
     if (found := resharding.newest(journal.controls(model, 0), one, done=True)) is not None:
@@ -92,11 +94,13 @@ def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None
 
 
 def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -> int:
-    """Write down what is wished, or what is; the number of the row.
+    """Write a request or a result to the journal; returns the number of its control row.
 
-    ``wish``: number of the one that it answers; None: it may come after any other row.
+    Parameters:
+        wish: Number of the request that it answers; None: it may follow any other row.
 
-    Raises StartRefused: another row came first.
+    Raises:
+        StartRefused: Another row came first.
     """
     if (after := wish) is None:
         known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
@@ -113,9 +117,9 @@ def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -
 
 
 def wished(journal: Journal, model: str, said: Reshard) -> int:
-    """Write a wish down, unless it stands already: what is begun for it goes on; its row's number.
+    """Write a request unless the same one is pending already; returns the number of its row.
 
-    Raises StartRefused: another row came first.
+    Raises StartRefused if another row came first.
     """
     known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
     if known is not None and known[1] == said:
@@ -124,13 +128,14 @@ def wished(journal: Journal, model: str, said: Reshard) -> int:
 
 
 def withdraw(journal: Journal, model: str, spec: str, wish: int | None = None) -> int | None:
-    """Take a wish back, unless it is fulfilled; the number of servers wished, None: nothing is.
+    """Withdraw a pending request; returns the requested number of servers, None without one.
 
     Parameters:
         spec: Hash of the spec with one server.
-        wish: Number of the wish; None: whichever stands.
+        wish: Number of the request; None: the pending one.
 
-    Raises StartRefused: somebody answers it just now.
+    Raises:
+        StartRefused: It is being answered at this moment.
     """
     found = resharding.newest(journal.controls(model, 0), spec, done=False)
     if found is None or found[1].done or wish not in (None, found[0]):
@@ -141,14 +146,14 @@ def withdraw(journal: Journal, model: str, spec: str, wish: int | None = None) -
 
 
 def failed(said: Reshard, back: int) -> Reshard:
-    """Say that what was wished, or has begun, does not stand; ``back``: the number that does."""
+    """Make the row that cancels what was requested or has begun; ``back``: the valid number."""
     return Reshard(
         said.spec, said.given, said.shards, back, True, "failed", said.serves, said.was
     )  # fmt: skip
 
 
 def check_can(controls: Sequence[Control], model: str, spec: str) -> None:
-    """StartRefused: what a lineage has learned can't be handed on."""
+    """Raise StartRefused if a lineage's state can't be passed to another lineage."""
     remedy = "Learn the journal again with the new number: online serve --relearn"
     if bases.backfills(controls, spec):
         raise StartRefused(
@@ -172,16 +177,16 @@ def reshard(
     said: Reshard,
     wish: int | None = None,
 ) -> Resharded:
-    """Let the model's lineage begin with what it had learned with another number of servers.
+    """Begin the model's lineage with the state that it had with another number of servers.
 
     Parameters:
-        model, loaded: With the number that it is to have.
-        before: The number that it had.
-        said: What is written down when it has begun.
-        wish: Number of the wish that this fulfils; None: of none.
+        model, loaded: With the new number of servers.
+        before: The previous number.
+        said: The control row to write once the lineage has begun.
+        wish: Number of the request that this fulfils; None: there is none.
 
-    Raises StartRefused: there is no cut, what it holds can't be handed on, or the wish was
-    withdrawn.
+    Raises:
+        StartRefused: There is no cut, its state can't be passed on, or the request was withdrawn.
     """
     was = model.model_copy(update={"shards": before})
     spec = next(s for s, n in specs_of(model, settings).items() if n == before)
@@ -199,13 +204,14 @@ def begin(
     state: SnapshotState,
     histories: Sequence[SnapshotHistory],
 ) -> None:
-    """Let a lineage begin with what another one had at one moment.
+    """Begin a lineage with the state of another one at one moment.
 
     Parameters:
-        state: Of an aligned cut of the other one.
-        histories: Of each server of the one that begins.
+        state: State of an aligned cut of the other lineage.
+        histories: Snapshots of each server of the new lineage.
 
-    Raises StartRefused: nobody may begin with it.
+    Raises:
+        StartRefused: The cut can't be used.
     """
     model, before = lineage.model, state.spec
     controls = journal.controls(model, 0)
@@ -224,7 +230,7 @@ def begin(
     for store in stores:
         while store.head(model, lineage.spec).epoch < epoch:
             begin_epoch(store, lineage)
-    _check_rows(journal, state)  # now that only the new lineage removes any
+    _check_rows(journal, state)  # from here on only the new lineage trims rows
     _copy_failed(journal, controls, state, lineage.spec)
     skipped = [b for c in controls if (b := bases.begun_by(c, before)) is not None]
     begun = rewrites.Begun(lineage.spec, dict(skipped[-1].clock) if skipped else {})
@@ -241,7 +247,7 @@ def begin(
 
 
 def _none(name: str) -> Any:
-    """No decision since the cut names a snapshot: that was looked at before."""
+    """Refuse to load a snapshot: no decision since the cut may name one, as was checked before."""
     raise StartRefused(f"snapshot {name} is asked for", "Ask again: something was decided just now")
 
 
@@ -262,7 +268,7 @@ def _check_rows(journal: Journal, state: SnapshotState) -> None:
 def _copy_failed(
     journal: Journal, controls: Collection[Control], state: SnapshotState, after: str
 ) -> None:
-    """The new lineage does not learn what the old one could not."""
+    """Copy failures of rows, so that the new lineage does not learn them either."""
     mark = f"{_FAILED}:{state.spec[:16]}:"
     for control in controls:
         if control.kind == _FAILED and control.key.startswith(mark):

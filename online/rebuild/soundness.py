@@ -1,4 +1,4 @@
-"""Is what the journal stores still what was written?  Of all models together."""
+"""Verifies the journal's checksums and the audit log, for all models together."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from replay.journal.base import Journal
 
 @dataclass(frozen=True, slots=True)
 class Soundness:
-    """The state of the whole store, as a look at it has shown.
+    """Result of verifying the whole store.
 
     Attributes:
-        damage: What is not as it was written, in words.
-        good: Rows, halves, decisions, partitions, heads and counts that match their checksums.
-        unchecked: Rows of a version that wrote none: nobody can tell.
+        damage: Descriptions of entries that differ from what was written.
+        good: Number of rows, halves, decisions, partitions, heads and counts with valid checksums.
+        unchecked: Number of rows from a version that wrote no checksums.
     """
 
     damage: tuple[str, ...]
@@ -40,7 +40,7 @@ class Soundness:
         return not self.damage
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the state as plain data, ``sound`` included."""
+        """Return the result as plain data, ``sound`` included."""
         return {**asdict(self), "damage": list(self.damage), "sound": self.sound}
 
     def __str__(self) -> str:
@@ -55,11 +55,13 @@ class Soundness:
 
 
 def examine(settings: Settings, progress: Callable[[int, int], None]) -> Soundness:
-    """Verify all that the journal stores; changes nothing.
+    """Verify everything that the journal stores; changes nothing.
 
-    A journal that can't be opened for what is in it is damaged, and the reason is in the verdict.
-    Raises StartRefused if there is none, or if its disk, its server or a process does not let it
-    be opened: that says nothing about what it stores.
+    A journal that can't be opened because of its contents counts as damaged, with the reason.
+
+    Raises:
+        StartRefused: There is no journal, or its disk, its server or another process prevents
+            opening it, which says nothing about its contents.
     """
     path = settings.state_dir / "journal.db"
     if settings.journal == "sqlite" and not path.exists():  # opening it would make one
@@ -75,7 +77,7 @@ def examine(settings: Settings, progress: Callable[[int, int], None]) -> Soundne
 
 
 def check_log(settings: Settings) -> Checked:
-    """Verify the whole log; changes nothing.
+    """Verify the whole audit log; changes nothing.
 
     Raises StartRefused if the journal can't be opened.
     """
@@ -89,7 +91,7 @@ def check_log(settings: Settings) -> Checked:
 
 
 def _heads(settings: Settings, journal: Journal, models: list[str]) -> Iterator[SeenHead]:
-    """Look up what the snapshots of all lineages know of the log; a damaged one knows nothing."""
+    """Yield the audit log's state as each lineage's snapshots recorded it; skip damaged ones."""
     for model in models:
         for spec in journal.lineages(model):
             place = lineage_place(snapshots_path(settings), model, spec)

@@ -1,14 +1,14 @@
-"""Verdicts about others, derived again while a source is forgotten.
+"""Derives the verdicts on other sources again while a source is forgotten.
 
-What a hostile source sent is part of what the others were judged by: it moved the model whose
-answers their labels were compared with, and what is usual among sources.  So while the journal is
-learned again without it, each row is judged once more, in the same order, by the model of that
-moment.  What was learned and would be set aside is listed, and what was set aside and would be
-learned (that a row would weigh more or less is not).  Nothing is done about it: a row's verdict is
-final, and an operator releases what was set aside.
+A hostile source influenced how the others were judged: it moved the model whose predictions their
+labels were compared with, and the statistics over sources.  While the journal is relearned without
+it, each row is therefore judged once more, in the same order, by the model of that moment.  Listed
+are rows that were learned and would be quarantined, and rows that were quarantined and would be
+learned; changes of a weight are not listed.  Nothing is changed: verdicts are final, and an
+operator can release quarantined rows.
 
-Two things are not as they were.  All rows are judged by one process, where replicas had judged
-each its own; and a row is asked when it is learned, not when its prediction was.
+Two conditions differ from the original ones: one process judges all rows, where each replica had
+judged its own, and a row is predicted when it is learned, not when it was requested.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from replay.journal.base import NewRow, Outcome, Row, Verdict
 
 JUDGED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED, Verdict.QUARANTINED)
 LISTED_MAX: Final = 1_000
-"""Rows that are listed; all are counted."""
+"""Most rows that are listed; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A row whose verdict would be another; ``reason``: of the one that stands."""
+    """A row whose verdict would change; ``reason`` is that of the present verdict."""
 
     row: Row
     now: Verdict
@@ -40,15 +40,15 @@ class Changed:
 
 
 class Review:
-    """Judges each row again, before it is learned.
+    """Judges each row again before it is learned.
 
     Parameters:
-        filtering: Filters of their own, which nobody else asks.
-        learner: What learns the rows again, with the values that it begins with.
+        filtering: A chain of filters for this purpose only.
+        learner: The learner that relearns the rows, with the values that it begins with.
 
     Attributes:
         changed: The first :data:`LISTED_MAX` rows that would have another verdict.
-        counts: All of them, by the verdict that stands and the one that would.
+        counts: Number of such rows, by present and new verdict.
     """
 
     def __init__(self, filtering: Filtering, learner: OrderedLearner) -> None:
@@ -57,9 +57,9 @@ class Review:
         self.counts: Counter[tuple[Verdict, Verdict]] = Counter()
 
     def look(self, row: Row) -> None:
-        """Judge the row; to be called before it is learned, for all but those forgotten."""
+        """Judge a row before it is learned; call it for all rows but the forgotten ones."""
         if row.verdict not in JUDGED or is_again(row):
-            return  # what an operator had learned again, nobody judges
+            return  # an operator's decision is not judged
         example = codec.decode(row.payload)
         judged = example.judged
         if judged is not None and example.score is not None:
@@ -67,7 +67,7 @@ class Review:
             example = msgspec.structs.replace(example, score=score)
         payload = codec.encode(msgspec.structs.replace(example, judged=None))
         asked = NewRow(row.key, row.event_id, row.source, Verdict.ACCEPTED, payload, row.at)
-        if judged is None:  # there were too few sources, or a join of a journal of before
+        if judged is None:  # too few sources at that time, or a join of an older journal version
             answer = self._filtering.by_standing(asked)
         else:
             (answer,) = self._filtering.judge([asked])
@@ -82,7 +82,7 @@ class Review:
                 self.changed.append(Changed(row, answer.verdict, reason))
 
     def summary(self) -> dict[str, Any]:
-        """For operators; plain data."""
+        """Summary for operators, as plain data."""
         return {
             "changed": self.counts.total(),
             "verdicts": [

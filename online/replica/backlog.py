@@ -1,4 +1,4 @@
-"""This module tells what a process has left to do: committed rows not learned, or not pushed."""
+"""The remaining work of a model's process: committed rows that are not yet learned or pushed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from online.replica.writer import Writer
 
 
 class Backlog:
-    """Rows that the partitions of one model's process are behind.
+    """Counts the committed rows that one model's process has still to learn or push.
 
     Parameters:
-        learns: False: another process learns what is written here, and the server's clock tells how
-            far.
+        learns: False: another process learns what is written here, and its progress is read from
+            the server's clock.
     """
 
     def __init__(self, learner: BaseLearner, writer: Writer, *, learns: bool) -> None:
@@ -20,23 +20,24 @@ class Backlog:
 
     @property
     def rows(self) -> int:
-        """Committed rows, of adopted partitions too, that are to be learned."""
+        """Number of committed rows still to be learned, including adopted partitions."""
         writer = self._writer
         tracks = ends(self._learner.tracks, writer.partition, writer.known)
         return writer.queued + sum(max(end - track.next + 1, 0) for track, end in tracks)
 
     @property
     def learning(self) -> bool:
-        """Whether there are rows that are not frozen, or adopted, and not learned yet."""
+        """Whether rows that are not frozen, or adopted rows, remain to be learned."""
         own, last = self._writer.partition, self._writer.to_learn
         if not self._learns:
             return self._learner.clock.get(own, 0) < last
         return self._learner.lags(own, last)
 
     def left(self, acted_on: int) -> bool:
-        """Whether rows of the own partition would be left to an adopter now.
+        """Whether stopping now would leave rows of the own partition to an adopter.
 
-        ``acted_on``: the control row that this process acts on; a frozen model's rows are nobody's.
+        ``acted_on``: the control row that this process acts on.  A frozen model's rows are not
+        learned by anyone.
         """
         if self._learner.frozen:
             return acted_on != self._learner.control

@@ -1,8 +1,8 @@
-"""Final labels that meet a provisional one: the rows that take its lesson back are written.
+"""Writes the rows by which a final label replaces a provisional one that was already learned.
 
-Nobody asks before an event is written whether its label was a provisional one.  Where an event was
-there before, its row tells; then the final label is written as a row of its own, in a second step
-of the same commit.
+Feedback is written without checking first whether the event has a provisional label.  If the event
+already exists, its row says so; the final label is then written as a row of its own, in a second
+step of the same commit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from online.replica.answers import Answers, Waiter
 from online.replica.control_log import FAILED
-from online.replica.pending import middle
+from online.replica.pending import split_point
 from online.replica.refused import Unjudged
 from online.replica.shared import Shared
 from online.rows import history
@@ -27,31 +27,31 @@ from replay.example import Example
 from replay.journal.base import Journal, NewRow, Only, Outcome, Row, Verdict
 
 DECIDING: Final = tuple(sorted({*rewrites.DECISIONS, rewrites.SOURCE, FAILED}))
-"""Kinds of control rows that change what teaches an event, or may be taught."""
+"""Kinds of control rows that change which row teaches an event, or whether one may."""
 
 Write = Callable[
     [list[NewRow], list[Example | None]], Awaitable[tuple[list[NewRow], Sequence[Outcome]]]
 ]
-"""Appends rows as the writer does, and says what became of each."""
+"""Appends rows as the writer does; returns the written rows and the outcome of each."""
 
 
 _Event = tuple[Waiter, Outcome]
 
 
 class _Final(NamedTuple):
-    """A final label that was asked for, what it says, and the row that was there before."""
+    """A final label that was sent, its decoded content, and the existing row of its event."""
 
     event: Waiter
     label: Example
     first: Row
 
 
-def _asked(event: Waiter) -> NewRow:
+def _row_of(event: Waiter) -> NewRow:
     return event.waiting.rows[event.i]
 
 
-def _said(asked: NewRow) -> Example:
-    """Return what the row says, of which a label by the id of a stored join is one half."""
+def _decoded(asked: NewRow) -> Example:
+    """Decode the row; a label sent by the id of a stored join is only one half of an example."""
     if asked.half is None:
         return codec.decode(asked.payload)
     (label,) = codec.decode_labels(asked.payload)
@@ -62,9 +62,9 @@ class Corrections:
     """Writes the rows that make labels final.
 
     Parameters:
-        answers: Takes what became of each event.
-        write: Appends rows to the partition of this process.
-        refuse: Ends the requests of events of which no more is written.
+        answers: Receives the outcome of each event.
+        write: Appends rows to this process's partition.
+        refuse: Fails the requests of events that will not be written.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Corrections:
         self._store, self._control = shared.store, shared.control
         self._counts, self._write, self._refuse = shared.counts, write, refuse
 
-    async def give(self) -> None:
-        """Write final labels of events whose label was provisional, and answer for the events."""
+    async def write_finals(self) -> None:
+        """Write the final labels of events with a provisional one, and answer for the events."""
         events, self._answers.changing = self._answers.changing, []
         most = self._store.journal.batch_rows_max
         parts = deque(events[i : i + most] for i in range(0, len(events), most))
@@ -91,9 +91,9 @@ class Corrections:
                 await self._settle(some, left)
             except Unjudged as error:
                 rest = [one for one in some if id(one[0]) in left]
-                if (at := middle(list(left.values()))) is None:
+                if (at := split_point(list(left.values()))) is None:
                     self._refuse(list(left.values()), error)
-                else:  # whose it is, he alone is refused
+                else:  # bisect, so that only the request at fault is refused
                     parts.extendleft((rest[at:], rest[:at]))
             except ReplayError as error:
                 self._refuse(
@@ -102,17 +102,17 @@ class Corrections:
                 return
 
     async def _settle(self, events: Sequence[_Event], left: dict[int, Waiter]) -> None:
-        """Find out what becomes of each event: of a provisional label, its final one stands.
+        """Determine the outcome of each event, and write the final labels.
 
-        ``left``: those of which it is not known yet.  Raises ReplayError if of these nothing was
-        written, or a read has failed.
+        ``left`` holds the events without an outcome and is updated in place.  Raises ReplayError
+        if nothing was written for these, or a read failed.
         """
         repeats: list[_Event] = []
         finals: list[_Final] = []
         for event, outcome in events:
             first = outcome.row
             assert first is not None
-            label = event.waiting.examples[event.i] or _said(_asked(event))
+            label = event.waiting.examples[event.i] or _decoded(_row_of(event))
             if label.provisional:
                 repeats.append((event, outcome))
             else:
@@ -127,7 +127,7 @@ class Corrections:
                 return
             rows = await self._rows(finals)
             _, outcomes = await self._write(rows, [None] * len(rows))
-            # Without a pause: whoever learns a new row finds who waits for it.
+            # No await here: the learner must find a new row's waiting request.
             asked = list(zip(finals, outcomes, strict=True))
             for final, outcome in asked:
                 if not outcome.gone:
@@ -143,7 +143,7 @@ class Corrections:
         self._answers.note_settled(event, outcome)
 
     async def _repeated(self, repeats: Sequence[_Event]) -> list[_Event]:
-        """Find the final rows of provisional labels that come again, where there is one."""
+        """Replace the outcome of a repeated provisional label by its final row, if there is one."""
         if not repeats:
             return []
         keys = [outcome.row.key for _, outcome in repeats if outcome.row is not None]
@@ -155,19 +155,19 @@ class Corrections:
         ]
 
     async def _rows(self, finals: Sequence[_Final]) -> list[NewRow]:
-        """The rows of final labels, each with what it takes back as the journal is now.
+        """Make the rows of final labels, each with the lesson that it takes back.
 
-        They are not written if anything is decided meanwhile that takes events out or back, or if
-        somebody has the event learned again.
+        They are conditional: the store refuses them if a decision that takes events out or back,
+        or another relearning of the event, was written meanwhile.
         """
         decisions = await self._control.read()
-        control = decisions.seq  # before the look: a thread may read more
+        control = decisions.seq  # taken before the look-up, during which a thread may read more
         firsts = [final.first for final in finals]
         look = (_lessons, self._store.journal, self._model, decisions, firsts)
         return [
             self._control.judged(
                 final_row(
-                    _asked(final.event), final.label, final.first, found.row,
+                    _row_of(final.event), final.label, final.first, found.row,
                     Only(control, DECIDING, found.next_key),
                 )
             )
@@ -176,27 +176,27 @@ class Corrections:
 
 
 def _discard(journal: Journal, model: str, keys: Sequence[bytes]) -> None:
-    """Nobody releases these quarantined events any more, unless somebody has."""
+    """Discard these quarantined events, so that nobody can release them, unless one already is."""
     for key in keys:
         history.decide(journal, model, key, history.DISCARDED)
 
 
 def _finals(journal: Journal, model: str, keys: Sequence[bytes]) -> list[Row | None]:
-    """The final rows of events by their keys, in one step."""
+    """Return the final row of each event by its key, in one step; None where there is none."""
     return [journal.find(model, final_key(key)) for key in keys]
 
 
 def _lessons(
     journal: Journal, model: str, decisions: history.Decisions, firsts: Sequence[Row]
 ) -> list[Lesson]:
-    """Return what teaches the first labels, in one step."""
+    """Return the :class:`Lesson` of each first row, in one step."""
     return [lesson(journal, model, decisions, first) for first in firsts]
 
 
 class Lesson(NamedTuple):
-    """The row that teaches an event, or would if it was not undone; None: nothing has.
+    """The row that teaches an event, or would if it was not undone; None: there is none.
 
-    ``next_key``: of the row that would teach it again, which does not stand; empty: of none.
+    ``next_key``: key under which the event would be learned again; empty if it would not be.
     """
 
     row: Row | None
@@ -204,7 +204,7 @@ class Lesson(NamedTuple):
 
 
 def lesson(journal: Journal, model: str, decisions: Decisions, first: Row) -> Lesson:
-    """Find what has taught the event of a first row, or may, whoever is banned now."""
+    """Find the row that has taught the event of ``first``, or may, regardless of present bans."""
     if first.verdict is not Verdict.QUARANTINED:
         if first.verdict is Verdict.LOST or decisions.failure(first) is not None:
             return Lesson(None, b"")

@@ -1,4 +1,4 @@
-"""The exchange of one model in one replica with the parameter server: deltas out, values in."""
+"""Exchanges one model of one replica with the parameter server: pushes deltas, pulls values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from online.replica.backlog import Backlog
 from online.replica.follower import Follower
 from online.replica.shared import Shared
-from online.replica.surroundings import Outside
+from online.replica.surroundings import Services
 from online.replica.writer import Writer
 from paramserver.core.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from paramserver.errors import (
@@ -27,37 +27,35 @@ from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
 
-_PUSHES: Final = 64  # deltas of one exchange
-_DROPS: Final = 16  # pieces of old copies let go of after one
+_PUSHES: Final = 64  # deltas in one exchange, at most
+_DROPS: Final = 16  # pieces of old copies that are freed after one exchange
 _SYNC_TIMEOUT_S: Final = 5.0
-_PEER_TIMEOUT_S: Final = 1.0  # there may be none, and the server may be back meanwhile
-_PUBLISH_S: Final = 0.2  # between two states of a process that learns for others, at least
+_PEER_TIMEOUT_S: Final = 1.0  # short: there may be no peer, or the server may be back meanwhile
+_PUBLISH_S: Final = 0.2  # least time between two states of a process that learns for others
 _UNREACHED_S: Final = 0.1  # between two attempts to reach the parameter server
 _WHOLE_SHARE: Final = (
-    0.005  # of the time may go into writing down or loading a model: that stops it
+    0.005  # of the time may go into serializing or loading a model in one blocking step
 )
-_STEPS_SHARE: Final = 0.05  # the same, in steps of some milliseconds, or where nobody waits
+_STEPS_SHARE: Final = 0.05  # the same in steps of a few milliseconds, or where no request waits
 
 
 class Exchange:
-    """Pushes what was learned and pulls what others did, as often as the pace says.
+    """Pushes learned deltas and pulls the changes of others, at the rate that the pace sets.
 
     Parameters:
         outside: The parameter server, and the peers that are asked for values while there are none
-            and the server does not answer.
-        report: Counters and gauges that go with each request.
-        rewritten: Awaited when the values were rewritten (a rollback), once the learner has them.
+            here and the server does not answer.
+        report: Returns the counters and gauges sent with each request.
+        rewritten: Awaited after the learner has taken rewritten values (for example a rollback).
 
     Attributes:
-        control: Newest control row that is acted on.
-        fresh_at: Monotonic time of the sending of the last pull that was confirmed as current;
-            None: never.
+        control: The newest control row that is acted on.
+        fresh_at: Monotonic time at which the last pull confirmed as current was sent; None: never.
         versions_behind: Versions that the server is ahead; None without contact.
-        peer: The replica whose copy of the values is here, until the server has answered; None:
-            none.
-        refused: Why the server takes no push; None if it does.
-        publishes: Whether this process learns for others, and nobody waits for it.
-        took_s: How long the newest exchange took.
+        peer: The replica whose copy of the values is used until the server answers; None: none.
+        refused: Why the server refuses pushes; None if it does not.
+        publishes: Whether this process learns for others, so that no request waits for it.
+        took_s: Duration of the newest exchange, in seconds.
     """
 
     def __init__(
@@ -66,14 +64,15 @@ class Exchange:
         writer: Writer,
         follower: Follower,
         backlog: Backlog,
-        outside: Outside,
+        outside: Services,
         *,
         report: Callable[[], dict[str, float]],
         rewritten: Callable[[], Awaitable[None]],
     ) -> None:
         self._learner, self._writer, self._store = shared.learner, writer, shared.store
         self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
-        self._wake, self._crossing, self._still = shared.wake, shared.crossing, shared.still
+        self._wake, self._crossing = shared.wake, shared.crossing
+        self._change_lock = shared.change_lock
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
@@ -89,11 +88,11 @@ class Exchange:
         self.publishes = False
         self.took_s = 0.0
         self._take_due_s = 0.0
-        self._coming = False  # a peer's values
+        self._coming = False  # whether a peer is sending its values in parts
         self._cut_cost_s, self._cut_at, self._reply_cost_s = 0.0, 0.0, 0.0
 
     async def turn(self) -> None:
-        """Wait until it is time, and exchange."""
+        """Wait until the next exchange is due, and do it."""
         await self._pace.wait(self._is_due, self._cut_cost_s + self._reply_cost_s)
         begun_s = self._monotonic_s()
         pushes, state = self._due()
@@ -104,18 +103,18 @@ class Exchange:
         self._pace.idle(not (pushes or moved))
 
     def _is_due(self) -> bool:
-        """Tell whether there are rows to push, or a decision that the server does not know of.
+        """Whether there are rows to push, or a control row is not acted on yet.
 
-        The latter may have to wait for a commit: asking at once, again and again, would take the
-        time that the commit needs.
+        The latter may have to wait for a commit; repeating the exchange at once would take the
+        processor time that the commit needs.
         """
         undecided = self._learner.control != self.control
         return undecided or self._learner.open_rows + self._writer.queued > 0
 
     def _due(self) -> tuple[list[Push], OrderedState | None]:
-        """Return what is to be sent now: deltas, or what was learned in order."""
+        """Return what is to be sent now: deltas, or the state of a model learned in order."""
         learner = self._learner
-        if self._follower.unsaid or not learner.due:
+        if self._follower.failure_unwritten or not learner.due:
             return [], None
         hurry = learner.mergeable or learner.frozen or self._writer.stopping
         if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
@@ -125,8 +124,8 @@ class Exchange:
 
     @property
     def _cut_due_s(self) -> float:
-        """A state travels whole: not more often than its cost allows, or the snapshots need."""
-        if self.publishes:  # nobody waits for this process
+        """Least seconds between two sendings of a whole state, by its cost and the snapshots."""
+        if self.publishes:  # no request waits for this process
             return max(_PUBLISH_S, self._cut_cost_s / _STEPS_SHARE)
         return max(self._interval_s / 2, self._cut_cost_s / _WHOLE_SHARE)
 
@@ -138,7 +137,7 @@ class Exchange:
         self._cut_cost_s = self._cpu_s() - begun
 
     async def once(self, pushes: list[Push], state: OrderedState | None = None) -> bool | None:
-        """One push and pull.  None: no contact; otherwise whether anything changed."""
+        """Push and pull once; return None without contact, otherwise whether anything changed."""
         learner = self._learner
         self._act_on(pushes)
         request = SyncRequest(
@@ -151,7 +150,7 @@ class Exchange:
             adopting=[p for p in learner.tracks if p != self._writer.partition],
             report=self._report(),
             control=self.control,
-            after=learner.arrival.after,
+            after=learner.server.after,
             adopts=self._learns,
             role=learner.role,
             state=state,
@@ -163,18 +162,18 @@ class Exchange:
         if reply is None:
             return None
         part = reply.kind == "part"
-        decided = await self._control.upto(reply.control)  # know it before it is acted on
-        if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
+        decided = await self._control.upto(reply.control)  # read decisions before acting on them
+        if reply.rewrite != learner.rewrite and not part:  # and undone ranges before learning
             decided = await self._control.current()
             learner.undone = decided.undone
         learner.tally.answers_after = decided.answers_after
-        await self._still.moves()
+        await self._change_lock.unlocked()
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
-            return True  # a new incarnation since: the reply may leave out its clock
+            return True  # the partition is new since the request, so its clock may be missing
         if part:
             for _ in learner.take_part(reply):
-                await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
+                await asyncio.sleep(0)  # lets other tasks run between two pieces
         rewritten = reply.rewrite != learner.rewrite
         begun_s = self._cpu_s()
         changed = part or learner.on_reply(reply)
@@ -184,10 +183,10 @@ class Exchange:
         if rewritten and reply.rewrite == learner.rewrite:
             await self._rewritten()
         await self._prepare()
-        await self._still.moves()
+        await self._change_lock.unlocked()
         for _ in islice(learner.drop_old(), _DROPS):
             await asyncio.sleep(0)
-            await self._still.moves()
+            await self._change_lock.unlocked()
         if learner.catching_up:
             self._pace.now.set()
         else:
@@ -204,20 +203,20 @@ class Exchange:
         return changed or bool(reply.orphans)
 
     def _marks(self, pushes: list[Push]) -> list[Mark]:
-        """Marks of rows of traced requests that are sent now."""
+        """Marks of the rows of traced requests that are sent now."""
         if self._crossing is None or self._learner.want_all:
             return []
         return self._crossing.marks(pushes)
 
     def _note_crossed(self, reply: SyncReply) -> None:
-        """Tell which traced rows the server has now, and which of others are here."""
+        """Record which traced rows the server has now, and which rows of others arrived here."""
         assert self._crossing is not None
         self._crossing.pushed(self._learner.clock)
         if reply.kind != "none" and (reply.epoch, reply.count) == self._learner.version:
             self._crossing.arrived(reply.marks)
 
     async def _ask(self, request: SyncRequest) -> SyncReply | None:
-        """Ask the server or, if there is nothing to begin with, a peer; None: nobody answered."""
+        """Ask the server or, without any local values, a peer; None: neither answered."""
         coming, self._coming = self._coming, False
         if not coming:
             try:
@@ -242,30 +241,30 @@ class Exchange:
         if reply.spec != self._spec:
             log.info("peers: %s serves another spec", reply.peer)
             return None
-        self._coming = reply.kind == "part"  # the next one, too, is this side's to give
+        self._coming = reply.kind == "part"  # the following parts have to come from a peer, too
         log.info("%s of version %d.%d of %s", reply.kind, reply.epoch, reply.count, reply.peer)
         return reply
 
     async def _decide(self, known: ShardAway) -> None:
-        """Act on a ban or a freeze though a shard is away: neither needs its values."""
+        """Act on a ban or a freeze although a shard is away: neither needs its values."""
         if self._learner.ready and known.rewrite == self._learner.rewrite:
             await self._control.upto(known.control)
             self._learner.decide(known.control, known.frozen)
 
     def _wants_values(self) -> bool:
-        """Whether the next reply should have some."""
+        """Whether the next reply should contain values."""
         rested = self._monotonic_s() >= self._take_due_s
         learner = self._learner
         return learner.catching_up or learner.wants_values(learns=self._learns, rested=rested)
 
     async def _prepare(self) -> None:
-        """Load the values that have come: each step stops everything else, so not too often."""
+        """Load pulled values in steps, not too often, since each step blocks the event loop."""
         learner = self._learner
         version, costs_s, begun_s = learner.version, list[float](), self._cpu_s()
         for _ in learner.prepared():
             costs_s.append(self._cpu_s() - begun_s)
             await asyncio.sleep(0)
-            await self._still.moves()
+            await self._change_lock.unlocked()
             begun_s = self._cpu_s()
         costs_s.append(self._cpu_s() - begun_s)
         if learner.version != version:
@@ -277,7 +276,7 @@ class Exchange:
             return
         try:
             end = await self._store.write(self._store.journal.seal, partition)
-            await self._control.current()  # which rows have failed already
+            await self._control.current()  # learn which of its rows have failed already
         except ReplayError as error:
             log.warning("could not seal partition %d: %s", partition, error)
             return
@@ -287,14 +286,15 @@ class Exchange:
         self._pace.now.set()
 
     def _act_on(self, pushes: list[Push]) -> None:
-        """A decision is acted on once no row is on its way that was judged before it.
+        """Mark the newest decision as acted on, if no row judged before it is still on its way.
 
-        A freeze: once all that was written before it is learned and pushed, too.
+        A freeze is acted on only after everything written before it is learned and pushed.
         """
         writer = self._writer
         due = [*pushes, *self._learner.waits]
-        owes = due or self._follower.unsaid or writer.committing or self._backlog.learning
-        if self._learner.frozen and owes:
+        unwritten = self._follower.failure_unwritten or writer.committing
+        unfinished = due or unwritten or self._backlog.learning
+        if self._learner.frozen and unfinished:
             return
         if writer.committing and writer.judged_by < self._learner.control:
             return

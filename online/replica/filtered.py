@@ -1,4 +1,4 @@
-"""Rows are judged by the filters a few at a time, before they are written."""
+"""Judges rows by the filters before they are written, a few at a time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from replay.journal.base import NewRow, Outcome
 
 log = logging.getLogger(__name__)
 
-_JUDGED_ROWS: Final = 8  # in one turn of the loop: .1 ms a row
+_JUDGED_ROWS: Final = 8  # in one turn of the event loop: 0.1 ms a row
 
 
 class Filtered:
-    """The filters of one model as its writer asks them; None: all rows are taken as they are.
+    """One model's filters as its writer calls them; without any, all rows are accepted.
 
-    After :meth:`judge` one of the others is called with what became of the rows.
+    After :meth:`judge`, call :meth:`committed` or :meth:`dropped` with the outcome.
     """
 
     def __init__(self, filters: Filtering | None) -> None:
@@ -29,10 +29,10 @@ class Filtered:
         self.present = filters is not None
 
     async def judge(self, rows: list[NewRow], examples: list[Example | None]) -> list[NewRow]:
-        """Let the filters judge a few rows at a time: predictions have a turn in between.
+        """Judge rows a few at a time, so that predictions can run in between.
 
-        ``examples`` become what the judged rows say.  Raises Unjudged if a filter raises, and then
-        nothing is left of what they made of the rows before.
+        Returns the rows with their verdicts; ``examples`` is updated in place to their content.
+        Raises Unjudged if a filter raises; the filters' state is then as before the call.
         """
         if self._filters is None:
             return rows
@@ -46,17 +46,17 @@ class Filtered:
             raise Unjudged(f"{type(error).__name__}: {error}") from error
 
     def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
-        """The rows stand, or were there before."""
+        """Tell the filters that the rows were written, or were already in the journal."""
         if self._filters is not None:
             self._filters.committed(rows, outcomes)
 
     def dropped(self) -> None:
-        """Nothing of the rows was written."""
+        """Tell the filters that none of the judged rows was written."""
         if self._filters is not None:
             self._filters.dropped()
 
     def leave(self, partition: int) -> None:
-        """Somebody else learns what is not learned yet of the partition."""
+        """Tell the filters that another process learns the rest of the partition."""
         if self._filters is not None:
             self._filters.reputations.leave(partition)
 

@@ -1,8 +1,8 @@
-"""Learning follows the journal: committed rows in the order of their offsets.
+"""The learn loop: learns committed journal rows in offset order.
 
-A turn of the loop learns one row, or as many as take about ``_TURN_S`` together: the others on the
-loop wait no longer than that, or than one row takes.  Ordinary rows that have the same names are
-learned in one pass: each of them alone would cost four times as much.
+One turn of the event loop learns one row, or as many as take about ``_TURN_S`` together, so other
+tasks wait no longer than that, or than one row takes.  Ordinary rows with the same feature names
+are learned in one pass: learning each separately would cost four times as much.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from replay.journal.base import Row
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.0005
-_NUMBERS = 256  # of the rows of one pass, before it is known how long they take
+_NUMBERS = 256  # feature values in one pass at first, before its duration is known
 _NUMBERS_MAX = 1 << 16
-_NUMBERS_A_ROW = 16  # so many more numbers would take the time that a row takes whatever it has
+_NUMBERS_A_ROW = 16  # fixed cost of a row, in feature values that take as long
 _ALIKE_LEAST = 2  # rows of one pass
-_READ_ROWS = 256  # rows of one page when the journal is learned again
+_READ_ROWS = 256  # rows of one page when the journal is replayed
 _UNREAD_S = 0.2  # between two attempts to read rows
-_DAMAGED_S = 5.0  # between two looks at damaged rows: somebody may have put them right
-_UNWRITTEN_S = 0.2  # between two attempts to write down a failed row
+_DAMAGED_S = 5.0  # between two attempts to read damaged rows, which an operator may have repaired
+_UNWRITTEN_S = 0.2  # between two attempts to record a failed row
 
 
 class Follower:
-    """Feeds the learner of one model in one replica.
+    """Feeds committed rows to the learner of one model in one replica.
 
     Parameters:
-        judge: Is shown the replica's own rows once they are learned; None: nobody is.
+        judge: Receives the replica's own rows once they are learned; None: no drift is watched.
     """
 
-    _patience_s = 0.0  # with claims of others: nobody else adopts a partition of ours
+    _patience_s = 0.0  # for claims of other processes: no other one adopts the same partition
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Follower:
         judge: Judge | None = None,
     ) -> None:
         self._judge = judge
-        # by partition (0: of all), why its rows can't be learned
+        # Why the rows of a partition can't be learned, by partition; 0 stands for all of them.
         self._damaged: dict[int, str] = {}
-        self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
+        self.failure_unwritten = False  # a failure is not in the journal yet: push nothing
         learner, store = shared.learner, shared.store
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace, self._control = shared.counts, shared.pace, shared.control
         self._wake, self._updates = shared.wake, shared.settings.sync.updates
-        self._still = shared.still
+        self._change_lock = shared.change_lock
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
         self._claims = Claims(
@@ -72,7 +72,7 @@ class Follower:
         )
 
     async def run(self) -> None:
-        """Learn whatever is committed, for ever."""
+        """Learn committed rows, for ever."""
         now = asyncio.get_running_loop().time
         turn_s = now()
         while True:
@@ -84,7 +84,7 @@ class Follower:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_UNREAD_S)
                 continue
-            except JournalDamaged as error:  # what lies behind it is not learned without it
+            except JournalDamaged as error:  # rows behind a damaged one have to wait for it
                 self._note_damaged(0, error)
                 await asyncio.sleep(_DAMAGED_S)
                 continue
@@ -96,8 +96,8 @@ class Follower:
             at = 0
             while at < len(rows):
                 row = rows[at]
-                if self._still.held:
-                    await self._still.moves()
+                if self._change_lock.held:
+                    await self._change_lock.unlocked()
                 n = self._learn_alike(rows, at)
                 if n == 0:
                     if not await self._learn(row):
@@ -105,10 +105,10 @@ class Follower:
                     n = 1
                 at += n
                 rest_s = self._learner.vocabulary.rest_s()
-                if rest_s and row.partition == self._writer.partition:  # not what a dead one left
+                if rest_s and row.partition == self._writer.partition:  # not for adopted rows
                     await asyncio.sleep(rest_s)
                     turn_s = now()
-                if self._judge is not None and self._judge.due:  # a turn of its own
+                if self._judge is not None and self._judge.due:  # in a turn of the loop of its own
                     await asyncio.sleep(0)
                     self._judge.look()
                     turn_s = -math.inf
@@ -117,47 +117,47 @@ class Follower:
                     turn_s = now()
 
     async def stop(self, timeout_s: float) -> None:
-        """After :meth:`run` was cancelled: this process has not died at the row at hand.
+        """Record that this process has not died at the current row, after :meth:`run` is cancelled.
 
-        Without a journal for so long that is not said, and it counts as a death.
+        If the journal stays unavailable for ``timeout_s`` seconds the claim counts as a death.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._claims.end(learned=False)
 
     async def catch_up(self, patience_s: float) -> None:
-        """Learn what is there before the first answer is given, if that takes no longer."""
+        """Learn the existing rows before the first answer, for at most ``patience_s`` seconds."""
 
     def fresh_at_s(self, confirmed_s: float | None) -> float | None:
-        """Monotonic time at which the local model had all that there was; None: never.
+        """Monotonic time at which the local model was last known to be current; None: never.
 
-        ``confirmed_s``: when the server last confirmed the values that are here.
+        ``confirmed_s``: when the server last confirmed the local values.
         """
         return confirmed_s
 
     def updates_behind(self, versions: int | None) -> int | None:
-        """Updates that may be missing here; ``versions``: those that the server is ahead."""
+        """Updates that may be missing here; ``versions``: how many the server is ahead."""
         return versions
 
     async def _answer_passed(self) -> None:
-        """Answer those whose rows the server's values had before they were learned here.
+        """Answer requests whose rows arrived with the server's values before they were learned.
 
-        A forget, a relearning or a promotion counts what is in the journal; the pointer goes on
-        behind that.
+        After a forget, a relearn or a promotion those values count rows of the journal, and the
+        learner's pointer unlocked behind them.
         """
         writer, answers = self._writer, self._writer.answers
         track = self._learner.tracks.get(writer.partition)
         if track is not None and (behind := answers.passed(track.next)):
-            await answers.stand_for(behind)
+            await answers.answer_rewritten(behind)
 
     async def _wait(self) -> None:
-        """Until there may be rows to learn."""
+        """Wait until there may be rows to learn."""
         await self._wake.wait()
 
     async def _rows(self) -> Sequence[Row]:
-        """The next rows to learn: from memory if they are there, else from the journal."""
+        """The next rows to learn: from memory if available, otherwise from the journal."""
         committed, wanted = self._writer.committed, self._learner.wanted()
-        if self._damaged and wanted:  # what was put right while it was read is learned by now
+        if self._damaged and wanted:  # forget damage that was repaired and learned meanwhile
             for learned in self._damaged.keys() - {0, *(partition for partition, _ in wanted)}:
                 del self._damaged[learned]
         for partition, offset in wanted:
@@ -170,7 +170,7 @@ class Follower:
                     run.append(committed.popleft())
                 if run:
                     return run
-                # not those whose answer is still to come: nobody waits for them yet
+                # Never beyond the confirmed offset: no request is registered for those rows yet.
                 n = min(n, self._writer.known - offset + 1)
                 if n < 1:
                     self._damaged.pop(partition, None)
@@ -188,7 +188,7 @@ class Follower:
         return ()
 
     async def _up_to_damage(self, partition: int, offset: int, n: int) -> Sequence[Row]:
-        """Rows before a damaged one: only it, and what follows it in its partition, has to wait."""
+        """Read the rows before a damaged one; it and its successors in the partition wait."""
         while (n := n // 2) > 0:
             with contextlib.suppress(JournalDamaged):
                 rows: Sequence[Row] = await self._store.read(
@@ -199,7 +199,7 @@ class Follower:
 
     @property
     def incident(self) -> str | None:
-        """Why rows are not learned although they are there; None if none is."""
+        """Why existing rows are not learned; None if there is no such reason."""
         return next(iter(self._damaged.values()), None)
 
     def _note_damaged(self, partition: int, error: JournalDamaged) -> None:
@@ -208,10 +208,10 @@ class Follower:
         self._damaged[partition] = str(error)
 
     def _learn_alike(self, rows: Sequence[Row], at: int) -> int:
-        """Learn rows of this replica in one pass, those from ``at`` on.
+        """Learn several of this replica's rows from index ``at`` on in one pass.
 
-        So many as a turn of the loop is enough for, by what the last ones took.  Returns how many;
-        0: the next one has to be learned by itself.
+        The number of rows is chosen by the duration of earlier passes to fill one turn of the
+        loop.  Returns how many were learned; 0: the next row has to be learned by itself.
         """
         learner, writer, first = self._learner, self._writer, rows[at]
         if first.partition != writer.partition or not learner.walks:
@@ -246,9 +246,9 @@ class Follower:
         return n
 
     def _suit(self, n: int, most: int, took_s: float) -> None:
-        """Take so many rows at a time that a turn is long enough, by what ``n`` of them took.
+        """Adjust the size of a pass by how long ``n`` rows took, towards ``_TURN_S`` a turn.
 
-        A little more or less each time: what else the machine does now and then says little.
+        The steps are small, because other load on the machine distorts single measurements.
         """
         if took_s > _TURN_S:
             self._numbers = max(int(self._numbers * max(_TURN_S / took_s, 0.8)), 1)
@@ -262,10 +262,10 @@ class Follower:
             self._pace.enough()
 
     async def _learn(self, row: Row) -> bool:
-        """Learn one row; False if a merge has moved the pointer meanwhile."""
+        """Learn one row; return False if a merge has moved the pointer meanwhile."""
         given_up = await self._given_up(row)
-        if self._still.held:
-            await self._still.moves()
+        if self._change_lock.held:
+            await self._change_lock.unlocked()
         if self._moved() or not self._learner.wants(row):
             await self._claims.end(learned=False)
             return False
@@ -295,11 +295,11 @@ class Follower:
         return True
 
     def _show_judge(self, judge: Judge, row: Row) -> None:
-        """Rows of this replica; those that it adopted were another's.
+        """Pass a learned row of this replica to the drift judge, but no adopted one.
 
-        Nor those that an operator has learned again: what was answered to them then, perhaps by a
-        model that had learned lies, is no sign of what is wrong now, and an action on it would undo
-        what the operator has just done.
+        Rows that an operator had learned again are skipped, too: their predictions are old,
+        perhaps by a poisoned model, and say nothing about the present one.  An action on them would
+        undo what the operator has just done.
         """
         if is_again(row):
             return
@@ -310,11 +310,11 @@ class Follower:
             judge.learned(row.partition, row.offset, example, row.at)
 
     def _moved(self) -> bool:
-        """Whether other values were begun with since the rows at hand were asked for."""
+        """Whether the learner was given other values since the current rows were read."""
         return False
 
     async def _given_up(self, row: Row) -> str | None:
-        """Why the row must not be learned: the journal says so, or learners have died at it."""
+        """Why the row must not be learned: a control row says so, or learners have died at it."""
         if (reason := self._control.decisions.failure(row)) is not None:
             return reason
         if row.partition == self._writer.partition:
@@ -324,8 +324,8 @@ class Follower:
         return reason
 
     async def _write_failed(self, row: Row, reason: str) -> None:
-        """Neither answered nor pushed before it is written: a repeat has to get the same answer."""
-        self.unsaid = True
+        """Record a failed row, before it is answered or pushed: repeats need the same answer."""
+        self.failure_unwritten = True
         while True:
             try:
                 await self._control.write_failed(row, reason)
@@ -333,4 +333,4 @@ class Follower:
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_UNWRITTEN_S)
-        self.unsaid = False
+        self.failure_unwritten = False

@@ -1,6 +1,6 @@
-"""Sides of stored joins are written: what a half meets in the store is decided about there.
+"""Writes the halves of stored joins, and the joined row once both halves are in the store.
 
-It is written in a second step of the same commit (:mod:`online.rows.joins`).
+The joined row is written in a second step of the same commit (:mod:`online.rows.joins`).
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import msgspec
 
 from online.replica.answers import Answers, Waiter
 from online.replica.corrections import Write
-from online.replica.pending import Waiting, Written, middle
+from online.replica.pending import Waiting, Written, split_point
 from online.replica.refused import Unjudged
 from online.replica.shared import Shared
-from online.rows.joins import ROUNDS_MAX, entry_of, fate
+from online.rows.joins import ROUNDS_MAX, entry_of, join_outcome
 from replay import codec
 from replay.errors import JournalUnavailable, ReplayError
 from replay.journal.base import NewRow, Outcome, Verdict
 
 
 class Joining:
-    """Writes the sides of stored joins of one model.
+    """Writes the halves of one model's stored joins.
 
     Parameters:
-        answers: Takes what became of each event.
-        write: Appends rows to the partition of this process.
-        refuse: Ends the requests of events that are not written.
+        answers: Receives the outcome of each event.
+        write: Appends rows to this process's partition.
+        refuse: Fails the requests of events that are not written.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Joining:
         self._write, self._refuse, self._answers = write, refuse, answers
 
     async def write(self, halves: list[NewRow], batch: list[Waiting]) -> None:
-        """Append rows among which are sides of stored joins: each may take several steps."""
+        """Append rows some of which are halves of stored joins; each may take several steps."""
         since = self._shared.clocks.now_s() - self._shared.settings.token_lifetime
         most = self._limits.waiting_labels_max
         events = [Written(entry_of(half, most, since), half=half) for half in halves]
@@ -65,7 +65,7 @@ class Joining:
             try:
                 outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
             except Unjudged as error:
-                if (at := middle(events)) is None:
+                if (at := split_point(events)) is None:
                     self._refuse(events, error)
                 else:
                     await self._append(events[:at])
@@ -76,24 +76,24 @@ class Joining:
                 return
             left: list[Written] = []
             for event in some:
-                # Without a pause: whoever learns a new row finds who waits for it.
+                # No await here: the learner must find a new row's waiting request.
                 found = list(islice(outcomes, len(event.entry.rows)))
                 left += self._settle(event, found)
             events = left + later
         self._refuse(events, JournalUnavailable("other replicas were faster each time"))
 
     def _settle(self, event: Written, outcomes: list[Outcome]) -> list[Written]:
-        """Return what has to be appended next after these outcomes of the event's rows."""
+        """Record the outcomes of an event's rows; return what has to be appended next."""
         entry, waiting = event.entry, event.waiting
         try:
             entry.take(outcomes)
-        except ReplayError as error:  # a half that nobody can read
+        except ReplayError as error:  # a half that cannot be decoded
             self._refuse([event], error)
             return []
         if (outcome := entry.outcome) is None:
             return [event]
         if event.half is not None:
-            self._counts[f"joins_{fate(event.half, outcome)}"] += 1
+            self._counts[f"joins_{join_outcome(event.half, outcome)}"] += 1
         if waiting is not None:
             if (row := outcome.row) is not None:
                 waiting.keys[event.i] = row.key
@@ -102,7 +102,7 @@ class Joining:
 
 
 def within_room(row: NewRow, shared: Shared) -> NewRow:
-    """The row as it is to be written; one that is not made of two halves stays as it is."""
+    """Limit a joined row to the names that the vocabulary has room for; keep others as they are."""
     if row.half is not None or row.over is None:
         return row
     example, hold_s = codec.decode(row.payload), shared.settings.label_wait

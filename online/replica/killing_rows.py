@@ -1,26 +1,26 @@
-"""Rows that kill whoever learns them: counted in the store, because a process can't tell its death.
+"""Finds rows that kill the process learning them, by claims counted in the store.
 
-A claim is counted before an adopted row is learned, so a learner that dies leaves it.
+A process cannot record its own death, so a claim is counted before an adopted row is learned; a
+learner that dies leaves its claim behind.
 
-* Offset 0 is claimed once by each process that begins to learn an adopted partition.  With
-  ``ADOPTERS`` claims of others before, the process goes row by row.
+* Offset 0 is claimed once by each process that begins to learn an adopted partition.  If
+  ``ADOPTERS`` other processes claimed it before, the process learns row by row.
 * Row by row, offset ``k`` is claimed durably before row ``k`` is learned, and ``k + ENDED`` after
-  it; ``k + LEFT`` if it was not learned after all.  A learner died at row ``k`` if it has claimed
-  the one and neither of the others, so whoever is killed between two rows, or learns rows again,
-  is not counted.
-  (A process that has learned all of the partition, or has caught up, says so under ``ENDED``: it
-  did not die.  A partition is adopted again whenever the journal is learned again.)
-* A row that kills has ``DEATHS`` of them, and kills nearly whoever learns it.  A machine that
-  kills at random instants ends processes at good rows, too: most of the time of a row goes into
-  its two claims.  Those rows have been learned and lived through as well, so a row is given up
-  only if it has killed more than ``OUTLIVED`` times as many as have lived.
-* Of a model learned in order several processes may learn an old row at the same time.  So one
-  that finds too many deaths looks again for a while: who lives will have ended by then.
-* Whether a claim whose answer was lost has counted is seen in the count, where another process's
-  claim may be taken for it: rather one death too many than a good row given up.
+  it, or ``k + LEFT`` if it was not learned after all.  A learner has died at row ``k`` if it
+  claimed ``k`` but neither of the others, so a process that is killed between two rows, or learns
+  rows again, is not counted.
+  (A process that has learned the whole partition, or has caught up, claims ``ENDED`` to show that
+  it did not die.  A partition is adopted again whenever the journal is replayed.)
+* A killing row reaches ``DEATHS``, and kills nearly every learner.  A machine that kills processes
+  at random instants also ends them at harmless rows, since most of a row's time goes into its two
+  claims.  But other learners survive such rows, so a row is given up only if its deaths exceed
+  ``OUTLIVED`` times its survivals.
+* With a model learned in order, several processes may learn an old row at the same time.  So a
+  process that finds too many deaths checks again for a while: a live learner will have ended.
+* Whether a claim without an answer was counted is read from the count, where another process's
+  claim may be mistaken for it.  That may cost one more death, but gives up no harmless row.
 
-A row that kills costs its owner, ``ADOPTERS`` processes that do not know yet, and ``DEATHS`` that
-go row by row.
+A killing row costs its owner, the first ``ADOPTERS`` adopters, and ``DEATHS`` row-by-row learners.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 ADOPTERS: Final = 2
 DEATHS: Final = 3
 OUTLIVED: Final = 2
-ENDED: Final = 2**40  # beyond every offset
+ENDED: Final = 2**40  # larger than every offset
 LEFT: Final = 2 * ENDED
 GIVEN_UP: Final = "three learners died at this row"
 _PAUSE_S = 0.2
-_AGAIN_S: Final = 0.2  # between two looks at who lives
+_AGAIN_S: Final = 0.2  # between two checks for survivors
 
 
 Claim = Callable[[int, int], Awaitable[int]]
@@ -52,22 +52,22 @@ class Claims:
     """Claims of one process.
 
     Parameters:
-        claim: Counts one more claim of (partition, offset) durably; how many there were before it.
+        claim: Counts one more claim of (partition, offset) durably; returns the count before it.
             Raises JournalUnavailable.
-        claims: How many there are.  Raises JournalUnavailable.
-        patience_s: How long another process may take to learn a row.
+        claims: Returns the count of (partition, offset).  Raises JournalUnavailable.
+        patience_s: How long another process may take to learn a row, in seconds.
     """
 
     def __init__(self, claim: Claim, claims: Claim, *, patience_s: float = 0.0) -> None:
         self._claim, self._claims = claim, claims
         self._patience = round(patience_s / _AGAIN_S)
         self._row_by_row: dict[int, bool] = {}
-        self._said = False  # that this process has survived
-        self._outlived: set[int] = set()  # of these by name
+        self._said = False  # whether this process has recorded that it survived
+        self._outlived: set[int] = set()  # partitions for which it has
         self._begun: Row | None = None
 
     async def begin(self, row: Row) -> str | None:
-        """To be awaited before an adopted row is learned; why it must not be, or None."""
+        """Claim an adopted row before it is learned; return why it must not be learned, or None."""
         partition = row.partition
         if partition not in self._row_by_row:
             before = await self._count(partition, 0)
@@ -91,7 +91,7 @@ class Claims:
         return GIVEN_UP
 
     async def _kills(self, partition: int, offset: int) -> bool:
-        """Claim the row; whether it has killed too many of those before who have claimed it."""
+        """Claim the row; return whether too many earlier claimants have died at it."""
         begun = await self._count(partition, offset)
         if begun < DEATHS:
             return False
@@ -105,7 +105,7 @@ class Claims:
         return True
 
     async def survived(self) -> None:
-        """This process has learned all that was there when it began, and lives."""
+        """Record that this process has learned all rows that existed when it began."""
         survived, self._row_by_row = list(self._row_by_row), dict.fromkeys(self._row_by_row, False)
         if self._said:
             return
@@ -115,7 +115,7 @@ class Claims:
             await self._count(partition, ENDED)
 
     async def ended(self, partition: int) -> None:
-        """This process has learned all of an adopted partition, and lives."""
+        """Record that this process has learned a whole adopted partition."""
         known = self._row_by_row.pop(partition, None) is not None
         if known and partition not in self._outlived:
             await self._count(partition, ENDED)
@@ -126,13 +126,13 @@ class Claims:
         return self._row_by_row.get(partition, False)
 
     async def end(self, *, learned: bool) -> None:
-        """To be awaited when the row that was begun is learned, or will not be by this process."""
+        """Close the claim of the current row, after it was learned or given up by this process."""
         if (row := self._begun) is not None:
             await self._count(row.partition, row.offset + (ENDED if learned else LEFT))
             self._begun = None
 
     async def _count(self, partition: int, offset: int) -> int:
-        """One more claim, durably; how many there were before it."""
+        """Add a claim durably; return the count before it."""
         while True:
             known = await self._known(partition, offset)
             try:

@@ -1,4 +1,4 @@
-"""This module counts what learning costs: microseconds a row, and the share of a core."""
+"""Measures the cost of learning: microseconds per row, and the share of a processor core."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 _WINDOW_S: Final = 30.0
 _LEAST_S: Final = 10.0
 SHARE_MAX: Final = 0.25
-"""More than this of a core for rows that every replica learns, and one process should do it."""
+"""Above this share of a core for rows that every replica learns, one process should learn them."""
 
 
 class Cost:
-    """Counts the time that rows take.
+    """Measures the time that learning takes.
 
     Parameters:
-        monotonic_s: A clock in seconds.
+        monotonic_s: A monotonic clock, in seconds.
     """
 
     def __init__(self, monotonic_s: Callable[[], float]) -> None:
@@ -24,7 +24,7 @@ class Cost:
         self._begun_s, self._busy_s, self._last = monotonic_s(), 0.0, 0.0
 
     def note(self, seconds: float, rows: int = 1) -> None:
-        """A row was learned in so many seconds, or several together."""
+        """Record that ``rows`` rows took ``seconds`` together."""
         self._rows += rows
         self._all_s += seconds
         now_s = self._now_s()
@@ -34,7 +34,7 @@ class Cost:
         self._busy_s += seconds
 
     def report(self) -> dict[str, float]:
-        """``learn_us`` a row since the start, ``learn_share`` of a core in half a minute."""
+        """Return ``learn_us`` per row since the start, and ``learn_share`` of a core over 30 s."""
         if not self._rows:
             return {}
         took_s = self._now_s() - self._begun_s

@@ -1,4 +1,4 @@
-"""The memory of a model in one replica, kept clean of sources that are quarantined or banned."""
+"""Maintains a model's rehearsal memory, and purges quarantined or banned sources from it."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from replay.errors import ReplayError
 log = logging.getLogger(__name__)
 
 
-class Remembering:
-    """This class tends what is kept of the stream to be learned again, if the settings want that.
+class MemoryUpkeep:
+    """Maintains the rows kept for rehearsal, if the settings enable it.
 
     Parameters:
-        shared: Its learner has the memory; none of it: nothing is done here.
-        filters: Who is quarantined; None: nobody.
+        shared: Its learner owns the memory; without one, all methods do nothing.
+        filters: Reports sources that become quarantined; None: there are no filters.
     """
 
     def __init__(self, shared: Shared, filters: Filtering | None) -> None:
         self._learner, self._control, self._store = shared.learner, shared.control, shared.store
         self._counts, self._settings, self._filters = shared.counts, shared.settings, filters
-        self._banned_by = 0  # newest control row by which banned sources were purged
+        self._banned_by = 0  # newest control row whose bans are purged
         if filters is not None:
             filters.reputations.on_quarantine = self.purge
 
     def alarm(self) -> None:
-        """The error has risen: what is kept of before is of another stream."""
+        """Handle a rise of the error: the kept rows are of an outdated stream."""
         if self._learner.memory is not None:
             self._learner.memory.alarm()
 
     def purge(self, source: str) -> None:
-        """Learn nothing again that the source has sent."""
+        """Remove all kept rows of the source."""
         if self._learner.memory is not None:
             self._counts["replay_purged"] += self._learner.memory.purge(source)
 
     def look(self) -> None:
-        """Purge those banned since the last look."""
+        """Purge the sources that were banned since the last call."""
         decisions = self._control.decisions
         if decisions.seq > self._banned_by:
             self._banned_by = decisions.seq
@@ -46,7 +46,7 @@ class Remembering:
                 self.purge(source)
 
     async def fill(self) -> None:
-        """Keep what the journal has of the stream; a rollback has taken some of it out."""
+        """Rebuild the memory from the journal, at the start and after a rewrite."""
         memory = self._learner.memory
         if memory is None:
             return

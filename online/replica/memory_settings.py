@@ -1,4 +1,4 @@
-"""The memory of a model in one replica: made from its settings, filled again from the journal."""
+"""Makes a model's rehearsal memory from its settings, and fills it from the journal."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _PAGE_ROWS: Final = 1_000
 
 
 def memory_for(settings: ModelSettings, model: Model, rule: MergeRule) -> Memory | None:
-    """The empty memory of a model in one replica; None if it learns no row again.
+    """Return the empty rehearsal memory of a model, or None if the settings do not enable it.
 
-    Raises StartRefused if the settings want one for a model that can't.
+    Raises StartRefused if the settings enable it for a model that cannot rehearse.
     """
     replay, task, name = settings.replay, settings.task, settings.name
     if not replay.on:
@@ -63,7 +63,7 @@ def memory_for(settings: ModelSettings, model: Model, rule: MergeRule) -> Memory
 
 
 def why_no_replay(model: Model, rule: MergeRule) -> str | None:
-    """Why the model learns no row again; None if it can."""
+    """Why the model cannot rehearse rows; None if it can."""
     if rule in ("ordered", "overlay", "lagging") and not model.mergeable:
         return (
             "it does not forget what the stream stops showing: it counts rows, or keeps them, "
@@ -91,10 +91,11 @@ def _buffer(replay: Replay, task: Task, seed: int) -> Buffer:
 
 
 def fill(memory: Memory, journal: Journal, model: str, rows: int, decisions: Decisions) -> int:
-    """Offer the newest rows of the journal that the model has learned, in commit order; how many.
+    """Offer the newest learned rows of the journal to the memory, in commit order.
 
-    About ``rows`` are read, less where other models share the journal.  Rows that retention has
-    removed are not there to be offered; what a row's prediction said is kept with it.
+    About ``rows`` rows are read, fewer of this model where others share the journal.  Returns how
+    many were offered.  Rows removed by retention are missing; each row carries the score of its
+    prediction.
     """
     after = max(journal.follow(model, 2**62, 1).upto - rows, 0)
     offered = 0

@@ -1,4 +1,4 @@
-"""Learning in order: the model's rows of all partitions, as they were committed."""
+"""The learn loop of models learned in order: all partitions' rows, in commit order."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from online.watch.drift import Judge
 from replay.journal.base import Row
 
 _PAGE_ROWS: Final = 256
-_IDLE_FACTOR: Final = 5  # a journal in which nothing happens is read this many times less often
+_IDLE_FACTOR: Final = 5  # an idle journal is polled at up to this multiple of the interval
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Rows read: the last one's ``seq``, up to where there are no others, and when it was asked
-    for (None: more are left)."""
+    """A page of journal rows.
+
+    Attributes:
+        last: ``seq`` of its last row.
+        upto: ``seq`` up to which the model has no other rows.
+        asked_s: When it was requested, if it reached the journal's end; None: more rows follow.
+    """
 
     last: int
     upto: int
@@ -32,13 +37,14 @@ class _Page:
 class OrderedFollower(Follower):
     """Feeds an :class:`online.learning.ordered.OrderedLearner` with all rows of its model.
 
-    Own rows are learned as soon as they are committed, after all rows of others before them; rows
-    of others alone are looked for once an interval.
+    Rows of this process are learned as soon as they are committed, after all rows of others before
+    them; without own rows, the journal is polled once an interval.
 
     Parameters:
         learner: The learner of ``shared``.
+
     Attributes:
-        caught_up: Set when the rows of all partitions are learned that there were at a look.
+        caught_up: Set once all rows that existed at some poll are learned.
     """
 
     _patience_s = 5.0
@@ -58,22 +64,22 @@ class OrderedFollower(Follower):
         self._fresh_s: float | None = None
         self._behind: int | None = None
         self.caught_up = asyncio.Event()
-        self._before: int | None = None  # rows up to here are older than this process
-        self._copy = 0  # of the model, when the rows at hand were asked for
-        self._page: _Page | None = None  # whose rows are being learned
+        self._before: int | None = None  # rows up to this seq are older than this process
+        self._copy = 0  # the learner's state counter when the current rows were read
+        self._page: _Page | None = None  # the page whose rows are being learned
 
     async def catch_up(self, patience_s: float) -> None:
-        """Learn the rows since the snapshot that was begun with."""
+        """Learn the rows since the loaded snapshot, for at most ``patience_s`` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self.caught_up.wait()
 
     def fresh_at_s(self, confirmed_s: float | None) -> float | None:
-        """Tell when the journal was last read to an end that is learned by now; None: never."""
+        """When the journal was last read to an end that is learned by now; None: never."""
         return self._fresh_s
 
     def updates_behind(self, versions: int | None) -> int | None:
-        """Rows after those that are learned, at most; None before the first look."""
+        """Rows after those learned, at most; None before the first poll."""
         return self._behind
 
     async def _wait(self) -> None:
@@ -106,7 +112,7 @@ class OrderedFollower(Follower):
         upto: int = page.upto
         for i, row in enumerate(rows):
             if row.partition == writer.partition and row.offset > writer.known:
-                # its answer is still to come: nobody waits for it yet
+                # Not confirmed yet: no request is registered for it.
                 rows, upto = rows[:i], rows[i - 1].seq if i else position
                 break
         last = rows[-1].seq if rows else position
@@ -120,7 +126,7 @@ class OrderedFollower(Follower):
         return rows
 
     def _from_memory(self) -> list[Row]:
-        """Own rows that come next in the order: no other row is between."""
+        """Own rows that directly follow the learner's position in commit order."""
         committed, position = self._writer.committed, self._ordered.position
         while committed and committed[0].seq <= position:
             committed.popleft()
@@ -132,7 +138,7 @@ class OrderedFollower(Follower):
     def _finish_page(self) -> None:
         page, self._page = self._page, None
         if page is None or self._ordered.position < page.last:
-            return  # older values have come meanwhile: it is read again
+            return  # the learner was given older values meanwhile: the page is read again
         self._ordered.pass_to(page.upto)
         if page.asked_s is not None:
             self._fresh_s, self._behind = page.asked_s, 0
@@ -142,7 +148,7 @@ class OrderedFollower(Follower):
         return self._ordered.began != self._copy
 
     async def _given_up(self, row: Row) -> str | None:
-        """Rows from before this process may have ended another one: they are claimed."""
+        """Claim rows older than this process, which may have killed another one."""
         if (reason := self._control.decisions.failure(row)) is not None:
             return reason
         if self._before is None or row.seq > self._before:
@@ -152,6 +158,6 @@ class OrderedFollower(Follower):
         reason = await self._claims.begin(row)
         if reason is not None:
             await self._write_failed(row, reason)
-        elif self._claims.careful(row.partition):  # another process may have given it up
+        elif self._claims.careful(row.partition):  # another process may have given up the row
             reason = (await self._control.current()).failure(row)
         return reason

@@ -1,4 +1,4 @@
-"""When a replica exchanges with the parameter server."""
+"""Decides when a replica exchanges with the parameter server."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-_IDLE_FACTOR = 5  # an idle replica asks this many times less often
-_LEAST = 0.25  # of an interval from one exchange to the next, however many rows there are
+_IDLE_FACTOR = 5  # an idle replica polls at up to this multiple of the interval
+_LEAST = 0.25  # of an interval between two exchanges, at least, however many rows there are
 _SHARE = 0.006
-"""Of the time may be spent on what an exchange computes here, if that costs less often: to send it,
-and to work it out at the server, takes some seven times as much."""
+"""Share of this process's time that exchanges may take; costlier ones are spaced out, up to the
+interval.  Sending and serving an exchange costs about seven times as much again."""
 
 
 class Pace:
-    """An interval after the first row to push, at once on demand, and less often when idle.
+    """Exchanges an interval after the first row, at once on demand, and less often when idle.
 
     ``first_row`` is set when a row was learned, ``now`` when the exchange should not wait.
     """
@@ -25,20 +25,20 @@ class Pace:
         self._enough, self._rested = False, False
 
     def enough(self) -> None:
-        """There are as many rows as one exchange should have.
+        """Report that there are as many rows as one exchange should carry.
 
-        It is not held for each of them, though: bodies of many rows bring so many every few
-        milliseconds, and an exchange costs as much as learning a hundred.
+        This alone does not start one exchange after another: bodies of many rows bring that many
+        every few milliseconds, and an exchange costs as much as learning a hundred rows.
         """
         if self._rested:
             self.now.set()
         self._enough = True
 
     async def wait(self, waiting: Callable[[], bool], cost_s: float = 0.0) -> None:
-        """Until the next exchange is due; ``waiting`` says whether there are rows to push.
+        """Wait until the next exchange is due; ``waiting`` returns whether there are rows to push.
 
-        ``cost_s``: processor time that the last one took here.  Where rows come fast, each exchange
-        has more of them rather than more of the time, up to what comes within the interval.
+        ``cost_s``: processor seconds that the last exchange took in this process.  If rows arrive
+        fast, exchanges carry more rows instead of taking more of the time, up to one interval.
         """
         self.first_row.clear()
         if not waiting() and not self.now.is_set():
@@ -63,6 +63,6 @@ class Pace:
                 await self.now.wait()
 
     def idle(self, nothing_happened: bool) -> None:
-        """Ask less often while nothing happens."""
+        """Double the polling interval while nothing happens, up to its limit."""
         longest = self._interval_s * _IDLE_FACTOR
         self._idle_s = min(self._idle_s * 2, longest) if nothing_happened else self._interval_s

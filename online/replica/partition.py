@@ -1,4 +1,4 @@
-"""The partition that this process writes: its number, and the last offset that is known of it."""
+"""The journal partition that this process writes: its number and its last known offset."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _UNOPENED_S: Final = 0.2  # between two attempts to take a partition
 
 
 class Partition:
-    """Appends to one partition of the journal, and to the next one when somebody has sealed it.
+    """Appends to one partition of the journal, and to a new one after that is sealed.
 
     Parameters:
-        moves_on: Awaited when somebody has sealed it: has another one opened.
+        moves_on: Awaited after another process has sealed the partition; it must open a new one.
 
     Attributes:
-        number, known: Its number, and the last offset that there was an answer for.
-        new_server: Whether the last append has met a server's epoch that was not known.
+        number, known: The partition's number, and the last offset that the store has confirmed.
+        new_server: Whether the last append returned a server epoch that was not known before.
     """
 
     def __init__(self, shared: Shared, moves_on: Callable[[], Awaitable[None]]) -> None:
@@ -37,14 +37,14 @@ class Partition:
         self._epoch = 0
 
     def _seen(self) -> int:
-        """Epoch of the local model's values: a store that does not know it has lost rows.
+        """Epoch of the local model's values; a store that does not know it has lost rows.
 
-        A partition that is new there would not show it.
+        The offsets of a newly registered partition would not show such a loss.
         """
         return self._shared.learner.answer_version[0]
 
     async def open(self) -> None:
-        """Take a new one, however long that takes."""
+        """Register a new partition; retries until the store answers."""
         model, who, now_s = self._shared.settings.name, self._shared.who, self._shared.clocks.now_s
         register = self._store.journal.register
         while True:
@@ -59,8 +59,11 @@ class Partition:
             self._shared.learner.open_partition(self.number)
 
     async def append(self, rows: Sequence[NewRow]) -> Appended:
-        """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
-        pause_s, certain = _PAUSE_S, True  # that no attempt so far has written anything
+        """Append rows, retrying until the outcome is known.
+
+        Raises ReplayError if nothing was written.
+        """
+        pause_s, certain = _PAUSE_S, True  # certain: no attempt so far has written anything
         while True:
             try:
                 appended: Appended = await self._store.write(
@@ -72,7 +75,7 @@ class Partition:
                 )
                 break
             except PartitionSealed:
-                # Somebody thought this replica dead and learns its rows.
+                # Another process took this replica for dead, and learns its rows.
                 self._counts["sealed"] += 1
                 await self._moves_on()
             except JournalUnavailable as error:
@@ -81,7 +84,7 @@ class Partition:
                 certain = certain and error.definite
                 self._counts["journal_retries"] += 1
                 log.warning("journal: %s", error)
-                await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
+                await asyncio.sleep(pause_s)  # then the same batch: its keys make that idempotent
                 pause_s = min(pause_s * 2, _PAUSE_MAX_S)
         self.known = appended.end
         self.new_server = appended.epoch != self._epoch

@@ -1,13 +1,13 @@
-"""This module answers, in a live replica, a new one that can't reach the parameter server.
+"""Lets a live replica serve its pulled values to a new one that cannot reach the server.
 
-The new one sends what it would send to the server, and is answered in the same words: values that
-were pulled, and their clock.  Never the local model, which has rows on top that no clock tells of
-yet: whoever took them for the server's would count them again when their partition is adopted.
-Nothing is pushed here, and nothing is durable by it.
+The new replica sends its usual sync request, and the reply has the same format: the values last
+pulled, and their clock.  The local model is never sent.  It contains rows beyond that clock, and
+the new replica would count them twice when their partition is adopted.  Nothing is pushed to a
+peer, and a peer's reply makes nothing durable.
 
-Many values are cut into pieces, and all of them are one answer.  Whoever asks gets each answer of
-another replica, as Serve has it, and replicas hold the same keys in orders of their own: where one
-has stopped says nothing to the next one.
+Large values are cut into pieces, all of which are in one reply.  Ray Serve may route each request
+to a different replica, and replicas hold the same keys in different orders, so a position in one
+replica's values means nothing to the next.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from paramserver.core.parts import PART_KEYS, Parts
 
 
 class Peer:
-    """Answers of one model in one replica.
+    """Answers sync requests of new replicas, for one model in one replica.
 
     Parameters:
         replica, spec: Name of this process, and hash of its model's spec.
-        age_ms: Since the server confirmed the values that are here; None: never.
+        age_ms: Returns milliseconds since the server confirmed the local values; None: never.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class Peer:
         age_ms: Callable[[], float | None],
     ) -> None:
         self._learner, self._replica, self._spec, self._age_ms = learner, replica, spec, age_ms
-        self._one = asyncio.Lock()  # a copy of the values at a time, however many ask
+        self._one = asyncio.Lock()  # at most one copy of the values at a time
 
     async def sync(self, data: bytes) -> bytes | None:
-        """A :class:`wire.SyncReply` to a request; None: there is nothing to tell here.
+        """Answer an encoded request with a :class:`wire.SyncReply`; None: no values to give.
 
-        A model that is learned in order is not told: its values are written down too rarely.
+        None for a model learned in order, too: its values are serialized too rarely.
         """
         request = wire.decode_request(data)
-        if not request.values:  # whether somebody is here, who has some
+        if not request.values:  # only asks whether a peer with values is here
             return await self._answer(request)
         async with self._one:
             return await self._answer(request)
@@ -60,7 +60,7 @@ class Peer:
             return None
         if request.format != wire.FORMAT:
             return None
-        told, pieces = self._told(request, values, learner.version)
+        fields, pieces = self._value_fields(request, values, learner.version)
         reply = wire.SyncReply(
             format=wire.FORMAT,
             spec=self._spec,
@@ -76,20 +76,20 @@ class Peer:
             control=learner.control,
             frozen=learner.frozen,
             peer=self._replica,
-            **told,
+            **fields,
         )
         cut: list[bytes] = []
         for piece in pieces:
             cut.append(piece)
-            await asyncio.sleep(0)  # predictions go on beside it, and so do exchanges
+            await asyncio.sleep(0)  # lets predictions and exchanges run in between
         return wire.encode(replace(reply, pieces=cut))
 
-    def _told(
+    def _value_fields(
         self, request: wire.SyncRequest, values: Blocks, version: wire.Version
     ) -> tuple[dict[str, Any], Iterable[bytes]]:
-        """The fields of a reply that hold values, and pieces of those that are many.
+        """Return the reply's fields that hold values, and the pieces of large ones.
 
-        The pieces are cut from a copy: the values themselves go on.
+        The pieces are cut from a copy, because the values themselves go on changing.
         """
         if not request.values:
             return {"kind": "none", "blocks": {}}, ()

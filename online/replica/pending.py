@@ -1,7 +1,4 @@
-"""This module has what waits for the journal.
-
-That is the rows of a request, and one of them on its way into the store.
-"""
+"""Data types of feedback on its way into the journal: a request's rows, and one row's outcome."""
 
 from __future__ import annotations
 
@@ -21,20 +18,22 @@ from replay.journal.base import NewRow, Row, Stored
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
-    """The record of what became of one event.
+    """The outcome of one event.
 
     Attributes:
         status: ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
             ``released``, ``discarded``, ``waiting``, ``damaged``, or ``queued``: on disk, and
             another process will learn it.
-        row: The row that stands; None for a label whose prediction has not come, and if it is
-            damaged.
-        repeat: The row was there before, and ``status`` is what has become of it.
-        since: For a label that waits: when the first one was taken (POSIX seconds).  None: the
-            store has no room and kept nothing.
-        learned_as: For a repeat that is frozen, undone or released: the row that taught it again,
-            if there is one.
-        met: For a prediction: the one that has its id already, and stands.
+        row: The journal row of the event; None for a label whose prediction has not arrived, and
+            for a damaged row.
+        version_before, version: Versions that answered before and after the row was learned.
+        repeat: The event was already in the journal; ``status`` is its current outcome.
+        reason: Why the row failed or is damaged; None otherwise.
+        since: For a waiting label: when the first one arrived (POSIX seconds).  None: the store
+            had no room and kept nothing.
+        learned_as: For a repeat that is frozen, undone or released: the row by which the event was
+            learned again, if there is one.
+        met: For a prediction: the stored prediction that already has its id.
     """
 
     status: str
@@ -48,14 +47,38 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     met: Stored | None = None
 
 
+class Told(Protocol):
+    """Whoever is told what became of one event, once: a future is, and None tells it of nothing."""
+
+    def done(self) -> bool:
+        """Whether it was told, or nobody waits any more."""
+
+    def set_result(self, result: Recorded | None, /) -> None:
+        """Tell it what became of the event."""
+
+    def set_exception(self, exception: RequestError, /) -> None:
+        """Tell it why nobody can say."""
+
+    def exception(self) -> BaseException | None:
+        """Look at the error, which is no surprise any more."""
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """The rows of one request, what their payloads say, their keys, and what became of each.
+    """One request's rows that wait for their commit, and their outcomes so far.
 
-    ``joins``: a row is one side of a stored join.  ``trace``: of the request, if it is traced.
-    ``each``: the rows are of as many requests, and these are who waits for each of them; nobody
-    waits for ``done`` then.  ``refused``: places of rows that were not written; a lone request has
-    ended with the first.
+    Attributes:
+        examples: Decoded payloads of the rows; None where a payload was not decoded.
+        keys: Journal keys of the rows.
+        done: Resolved when all rows have an outcome, unless ``each`` is used.
+        results: Outcome of each row; None: none yet.
+        open: Number of rows without an outcome.
+        decided: An operator has decided about the rows: no filter judges them.
+        joins: At least one row is a half of a stored join.
+        trace: The request's trace, if it is traced.
+        each: If every row belongs to a request of its own: the future of each; ``done`` is unused.
+        late: Timer that refuses the request at its timeout.
+        refused: Indexes of rows that were not written.  A single request fails with the first.
     """
 
     rows: tuple[NewRow, ...]
@@ -67,27 +90,27 @@ class Waiting:
     decided: bool
     joins: bool
     trace: Trace | None = None
-    each: Sequence[asyncio.Future[Recorded | None]] = ()
+    each: Sequence[Told] = ()
     late: asyncio.TimerHandle | None = None
     refused: tuple[int, ...] = ()
 
     @property
     def requests(self) -> int:
-        """Requests that the rows are of."""
+        """Number of requests that the rows belong to."""
         return len(self.each) or 1
 
     def fail(self, error: RequestError, places: Sequence[int] | None = None) -> int:
-        """Answer those who wait with an error; how many rows had no answer yet.
+        """Fail the waiting futures with an error; return how many rows had no answer yet.
 
-        ``places``: those of the rows that it is about, where each has a request of its own.
+        ``places``: indexes of the failed rows, used where each row has a request of its own.
         """
-        waits: Sequence[asyncio.Future[Any]] = self.each or (self.done,)
+        waits: Sequence[Any] = self.each or (self.done,)
         if self.each and places is not None:
             waits = [self.each[i] for i in places]
         left = [done for done in waits if not done.done()]
         for done in left:
             done.set_exception(error)
-            done.exception()  # the handler may be gone: that is no surprise
+            done.exception()  # mark it retrieved: the handler may have been cancelled
         return len(left) if self.each else len(left) * len(self.rows)
 
 
@@ -97,9 +120,9 @@ def waiting_for(
     done: asyncio.Future[None],
     *,
     decided: bool = False,
-    each: Sequence[asyncio.Future[Recorded | None]] = (),
+    each: Sequence[Told] = (),
 ) -> Waiting:
-    """Make what waits for the rows of a request; nothing has become of them yet."""
+    """Make the :class:`Waiting` of a request whose rows have no outcome yet."""
     n, keys = len(rows), [row.key for row in rows]
     joins = any([row.half is not None or row.over is not None for row in rows])
     known = examples or [None] * n
@@ -110,7 +133,7 @@ def waiting_for(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
-    """One row of a request, or (``waiting`` is None) a half that nobody waits for."""
+    """One row of a request or, if ``waiting`` is None, a half that no request waits for."""
 
     entry: Entry
     waiting: Waiting | None = None
@@ -119,19 +142,19 @@ class Written:
 
     @property
     def decided(self) -> bool:
-        """Whether an operator has."""
+        """Whether an operator has decided about the row."""
         return self.waiting is not None and self.waiting.decided
 
 
-class _Asked(Protocol):
+class _OfRequest(Protocol):
     @property
     def waiting(self) -> Waiting | None: ...
 
 
-def middle(events: Sequence[_Asked]) -> int | None:
-    """Where events can be parted so that no request's are: about in the middle.
+def split_point(events: Sequence[_OfRequest]) -> int | None:
+    """Return an index near the middle at which events can be split without splitting a request.
 
-    None: all of them are of one request.
+    Returns None if all of them belong to one request.
     """
     apart = [
         i

@@ -1,4 +1,4 @@
-"""Feedback that was taken waits here for its commit, up to bounds; beyond them it is refused."""
+"""A bounded queue of feedback requests that wait for their commit; beyond its bounds they fail."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from online.settings.config import Limits
 _BATCH_ROWS: Final = 256  # of feedback in one commit; one request's rows are never split
 _SMALL_ROWS: Final = 64
 _TURNS: Final = 5
-"""Turns of the loop before a small commit: those whose rows the last one has brought are answered,
-and what they send next comes along.  A commit costs as much as ten rows; without the turns two
-halves of the callers wait for each other's by turns."""
+"""Turns of the event loop before a small commit.  Clients answered by the last commit can send
+their next event, which joins this one.  A commit costs as much as learning ten rows; without these
+turns the clients split into two groups that wait for each other's commits alternately."""
 _GATHER_S: Final = 0.004
-"""So soon after the last one a small commit begins, beside predictions, only if all who may send
-are there: events that come one by one would have a commit and a pass for every other one."""
+"""Within this time after the last commit, and if predictions compete for the loop, a small commit
+waits until all recently active clients have sent.  Otherwise single events would cost a commit and
+a learning pass each."""
 _BESIDE: Final = 1.5
-"""Predictions and choices for each event that waits; with fewer, nobody else wants the loop."""
+"""Predictions and choices per waiting event above which the loop counts as contended."""
 
 
 class Queue:
-    """Requests that wait for a commit, in the order in which they came.
+    """Requests that wait for a commit, in order of arrival.
 
     Parameters:
-        counts: What is refused is counted there, by the reason; others count predictions and
-            choices there.
-        answers: Who waits for an answer.
+        counts: Counts refused rows by reason; its prediction and choice counts are read here.
+        answers: The requests that wait for an answer.
     """
 
     def __init__(self, limits: Limits, counts: Counter[str], answers: Answers) -> None:
-        self._requests_max = limits.ongoing_max // 2  # half of the slots: the rest can predict
+        self._requests_max = limits.ongoing_max // 2  # the other half of the slots can predict
         self._rows_max, self._wait_s = limits.queue_max, limits.feedback_wait_s
         self._counts, self._answers = counts, answers
         self._waiting: deque[Waiting] = deque()
-        self._rows = 0  # those being written too
-        self._requests, self._most = 0, 0  # that wait; that had no answer at the same time of late
+        self._rows = 0  # queued, or being written
+        self._requests, self._most = 0, 0  # queued now; recent peak of unanswered ones
         self._begun_s, self._asked_before = -math.inf, 0
         self._more: asyncio.Future[None] | None = None
 
@@ -50,10 +50,10 @@ class Queue:
         return len(self._waiting)
 
     async def next_batch(self) -> list[Waiting]:
-        """Return the requests of the next commit; nothing if none waits.
+        """Return the requests of the next commit; an empty list if none waits.
 
-        Before a small one the loop has some turns, if others wait for their answers, too. Beside
-        predictions those are waited for who have sent at the same time of late, but not for long.
+        Before a small commit the loop gets a few turns if several requests await answers.  If
+        predictions compete for the loop, it also waits briefly for recently active clients.
         """
         if self._answers.requests > 1 and self._is_small():
             for _ in range(_TURNS):
@@ -68,7 +68,7 @@ class Queue:
         return self._counts["predictions"] + self._counts["choices"]
 
     async def _gather(self) -> None:
-        """Wait for as many requests as had no answer at the same time of late, within bounds."""
+        """Wait, up to ``_GATHER_S``, until as many requests are queued as were recently open."""
         loop = asyncio.get_running_loop()
         until_s = self._begun_s + _GATHER_S
         if self._requests >= self._most or not self._is_small() or loop.time() >= until_s:
@@ -82,7 +82,7 @@ class Queue:
             self._more = None
 
     def _end_gathering(self) -> None:
-        """Whoever has not come by now is not waited for the next time."""
+        """Stop gathering, and expect no more requests than this the next time."""
         self._most = self._requests
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
@@ -96,10 +96,11 @@ class Queue:
         return size > 0
 
     def put(self, waiting: Waiting, missing: int | None) -> asyncio.TimerHandle:
-        """Have rows wait for a commit, and be refused if it does not come in time.
+        """Queue rows for a commit, and refuse them if the commit does not come in time.
 
-        ``missing``: committed rows that the model lacks, where another process learns them; None:
-        where this one does.  Raises RequestError 429 ``busy`` or ``queue_full`` if too much waits.
+        ``missing``: committed rows that the local model lacks because another process learns them;
+        None: this process learns.  Returns the timer of the timeout.  Raises RequestError 429
+        ``busy`` or ``queue_full`` beyond a bound.
         """
         self._check(len(waiting.rows), self._answers.requests + waiting.requests, missing)
         self._waiting.append(waiting)
@@ -115,7 +116,7 @@ class Queue:
         return waiting.late
 
     def _check(self, rows: int, requests: int, missing: int | None) -> None:
-        """Refuse rows if too many requests had no answer with them, or the model lacks too many."""
+        """Raise RequestError if too many requests are unanswered, or too many rows unlearned."""
         if requests > self._requests_max:
             self._counts["refused_busy"] += rows
             raise busy()
@@ -124,7 +125,7 @@ class Queue:
             raise queue_full(missing, self._rows_max)
 
     def _give_up(self, waiting: Waiting) -> None:
-        """Refuse what has waited for too long; what has begun to be written, indefinitely."""
+        """Refuse a timed-out request: definitely if its commit has not begun, else indefinitely."""
         error = unanswered_in_time()
         if self._withdraw(waiting):
             self._answers.requests -= waiting.requests
@@ -133,7 +134,7 @@ class Queue:
         self._counts["feedback_timeouts"] += waiting.fail(error)
 
     def _withdraw(self, waiting: Waiting) -> bool:
-        """Take rows back, if no commit has begun with them: then none will."""
+        """Remove a request from the queue; return False if its commit has already begun."""
         if waiting not in self._waiting:
             return False
         self._waiting.remove(waiting)
@@ -150,5 +151,5 @@ class Queue:
         return batch
 
     def written(self, batch: Sequence[Waiting]) -> None:
-        """Their commit is over, whatever came of it."""
+        """Release the queue room of a batch whose commit has ended, successful or not."""
         self._rows -= sum(len(waiting.rows) for waiting in batch)

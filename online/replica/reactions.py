@@ -1,4 +1,4 @@
-"""A replica does something about what it notices: a rise of the error, divergence, triggers."""
+"""A replica's reactions to what it observes: a rise of the error, divergence, trigger searches."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from functools import partial
 
 from evaluation.drift.alarm import Alarm
 from online.learning.base import BaseLearner
-from online.replica.surroundings import Clocks, Outside
+from online.replica.surroundings import Clocks, Services
 from online.settings.model import ModelSettings
 from online.trust.trigger_watch import TriggerWatch
 from online.watch.divergence import Watch
 from online.watch.on_rise import Rise
 
-_WATCH_S = 1.0  # between two looks whether the model has diverged
+_WATCH_S = 1.0  # between two checks whether the model has diverged
 
 
 class Reactions:
-    """The actions on one model that its replica asks others for.
+    """The actions on one model that its replica requests from other services.
 
     Parameters:
-        outside: Who is asked; nothing is done that nobody is there for.
-        counts: ``learned`` of it tells when triggers are searched for next.
+        outside: The services; an action without its service is disabled.
+        counts: Its ``learned`` count decides when triggers are searched next.
 
     Attributes:
-        rise: The newest rise of the error, and what was done about it.
-        watch: It sees whether the model has diverged; None: nothing does.
+        rise: The newest rise of the error, and the action taken.
+        watch: Detects whether the model has diverged; None: not watched.
     """
 
     def __init__(
         self,
         settings: ModelSettings,
         learner: BaseLearner,
-        outside: Outside,
+        outside: Services,
         counts: Counter[str],
         clocks: Clocks,
     ) -> None:
@@ -54,22 +54,22 @@ class Reactions:
 
     @property
     def loops(self) -> list[Callable[[], Awaitable[None]]]:
-        """Loops that run as long as the replica does."""
+        """Loops to run for the life of the replica."""
         return [] if self._triggers is None else [self._triggers.run]
 
     def rang(self, alarm: Alarm, since: float) -> None:
-        """The error has risen; a row was taken at ``since`` (POSIX seconds), before it rose."""
+        """Handle a rise of the error; ``since``: a time before the rise (POSIX seconds)."""
         self.rise.rang(alarm, since)
 
     async def act(self) -> None:
-        """Do what is to be done now; returns soon."""
+        """Take the actions that are due; returns soon."""
         await self.rise.act()
         if self.watch is not None and self._monotonic_s() >= self._watch_due_s:
             self._watch_due_s = self._monotonic_s() + _WATCH_S
             await self.watch.look()
 
     async def stop(self) -> None:
-        """End what is under way."""
+        """Cancel the actions under way."""
         await self.rise.stop()
 
     @property
@@ -77,8 +77,10 @@ class Reactions:
         """The newest action of each kind, for an operator."""
         watched = None if self.watch is None else self.watch.incident
         searched = None if self._triggers is None else self._triggers.incident
-        return [said for said in (watched, self.rise.incident, searched) if said is not None]
+        return [
+            incident for incident in (watched, self.rise.incident, searched) if incident is not None
+        ]
 
     def report(self) -> dict[str, float]:
-        """Gauges of the searches for triggers; none without them."""
+        """Gauges of the trigger searches; empty if there are none."""
         return {} if self._triggers is None else self._triggers.report()

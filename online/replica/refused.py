@@ -1,4 +1,4 @@
-"""Feedback that is not taken, or not answered in time, is refused with these errors."""
+"""The errors for feedback that is refused, or not answered in time."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ _AGAIN: Final = "Send it again after Retry-After; nothing was recorded"
 
 
 class Unjudged(OnlineError, ReplayError):
-    """The rows can't be written, since judging them has failed.  Definite: nothing was begun."""
+    """Rows cannot be written because judging them failed.  Definite: nothing was written."""
 
     reason: str
     text = "what judges feedback has failed at it: {reason}"
 
 
 def stopping() -> RequestError:
-    """Say that this replica takes no more."""
+    """Return the error of a replica that is stopping."""
     return RequestError(503, "stopping", "this replica is stopping", None, "Send it again", 1)
 
 
 def busy() -> RequestError:
-    """Say that too many requests wait already."""
+    """Return the error for too many waiting requests."""
     message = "too much feedback waits for the journal"
     return RequestError(429, "busy", message, None, _AGAIN, 1)
 
 
 def queue_full(queued: int, most: int) -> RequestError:
-    """Say that the process which learns is too far behind."""
+    """Return the error for a background learner that is too far behind."""
     message = f"the model is {queued} rows behind here, and {most} may wait for it"
     return RequestError(429, "queue_full", message, None, _AGAIN, 1)
 
 
 def unanswered_in_time() -> RequestError:
-    """Say that nobody knows whether the rows are written."""
+    """Return the indefinite error: whether the rows were written is unknown."""
     hint = "It may have been recorded: repeat it with the same id"
     message = "the journal did not answer in time"
     return RequestError(503, "journal_unavailable", message, None, hint, 1)
 
 
 def refusal_of(error: ReplayError, *, in_part: bool) -> RequestError:
-    """Say why rows of a request were not written; ``in_part``: others of it may have been."""
+    """Convert the error of rows that were not written; ``in_part``: others may have been."""
     if in_part:
         hint = "A part of it was recorded: repeat it with the same ids"
         return RequestError(503, "journal_unavailable", str(error), None, hint, 1)

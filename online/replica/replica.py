@@ -1,21 +1,22 @@
-"""One model in one replica: the shell around the learner.  No Ray and no HTTP.
+"""Runs one model in one replica: the local model, its journal writer, and its server exchange.
 
-Three loops share the replica's event loop, so the learner needs no lock:
+This module knows neither Ray nor HTTP.  Three loops share one event loop, so the learner needs no
+lock:
 
-* *commit* writes the rows that wait, many in one step (:mod:`online.replica.writer`);
-* *learn* learns committed rows in the order of their offsets (:mod:`online.replica.follower`);
-* *sync* pushes deltas to the parameter server and pulls what others did
+* *commit* writes the waiting rows, many in one journal append (:mod:`online.replica.writer`);
+* *learn* learns committed rows in offset order (:mod:`online.replica.follower`);
+* *sync* pushes deltas to the parameter server and pulls the changes of other replicas
   (:mod:`online.replica.exchange`).
 
-A handler only waits for its row; if it is cancelled nothing else changes.
+A request handler only waits for its rows.  Cancelling it changes nothing else.
 
-A slow model is learned in the background: another process holds a :class:`ModelReplica` that
-follows this one's partition and pushes, and here the learn loop does not run: what is learned
-comes back from the parameter server.
+With ``learn: background`` another process learns a slow model.  It holds a :class:`ModelReplica`
+that follows this replica's partition and pushes the deltas.  Here the learn loop does not run; the
+learned parameters come back from the parameter server.
 
-A frozen model goes on answering.  Rows are written as ``frozen``, answered at their commit and
-learned by nobody; what was written before is learned and pushed, and only then does the replica
-report the freeze as acted on.
+A frozen model goes on answering.  New rows are written as ``frozen``, answered when they are
+committed, and never learned.  The replica reports the freeze as acted on only after all earlier
+rows are learned and pushed.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from online.replica.control_log import ControlLog
 from online.replica.exchange import Exchange
 from online.replica.follower import Follower
 from online.replica.journal_threads import JournalThreads
-from online.replica.memory import Remembering
+from online.replica.memory import MemoryUpkeep
 from online.replica.ordered_follower import OrderedFollower
 from online.replica.pace import Pace
 from online.replica.peers import Peer
 from online.replica.reactions import Reactions
 from online.replica.shared import Shared
-from online.replica.surroundings import Clocks, Outside, Who
+from online.replica.surroundings import Clocks, Identity, Services
 from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
 from online.settings.config import Limits
@@ -59,19 +60,20 @@ from replay.example import Label
 
 log = logging.getLogger(__name__)
 
-_CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
+_CATCH_UP_S = 5.0  # how long a starting replica waits to learn the rows since the snapshot
 _CLOCKS = Clocks()
-_SLOW_S = 1.0  # between two looks at the gauges that take a walk
+_SLOW_S = 1.0  # between two readings of the expensive gauges
 
 
 class ModelReplica:
-    """Local model, journal writer and exchange of one model.
+    """Local model, journal writer and server exchange of one model.
 
     Parameters:
-        who: The process; one that does not learn itself has another do so (see :meth:`follow`).
-        outside: The store, the parameter server, and whom else it asks.
-        filters: Judge feedback before it is written; None: nothing does.
-        canary: Watches the loss on rows that an operator vouches for; None: there are none.
+        who: Identity of this process, and whether it learns or another one does (see
+            :meth:`follow`).
+        outside: The journal store, the parameter server and the other services that it calls.
+        filters: Judge feedback before it is written; None: no filters.
+        canary: Watches the loss on rows that an operator has verified; None: no such rows.
     """
 
     def __init__(
@@ -79,8 +81,8 @@ class ModelReplica:
         settings: ModelSettings,
         limits: Limits,
         learner: BaseLearner,
-        who: Who,
-        outside: Outside,
+        who: Identity,
+        outside: Services,
         *,
         clocks: Clocks = _CLOCKS,
         filters: Filtering | None = None,
@@ -101,11 +103,11 @@ class ModelReplica:
             settings, limits, learner, self.store, self.control,
             self.counts, self._pace, who, clocks, outside.crossing,
         )  # fmt: skip
-        self.still = self._shared.still
+        self.change_lock = self._shared.change_lock
         self.writer = Writer(self._shared, filters)
         if filters is not None:
-            learner.evidence.heard = filters
-        self._memory = Remembering(self._shared, filters)
+            learner.evidence.observer = filters
+        self._memory = MemoryUpkeep(self._shared, filters)
         self.backlog = Backlog(learner, self.writer, learns=who.learns)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
@@ -114,7 +116,7 @@ class ModelReplica:
             report=self.report,
             rewritten=self._on_rewrite,
         )  # fmt: skip
-        self.tell = Peer(learner, who.replica, who.spec, lambda: self.age_ms).sync
+        self.answer_peer = Peer(learner, who.replica, who.spec, lambda: self.age_ms).sync
         self._reactions = Reactions(settings, learner, outside, self.counts, clocks)
         self._newest_target: Label | None = None
         self._unexpected: str | None = None
@@ -134,17 +136,17 @@ class ModelReplica:
         if not (self.settings.drift.watch and self._learns):
             return None
         drift, task, rewards = self.settings.drift, self.settings.task, self.settings.reward_range
-        return Judge(drift, task, self._on_rise, self.store.aside, canary, rewards)
+        return Judge(drift, task, self._on_rise, self.store.background, canary, rewards)
 
     def _on_rise(self, alarm: Alarm, since: float) -> None:
-        """The error has risen: what is kept of before is of another stream."""
+        """Handle a rise of the error: the rehearsal memory now holds rows of an outdated stream."""
         self._memory.alarm()
         self._reactions.rang(alarm, since)
 
     # -- life --------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take a partition and the newest values; returns when the replica can answer."""
+        """Register a partition and pull the newest values; return when the replica can answer."""
         await self.writer.open()
         while not self.learner.ready:
             if not await self.exchange.once([]):
@@ -158,13 +160,13 @@ class ModelReplica:
         await self._follower.catch_up(_CATCH_UP_S)
 
     async def _on_rewrite(self) -> None:
-        if self.judge is not None and self.settings.drift.on_rise != "relearn":  # a fresh model's
-            self.judge.rewritten()  # loss is another one
+        if self.judge is not None and self.settings.drift.on_rise != "relearn":
+            self.judge.rewritten()  # after a relearn the fresh model's loss is a new series
         if self._tasks and self._learns:
             await self._memory.fill()
 
     async def stop(self, timeout_s: float) -> None:
-        """Commit and push what is there, as far as the time allows, and seal the partition."""
+        """Commit and push pending rows within ``timeout_s`` seconds, then seal the partition."""
         writer = self.writer
         writer.stopping = True
         try:
@@ -180,21 +182,21 @@ class ModelReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reactions.stop()
         await self._follower.stop(timeout_s)
-        # Other models of the process go on, and its last steps may wait for a lock.
+        # In a thread: the last journal steps may wait for a lock, and other models go on.
         await asyncio.to_thread(self.store.close)
 
     def follow(self, partition: int) -> None:
-        """Learn what another process writes into this partition, and no longer into one before.
+        """Learn the rows that another process writes into ``partition``; drop any earlier one.
 
-        Its owner does not learn, and its seal is not waited for; after a start, or a restart, it
-        goes on from the server's clock.  Idempotent.
+        The owner of the partition does not learn, and the partition need not be sealed.  After a
+        start or a restart this process continues from the server's clock.  Idempotent.
         """
         self.exchange.publishes = self.learner.in_order
         if self.learner.follow(partition, self.writer.partition):
             self._pace.now.set()
 
     async def _forever(self, loop: Callable[[], Any]) -> None:
-        """A loop that outlives what it did not expect; what happened is logged and shown."""
+        """Run a loop for ever: an unexpected exception is logged and shown, and it restarts."""
         while True:
             try:
                 await loop()
@@ -206,16 +208,16 @@ class ModelReplica:
                 log.exception("model %s", self.settings.name)
                 await asyncio.sleep(0.2)
 
-    # -- what answers are made of ------------------------------------------------------------
+    # -- state that answers and metrics report ------------------------------------------------
 
     @property
     def version(self) -> str:
-        """``epoch.count`` of the values that the local model stands on."""
+        """Version of the pulled values under the local model, as ``epoch.count``."""
         return "{}.{}".format(*self.learner.answer_version)
 
     @property
     def incidents(self) -> list[str]:
-        """Everything that an operator has to look at, each thing once."""
+        """Everything that needs an operator's attention, without duplicates."""
         unwritten, damaged = self.writer.answers.incident, self._follower.incident
         surprises = [self.writer.unjudged, self._unexpected]
         found = [self.exchange.refused, unwritten, damaged, *surprises]
@@ -223,9 +225,9 @@ class ModelReplica:
 
     @property
     def age_ms(self) -> float | None:
-        """Since the sending of the last pull that was confirmed as current; None: never.
+        """Milliseconds since the last confirmed-current pull was sent; None: there was none.
 
-        Of a model learned in order: since the journal was read to its end.
+        For a model learned in order: since the journal was last read to its end.
         """
         fresh_s = self._follower.fresh_at_s(self.exchange.fresh_at)
         return None if fresh_s is None else (self._monotonic_s() - fresh_s) * 1e3
@@ -234,12 +236,12 @@ class ModelReplica:
     def updates_behind(self) -> int | None:
         """Versions that the server is ahead; None without contact.
 
-        Of a model learned in order: rows of the store that may be missing here.
+        For a model learned in order: rows of the store that may not be learned here yet.
         """
         return self._follower.updates_behind(self.exchange.versions_behind)
 
     def report(self) -> dict[str, float]:
-        """Counters and gauges of this replica; disposable."""
+        """Counters and gauges of this replica; disposable, so not derived from the journal."""
         gauges: dict[str, float] = {"waiting": self.writer.waiting, "own": self.learner.own}
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.backlog.rows, "relearned": self.learner.relearned}
@@ -249,7 +251,7 @@ class ModelReplica:
         gauges |= {"served_events": self.served, "served_epoch": self.learner.answer_version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
-        if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights
+        if self._monotonic_s() >= self._slow_due_s:  # these walk all alarms and all weights
             self._slow, self._slow_due_s = self._slow_gauges(), self._monotonic_s() + _SLOW_S
         gauges |= self._slow
         gauges |= {} if self.filters is None else self.filters.report()
@@ -270,20 +272,20 @@ class ModelReplica:
 
     @property
     def served(self) -> int:
-        """Events in the model that answers."""
-        if self.learner.up_to_date:  # until the copy that learns has them all, the old one answers
+        """Number of events counted in the model that answers predictions."""
+        if self.learner.up_to_date:  # while a second copy catches up, the old one answers
             self._served = self.learner.tally.digest[0]
         return self._served
 
     def answered(self, action: str, seconds: float) -> None:
-        """Count how long the answer to a request took, and how old the model was that predicted."""
+        """Record how long a request took and, for a prediction, how old the model was."""
         trace = current.get()
         self.durations.note(action, seconds, None if trace is None else trace.id)
         if action == "predict" and (age := self.age_ms) is not None:
             self.durations.note("freshness", age / 1e3)
 
     def note_label(self, label: Label) -> None:
-        """A label has come (regression: the tally does not keep targets)."""
+        """Record a received label (regression only: the tally keeps no targets)."""
         if self.settings.task == "regression":
             bounded = self.settings.purpose.bounded
             self._newest_target = (
@@ -292,7 +294,7 @@ class ModelReplica:
 
     @property
     def newest_label(self) -> Label | None:
-        """Newest label known here: learned anywhere; in regression, sent to this replica."""
+        """Newest known label: learned by any replica or, for regression, sent to this one."""
         return self.learner.tally.newest() if self._newest_target is None else self._newest_target
 
     # -- exchange with the parameter server --------------------------------------------------

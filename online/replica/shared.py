@@ -1,4 +1,4 @@
-"""The parts that the loops of one model's process have in common."""
+"""The parts that the loops of one model's process share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from online.learning.base import BaseLearner
+from online.replica.change_lock import ChangeLock
 from online.replica.control_log import ControlLog
 from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
-from online.replica.standstill import Standstill
-from online.replica.surroundings import Clocks, Who
+from online.replica.surroundings import Clocks, Identity
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.tracing.trace import Crossing
@@ -19,18 +19,18 @@ from online.tracing.trace import Crossing
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The model, the store, and what tells the loops of each other.
+    """The model, the store, and the signals between the loops.
 
     Attributes:
         learner: The local model.
-        store, control: The journal's steps on threads, and what its control rows decide about the
-            model.
+        store: Runs the journal's operations on threads.
+        control: The decisions about the model by the journal's control rows.
         counts: Counters by name, sent to the parameter server with each exchange.
-        pace: It says when the next exchange is due.
-        who, clocks: Name of the process, and its time.
-        crossing: Follows rows of traced requests to other replicas; None: none are.
+        pace: Decides when the next exchange is due.
+        who, clocks: Identity of the process, and its clocks.
+        crossing: Follows rows of traced requests to other replicas; None: tracing is off.
         wake: Set when there may be rows to learn.
-        still: Held while the model is not to be changed.
+        change_lock: Held while the model must not change.
     """
 
     settings: ModelSettings
@@ -40,13 +40,13 @@ class Shared:
     control: ControlLog
     counts: Counter[str]
     pace: Pace
-    who: Who
+    who: Identity
     clocks: Clocks
     crossing: Crossing | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    still: Standstill = field(default_factory=Standstill)
+    change_lock: ChangeLock = field(default_factory=ChangeLock)
 
     @property
     def followed(self) -> BaseLearner | None:
-        """The local model if another process learns what is written here; None: this one does."""
+        """The local model if another process learns its rows; None: this process learns."""
         return None if self.who.learns else self.learner

@@ -1,4 +1,4 @@
-"""One model's process is given these by whoever starts it: a name, clocks, and whom to ask."""
+"""The environment of one model's process: its identity, its clocks and the services it calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from replay.journal.base import Journal
 
 
 class ParameterServerClient(Protocol):
-    """The way to the parameter server."""
+    """The connection to the parameter server."""
 
     async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
         """Push and pull in one step.  Raises ParamServerError, which says if it is definite."""
@@ -23,12 +23,13 @@ class ParameterServerClient(Protocol):
 
 @dataclass(frozen=True)
 class Clocks:
-    """The clocks of a process; a test hands in its own.
+    """The clocks of a process; tests pass their own.
 
     Attributes:
-        now_s: Wall clock, POSIX seconds.  It may be set back: the process's time goes on.
-        monotonic_s: Clock in seconds that is never set.
-        cpu_s: It tells what writing down and loading a model costs; None: the monotonic clock does.
+        now_s: Wall clock, POSIX seconds.  It may be set back; the process's time never goes back.
+        monotonic_s: Monotonic clock, in seconds.
+        cpu_s: Processor clock that measures serializing and loading a model; None: use the
+            monotonic clock.
     """
 
     now_s: Callable[[], float] = time.time
@@ -37,11 +38,11 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Who:
-    """One process of one model, as others know it.
+class Identity:
+    """The identity of one process of one model.
 
     Attributes:
-        replica: Its name; a new one a start.
+        replica: Its name, new at each start.
         spec: Hash of its model's spec.
         learns: False: another process learns what is written here.
     """
@@ -52,18 +53,17 @@ class Who:
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
-    """All that a process asks beyond itself; what is None nobody does.
+class Services:
+    """The services that a process calls; None: not available.
 
     Attributes:
         journal: The store.
         client: The parameter server.
-        peers: Other replicas, asked for values by one that starts while the server can't be
-            reached.
-        ask: Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
+        peers: Other replicas, asked for values at a start while the server is unreachable.
+        ask: Requests a named action (``recover``, ``freeze``) of the parameter server, when the
             model has diverged (:mod:`online.watch.divergence`) or its error has risen.
-        relearn: Has a fresh model taught by recent rows (:mod:`online.rebuild.relearn`).
-        search: Has triggers searched for (:mod:`online.service.trigger_task`).
+        relearn: Teaches a fresh model recent rows (:mod:`online.rebuild.relearn`).
+        search: Searches for triggers (:mod:`online.service.on_ray.trigger_task`).
         crossing: Follows rows of traced requests to other replicas.
     """
 

@@ -1,8 +1,8 @@
-"""Targets of regression are bounded before rows are judged, whichever way they came.
+"""Bounds the targets of regression before rows are judged, whichever way they arrived.
 
-A label may stand beside its features, come by a prediction's id, or meet a stored half: here the
-row is whole.  What is learned again was bounded when it was first written.  Rows that are written
-together are walked in order: each is judged by the range that those before it would leave.
+A label may be sent with its features, by a prediction's id, or as a stored half; here the row is
+complete.  A row that is learned again was bounded when it was first written.  Rows written together
+are processed in order: each is bounded by the range that the rows before it would leave.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from replay.journal.base import NewRow, Verdict
 
 
 class Targets:
-    """Bounds the targets of one model; of other tasks, and of rewards with their range, nothing."""
+    """Bounds the targets of one model; does nothing for tasks whose labels are not bounded."""
 
     def __init__(self, shared: Shared) -> None:
         settings = shared.settings
@@ -26,7 +26,7 @@ class Targets:
         self._bounded = settings.purpose.bounded
 
     def bounded(self, rows: list[NewRow], examples: list[Example | None]) -> list[NewRow]:
-        """The rows as they are to be written; ``examples`` become what they say then."""
+        """Return the rows to be written; ``examples`` is updated in place to their content."""
         if not (self._bounded and self._bounds.on):
             return rows
         out, ahead = list(rows), self._bounds.ahead()

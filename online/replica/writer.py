@@ -1,12 +1,13 @@
-"""The journal writer of one partition: many requests, one commit, one answer each.
+"""The journal writer of one partition: batches the rows of many requests into one commit.
 
-Rows that wait are written together on a thread of its own.  What was committed is handed to the
-learner in order; a request is answered when the last of its rows has been learned.  A handler
-that goes away changes nothing: learning follows what was committed.
+Waiting rows are written together on a separate thread.  Committed rows go to the learner in offset
+order, and a request is answered when its last row is learned.  Cancelling a handler changes
+nothing: what is learned follows from what was committed.
 
-Predictions that a stored join needs are written behind, in the same commits, before the feedback
-that waits: a label finds its prediction if both are here and fit.  Nobody waits for them; beyond
-their bound they are dropped and counted (:mod:`online.replica.joining`).
+Predictions that a stored join needs are written asynchronously ("written behind") in the same
+commits, before the waiting feedback, so a label finds its prediction if both fit into one commit.
+No request waits for them; beyond their bound they are dropped and counted
+(:mod:`online.replica.joining`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from online.replica.corrections import Corrections
 from online.replica.filtered import Filtered
 from online.replica.joining import Joining
 from online.replica.partition import Partition
-from online.replica.pending import Recorded, Waiting, Written, middle, waiting_for
+from online.replica.pending import Recorded, Told, Waiting, Written, split_point, waiting_for
 from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared
 from online.replica.targets import Targets
-from online.replica.written_behind import Behind
+from online.replica.written_behind import WriteBehindQueue
 from online.rows.joins import Whole
 from online.tracing.trace import Trace
 from online.trust.filtering import Filtering
@@ -39,20 +40,21 @@ from replay.journal.base import NewRow, Outcome, Row, Verdict
 class Writer:
     """Writes one model's feedback into this process's partition.
 
-    Where another process learns the rows, they are answered ``queued`` at their commit, and at most
-    ``limits.queue_max`` of them may be missing in the local model.
+    If another process learns the rows, they are answered ``queued`` at their commit, and at most
+    ``limits.queue_max`` of them may be missing from the local model.
 
     Parameters:
-        filters: Judge rows before they are written, unless the model is frozen; None: all are
+        filters: Judge rows before they are written, unless the model is frozen; None: all rows are
             accepted.
 
     Attributes:
-        answers: Who waits for which row.
-        committed, decoded: Rows to be learned here, and what they say, by offset.
-        to_learn: The last row of the partition that is not frozen.
+        answers: The requests that wait for committed rows.
+        committed: Committed rows that are to be learned here, in offset order.
+        decoded: Decoded payloads of committed rows, by offset.
+        to_learn: Offset of the partition's last row that is not frozen.
         writing, committing: Whether a commit is under way, and one of rows that are not frozen.
-        judged_by: Newest control row that was known when these were judged.
-        unjudged: Why rows could not be judged, if that has ever happened.
+        judged_by: The newest control row known when the current batch was judged.
+        unjudged: The last failure to judge rows; None: there was none.
     """
 
     def __init__(self, shared: Shared, filters: Filtering | None) -> None:
@@ -65,7 +67,7 @@ class Writer:
         self._learner, self._followed = shared.learner, shared.followed
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         most = shared.limits.joins_queue_max
-        self._halves = Behind(most, most * shared.limits.token_bytes_max)
+        self._halves = WriteBehindQueue(most, most * shared.limits.token_bytes_max)
         self._at, self._wake = Partition(shared, self._move_on), asyncio.Event()
         self.answers = Answers(shared, self._at)
         self._corrections = Corrections(shared, self.answers, self._write, self._refuse_rows)
@@ -74,32 +76,32 @@ class Writer:
         self._traces: list[Trace] = []
 
     async def open(self) -> None:
-        """Take the first partition."""
+        """Register the first partition."""
         await self._at.open()
 
     @property
     def partition(self) -> int:
-        """Number of the partition that is written."""
+        """Number of the partition that this process writes."""
         return self._at.number
 
     @property
     def known(self) -> int:
-        """Last offset of it that there was an answer for."""
+        """Last offset of the partition that the store has confirmed."""
         return self._at.known
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for the journal, or to be learned."""
+        """Number of requests that wait for their rows to be committed or learned."""
         return self.answers.requests
 
     @property
     def halves(self) -> int:
-        """Predictions that wait to be written."""
+        """Number of predictions that wait to be written for stored joins."""
         return len(self._halves)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits for a commit."""
+        """Whether nothing is waiting for a commit or an answer."""
         return not (self._queue or self.waiting or len(self._halves) or self.writing)
 
     # -- feedback ----------------------------------------------------------------------------
@@ -111,11 +113,11 @@ class Writer:
         *,
         decided: bool = False,
     ) -> list[Recorded]:
-        """Write rows durably in one step, wait until they are learned, say what became of each.
+        """Write rows durably in one step, wait until they are learned, and return each outcome.
 
-        ``examples`` are what the rows' payloads say, so that nobody has to read them again; None:
-        the payload has to be read.  ``decided``: by an operator.  The rows are written with the
-        verdicts that they have.
+        ``examples`` are the decoded payloads of the rows, which saves decoding them again; None:
+        the payloads must be decoded.  ``decided``: an operator has decided about the rows, so they
+        are written with the verdicts that they carry.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
         ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
@@ -125,7 +127,7 @@ class Writer:
         waiting = waiting_for(rows, examples, done, decided=decided)
         late = self._put(waiting)
         try:
-            await done  # who goes away cancels it, and nothing else
+            await done  # cancelling the handler cancels this future and nothing else
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
@@ -134,12 +136,12 @@ class Writer:
         self,
         rows: Sequence[NewRow],
         examples: Sequence[Example | None],
-        each: Sequence[asyncio.Future[Recorded | None]],
+        each: Sequence[Told],
     ) -> None:
-        """Write rows of as many requests in one step; each is told by its future what became of it.
+        """Write one row for each of several requests in one step; a future gets each outcome.
 
-        The futures get the errors of :meth:`record`, too, but for ``stopping``, ``busy`` and
-        ``queue_full``: these are raised here, before anything was taken.
+        The futures also get the errors of :meth:`record`, except ``stopping``, ``busy`` and
+        ``queue_full``: these are raised here, before any row is queued.
         """
         done = asyncio.get_running_loop().create_future()
         self._put(waiting_for(rows, examples, done, each=each))
@@ -153,26 +155,26 @@ class Writer:
 
     @property
     def queued(self) -> int:
-        """Rows committed here that the model lacks, because another process learns them."""
+        """Rows committed here that another process has not yet learned into the local model."""
         if self._followed is None:
             return 0
         return max(self.known - self._followed.clock.get(self.partition, 0), 0)
 
     def keep(self, *halves: NewRow) -> bool:
-        """Write sides of stored joins behind, without waiting; whether there was room for all.
+        """Queue halves of stored joins for the next commit; return whether there was room for all.
 
-        The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
+        The bound is ``joins_queue_max`` halves, and ``joins_queue_max * token_bytes_max`` bytes.
         """
         if kept := self._halves.put(halves):
             self._wake.set()
         return kept
 
     def beyond_share(self, *halves: NewRow) -> int:
-        """How many halves of their source wait, if its share keeps these out; else 0."""
+        """Return how many halves of the source wait if its share excludes these; otherwise 0."""
         return self._halves.beyond_share(halves)
 
     async def run(self) -> None:
-        """Commit whatever waits, for ever."""
+        """Commit whatever is queued, for ever."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -183,7 +185,8 @@ class Writer:
                 await self._commit(self._halves.take(room), batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
-        self.writing, self.judged_by = True, self._control.decisions.seq  # a thread reads more
+        # Taken now: a thread may read further control rows while the batch is judged.
+        self.writing, self.judged_by = True, self._control.decisions.seq
         self._traces = [waiting.trace for waiting in batch if waiting.trace is not None]
         self._step("wait")
         try:
@@ -192,23 +195,23 @@ class Writer:
                     await self._joins.write(halves, batch)
                 else:
                     await self._write_whole(batch)
-                await self._corrections.give()
+                await self._corrections.write_finals()
             finally:
                 self.writing = self.committing = False
                 self._queue.written(batch)
             await self.answers.after_commit()
-        except Exception:  # nobody waits in vain for what was not expected, and the next goes on
+        except Exception:  # answer the waiting requests, and let the next batch go on
             self.answers.abandon(batch)
             self._wake.set()
             raise
 
     def _step(self, name: str) -> None:
-        """A step of the commit under way has ended, for those of its requests that are traced."""
+        """Record the end of a step of the current commit in the traces of its requests."""
         for trace in self._traces:
             trace.step(name)
 
     async def _write_whole(self, batch: list[Waiting]) -> None:
-        """Append rows that are no sides of stored joins."""
+        """Append rows that are not halves of stored joins."""
         events = [Waiter(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
         rows = [row for waiting in batch for row in waiting.rows]
         examples = [example for waiting in batch for example in waiting.examples]
@@ -223,15 +226,15 @@ class Writer:
             try:
                 written, outcomes = await self._write(rows[start:stop], known)
             except Unjudged as error:
-                if (at := middle(events[start:stop])) is None:
+                if (at := split_point(events[start:stop])) is None:
                     self._refuse_rows(events[start:stop], error)
-                else:  # whose it is, he alone is refused
+                else:  # bisect, so that only the request at fault is refused
                     steps.extendleft([(start + at, stop), (start, start + at)])
                 continue
             except ReplayError as error:
                 self._refuse_rows(events[start:], error)
                 return
-            # Without a pause: whoever learns a new row finds who waits for it.
+            # No await here: the learner must find a new row's waiting request.
             for event, row, example, outcome in zip(
                 events[start:stop], written, known, outcomes, strict=True
             ):
@@ -242,9 +245,10 @@ class Writer:
     async def _write(
         self, rows: list[NewRow], examples: list[Example | None]
     ) -> tuple[list[NewRow], Sequence[Outcome]]:
-        """Append rows with their verdicts, as they are returned; new ones go to the learner.
+        """Append rows with their verdicts; return the written rows and the outcome of each.
 
-        ``examples`` become what the rows say then.  Raises ReplayError if nothing was written.
+        New rows are handed to the learner.  ``examples`` is updated in place to the written
+        content.  Raises ReplayError if nothing was written.
         """
         rows = self._targets.bounded(rows, examples)
         if self._learner.frozen:
@@ -265,12 +269,12 @@ class Writer:
         self._take(fresh)
         self._filters.committed(rows, appended.outcomes)
         self._shared.wake.set()
-        if self._at.new_server:  # do not wait to meet it
+        if self._at.new_server:  # exchange with the restarted server at once
             self._shared.pace.now.set()
         return rows, appended.outcomes
 
     def _take(self, fresh: Sequence[Row]) -> None:
-        """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
+        """Hand new rows to the learner, each once and in order, except frozen ones."""
         frozen = Verdict.FROZEN
         rows = [row for row in fresh if row.verdict is not frozen]
         if rows:
@@ -282,20 +286,20 @@ class Writer:
         self._refuse([Written(Whole(e.waiting.rows[e.i]), e.waiting, e.i) for e in events], error)
 
     def _refuse(self, events: Sequence[Written], error: ReplayError) -> None:
-        """Nothing more is written of the events; of a request's others something may have been."""
+        """Refuse events that will not be written; other rows of their requests may have been."""
         if isinstance(error, Unjudged):
             self._counts["internal_errors"] += 1
             self.unjudged = str(error)
         behind = [event.half for event in events if event.half is not None]
-        if isinstance(error, JournalHeld):  # the next commit takes them
+        if isinstance(error, JournalHeld):  # the next commit retries these halves
             self._halves.put_back(behind)
         else:
             self._counts["joins_dropped"] += len(behind)
         self.answers.refuse(events, error)
 
     async def _move_on(self) -> None:
-        """Somebody else learns the rest of the partition: drop what is held of it, take another."""
-        waiters = self.answers.leave()
+        """Register another partition after this one was sealed; its adopter learns the rest."""
+        waiters = self.answers.pop_all()
         self.committed.clear()
         self.decoded.clear()
         self._learner.abandon(self.partition)

@@ -1,4 +1,4 @@
-"""Predictions that stored joins need, waiting to be written behind the answers."""
+"""A bounded queue of the predictions that stored joins need, written after they are answered."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from replay.journal.base import NewRow
 
 
-class Behind:
-    """Halves of stored joins that nobody waits for, up to a number and to a sum of bytes.
+class WriteBehindQueue:
+    """Halves of stored joins that no request waits for, bounded by number and by bytes.
 
-    Sources that tokens stand for share the room: one whose halves wait here already takes no more
-    than half of what the others leave, so whoever asks without end keeps nobody else out.
+    Sources that tokens stand for share the room: a source that has halves queued may use at most
+    half of the room that the others leave, so one busy source cannot exclude the rest.
     """
 
     def __init__(self, rows_max: int, bytes_max: int) -> None:
@@ -26,7 +26,7 @@ class Behind:
         return len(self._halves)
 
     def put(self, halves: Sequence[NewRow]) -> bool:
-        """Take all of them, which are of one source, or none; whether there was room."""
+        """Queue all halves, which are of one source, or none; return whether there was room."""
         size = sum(len(half.payload) for half in halves)
         if len(self) + len(halves) > self._rows_max or self._bytes + size > self._bytes_max:
             return False
@@ -37,7 +37,7 @@ class Behind:
         return True
 
     def beyond_share(self, halves: Sequence[NewRow]) -> int:
-        """How many halves of the same source wait, if its share has no room for these; else 0."""
+        """Return how many halves of the source wait if its share excludes these; otherwise 0."""
         size = sum(len(half.payload) for half in halves)
         source = halves[0].source if halves else ""
         rows, bytes_ = self._rows_of[source], self._bytes_of[source]
@@ -49,12 +49,12 @@ class Behind:
         return rows if full else 0
 
     def put_back(self, halves: Sequence[NewRow]) -> None:
-        """Put back into their old place the halves that were taken and not written."""
+        """Put halves that were taken but not written back to the front of the queue."""
         self._halves.extendleft(reversed(halves))
         self._count(halves, 1)
 
     def take(self, n: int) -> list[NewRow]:
-        """At most ``n``, the oldest first."""
+        """Remove and return at most ``n`` halves, the oldest first."""
         halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
         self._count(halves, -1)
         return halves

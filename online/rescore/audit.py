@@ -1,4 +1,4 @@
-"""Is what was written what was asked for?  Read back from the files, before it is published."""
+"""Audits a run before it is published, by reading its files back."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from online.tables.places import Folder
 
 PSI_WARN: Final = 0.1
 PSI_BLOCK: Final = 0.25
-"""Population stability index against the last published run, by the usual rule of thumb."""
+"""Bounds of the population stability index against the last published run (a rule of thumb)."""
 
 _BINS: Final = 1_000
 _QUANTILES: Final = 10
-_SHARE_MIN: Final = 1e-4  # of a bin, in the index: an empty one would make it infinite
+_SHARE_MIN: Final = 1e-4  # least share of a bin: an empty one would make the index infinite
 _KEYS_AT_ONCE: Final = 2_000_000  # hashes in memory: 16 MB
 _SHOWN: Final = 5
 _RANGE: Final = 1e100
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A report that says what the audit found.
+    """Result of an audit.
 
     Attributes:
-        blocking, warnings: One finding a text; a run with a blocking one is not published.
-            ``forced`` are those that ``--force`` has let pass.
-        histogram: Rows by bin of the score (or by label, of a multiclass task), for the next run's
+        blocking, warnings: Findings; a run with a blocking one is not published.
+        forced: Blocking findings that ``--force`` has overridden.
+        histogram: Number of rows by bin of the score (multiclass: by label), for the next run's
             index.
-        psi: Against the run published before; None if there was none of the same task.
+        psi: Index against the previously published run; None if there was none of the same task.
         digests: SHA-256 of each file of the run, by its name.
     """
 
@@ -59,8 +59,8 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def bin_of(score: np.ndarray, *, regression: bool) -> np.ndarray:
-    """Number of the bin of each score: thousandths of a probability, or, of any number, its sign,
-    exponent and first five bits (so bins are 3 % wide, and in the order of the numbers).
+    """Bin number of each score: thousandths of a probability, or for other numbers the sign, the
+    exponent and the first five bits (so bins are 3 % wide and in the order of the numbers).
     """
     if not regression:
         return np.clip((score * _BINS).astype(np.int64), 0, _BINS - 1)
@@ -70,9 +70,9 @@ def bin_of(score: np.ndarray, *, regression: bool) -> np.ndarray:
 
 
 def stability(before: Mapping[str, int], now: Mapping[str, int], *, ordered: bool) -> float:
-    """The index: sum of (p - q) ln(p / q) over bins that hold a tenth each of what was before.
+    """Population stability index: sum of (p - q) ln(p / q) over bins.
 
-    ``ordered``: bins are numbers, and are joined to tenths; else each is a label.
+    ``ordered``: bins are numbers, and are joined to tenths of ``before``; else they are labels.
     """
     if not ordered:
         names = sorted({*before, *now})
@@ -92,7 +92,7 @@ def stability(before: Mapping[str, int], now: Mapping[str, int], *, ordered: boo
 
 
 class _Found:
-    """The findings that reading the files has given so far."""
+    """Findings of reading the files so far."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -104,7 +104,7 @@ class _Found:
         self.digests: dict[str, str] = {}
 
     def add(self, number: int, data: bytes) -> None:
-        """Add one shard's file to the findings."""
+        """Read one shard's file and add its findings."""
         shard = self._plan.shards[number]
         where = f"{SHARDS}/{shard.name}"
         try:
@@ -154,7 +154,7 @@ class _Found:
         tolerance = TOLERANCE[self._plan.method]
         for at, label, single in sampled:
             self.sampled += 1
-            if single is None or at >= len(score):  # too few rows is a finding of its own
+            if single is None or at >= len(score):  # missing rows are reported elsewhere
                 continue
             held = float(score[at])
             same = labels is None or labels[at].as_py() == label
@@ -166,7 +166,7 @@ class _Found:
 
 
 def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -> Report:
-    """Read the run's files back, and judge them.  Raises PlaceFailed."""
+    """Read the run's files back and judge them.  Raises PlaceFailed."""
     found = _Found(plan)
     base = f"runs/{plan.run}"
     for shard in plan.shards:
@@ -183,8 +183,8 @@ def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -
         found.digests[f"{QUARANTINE}/{name}"] = hashlib.sha256(data).hexdigest()
     _judge(plan, found)
     keyed = plan.layout.key is not None and not found.blocking
-    if keyed and (twice := _twice(plan, folder, found.scored)):
-        found.blocking.append(f"keys that occur more than once: {', '.join(twice)}")
+    if keyed and (duplicates := _duplicates(plan, folder, found.scored)):
+        found.blocking.append(f"keys that occur more than once: {', '.join(duplicates)}")
     psi, drifted, warnings = _drift(plan, found.bins, before)
     forced = tuple(drifted) if force else ()
     if found.bad:
@@ -215,7 +215,7 @@ def _judge(plan: Plan, found: _Found) -> None:
 def _drift(
     plan: Plan, bins: Mapping[str, int], before: Report | None
 ) -> tuple[float | None, list[str], list[str]]:
-    """The index, what blocks, what warns."""
+    """The stability index, blocking findings, and warnings."""
     if before is None or not before.histogram or not bins:
         return None, [], []
     psi = stability(before.histogram, bins, ordered=plan.task != "multiclass")
@@ -225,8 +225,8 @@ def _drift(
     return psi, [], [f"{text}, {PSI_WARN} is worth a look"] if psi >= PSI_WARN else []
 
 
-def _twice(plan: Plan, folder: Folder, rows: int) -> list[str]:
-    """Some keys that occur more than once; their hashes are compared part by part."""
+def _duplicates(plan: Plan, folder: Folder, rows: int) -> list[str]:
+    """Some keys that occur more than once, found by comparing hashes in parts."""
     parts = -(-rows // _KEYS_AT_ONCE)
     for part in range(parts):
         hashes = np.concatenate([
@@ -240,8 +240,8 @@ def _twice(plan: Plan, folder: Folder, rows: int) -> list[str]:
         counts: Counter[str] = Counter()
         for keys, found in _hashes(plan, folder):
             counts.update(keys[i] for i in np.flatnonzero(np.isin(found, same)).tolist())
-        if twice := [key for key, count in counts.items() if count > 1]:
-            return twice[:_SHOWN]
+        if duplicates := [key for key, count in counts.items() if count > 1]:
+            return duplicates[:_SHOWN]
     return []
 
 

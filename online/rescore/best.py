@@ -1,7 +1,7 @@
-"""The best of some actions for each row of a table: a model of choices asked as a classifier is.
+"""Finds the best action for each row of a table, with a model of choices used as a classifier.
 
-The answer to a row, which is a context, is the id of the action that brings most, and its score the
-reward that is expected of it.  That is no choice: nothing is drawn, and nothing waits for a reward.
+The answer to a row, which is a context, is the id of the action with the highest expected reward,
+and that reward as its score.  It is not a choice: nothing is drawn, and no reward is awaited.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _FLAG: Final = "--actions"
 
 
 class _Listed(msgspec.Struct, forbid_unknown_fields=True):
-    """An action as it stands in a file, and in the body of a choice."""
+    """An action as in a file, and in the body of a choice request."""
 
     id: str
     features: dict[str, Value] = {}
 
 
 class BestAction:
-    """Asks a model which of some actions is the best; it learns nothing.
+    """Predicts which of some actions is the best; it can't learn.
 
     Parameters:
         low, high: The least and the greatest reward.
@@ -45,7 +45,7 @@ class BestAction:
         self.structure = f"the best action, {model.structure}"
 
     def predict(self, features: Features) -> Prediction:
-        """Name the action of which most is expected, the first of several that are as good."""
+        """Return the action with the highest expected reward, the first one if several tie."""
         if wrong := next((name for name in features if name.startswith(ACTION)), None):
             raise ValueError(f"column {wrong!r} begins with {ACTION!r}, as those of actions do")
         (scores,) = score_many(self._model, [(features, self._actions, None)], *self._ends)
@@ -54,28 +54,28 @@ class BestAction:
         return Prediction(name, {name: float(scores.means[place])})
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer of :meth:`predict` to each."""
+        """Predict every row of the batch."""
         return list(map(self.predict, rows))
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """Refuse to learn a row."""
+        """Always raise NotImplementedError; this learner is frozen."""
         raise NotImplementedError(self.why_not_mergeable)
 
     def cut(self) -> Blocks:
-        """Return nothing: nothing was learned."""
+        """Return an empty delta, because it does not learn."""
         return {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for some keys."""
+        """Replace the values of some keys."""
         self._model.rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly these ``values``."""
+        """Replace the state by these ``values``."""
         self._model.reset(values)
 
 
 def actions_in(path: Path) -> tuple[Action, ...]:
-    """The actions in a file: JSON, a list as in the body of a choice.  Raises ConfigError."""
+    """Read actions from a JSON file, a list as in the body of a choice.  Raises ConfigError."""
     hint = 'Give a file like [{"id": "news"}, {"id": "film", "features": {"minutes": 95}}]'
     try:
         listed = msgspec.json.decode(path.read_bytes(), type=list[_Listed])

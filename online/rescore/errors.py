@@ -1,4 +1,4 @@
-"""These errors say what can go wrong in batch re-scoring; nothing is published if one is raised."""
+"""Errors of batch re-scoring; nothing is published if one of them is raised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from online.errors import OnlineError
 
 
 class StoreFailed(OnlineError):
-    """The key-value store of the scores did not take or give them."""
+    """The key-value store of the scores did not answer, or refused an operation."""
 
     definite = False
     store: str
@@ -18,7 +18,7 @@ class StoreFailed(OnlineError):
 
 
 class RunRefused(OnlineError):
-    """A run that can't be begun, or gone on with, as it was asked for."""
+    """A run can't be begun or continued as requested."""
 
     run: str
     problem: str
@@ -27,7 +27,7 @@ class RunRefused(OnlineError):
 
 
 class AuditFailed(OnlineError):
-    """The scores are there, and are not to be published.  ``findings`` say why, one a line."""
+    """The scores exist but must not be published; ``findings`` have the reasons."""
 
     run: str
     findings: tuple[str, ...]
@@ -38,7 +38,7 @@ class AuditFailed(OnlineError):
 
 
 class RayFailed(OnlineError):
-    """Ray stopped while a run was under way; what was finished stays."""
+    """Ray stopped during a run; completed shards are kept."""
 
     definite = False
     reason: str

@@ -1,4 +1,4 @@
-"""A plan says what a run is going to do; it is made once, so that a resumed run does the same."""
+"""The plan of a run, which is written once so that a resumed run does the same."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ FORMAT: Final = 1
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A plan says what one run scores, and with which model.
+    """Describes what one run scores, and with which model.
 
     Attributes:
-        model, task, spec, version, snapshot: What scores: the model's name, its task, the hash of
-            its spec, version and name of the snapshot.
-        classes: What the two labels of a binary task are called; () for their own names.
+        model, task, spec, version, snapshot: The model's name, its task, the hash of its spec, and
+            the snapshot's version and name.
+        classes: Names of the two labels of a binary task; () for the labels themselves.
         method: How rows are scored, see :mod:`online.rescore.scorer`.
         begun_at: POSIX seconds; the ``scored_at`` of every score.
-        since, changed: An earlier run of the same shards, whose scores stand for rows without any
-            of these features (see :mod:`online.rescore.sparse`); "" for none.
-        ends: By feature, least and greatest number that an answer takes as it is, and what it takes
-            instead of one below and one above (see :mod:`online.learning.bounds`).
+        since, changed: An earlier run of the same shards, whose scores are reused for rows without
+            any of these features (see :mod:`online.rescore.sparse`); "" for none.
+        ends: By feature: lower and upper bound, and the values that replace numbers below and above
+            (see :mod:`online.learning.bounds`).
+        within: Range of valid scores.
     """
 
     format: int
@@ -49,23 +50,23 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
-        """Rows of all inputs."""
+        """Number of rows of all inputs."""
         return sum(one.rows for one in self.inputs)
 
     def file_of(self, shard: Shard) -> str:
-        """Path of the shard's input."""
+        """Path of the shard's input file."""
         return self.inputs[shard.input].path
 
 
 def asked(model: str, spec: str, snapshot: str, layout: Layout, inputs: tuple[Input, ...]) -> str:
-    """Hash of what a run is asked to do: the same for the same files and the same model."""
+    """Hash of a run's inputs and model; equal for the same files and the same model."""
     files = [(one.place, one.path, one.size, one.changed_at) for one in inputs]
     parts = (model, spec, snapshot, layout, files)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
 def alike(a: Plan, b: Plan) -> bool:
-    """Whether they do the same with the same rows, in the same shards, but for the weights."""
+    """Whether two plans score the same rows in the same shards alike, apart from the weights."""
 
     def parts(plan: Plan) -> tuple[object, ...]:
         shards = [msgspec.structs.replace(shard, sampled=()) for shard in plan.shards]
@@ -76,10 +77,10 @@ def alike(a: Plan, b: Plan) -> bool:
 
 
 def encode(plan: Plan) -> bytes:
-    """The plan as JSON."""
+    """Encode the plan as JSON."""
     return msgspec.json.encode(plan)
 
 
 def decode(data: bytes) -> Plan:
-    """The plan in a file.  msgspec.DecodeError if it is none."""
+    """Decode a plan.  Raises msgspec.DecodeError."""
     return msgspec.json.decode(data, type=Plan)

@@ -1,7 +1,7 @@
-"""Shards dealt to a pool of Ray actors: the only module here that imports Ray.
+"""Distributes shards to a pool of Ray actors; the only module of this package that imports Ray.
 
-A shard is one task, so what a killed worker had under way is one shard, which Ray gives to the
-process that follows it.  Rows never travel: actors read and write files themselves.
+A shard is one task, so a killed worker loses the work on one shard, which Ray assigns to the
+restarted process.  Rows are not sent: actors read and write files themselves.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ _ACTORS_S: Final = 120
 _LOOK_S: Final = 0.25
 
 Deal = Callable[[Sequence[Shard]], Iterator[Done]]
-"""Scores shards, in any order."""
+"""Scores shards and yields the results in any order."""
 
 
 @contextlib.contextmanager
 def ray_for(
     address: str, owner: str, workers: int, lost: Callable[[OnlineError], None] | None = None
 ) -> Iterator[None]:
-    """A Ray of its own (``local``), or one that runs (``auto`` or ``host:port``), until the end.
+    """Start a local Ray (``local``) or join one (``auto`` or ``host:port``) for the context.
 
     Parameters:
-        owner: Whatever this Ray is for: what a killed driver for the same has left behind is ended.
-        lost: Told, in a thread, that a process of this Ray has died: its driver would wait for it
-            for a minute, and is then ended by Ray.
+        owner: Purpose of this Ray: leftovers of a killed driver with the same purpose are ended.
+        lost: Called on a thread if a process of this Ray has died: the driver would wait for it for
+            a minute, and then be ended by Ray.
 
-    Raises StartRefused, RayFailed.
+    Raises:
+        StartRefused, RayFailed: Ray can't be started or joined.
     """
     private = _private(owner)
-    lock = processes.Owner(private)  # one driver a run
+    lock = processes.Owner(private)  # one driver per run
     try:
         if address == "local":
             processes.end(list(processes.leftovers(private / "run.json", private)))
@@ -87,7 +88,7 @@ def ray_for(
 
 @contextlib.contextmanager
 def _watched(lost: Callable[[OnlineError], None] | None) -> Iterator[None]:
-    """Tell of the death of a process that Ray can't live without."""
+    """Call ``lost`` when a process dies that Ray can't do without."""
     if lost is None:
         yield
         return
@@ -131,31 +132,31 @@ def _private(owner: str) -> Path:
 
 
 class Scoring:
-    """An actor that scores one shard a call."""
+    """An actor that scores one shard per call."""
 
     def __init__(self, output: str, run: str, make: MakeModel) -> None:
-        # Read here: what travels with an actor's making should be small, so that it stays at hand.
+        # Read here, because arguments of an actor's constructor should be small.
         self._plan = decode(Folder(Place(output)).read(f"runs/{run}/plan.json"))
         self._worker = Worker(self._plan, output, make, time.monotonic)
 
     def ready(self) -> None:
-        """Answered once it can score."""
+        """Return once the actor can score."""
 
     def score(self, number: int) -> str:
-        """Score the shard of this number, and return what became of it, as JSON."""
+        """Score the shard of this number; returns the result or the error as JSON."""
         try:
             return msgspec.json.encode(self._worker.score(self._plan.shards[number])).decode()
-        except OnlineError as error:  # Ray would make it a wall of text
+        except OnlineError as error:  # Ray would wrap it in a long traceback
             return json.dumps({"error": type(error).__name__, "args": error.args})
 
 
 def deal(plan: Plan, output: str, make: MakeModel, workers: int) -> Deal:
-    """Return a function that scores shards of the plan on the Ray that runs.
+    """Return a function that scores shards of the plan on the running Ray.
 
-    Iterating over what that function returns raises OnlineError.
+    Iterating over its result raises OnlineError.
     """
 
-    def dealt(shards: Sequence[Shard]) -> Iterator[Done]:
+    def scored(shards: Sequence[Shard]) -> Iterator[Done]:
         import ray
         from ray.util import ActorPool
 
@@ -166,20 +167,20 @@ def deal(plan: Plan, output: str, make: MakeModel, workers: int) -> Deal:
             ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ACTORS_S)
             if not ready:
                 raise errors.RayFailed(f"none of {len(actors)} workers came up in {_ACTORS_S} s")
-            ray.get(ready)  # raises what a worker could not be made for
+            ray.get(ready)  # raises if a worker could not be created
             pool = ActorPool([asked[one] for one in ready])
             numbers = [shard.number for shard in shards]
-            for said in pool.map_unordered(lambda actor, n: actor.score.remote(n), numbers):
-                yield _heard(said)
+            for reply in pool.map_unordered(lambda actor, n: actor.score.remote(n), numbers):
+                yield _result_of(reply)
         finally:
             for actor in actors:
                 ray.kill(actor)
 
-    return dealt
+    return scored
 
 
-def _heard(said: str) -> Done:
-    answer = json.loads(said)
+def _result_of(reply: str) -> Done:
+    answer = json.loads(reply)
     if "error" not in answer:
         return msgspec.convert(answer, Done)
     raise getattr(errors, answer["error"], errors.RayFailed)(*answer["args"])

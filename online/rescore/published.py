@@ -1,4 +1,4 @@
-"""Which run is read: one pointer, swapped in one step, and the runs that it has stood at before."""
+"""The pointer to the run that readers use, swapped atomically, with its history of runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from online.rescore.errors import RunRefused
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A run that was published.
+    """A published run.
 
     Attributes:
         name: Its id.
-        model, version: Which model scored, and which of its snapshots (``epoch.count``).
-        scored_at: POSIX seconds of its beginning.
-        as_of: POSIX seconds of its newest features: a run of older ones does not replace it.
-        rows: Rows scored.
-        expires_at: POSIX seconds after which its scores are not given any more; None: they stay.
+        model, version: The model, and the version of its snapshot (``epoch.count``).
+        scored_at: When the run began, POSIX seconds.
+        as_of: Time of its newest features, POSIX seconds: one with older ones does not replace it.
+        rows: Number of scored rows.
+        expires_at: When its scores expire, POSIX seconds; None: never.
     """
 
     name: str
@@ -29,17 +29,17 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Current(msgspec.Struct, frozen=True):
-    """The pointer.  ``history`` has every run that was published and is kept, oldest first."""
+    """The pointer.  ``history`` has every published run that was not removed, oldest first."""
 
     run: Run | None = None
     history: tuple[Run, ...] = ()
 
     def named(self, name: str) -> Run | None:
-        """The published run of this name."""
+        """The published run of this name, or None."""
         return next((run for run in self.history if run.name == name), None)
 
     def to(self, run: Run, *, force: bool) -> Current:
-        """The pointer at a run.  Raises RunRefused: its features are older than those it has."""
+        """Point to a run.  Raises RunRefused if its features are older than those of this one."""
         if self.run is not None and run.as_of < self.run.as_of and not force:
             raise RunRefused(
                 run.name,
@@ -51,7 +51,7 @@ class Current(msgspec.Struct, frozen=True):
         return Current(run, (*others, run))
 
     def back(self, name: str | None) -> Current:
-        """The pointer at an earlier run: the one before, or the one named.  RunRefused."""
+        """Point to an earlier run: the previous one, or the one named.  Raises RunRefused."""
         here = None if self.run is None else self.run.name
         names = [run.name for run in self.history]
         if name is None:
@@ -64,21 +64,21 @@ class Current(msgspec.Struct, frozen=True):
         return Current(run, self.history)
 
     def without(self, names: frozenset[str]) -> Current:
-        """The pointer without the runs that were removed."""
+        """The pointer without runs that were removed."""
         return Current(self.run, tuple(run for run in self.history if run.name not in names))
 
     def removable(self, keep: int) -> list[str]:
-        """Runs beyond the newest ``keep``; never the one that is read."""
+        """Runs older than the newest ``keep``, except the one that readers use."""
         here = None if self.run is None else self.run.name
         old = self.history[: len(self.history) - keep] if keep < len(self.history) else ()
         return [run.name for run in old if run.name != here]
 
 
 def encode(current: Current) -> bytes:
-    """The pointer as JSON."""
+    """Encode the pointer as JSON."""
     return msgspec.json.encode(current)
 
 
 def decode(data: bytes) -> Current:
-    """The pointer in a file or value."""
+    """Decode the pointer from JSON."""
     return msgspec.json.decode(data, type=Current)

@@ -1,12 +1,12 @@
-"""A run from its request to the pointer: plan, score, audit, publish.  Each step can be repeated.
+"""Executes a run: plan, score, audit, publish.  Each step can be repeated.
 
 ====================================== =======================================================
-``current.json``                       which run is read, and those before
-``runs/RUN/plan.json``                 what it does, written first
-``runs/RUN/shards/NNNNNN.parquet``     scores; a shard's file is there when it is done
-``runs/RUN/quarantine/NNNNNN.parquet`` rows that were not scored, and why
-``runs/RUN/weights.msgpack``           of a linear model: what the next run compares its own with
-``runs/RUN/audit.json``                what reading it back has shown, with SHA-256 of each file
+``current.json``                       pointer to the run that is read, and the runs before
+``runs/RUN/plan.json``                 the plan, written first
+``runs/RUN/shards/NNNNNN.parquet``     scores; the existence of a file means that it is complete
+``runs/RUN/quarantine/NNNNNN.parquet`` rows that were not scored, with the reason
+``runs/RUN/weights.msgpack``           weights of a linear model, for comparison by the next run
+``runs/RUN/audit.json``                result of reading the files back, with SHA-256 of each
 ====================================== =======================================================
 """
 
@@ -49,14 +49,14 @@ POINTER: Final = "current.json"
 WEIGHTS: Final = "weights.msgpack"
 _RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SAMPLE: Final = 200
-_SEED: Final = 8  # of the rows that are drawn for the audit
+_SEED: Final = 8  # for the rows that are sampled for the audit
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The model that scores: ``make`` makes it, and ``snapshot`` is what it was made of.
+    """The model for scoring: ``make`` makes it from the snapshot named ``snapshot``.
 
-    ``ends`` (what it takes numbers for, by feature) and ``within`` are as of the plan.
+    ``ends`` and ``within`` are those of :class:`online.rescore.plan.Plan`.
     """
 
     name: str
@@ -72,17 +72,19 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that says what a run is to do.
+    """Describes what a run is requested to do.
 
     Attributes:
         files: Paths or URIs of files and folders.
         output: Path or URI of the folder of all runs.
-        run: The run's id; None: one that follows from files and model, so that the same request is
-            the same run.
-        ignored: Columns that are left out.
+        run: The run's id; None: derived from files and model, so that the same request is the same
+            run.
+        key, time: Columns of the rows' ids, and of the time for which their features are valid.
+        ignored: Columns to leave out.
         missing_ok: Whether columns that the model has learned may be missing.
-        declared: What the model's settings declare of its features; None: nothing.
-        force: Publish although scores have moved, or features are older.
+        force: Publish although scores have shifted, or features are older.
+        ttl_s: Lifetime of the scores in seconds; None: unlimited.
+        declared: Columns that the model's settings declare; None: none.
     """
 
     files: tuple[str, ...]
@@ -100,11 +102,12 @@ class Request:
 
 @dataclass(slots=True)
 class Outcome:
-    """The outcome that says what a run has done.
+    """Describes what a run has done.
 
-    ``scored`` rows now, of ``rows``; ``skipped`` of them have the score of the run published
-    before, which can't have changed, or ``all_because`` says why every one was scored; ``first_s``
-    … ``last_s``: the first block read, the last one scored, by the machine's monotonic clock.
+    ``scored`` of ``rows`` were scored now; ``skipped`` others have the score of the previously
+    published run, which can't have changed, or ``all_because`` says why all were scored.
+    ``first_s`` and ``last_s``: the first block read and the last one scored, by the machine's
+    monotonic clock.
     """
 
     run: str
@@ -123,7 +126,7 @@ class Outcome:
 
 
 Start = Callable[[Plan, MakeModel], AbstractContextManager[Deal]]
-"""Makes what scores shards, until the end of the context."""
+"""Makes the function that scores shards; it may be used within the context."""
 
 
 def execute(
@@ -135,12 +138,14 @@ def execute(
     now_s: float,
     progress: Callable[[int, int], None],
 ) -> Outcome:
-    """Do the run, or what is left of it.
+    """Execute the run, or what is left of it.
 
     Parameters:
-        progress: Told the rows scored so far, and all.
+        progress: Called with the number of rows scored so far, and of all rows.
 
-    Raises InputRefused, PlaceFailed, RunRefused, AuditFailed, StoreFailed, RayFailed.
+    Raises:
+        InputRefused, PlaceFailed, RunRefused, AuditFailed, StoreFailed, RayFailed: Nothing is
+            published then.
     """
     folder = Folder(Place(request.output))
     before = pointer(folder)
@@ -166,7 +171,7 @@ def execute(
 
 
 def pointer(folder: Folder) -> Current:
-    """Which run is read of a folder.  Raises PlaceFailed, RunRefused."""
+    """The pointer of an output folder.  Raises PlaceFailed, RunRefused."""
     try:
         return published.decode(folder.read(POINTER))
     except FileNotFoundError:
@@ -176,7 +181,7 @@ def pointer(folder: Folder) -> Current:
 
 
 def planned(output: str, run: str) -> Plan | None:
-    """The plan of a run that was begun; None if there is none.  Raises RunRefused."""
+    """The plan of a run that was begun, or None.  Raises RunRefused."""
     if not _RUN.fullmatch(run):
         raise RunRefused(run[:80], "no name of a run", "Use letters, digits, dots and hyphens")
     try:
@@ -192,9 +197,9 @@ def planned(output: str, run: str) -> Plan | None:
 def prepare(
     request: Request, scored: Scored, folder: Folder, before: Current, now_s: float
 ) -> tuple[Plan, str]:
-    """The run's plan: the one it was begun with, or a new one, which is written.
+    """The run's plan: that of an unfinished run, or a new one, which is written.
 
-    With it why all rows are scored though another run of them was published; "" if they are not.
+    Also returns why all rows are scored although another run was published; "" if they are not.
     """
     files = inputs.files_of(request.files)
     model = scored.make()
@@ -229,13 +234,13 @@ def prepare(
         scored.classes, method, now_s, layout, tuple(counted), tuple(shards), ends=ends,
         within=scored.within,
     )  # fmt: skip
-    made, why = _since(made, model, folder, before)
+    made, why = _reusing(made, model, folder, before)
     folder.write(f"runs/{name}/plan.json", plan.encode(made))
     return made, why
 
 
-def _since(made: Plan, model: Model, folder: Folder, before: Current) -> tuple[Plan, str]:
-    """The plan with the run before if rows may keep its scores, or why they may not."""
+def _reusing(made: Plan, model: Model, folder: Folder, before: Current) -> tuple[Plan, str]:
+    """The plan that reuses scores of the previous run, or the unchanged plan and the reason."""
     now = sparse.weights_of(model) if made.method == "columns" else None
     if now is None:
         return made, ""
@@ -259,7 +264,7 @@ def _since(made: Plan, model: Model, folder: Folder, before: Current) -> tuple[P
 
 
 def known_names(model: Model) -> Collection[str]:
-    """Names of the features that a model was built for, or has learned; empty: it takes any."""
+    """Names of the features that a model was built for or has learned; empty: any features."""
     if not isinstance(model, Linear):
         named: Collection[str] = getattr(model, "inputs", ())
         return named
@@ -276,7 +281,7 @@ def known_names(model: Model) -> Collection[str]:
 
 
 def _sample(files: Sequence[Input], shards: Sequence[Shard], layout: Layout) -> Rows:
-    """The first good rows of the first shard."""
+    """The first valid rows of the first shard."""
     first = shards[0]
     for piece in readers.read(files[first.input], first, layout):
         if piece.rows.n:
@@ -296,8 +301,8 @@ def _score(
     progress(done, made.rows)
     if not left:
         return
-    with start(made, scored.make) as deal, contextlib.closing(_as_generator(deal(left))) as dealt:
-        for one in dealt:
+    with start(made, scored.make) as deal, contextlib.closing(_as_generator(deal(left))) as results:
+        for one in results:
             outcome.shards += 1
             outcome.scored += one.good - one.skipped
             outcome.skipped += one.skipped
@@ -307,8 +312,8 @@ def _score(
             progress(done, made.rows)
 
 
-def _as_generator(dealt: Any) -> Any:
-    yield from dealt
+def _as_generator(results: Any) -> Any:
+    yield from results
 
 
 def _audited(made: Plan, folder: Folder, before: Current, *, force: bool) -> audit.Report:

@@ -1,14 +1,14 @@
-"""Scores of many rows at once, equal to those that the service gives one by one.
+"""Scores many rows at once, with the same results as the service's single predictions.
 
 ======== ====================================================================================
-columns  linear models of river: scalers and weights as vectors, one product a batch
-trees    Hoeffding trees and adaptive random forests: rows go down together
-batches  torch modules: one tensor a batch
+columns  linear models of river: scalers and weights as vectors, one product per batch
+trees    Hoeffding trees and adaptive random forests: all rows descend together
+batches  torch modules: one tensor per batch
 rows     any other model: its ``predict_many``
 ======== ====================================================================================
 
-Rows whose answer rounding could change (a label nearly tied, large terms that cancel) are asked
-for one by one, so that the label is always that of a single prediction.
+Rows whose label could depend on rounding (near ties, large terms that cancel) are predicted one by
+one, so that the label is always that of a single prediction.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from replay.example import Label
 Method = Literal["columns", "trees", "batches", "rows"]
 
 TOLERANCE: Final[dict[str, float]] = {"columns": 1e-12, "trees": 1e-12, "batches": 1e-6, "rows": 0}
-"""How far a score may be from the single prediction's, relative to the larger of it and 1."""
+"""Tolerance of a score against the single prediction's, relative to the larger of it and 1."""
 
-_SAFE: Final = 500.0  # sums of terms this large are right to 1e-13 of a probability
+_SAFE: Final = 500.0  # sums of terms up to this size have an error of 1e-13 in the probability
 _SATURATED: Final = 1.0 - 1e-15
 NO_LABEL: Final = -1
 
@@ -47,10 +47,10 @@ class Scores:
     """Answers to n rows.
 
     Attributes:
-        labels: Of a classifier; ``codes`` (int32, shape (n,)) are places in it, ``NO_LABEL`` for
-            none.
-        score: float64 of shape (n,): the number in regression, the probability of True in a binary
-            task, that of the label given in a multiclass one; NaN without an answer.
+        labels: Labels of a classifier.
+        codes: int32, shape (n,): indices into ``labels``, ``NO_LABEL`` for none.
+        score: float64, shape (n,): the number in regression, the probability of True in a binary
+            task, that of the predicted label in a multiclass one; NaN without an answer.
     """
 
     labels: Sequence[Label]
@@ -59,10 +59,10 @@ class Scores:
 
 
 class Scorer:
-    """One model, asked for many rows.
+    """Predicts many rows with one model.
 
     Parameters:
-        method: As :func:`choose` found it for this model and table.
+        method: As returned by :func:`choose` for this model and table.
     """
 
     def __init__(self, model: Model, task: Task, method: Method) -> None:
@@ -70,7 +70,7 @@ class Scorer:
         self._raw = None if method == "rows" else _lowered(model, method)
 
     def score(self, rows: Rows) -> Scores:
-        """Answers to the rows; nothing in the model changes."""
+        """Predict the rows; the model is not changed."""
         if self._raw is None or not rows.n:
             return of_predictions(self._model.predict_many(rows.dicts()) if rows.n else [],
                                   self._task)  # fmt: skip
@@ -80,13 +80,13 @@ class Scorer:
         else:
             scores, near = _of_shares(labels, values, self._task, 10 * self._tolerance)
             doubt = doubt | near
-        return self._asked_again(rows, scores, doubt) if doubt.any() else scores
+        return self._with_singles(rows, scores, doubt) if doubt.any() else scores
 
     def single(self, rows: Rows) -> Scores:
-        """Answers by ``predict``, row by row: what :meth:`score` is judged by."""
+        """Predict row by row with ``predict``: the reference for :meth:`score`."""
         return of_predictions([self._model.predict(x) for x in rows.dicts()], self._task)
 
-    def _asked_again(self, rows: Rows, scores: Scores, doubt: Mask) -> Scores:
+    def _with_singles(self, rows: Rows, scores: Scores, doubt: Mask) -> Scores:
         at = np.flatnonzero(doubt)
         one = self.single(rows.take(at))
         labels = list(dict.fromkeys([*scores.labels, *one.labels]))
@@ -97,7 +97,7 @@ class Scorer:
 
 
 def differ(a: Scores, b: Scores, tolerance: float) -> int:
-    """In how many rows label or score differ by more than ``tolerance``."""
+    """Number of rows whose labels differ, or whose scores differ by more than ``tolerance``."""
     names_a, names_b = [*a.labels, None], [*b.labels, None]
     labels = [names_a[i] != names_b[j] for i, j in zip(a.codes, b.codes, strict=True)]
     allowed = tolerance * np.maximum(1.0, np.abs(b.score))
@@ -106,19 +106,19 @@ def differ(a: Scores, b: Scores, tolerance: float) -> int:
 
 
 def choose(model: Model, task: Task, sample: Rows) -> Method:
-    """The fastest way of asking the model that gives on the sample what ``predict`` does."""
+    """The fastest method with the same results as ``predict`` on the sample."""
     for method in ("columns", "trees", "batches"):
         try:
             scorer = Scorer(model, task, method)
             if not differ(scorer.score(sample), scorer.single(sample), TOLERANCE[method]):
                 return method
         except (Unlowerable, TypeError, KeyError, ValueError, RuntimeError):
-            continue  # not such a model, or not such a table
+            continue  # the method does not fit the model or the table
     return "rows"
 
 
 def of_predictions(answers: Sequence[Prediction], task: Task) -> Scores:
-    """The scores of single predictions."""
+    """Convert single predictions to scores."""
     n = len(answers)
     if task == "regression":
         numbers = [np.nan if a.label is None else float(a.label) for a in answers]
@@ -128,7 +128,7 @@ def of_predictions(answers: Sequence[Prediction], task: Task) -> Scores:
     for i, answer in enumerate(answers):
         label, shares = answer.label, answer.probabilities
         codes[i] = NO_LABEL if label is None else places.setdefault(label, len(places))
-        if shares is None:  # it has no probabilities: its label is all that it says
+        if shares is None:  # no probabilities: only the label is known
             score[i] = np.nan if label is None else float(label is not False)
         elif task == "binary":
             score[i] = shares.get(True, 0.0) if label is not None else np.nan
@@ -140,7 +140,7 @@ def of_predictions(answers: Sequence[Prediction], task: Task) -> Scores:
 def _of_shares(labels: Sequence[Label], shares: Floats, task: Task, near: float) -> tuple[
     Scores, Mask
 ]:  # fmt: skip
-    """Scores from probabilities, and which rows are nearly tied."""
+    """Convert probabilities to scores, and mark rows with a near tie."""
     best = shares.argmax(axis=1)
     top = shares[np.arange(len(shares)), best]
     second = np.partition(shares, -2, axis=1)[:, -2] if shares.shape[1] > 1 else np.zeros(len(top))
@@ -154,7 +154,10 @@ def _of_shares(labels: Sequence[Label], shares: Floats, task: Task, near: float)
 # -- models as arrays ------------------------------------------------------------------------
 
 _Raw = Callable[[Rows], tuple[Sequence[Label], Floats, Mask]]
-"""Labels and probabilities of shape (n, labels), or () and numbers of shape (n, 1); doubt."""
+"""Returns labels, probabilities of shape (n, labels), and a mask of doubtful rows.
+
+For regression: (), numbers of shape (n, 1), and the mask.
+"""
 
 
 def _lowered(model: Model, method: Method) -> _Raw:
@@ -187,7 +190,7 @@ def _scalers(found: Sequence[Any]) -> list[Standard | Limited | MinMax]:
 def _transformed(
     scalers: Sequence[Standard | Limited | MinMax], rows: Rows
 ) -> tuple[list[str], Floats, Mask | None]:
-    """Names, numbers and presence of what comes out of the scalers; 0 where absent."""
+    """Names, numbers and presence after the scalers; absent numbers are 0."""
     before = list(rows.columns)
     names, (x, present) = before, rows.matrix(before)
     for scaler in scalers:
@@ -211,7 +214,7 @@ def _scaled_trees(scalers: Sequence[Standard | Limited | MinMax], trees: Forest)
             rows = Rows(rows.n, columns)
         shares, doubt = trees.shares(rows)
         labels = trees.labels
-        if {*labels} <= {0, 1}:  # river's labels of a binary task may be numbers
+        if {*labels} <= {0, 1}:  # river's labels of a binary task may be integers
             labels = [bool(label) for label in labels]
         return labels, shares, doubt
 
@@ -246,10 +249,10 @@ def _linear(estimator: Any) -> _Raw:
 
 
 def _sums(x: Floats, w: Floats) -> Floats:
-    """Add up the terms of each row, in one order, whatever other rows there are.
+    """Sum the terms of each row in a fixed order, independent of the other rows.
 
-    A matrix product would be another in the last bits for a batch of another size, and then a row
-    that is left out of a batch (see :mod:`online.rescore.sparse`) would change the others.
+    A matrix product would differ in the last bits for batches of other sizes, so that leaving a row
+    out of a batch (see :mod:`online.rescore.sparse`) would change the others.
     """
     sums: Floats = np.einsum("ij,j->i", np.ascontiguousarray(x), w)
     return sums
@@ -274,7 +277,7 @@ def _softmax(scalers: Sequence[Standard | Limited | MinMax], final: Any) -> _Raw
 
 
 def _network(model: Any) -> _Raw:
-    """A torch module; its adapter is not imported where there is no torch."""
+    """Lower a torch module; its adapter is not imported where torch is not installed."""
     if not hasattr(model, "answering") or not hasattr(model, "_head"):
         raise Unlowerable("no torch module")
     import torch
@@ -309,7 +312,7 @@ def _network(model: Any) -> _Raw:
 
 
 def _river_sigmoid(x: Floats) -> Floats:
-    """River's: 0 and 1 beyond 30."""
+    """River's sigmoid function, which is exactly 0 and 1 beyond ±30."""
     out: Floats = 1.0 / (1.0 + np.exp(-np.clip(x, -31.0, 31.0)))
     out[x < -30.0] = 0.0
     out[x > 30.0] = 1.0

@@ -1,4 +1,4 @@
-"""The model of a snapshot, in any process."""
+"""Loads the model of a snapshot for scoring, in any process."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ from paramserver.snapshots.store import Retention
 def scored(
     model: ModelSettings, settings: Settings, name: str = "latest", actions: Sequence[Action] = ()
 ) -> Scored:
-    """The model as a snapshot of the service has it; the service need not run.
+    """Load a model from a snapshot; the service need not run.
 
     Parameters:
-        name: Of the snapshot, or ``latest``.
-        actions: Of which the best is to be named, by a model of choices; empty: rows are scored.
+        name: Name of the snapshot, or ``latest``.
+        actions: Actions of which a model of choices names the best; empty: rows are scored.
 
-    Raises StartRefused: there is none; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
+    Raises:
+        StartRefused: There is no snapshot.
+        SnapshotMissing, SnapshotCorrupt, LearnerUnusable: It can't be used.
     """
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
@@ -52,7 +54,7 @@ def scored(
     bounds = Bounds.of(state.values, on=model.filters != "none")
     task, spec, within = model.task, loaded.spec_hash, (0.0, 1.0)
     make = partial(_made, model, settings, keys.secret, keys.old_secrets, data)
-    if actions and model.choose is not None:  # another question: its answers are actions' ids
+    if actions and model.choose is not None:  # the answers are the ids of actions
         task, within = "multiclass", model.choose.reward_range
         spec = sha256(msgspec.json.encode((spec, actions))).hexdigest()
         among = [_as_answered(one, bounds) for one in actions]
@@ -71,7 +73,7 @@ def scored(
 
 
 def _read(model: ModelSettings, settings: Settings, spec: str, name: str) -> tuple[str, bytes]:
-    """Name and bytes of a snapshot, or of the newest."""
+    """Name and bytes of a snapshot, or of the newest one."""
     stored = open_snapshots(lineage_place(snapshots_path(settings), model.name, spec))
     if name == "latest":
         history = SnapshotHistory(stored, Retention())
@@ -86,7 +88,7 @@ def _read(model: ModelSettings, settings: Settings, spec: str, name: str) -> tup
 
 
 def _as_answered(action: Action, bounds: Bounds) -> Action:
-    """The action as a choice among it is answered: numbers far beyond all before are bounded."""
+    """The action with its numbers bounded as when the service answers a choice."""
     name, features = action
     taken = bounds.answered({ACTION + key: value for key, value in features.items()})
     return name, {key.removeprefix(ACTION): value for key, value in taken.items()}

@@ -1,9 +1,10 @@
-"""Which rows can have another score than in the run before: those with a feature that moved.
+"""Finds the rows whose score may have changed since the previous run, by their changed features.
 
-A linear model's score is a sum with a term a feature.  If nothing that is in every score has moved
-(a scaler, the intercept, a new class), a row without any of the changed features has the very sum
-that it had: its terms with other weights are zero in both.  :mod:`online.rescore.scorer` adds up
-each row by itself and in one order, so that this is so to the last bit.
+The score of a linear model is a sum with one term per feature.  If nothing that is part of every
+score has changed (a scaler, the intercept, a new class), a row without any of the changed features
+has exactly the same sum as before: its terms with changed weights are zero in both.
+:mod:`online.rescore.scorer` sums each row separately and in a fixed order, so that this holds to
+the last bit.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from online.tables.columns import Mask, Rows, Text
 from replay.example import label_text
 
 FORMAT: Final = 1
-"""Of the sums, too: raise it when a row's terms are added up in another order."""
+"""Version of weights and sums: raise it if a row's terms are summed in another order."""
 
 
 class Weights(msgspec.Struct, frozen=True):
-    """A linear model as its scores see it.
+    """The weights of a linear model that determine its scores.
 
     Attributes:
-        dense: What is in every score, by name: a text that changes with it.
-        sparse: By feature: its weight, or one for each class in the order of their names; those of
-            all zeros are left out.
-        scaled: Whether a feature of 0 is no term of 0.
+        dense: Parts of every score, by name, as texts that change with them.
+        sparse: By feature: its weight, or one per class in the order of their names; features with
+            only zeros are left out.
+        scaled: Whether a feature with value 0 contributes a non-zero term.
     """
 
     format: int
@@ -45,7 +46,7 @@ class Weights(msgspec.Struct, frozen=True):
 
 
 def weights_of(model: Model) -> Weights | None:
-    """Return the weights of a linear model; None if the model is none."""
+    """Return the weights of a linear model; None for other models."""
     if not isinstance(model, Linear):
         return None
     *scalers, final = steps(model.estimator)
@@ -74,7 +75,7 @@ def _scaler(step: Any) -> str:
 
 
 def changed(before: Weights, now: Weights) -> tuple[list[str] | None, str]:
-    """Features whose weights moved, in order; None, and why: every score can have moved."""
+    """Features with changed weights, in order; or None and the reason why all scores may change."""
     if before.format != now.format:
         return None, "they were added up in another way"
     for name in sorted({*before.dense, *now.dense}):
@@ -86,7 +87,7 @@ def changed(before: Weights, now: Weights) -> tuple[list[str] | None, str]:
         if before.sparse.get(name) != now.sparse.get(name)
     }
     numbers = (w for held in (before, now) for name in names for w in held.sparse.get(name, ()))
-    if not all(map(math.isfinite, numbers)):  # 0 times infinity is no 0
+    if not all(map(math.isfinite, numbers)):  # 0 times infinity is not 0
         return None, "a weight is not finite"
     return sorted(names), ""
 
@@ -94,14 +95,14 @@ def changed(before: Weights, now: Weights) -> tuple[list[str] | None, str]:
 def moved_ends(
     before: Mapping[str, Sequence[float]], now: Mapping[str, Sequence[float]]
 ) -> list[str] | None:
-    """Features whose bounds moved; None: those of one of them leave out 0, which was no term."""
+    """Features with changed bounds; None if such bounds exclude 0, so absent features matter."""
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     both = [held[name] for held in (before, now) for name in names if name in held]
     return names if all(low <= 0.0 <= high for low, high, *_ in both) else None
 
 
 def touched(rows: Rows, names: Collection[str], *, scaled: bool) -> Mask:
-    """Rows that have one of these features, with another value than 0 if those are no terms."""
+    """Rows that have one of these features, unless it is 0 and contributes nothing."""
     out = np.zeros(rows.n, dtype=np.bool_)
     for name in names:
         column = rows.columns.get(name)
@@ -110,7 +111,7 @@ def touched(rows: Rows, names: Collection[str], *, scaled: bool) -> Mask:
         if isinstance(column, Text) or scaled:
             out |= True if column.present is None else column.present
         else:
-            out |= column.values != 0  # absent ones are 0
+            out |= column.values != 0  # absent values are 0
     return out
 
 

@@ -1,7 +1,7 @@
-"""Scores by key: in SQLite files of a folder, or on a Redis server.
+"""Stores of scores by key: SQLite files in a folder, or a Redis server.
 
-Each run has a namespace of its own, which is complete before anybody is pointed to it, and one
-pointer a model says which one is read.  Nothing in a namespace ever changes.
+Each run has its own namespace, which is complete before the pointer of the model refers to it.  A
+namespace never changes afterwards.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from online.settings.addresses import hidden
 from refusals import installing
 
 Score: TypeAlias = tuple[str | None, float]
-"""Prediction of a classifier (its text; None in regression), and score."""
+"""Prediction of a classifier as text (None in regression), and score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A shard's rows for a store: its name, and how to read keys and scores."""
+    """A shard's rows for a store: its name, and a function that reads keys and scores."""
 
     name: str
     read: Callable[[], list[tuple[str, str | None, float]]]
@@ -37,17 +37,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Scores of some keys, all of one run; None for a key that it has not (or not any more)."""
+    """Scores of some keys, all of one run; None for keys that it does not have (any more)."""
 
     run: Run | None
     scores: list[Score | None]
 
 
 class SqliteScores:
-    """A folder with a SQLite file a run, and the pointer as a file.
+    """A folder with one SQLite file per run, and the pointer as a file.
 
-    A file is built aside and renamed when it is whole; readers open it as what never changes, so
-    they take no lock.  Use from one thread at a time.
+    A file is built aside and renamed when it is complete; readers open it as immutable, so they
+    take no lock.  Use it from one thread at a time.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
@@ -57,7 +57,7 @@ class SqliteScores:
         self._open: sqlite3.Connection | None = None
 
     def current(self) -> Current:
-        """The pointer.  Raises StoreFailed."""
+        """Read the pointer.  Raises StoreFailed."""
         try:
             return published.decode((self._folder / "current.json").read_bytes())
         except FileNotFoundError:
@@ -66,7 +66,7 @@ class SqliteScores:
             raise StoreFailed(self.url, str(error)) from error
 
     def load(self, run: Run, parts: Iterable[Part]) -> int:
-        """Make the run's namespace; rows written (0: it was whole).  Raises StoreFailed."""
+        """Write the run's namespace; returns rows written, 0 if it was complete.  StoreFailed."""
         target = self._folder / f"{run.name}.db"
         if target.exists():
             return 0
@@ -79,14 +79,14 @@ class SqliteScores:
                 _sync(temporary)
                 temporary.replace(target)
                 _sync(self._folder)
-            except BaseException:  # a full disk, or Ctrl-C: half a file is in the way
+            except BaseException:  # a full disk, or Ctrl-C: remove the partial file
                 with contextlib.suppress(OSError):
                     temporary.unlink()
                 raise
         return rows
 
     def point(self, change: Callable[[Current], Current]) -> Current:
-        """Swap the pointer.  Raises what ``change`` raises, and StoreFailed."""
+        """Change the pointer atomically.  Raises what ``change`` raises, and StoreFailed."""
         made = change(self.current())
         with self._failures():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class SqliteScores:
                 (self._folder / f"{name}.db").unlink(missing_ok=True)
 
     def get(self, keys: Sequence[str], now_s: float) -> Read:
-        """Scores of some keys, of the run that is current now.  Raises StoreFailed."""
+        """Scores of some keys from the current run.  Raises StoreFailed."""
         with self._failures():
             run = self._refreshed().run
             if run is None or self._open is None or (run.expires_at or now_s) < now_s:
@@ -120,7 +120,7 @@ class SqliteScores:
             return Read(run, [found.get(key) for key in keys])
 
     def _refreshed(self) -> Current:
-        """The pointer, read again if its file is another one; the run's file is open."""
+        """The pointer, read again if its file was replaced; opens the run's file."""
         try:
             stat = (self._folder / "current.json").stat()
         except FileNotFoundError:
@@ -138,7 +138,7 @@ class SqliteScores:
         return self._current
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the run's file."""
         if self._open is not None:
             self._open.close()
             self._open = self._seen = None
@@ -154,7 +154,7 @@ class SqliteScores:
 def _fill(path: Path, parts: Iterable[Part]) -> int:
     rows = 0
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA journal_mode=OFF")  # it is not there before it is whole
+        db.execute("PRAGMA journal_mode=OFF")  # the file is visible only when it is complete
         db.execute("PRAGMA synchronous=OFF")
         db.execute(
             "CREATE TABLE scores (key TEXT PRIMARY KEY, prediction TEXT, score REAL) WITHOUT ROWID"
@@ -179,8 +179,8 @@ _pack = msgspec.msgpack.Encoder().encode
 _texts = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(tuple[str | None, float]).decode
 PREFIX: Final = "online:scores"
-"""Of the keys in Redis."""
-_AT_ONCE: Final = 250  # keys of a script: the server does nothing else for half a millisecond
+"""Prefix of the keys in Redis."""
+_AT_ONCE: Final = 250  # keys per script, which blocks the server for half a millisecond
 _PIPELINED: Final = 8
 _SET_MANY: Final = """
 local rows = cmsgpack.unpack(ARGV[1])
@@ -189,7 +189,7 @@ for i = 1, #rows, 2 do redis.call('SET', KEYS[1] .. rows[i], rows[i + 1], 'EX', 
 
 
 def _redis(url: str, timeout_s: float) -> tuple[Any, dict[str, Any]]:
-    """The package, and options of a client that sends nothing twice.  Raises StoreFailed."""
+    """The redis package, and client options without retries.  Raises StoreFailed."""
     try:
         import redis
         from redis.backoff import NoBackoff
@@ -202,13 +202,14 @@ def _redis(url: str, timeout_s: float) -> tuple[Any, dict[str, Any]]:
 
 
 class RedisScores:
-    """A Redis server: a key a score, and the pointer as a key.
+    """A Redis server with one key per score, and the pointer as a key.
 
     Parameters:
         url: ``redis://``, ``rediss://`` or ``unix://``.
-        ttl_s: How long a score stays; None: until its run is removed.
+        ttl_s: Lifetime of a score; None: until its run is removed.
 
-    Raises StoreFailed if the package for Redis is missing.
+    Raises:
+        StoreFailed: The package for Redis is missing.
     """
 
     def __init__(
@@ -223,15 +224,15 @@ class RedisScores:
         self._current, self._raw = Current(), b""
 
     def current(self) -> Current:
-        """The pointer.  Raises StoreFailed."""
+        """Read the pointer.  Raises StoreFailed."""
         with self._failures():
             raw = self._client.get(f"{self._base}:current")
         return Current() if raw is None else published.decode(raw)
 
     def load(self, run: Run, parts: Iterable[Part]) -> int:
-        """Write the run's namespace, but for the parts that are in it; rows written.
+        """Write the parts of the run's namespace that are missing; returns rows written.
 
-        Raises StoreFailed: what was written stays, and is not read by anybody.
+        Raises StoreFailed: what was written stays, but nobody reads it.
         """
         rows, done = 0, f"{self._base}:{run.name}::parts"
         with self._failures():
@@ -264,7 +265,7 @@ class RedisScores:
                 pipe.execute()
 
     def point(self, change: Callable[[Current], Current]) -> Current:
-        """Swap the pointer in one step.  Raises what ``change`` raises, and StoreFailed."""
+        """Change the pointer atomically.  Raises what ``change`` raises, and StoreFailed."""
         key = f"{self._base}:current"
         with self._failures():
             made: list[Current] = []
@@ -292,7 +293,7 @@ class RedisScores:
                     self._client.unlink(*found)
 
     def get(self, keys: Sequence[str], now_s: float) -> Read:
-        """Scores of some keys, all of one run, in one exchange unless the pointer has moved.
+        """Scores of some keys of one run, in one round trip unless the pointer has changed.
 
         Raises StoreFailed.
         """
@@ -324,9 +325,9 @@ class RedisScores:
 
 
 class RedisReads:
-    """The reading half of :class:`RedisScores`, which waits without a thread.
+    """Async reader of the scores that :class:`RedisScores` writes, with the same parameters.
 
-    Use from one task at a time, of one event loop.  Parameters as there.
+    Use it from one task at a time, in one event loop.
     """
 
     def __init__(
@@ -342,9 +343,9 @@ class RedisReads:
         self._current, self._raw = Current(), b""
 
     async def get(self, keys: Sequence[str], now_s: float) -> Read:
-        """Scores of some keys, all of one run, by one command unless the pointer has moved.
+        """Scores of some keys of one run, by one command unless the pointer has changed.
 
-        The pointer and the scores are asked for together, so they are of one moment.
+        The pointer and the scores are read by the same command, so they are consistent.
 
         Raises StoreFailed.
         """
@@ -377,7 +378,7 @@ Scores: TypeAlias = SqliteScores | RedisScores
 
 
 def open_store(url: str, model: str, ttl_s: float | None = None) -> Scores:
-    """The store of a model's scores: ``sqlite:FOLDER``, or ``redis://host:port/0``.
+    """Open the store of a model's scores: ``sqlite:FOLDER``, or ``redis://host:port/0``.
 
     Raises ConfigError.
     """

@@ -1,10 +1,10 @@
-"""Hoeffding trees and adaptive random forests of river, asked for many rows at once.
+"""Predicts many rows at once with river's Hoeffding trees and adaptive random forests.
 
-Rows go down a tree together: at a branch their places are divided by one comparison of a column.
-What a naive Bayes leaf needs (means, variances, log priors) is taken out of its Python objects
-once.  Sums go in river's order, so answers are river's bit for bit but for ``exp`` and a square
-that the C library may round differently; rows where that could be seen are marked as doubtful,
-and are asked for one by one.
+Rows descend a tree together: at a branch their indices are divided by one comparison of a column.
+The statistics of a naive Bayes leaf (means, variances, log priors) are read from its Python objects
+once.  Sums are in river's order, so results are river's bit for bit, except for ``exp`` and a
+square that the C library may round differently; rows where this could matter are marked as
+doubtful, and are predicted one by one.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _HALF_LOG_TAU: Final = 0.5 * math.log(math.tau)
 _ADAPTIVE: Final = (LeafNaiveBayesAdaptive, RandomLeafNaiveBayesAdaptive)
 _BAYES: Final = (LeafNaiveBayes, RandomLeafNaiveBayes)
 _MAJORITY: Final = (LeafMajorityClass, RandomLeafMajorityClass)
-_LARGE: Final = 1e3  # log likelihoods whose last bit can be seen in a probability
+_LARGE: Final = 1e3  # log likelihoods whose last bit may be visible in a probability
 Leaf = Callable[[Rows, Index, Floats, Mask], None]
 
 
 class Unlowerable(OnlineError):
-    """A model, or a table, that has to be asked row by row; why."""
+    """A model or a table must be predicted row by row; the argument is the reason."""
 
 
 def lower(estimator: Any) -> Forest:
-    """The tree or forest as arrays.  Raises Unlowerable."""
+    """Convert a tree or forest to arrays.  Raises Unlowerable."""
     if type(estimator) is tree.HoeffdingTreeClassifier:
         return Forest([(estimator, 1.0)], normal=False)
     if type(estimator) is forest.ARFClassifier and len(estimator):
@@ -58,7 +58,7 @@ class Forest:
     """Trees with their votes.
 
     Attributes:
-        labels: Of the columns of what :meth:`shares` gives, in the order of river's answer.
+        labels: Labels of the columns of :meth:`shares`, in the order of river's answer.
     """
 
     def __init__(self, trees: Sequence[tuple[Any, float]], *, normal: bool) -> None:
@@ -71,9 +71,9 @@ class Forest:
         self._normal = normal
 
     def shares(self, rows: Rows) -> tuple[Floats, Mask]:
-        """Probabilities of shape (n, labels), and the rows that are in doubt.
+        """Probabilities of shape (n, labels), and a mask of doubtful rows.
 
-        Raises Unlowerable if a column is not of the type that a branch compares.
+        Raises Unlowerable if a column does not have the type that a branch compares.
         """
         total = np.zeros((rows.n, len(self.labels)))
         doubt = np.zeros(rows.n, dtype=np.bool_)
@@ -92,7 +92,7 @@ class Forest:
 
 
 def _node(node: Any, owner: Any, place: dict[Any, int]) -> Leaf:
-    """A function that fills the answers of the rows that come to the node."""
+    """Make a function that fills in the answers of the rows that reach the node."""
     kind = type(node)
     if kind in (*_ADAPTIVE, *_BAYES, *_MAJORITY):
         return _leaf(node, owner, place)
@@ -101,7 +101,7 @@ def _node(node: Any, owner: Any, place: dict[Any, int]) -> Leaf:
     ):  # fmt: skip
         raise Unlowerable(f"{kind.__name__} is not among the nodes that are lowered")
     children = [_node(child, owner, place) for child in node.children]
-    usual = node.most_common_path()[0]  # where rows without the feature go
+    usual = node.most_common_path()[0]  # the child of rows without the feature
     test = _test(node, usual)
 
     def divide(rows: Rows, at: Index, out: Floats, doubt: Mask) -> None:
@@ -114,7 +114,7 @@ def _node(node: Any, owner: Any, place: dict[Any, int]) -> Leaf:
 
 
 def _test(node: Any, usual: int) -> Callable[[Rows, Index], npt.NDArray[np.int64]]:
-    """Number of the child that each of the rows goes to."""
+    """Make a function that returns the index of the child for each row."""
     feature = node.feature
 
     def numeric(rows: Rows, at: Index) -> npt.NDArray[np.int64]:
@@ -138,7 +138,7 @@ def _test(node: Any, usual: int) -> Callable[[Rows, Index], npt.NDArray[np.int64
             table = [0 if value == node.value else 1 for value in column.values]
         else:
             table = [node._mapping.get(value, usual) for value in column.values]
-        return np.array([*table, usual])[column.codes[at]]  # ABSENT takes the last one
+        return np.array([*table, usual])[column.codes[at]]  # ABSENT is index -1: the last entry
 
     return numeric if type(node) is branches.NumericBinaryBranch else nominal
 
@@ -170,7 +170,7 @@ def _constant(answer: dict[Any, float], place: dict[Any, int]) -> Leaf:
 
 
 class _Bayes:
-    """A naive Bayes leaf: river's ``do_naive_bayes_prediction`` of many rows."""
+    """A naive Bayes leaf: river's ``do_naive_bayes_prediction`` for many rows."""
 
     def __init__(self, node: Any, total: float, place: dict[Any, int]) -> None:
         self._stats = dict(node.stats)
@@ -191,7 +191,7 @@ class _Bayes:
         votes = np.zeros((len(at), len(self._stats)))
         for c, prior in enumerate(self._priors):
             votes[:, c] = 0.0 if prior is None else prior
-        for feature in self._order:  # in river's order: sums are its sums
+        for feature in self._order:  # in river's order, for equal rounding
             if (column := rows.columns.get(feature)) is not None:
                 self._add(votes, feature, column, at)
         most = votes.max(axis=1, keepdims=True)
@@ -204,7 +204,7 @@ class _Bayes:
         doubt[at] |= (np.abs(most[:, 0]) > _LARGE) & (shares.max(axis=1) < 1.0)
 
     def _add(self, votes: Floats, feature: str, column: Numbers | Text, at: Index) -> None:
-        """The log likelihoods of one feature."""
+        """Add the log likelihoods of one feature."""
         here = None if column.present is None else column.present[at]
         gaussians = self._gaussians.get(feature)
         if isinstance(column, Text):
@@ -228,9 +228,9 @@ class _Bayes:
             votes[:, c] += log_p if here is None else np.where(here, log_p, 0.0)
 
     def _table(self, feature: str, values: Sequence[str]) -> list[Floats]:
-        """Return for each class the log likelihood of each text, then that of none.
+        """Return for each class the log likelihood of each text, and then of a missing text.
 
-        The table is kept while the texts are the same ones, as they are within a row group.
+        The table is cached while the texts are the same, as they are within a row group.
         """
         known_values, made = self._tables.get(feature, (None, []))
         if known_values == values:
@@ -243,13 +243,13 @@ class _Bayes:
             shares = [known.get(value, 0.0) / total if total else 0.0 for value in values]
             logs = [math.log(share) if share > 0 else 0.0 for share in shares]
             out.append(np.array([*logs, 0.0]))
-        assert ABSENT == -1  # takes the last one
+        assert ABSENT == -1  # so it selects the last entry
         self._tables[feature] = (list(values), out)
         return out
 
 
 def _gaussian(known: Any) -> tuple[float, float, float] | None:
-    """Mean, -2 x variance and log deviation, as river's ``Gaussian.log_pdf`` has them."""
+    """Mean, -2 x variance and log deviation, as in river's ``Gaussian.log_pdf``."""
     if known is None:
         return None
     var = known._var

@@ -1,8 +1,7 @@
-"""One shard from its rows to its file: the part of a run that goes on in many processes.
+"""Scores one shard, from its rows to its file, in any of a run's processes.
 
-The file is a function of the plan and the model alone: no clock, no name of a run, so whoever
-writes it, however often, writes the same bytes.  It is written whole, and its being there is what
-says that the shard is done.
+The file depends only on the plan and the model, not on a clock or a run's name, so repeated writes
+give the same bytes.  It is written atomically, and its existence means that the shard is complete.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ _FIRST: Final = itemgetter(0)
 _HASH: Final = partial(mmh3.hash64, signed=False)
 
 MakeModel = Callable[[], Model]
-"""Makes the model as the snapshot has it, in any process."""
+"""Makes the model of the snapshot, in any process."""
 
 
 class Note(msgspec.Struct, frozen=True):
-    """The note that a shard's file has about itself, in its footer.
+    """Metadata in the footer of a shard's file.
 
     Attributes:
-        good, bad: Rows scored, and rows in the quarantine file.
+        good, bad: Numbers of scored rows, and of rows in the quarantine file.
         keys: Sum of the hashes of the good rows' keys, modulo 2^64, as text; "" without keys.
-        sampled: Rows scored one by one: place in the file, label, score.
+        sampled: Rows scored one by one: position in the file, label, score.
         newest: Newest feature time, POSIX seconds.
     """
 
@@ -60,7 +59,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """A shard that was scored; times by the machine's monotonic clock, in seconds.
+    """A scored shard; times are by the machine's monotonic clock, in seconds.
 
     ``skipped`` of the good rows have the scores of an earlier run.
     """
@@ -75,7 +74,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """Scores shards of one plan, in one process."""
+    """Scores shards of one plan in one process."""
 
     def __init__(
         self, plan: Plan, output: str, make: MakeModel, monotonic_s: Callable[[], float]
@@ -93,23 +92,25 @@ class Worker:
         """Score a shard and write its files.  Raises InputRefused, PlaceFailed."""
         begun_s = self._monotonic_s()
         one = self._plan.inputs[shard.input]
-        kept, before, skipped = _Kept(self._plan, shard), self._before(shard), 0
+        results, before, skipped = _Results(self._plan, shard), self._before(shard), 0
         for sent in read(one, shard, self._plan.layout):
             piece = replace(sent, rows=sent.rows.within(self._plan.ends))
             old = None if before is None else before.at(piece.numbers)
             if old is None:
                 answers = self._answers(piece.rows)
             else:
-                answers, n = self._only_touched(piece.rows, old)
+                answers, n = self._rescored_if_changed(piece.rows, old)
                 skipped += n
-            kept.add(piece, answers, self._singles(piece, shard))
+            results.add(piece, answers, self._singles(piece, shard))
         scored_s = self._monotonic_s()
         base = f"runs/{self._plan.run}"
-        if kept.bad:
-            self._folder.write(f"{base}/{QUARANTINE}/{shard.name}", kept.quarantine())
-        self._folder.write(f"{base}/{SHARDS}/{shard.name}", kept.table())
+        if results.bad:
+            self._folder.write(f"{base}/{QUARANTINE}/{shard.name}", results.quarantine())
+        self._folder.write(f"{base}/{SHARDS}/{shard.name}", results.table())
         ended_s = self._monotonic_s()
-        return Done(shard.number, kept.good, len(kept.bad), begun_s, scored_s, ended_s, skipped)
+        return Done(
+            shard.number, results.good, len(results.bad), begun_s, scored_s, ended_s, skipped
+        )
 
     def _answers(self, rows: Rows) -> Answers:
         scores = self._scorer.score(rows)
@@ -119,7 +120,7 @@ class Worker:
         return Answers(np.array(texts, dtype=object)[scores.codes], scores.score)
 
     def _before(self, shard: Shard) -> _Before | None:
-        """Return what an earlier run has of the shard; None: there is none, or it was removed."""
+        """Return an earlier run's scores of the shard; None if there are none, or not any more."""
         if not self._plan.since:
             return None
         try:
@@ -128,8 +129,8 @@ class Worker:
             return None
         return _Before(pq.read_table(io.BytesIO(data), use_threads=False))
 
-    def _only_touched(self, rows: Rows, old: Answers) -> tuple[Answers, int]:
-        """The answers of before but to rows that have changed features; how many they are."""
+    def _rescored_if_changed(self, rows: Rows, old: Answers) -> tuple[Answers, int]:
+        """Rescore only rows with changed features; returns answers and the number of others."""
         mask = touched(rows, self._plan.changed, scaled=self._scaled)
         at = np.flatnonzero(mask)
         if len(at):
@@ -140,7 +141,7 @@ class Worker:
         return old, rows.n - len(at)
 
     def _singles(self, piece: Piece, shard: Shard) -> dict[int, tuple[Label | None, float]]:
-        """The sampled rows of the piece, scored one by one: answers by place in the piece."""
+        """Score the sampled rows of the piece one by one; answers by position in the piece."""
         wanted = np.array(shard.sampled, dtype=np.int64) + shard.first
         at = np.flatnonzero(np.isin(piece.numbers, wanted))
         if not len(at):
@@ -155,7 +156,7 @@ class Worker:
 def alone(
     plan: Plan, output: str, make: MakeModel, monotonic_s: Callable[[], float]
 ) -> Callable[[Sequence[Shard]], Iterator[Done]]:
-    """Return a function that scores shards of the plan one after the other, in this process."""
+    """Return a function that scores shards of the plan one by one, in this process."""
 
     def dealt(shards: Sequence[Shard]) -> Iterator[Done]:
         worker = Worker(plan, output, make, monotonic_s)
@@ -167,14 +168,14 @@ def alone(
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Labels as they are written (None: no label, or regression), and scores, of n rows."""
+    """Labels as written to files (None: no label, or regression), and scores, of n rows."""
 
     texts: npt.NDArray[np.object_] | None
     score: Floats
 
 
 class _Before:
-    """A shard's file of an earlier run."""
+    """The scores of a shard from an earlier run."""
 
     def __init__(self, table: pa.Table) -> None:
         self._numbers = table["row"].to_numpy()
@@ -184,7 +185,7 @@ class _Before:
             self._texts = np.array(table["prediction"].to_pylist(), dtype=object)
 
     def at(self, numbers: Index) -> Answers | None:
-        """Answers to these rows, to be changed at will; None: it has not got all of them."""
+        """A copy of the answers to these rows; None if some of them are missing."""
         if not len(numbers) or not len(self._numbers):
             return None
         at = np.minimum(np.searchsorted(self._numbers, numbers), len(self._numbers) - 1)
@@ -193,8 +194,8 @@ class _Before:
         return Answers(None if self._texts is None else self._texts[at], self._score[at])
 
 
-class _Kept:
-    """The part of a shard that was scored so far."""
+class _Results:
+    """Collects the results of a shard piece by piece."""
 
     def __init__(self, plan: Plan, shard: Shard) -> None:
         self._plan, self._file = plan, plan.file_of(shard)
@@ -207,7 +208,7 @@ class _Kept:
     def add(
         self, piece: Piece, answers: Answers, singles: dict[int, tuple[Label | None, float]]
     ) -> None:
-        """Take a piece's answers."""
+        """Add a piece's answers."""
         classes = self._plan.classes
         columns = [pa.array(piece.numbers)]
         if piece.keys is not None:
@@ -226,7 +227,7 @@ class _Kept:
             self._newest = max(self._newest, piece.newest)
 
     def table(self) -> bytes:
-        """The shard's file: ``row``, ``key``, ``prediction`` of a classifier, ``score``."""
+        """Encode the shard's file: ``row``, ``key``, ``prediction`` (classifiers), ``score``."""
         plan = self._plan
         fields = [pa.field("row", pa.int64(), nullable=False)]
         if plan.layout.key is not None:
@@ -247,12 +248,12 @@ class _Kept:
         return _parquet(pa.table(arrays, schema=schema))
 
     def quarantine(self) -> bytes:
-        """The rows that were not scored: ``file``, ``row``, ``column``, ``reason``."""
+        """Encode the rows that were not scored: ``file``, ``row``, ``column``, ``reason``."""
         return quarantined(self._file, self.bad)
 
 
 def quarantined(file: str, found: Sequence[Bad]) -> bytes:
-    """A quarantine file: rows of one input with the reason, in their order."""
+    """Encode a quarantine file: rows of one input with the reason, in their order."""
     rows = sorted(found, key=lambda bad: (bad.row, bad.column))
     return _parquet(
         pa.table({
@@ -271,24 +272,24 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def note_of(file: pq.ParquetFile) -> Note:
-    """Return what a shard's file says about itself.
+    """Return the metadata of a shard's file.
 
-    Raises KeyError or msgspec.DecodeError if it is no such file.
+    Raises KeyError or msgspec.DecodeError if it is not such a file.
     """
     return msgspec.json.decode(file.schema_arrow.metadata[_NOTE], type=Note)
 
 
 def key_sum(keys: Sequence[str]) -> int:
-    """Sum of 64-bit hashes: the same for the same keys in any order."""
+    """Sum of 64-bit hashes, independent of the keys' order."""
     return sum(hashes(keys)) & _MASK
 
 
 def hashes(keys: Iterable[str]) -> Iterator[int]:
-    """A 64-bit hash of each key; without a line of Python a key, of which there are millions."""
+    """A 64-bit hash of each key, computed without Python code per key: there may be millions."""
     return map(_FIRST, map(_HASH, keys))
 
 
 def answer_key(label: Label, classes: Sequence[str | int | bool]) -> str:
-    """The label's text as it is a key of ``probabilities`` in the service's answers."""
+    """The label's text as used in ``probabilities`` of the service's answers."""
     named: Any = classes[int(label)] if classes and isinstance(label, bool) else label
     return named if isinstance(named, str) else label_text(named)

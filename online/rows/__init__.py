@@ -1,1 +1,1 @@
-"""Rows: values become canonical, labels find their prediction, decisions are read."""
+"""Rows: validates values, joins labels with their predictions, and reads decisions."""

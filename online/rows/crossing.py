@@ -1,7 +1,7 @@
-"""How many products of features a choice asks for: those of the moment by those of the actions.
+"""Bounds the products of context and action features that a choice makes the model compute.
 
-A body grows by the sum of both, what the model looks up by their product: a few kilobytes of names
-would hold a replica for seconds and fill its memory.  So they are counted before they are made.
+A body's size grows with the sum of both, the model's work with their product: a few kilobytes of
+names could block a replica for seconds and fill its memory.  So the products are counted first.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any, Final
 from online.errors import RequestError, invalid
 
 ACTION: Final = "@"
-"""How names begin, in a row of a choice, that are of its action."""
+"""Prefix of the action's feature names in rows of choices."""
 
-_FORMS: Final = 3  # a number as it is, and by the two knots beside it
-_HEADS: Final = 2  # by each action's id: what it brings, and beside the others
+_FORMS: Final = 3  # a number has three terms: itself, and one for each neighbouring knot
+_HEADS: Final = 2  # terms by each action's id: absolute, and relative to the other actions
 
 _Row = Mapping[str, Any]
 
 
 class Crossing:
-    """Counts what the rows and choices of one model cross.
+    """Counts the feature products in rows and choices of one model.
 
     Parameters:
-        text: Features that are bags of words, those of actions with their sign before them.
-        most: Products of one request; of several slots those of each.
+        text: Features that are bags of words, those of actions with their prefix.
+        most: Largest number of products in a request; with several slots, for each slot.
     """
 
     def __init__(self, text: Collection[str], most: int) -> None:
@@ -36,9 +36,9 @@ class Crossing:
     def check(
         self, context: _Row, actions: Sequence[_Row], field: str, *, alike: bool = False
     ) -> None:
-        """Raises RequestError: the actions of a choice have too many products with its moment.
+        """Raise RequestError if a choice has too many products of context and actions.
 
-        ``alike``: all of them have the same names and only numbers, and are crossed once.
+        ``alike``: all actions have the same names and only numbers, so they are crossed once.
         """
         moment, ids = 1 + _parts(context, self._of_moment), _HEADS * len(actions)
         wide = actions[:1] if alike else actions
@@ -48,13 +48,13 @@ class Crossing:
             raise self._refusal(products, field)
 
     def check_rows(self, rows: Sequence[_Row], field: str) -> None:
-        """Raises RequestError: rows, with one action each, have too many products together."""
+        """Raise RequestError if rows, with one action each, have too many products together."""
         products = sum(map(self._of_row, rows))
         if products > self._most:
             raise self._refusal(products, field)
 
     def takes(self, row: _Row) -> bool:
-        """Whether a row may be one of a request."""
+        """Whether a row alone stays within the bound."""
         return self._of_row(row) <= self._most
 
     def _of_row(self, row: _Row) -> int:
@@ -74,6 +74,6 @@ def _parts(row: _Row, text: Collection[str]) -> int:
 
 
 def _words(row: _Row, text: Collection[str]) -> int:
-    """Return how many words the row's texts may have, beside one for each."""
+    """Return the largest number of words in the row's texts, beyond one for each."""
     found = (row.get(name) for name in text)
     return sum(len(value) // 2 for value in found if isinstance(value, str))

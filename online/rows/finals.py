@@ -1,10 +1,10 @@
-"""Labels that change: a provisional one is learned, and its final one takes its place, once.
+"""Labels that change: a provisional one is learned, and its final one replaces it, once.
 
-A row never changes, so the final label is a row of its own.  Its key follows from the event alone,
-so one final label stands, whoever sends it and how often.  It is named after the row that it
-corrects, and says what that row has taught: whoever learns it takes that back.
+A row never changes, so the final label is a row of its own.  Its key is derived from the event
+alone, so only one final label can exist, however often it is sent.  Its name contains the row that
+it corrects, and its content what that row has taught, so that whoever learns it takes that back.
 
-An event whose first label is a final one has no second row: it is an ordinary event.
+An event whose first label is final has no second row: it is an ordinary event.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _FINAL = "final"
 
 
 def final_key(first: bytes) -> bytes:
-    """The key of the row that makes the label of an event final; ``first``: the event's key."""
+    """Key of the row that makes an event's label final; ``first``: the event's key."""
     return event_key(_FINAL, first.hex())
 
 
 def corrected(row: Row) -> tuple[int, int] | None:
-    """Place of the event's first row, if this one makes its label final; None: it does not.
+    """Partition and offset of the event's first row if this row makes its label final; or None.
 
-    What such a row says of itself counts only if its key agrees: names are the callers'.
+    The row's name counts only if its key matches, because callers choose names.
     """
     if not row.event_id.startswith(_FINAL):
         return None
@@ -39,35 +39,38 @@ def corrected(row: Row) -> tuple[int, int] | None:
 
 
 def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, only: Only) -> NewRow:
-    """The row that makes the label of an event final.
+    """Make the row that makes the label of an event final.
 
     Parameters:
-        asked, label: The row that was asked for, with the final label, and what it says.
-        first: The row with the provisional label: its features, and what was answered to them,
-            count.
-        lesson: The row that has taught it: that one, or the copy that stands; None: none has.  Of
-            one that is undone nothing is taken back, unless a rollback brings it back.
-        only: What must not have come since that was looked up.
+        asked, label: The requested row with the final label, and its decoded content.
+        first: The row with the provisional label; its features and its prediction are kept.
+        lesson: The row that taught the event: the first one, or its standing copy; None: none did.
+            Nothing is taken back for an undone one, unless a rollback restores it.
+        only: The condition under which the store may write the row.
     """
-    said = codec.decode(first.payload)
+    provisional = codec.decode(first.payload)
     asleep = first.verdict in (Verdict.FROZEN, Verdict.LOST)
-    evidence = {} if asleep or said.judged is None else dict(said.judged.evidence)
-    defaulted = said.late is not None
-    corrects = Corrects(0, 0, b"", said.label, said.weight, first.source, evidence, defaulted)
+    evidence = {} if asleep or provisional.judged is None else dict(provisional.judged.evidence)
+    defaulted = provisional.late is not None
+    corrects = Corrects(
+        0, 0, b"", provisional.label, provisional.weight, first.source, evidence, defaulted
+    )
     if lesson is not None:
         corrects = msgspec.structs.replace(
             corrects,
             partition=lesson.partition,
             offset=lesson.offset,
             key=lesson.key,
-            weight=said.weight * lesson.factor,
+            weight=provisional.weight * lesson.factor,
         )
-    raw = {name: value for name, value in (said.raw or {}).items() if name != SENT_LABEL} or None
+    raw = {
+        name: value for name, value in (provisional.raw or {}).items() if name != SENT_LABEL
+    } or None
     example = msgspec.structs.replace(
-        said,
+        provisional,
         raw=raw,
         label=label.label,
-        weight=label.weight if lesson is None else label.weight * _lateness(said, label),
+        weight=label.weight if lesson is None else label.weight * _lateness(provisional, label),
         event_time=label.event_time,
         judged=None,
         provisional=False,
@@ -80,21 +83,21 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, onl
     return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at, only=only)
 
 
-def _lateness(said: Example, label: Example) -> float:
-    """The share at which a final label is learned: less for a positive one after a default."""
-    return 1.0 if said.late is None or label.label is not True else said.late
+def _lateness(provisional: Example, label: Example) -> float:
+    """The factor on a final label's weight: below 1 for a positive one after a default."""
+    return 1.0 if provisional.late is None or label.label is not True else provisional.late
 
 
 def is_provisional(row: Row) -> bool:
-    """Whether the row's label may change."""
+    """Whether the row's label is provisional."""
     return not codec.is_erased(row.payload) and codec.decode(row.payload).provisional
 
 
 def may_change(asked: NewRow, outcome: Outcome) -> bool:
-    """Whether the event was there before, with a label that may change."""
+    """Whether the event was already in the journal with a provisional label."""
     if outcome.new or outcome.row is None or asked.half is Half.PREDICTION:
         return False
     try:
         return is_provisional(outcome.row)
-    except (PayloadFormat, PayloadInvalid):  # whoever answers says so
+    except (PayloadFormat, PayloadInvalid):  # reported when the event is answered
         return False

@@ -1,21 +1,21 @@
-"""Events taken out or kept back: listed in pages, decided about, and learned again once.
+"""Events that were taken out or kept back: lists them, decides about them, and relearns them once.
 
 A rollback, a forget or a relearn takes events out; a freeze and a quarantine keep them back.
 
-A row never changes, so learning an event again is a new row at a new offset.  Its key follows
-from the event and from a decision, so it is written once, whoever asks and how often:
+A row never changes, so learning an event again is a new row at a new offset.  Its key is derived
+from the event and from a decision, so it is written once, however often it is requested:
 
 * An event's *copies* are its own row and the rows ``again(d, event)`` for the decisions ``d``
   (control rows: rollback, forget, relearn, freeze, unfreeze) from the first that can have taken
-  it out.  Of a quarantined event that first one is its release; without it there are no copies.
+  it out.  For a quarantined event that first one is its release; without it there are no copies.
 * The event is in the model if a copy *stands*: it was to be learned and is not undone.  Otherwise
   the next copy is that of the first decision that has none yet.
 
-Whoever looks at the same journal finds the same next key, and two who write it write one row.
-What an operator decides about a quarantined event is a control row of its own, ``decide:KEY``: the
-first one stands.  Events of a source that is banned are learned again only if they are released.
+Every process that reads the same journal derives the same next key, so two writers write one row.
+An operator's decision about a quarantined event is a control row of its own, ``decide:KEY``; the
+first one stands.  Events of a banned source are learned again only if they are released.
 
-Pure over a journal: no clock, no HTTP.
+This module only reads and writes the journal that it is given: no clock, no HTTP.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WALK_ROWS: Final = 8192  # rows looked at for one page: frozen ones may be few 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The event that a row teaches: where its first row stands, and that row's key and name."""
+    """The event that a row teaches: the place of its first row, and that row's key and name."""
 
     partition: int
     offset: int
@@ -60,9 +60,9 @@ class Origin:
 
 
 def origin(row: Row) -> Origin:
-    """The row's own place, or for a row that was learned again that of the event's first row.
+    """Return the event of a row: the row's own or, if it was learned again, the first row's.
 
-    What such a row says of itself counts only if its key agrees: names are the callers'.
+    The row's name counts only if its key matches, because callers choose names.
     """
     if not is_again(row):
         return Origin(row.partition, row.offset, row.key, row.event_id)
@@ -71,7 +71,7 @@ def origin(row: Row) -> Origin:
 
 
 def is_again(row: Row | NewRow) -> bool:
-    """Whether an operator had the event learned again; callers can name events alike."""
+    """Whether the row was written to learn an event again, and not just named like that."""
     if not row.event_id.startswith(_AGAIN):
         return False
     parts = row.event_id.split(":", 5)
@@ -79,13 +79,13 @@ def is_again(row: Row | NewRow) -> bool:
 
 
 def again_key(decision: int | str, key: str) -> bytes:
-    """The key of the row that teaches an event again: of the decision, and the event's in hex."""
+    """Key of the row that learns an event again after a decision; ``key``: the event's, in hex."""
     return event_key(_AGAIN, f"{decision}:{key}")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Rows after ``after`` up to ``upto`` (None: to the end) of a partition, and whose decision."""
+    """Rows from ``after`` + 1 to ``upto`` (None: the end) of a partition, and their decision."""
 
     decision: int
     partition: int
@@ -93,22 +93,22 @@ class Range:
     upto: int | None
 
     def holds(self, partition: int, offset: int) -> bool:
-        """Whether the row is one of them."""
+        """Whether the row is in the range."""
         inside = self.upto is None or offset <= self.upto
         return partition == self.partition and self.after < offset and inside
 
 
 class Decided(NamedTuple):
-    """The decision that was made about a quarantined event, and the control row that made it."""
+    """The decision about a quarantined event, and the number of its control row."""
 
     seq: int
     choice: str
 
 
 def decide(journal: Journal, model: str, key: bytes, choice: Choice) -> Decided:
-    """Release or discard the quarantined event whose row has the key; what stands: the first.
+    """Release or discard the quarantined event with this key; return the decision that stands.
 
-    Raises whatever the journal raises; after that the row may stand, and the same call is right.
+    Raises the journal's errors; the row may then have been written, and the call can be repeated.
     """
     name = f"{_DECIDE}:{key.hex()}"
     row, _ = journal.write_control(model, _DECIDE, name, choice.encode())
@@ -116,9 +116,9 @@ def decide(journal: Journal, model: str, key: bytes, choice: Choice) -> Decided:
 
 
 class Decisions:
-    """This class holds what the control rows of a model decide about its events.
+    """The decisions about a model's events in its control rows.
 
-    They are for every lineage of the model.  ``spec`` says which rows failed: those that this
+    They apply to every lineage of the model.  ``spec`` selects the failed rows: those that this
     lineage's model could not learn.
     """
 
@@ -126,27 +126,27 @@ class Decisions:
         self._failed_prefix = f"failed:{spec[:16]}:"
         self._begun_prefix = f"fresh:{spec}:"
         self.spec = spec
-        self.without: dict[int, int] = {}  # by partition: rows that the lineage began without
+        self.without: dict[int, int] = {}  # by partition: last offset the lineage started without
         self.seq = 0
-        self.failed: dict[str, str] = {}  # why, by the row's key in hexadecimal
+        self.failed: dict[str, str] = {}  # reason, by the row's key in hexadecimal
         self.rewrites: list[Control] = []
-        self.taken: list[tuple[int, rewrites.Undone]] = []  # out, by which decision
+        self.taken: list[tuple[int, rewrites.Undone]] = []  # ranges taken out, by decision
         self.decided: dict[bytes, Decided] = {}  # by the key of a quarantined event
-        self.sources: dict[str, tuple[int, bool]] = {}  # by which decision, and is it banned
+        self.sources: dict[str, tuple[int, bool]] = {}  # newest decision, and whether it is a ban
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
-        self.loss: shortfall.Acceptance | None = None  # that the lineage goes on without
-        self.answers = False  # whether the model does, where it learned from others' choices
+        self.loss: shortfall.Acceptance | None = None  # accepted loss of rows in this lineage
+        self.answers = False  # whether an apprentice model answers by itself
         self.undone = rewrites.undone(())
-        self.answers_after = 0  # newest epoch of what served before: such answers are another's
+        self.answers_after = 0  # newest epoch in which another model served
 
     def read(self, journal: Journal, model: str, upto: int | None = None) -> None:
-        """Take what was decided since the last time, up to control row ``upto``."""
+        """Read the new control rows, up to number ``upto``."""
         known = len(self.rewrites)
         for control in journal.controls(model, self.seq):
             if upto is not None and control.seq > upto:
                 break
             self._take(control)
-            self.seq = control.seq  # last: whoever reads it has what it says
+            self.seq = control.seq  # last, so that a reader of it sees the decision, too
         if len(self.rewrites) > known:
             self.undone = rewrites.undone(self.rewrites)
 
@@ -180,12 +180,12 @@ class Decisions:
 
     @property
     def frozen(self) -> bool:
-        """Whether the model is frozen by what was read."""
+        """Whether the model is frozen by the control rows read so far."""
         kinds = [c.kind for c in self.rewrites if c.kind not in rewrites.REWRITES]
         return kinds[-1:] == [rewrites.FREEZE]
 
     def banned(self, source: str) -> bool:
-        """Whether the rows of a source are quarantined."""
+        """Whether the source is banned, so that its rows are quarantined."""
         return source in self.sources and self.sources[source][1]
 
     @property
@@ -194,12 +194,12 @@ class Decisions:
         return sorted(name for name in self.sources if self.banned(name))
 
     def choice(self, event: Origin) -> str | None:
-        """Return what was decided about a quarantined event; None if nothing is decided yet."""
+        """Return the decision about a quarantined event; None if there is none yet."""
         decided = self.decided.get(event.key)
         return None if decided is None else decided.choice
 
     def summary(self) -> dict[str, Any]:
-        """For operators: is it frozen, what was decided last, how many rows are undone."""
+        """Summarize for operators: freeze, the last decision, undone rows, bans, losses."""
         shown: dict[str, Any] | None = None
         if self.rewrites:
             last = self.rewrites[-1]
@@ -230,15 +230,15 @@ class Decisions:
         return taken and not self.undone.has(row.partition, row.offset)
 
     def lacks(self, partition: int, offset: int, key: bytes) -> bool:
-        """Whether the row failed, or the lineage has begun without it."""
+        """Whether the row failed, or the lineage was started without it."""
         return key.hex() in self.failed or offset <= self.without.get(partition, 0)
 
     def failure(self, row: Row) -> str | None:
-        """Why the row could not be learned; None if that is not said."""
+        """Return why the row could not be learned; None: it is not recorded as failed."""
         return self.failed.get(row.key.hex()) if self.failed else None
 
     def stands(self, row: Row) -> bool:
-        """Whether the row was to be learned and nothing took it out."""
+        """Whether the row is to be learned and was not taken out."""
         return row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
 
     def was_undone(self, row: Row) -> bool:
@@ -246,7 +246,7 @@ class Decisions:
         return any(taken.has(row.partition, row.offset) for _, taken in self.taken)
 
     def forgotten(self, row: Row) -> bool:
-        """Whether a forget took the row out: whoever answered until then had learned it."""
+        """Whether a forget took the row out; earlier answers had been learned from it."""
         seqs = {c.seq for c in self.rewrites if c.kind == rewrites.FORGET}
         return bool(seqs) and any(
             seq in seqs and taken.has(row.partition, row.offset) for seq, taken in self.taken
@@ -269,9 +269,9 @@ class Decisions:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An event of a page: its row, what it is called, and the copy that stands, if one does.
+    """An event on a page: its row, its origin, and its standing copy, if there is one.
 
-    ``next_decision`` is the one that the next copy is named after; None: nothing is to be done.
+    ``next_decision`` is the decision that names the next copy; None: no copy is to be written.
     """
 
     row: Row
@@ -281,7 +281,7 @@ class Listed:
     choice: str | None = None
 
     def listed(self, status: str, label: Any) -> dict[str, Any]:
-        """Return the event as operators see it, in the list of that status."""
+        """Return the event as plain data for the list of that status."""
         out = {
             "event_id": self.event.event_id,
             "source": self.row.source,
@@ -296,17 +296,16 @@ class Listed:
         return out
 
     def again(self, at: float) -> NewRow | None:
-        """The row that teaches it again, or None if it is in the model already.
+        """Make the row that learns the event again; None if it is in the model already.
 
-        A provisional label is not taught beside the final one, which may come before this is
-        written.
+        For a provisional label the row is conditional: it is not written if the final label is.
         """
         if self.standing is not None or self.next_decision is None:
             return None
         event, decision = self.event, self.next_decision
         name = f"{decision}:{event.partition}:{event.offset}:{event.key.hex()}:{event.event_id}"
         verdict, payload = self.row.verdict, self.row.payload
-        if verdict not in LEARNED:  # what was said of it does not count twice against its source
+        if verdict not in LEARNED:  # its evidence must not count twice against the source
             verdict = Verdict.ACCEPTED
             payload = codec.encode(msgspec.structs.replace(codec.decode(payload), judged=None))
         only = Only(absent=final_key(event.key)) if is_provisional(self.row) else None
@@ -324,10 +323,10 @@ class Listed:
 
 @dataclass(slots=True)
 class Page:
-    """Events in the order of the walk, where to go on (None: this was the end), and rows left.
+    """Events in order, the cursor of the next page (None: no more), and the number of rows left.
 
-    ``removed``: rows of the ranges that begin in this page which retention has removed, or which
-    stand for lost ones.
+    ``removed``: rows in the ranges that begin on this page which retention has removed, or which
+    are placeholders of lost rows.
     """
 
     events: list[Listed] = field(default_factory=list)
@@ -345,11 +344,11 @@ def walk(
     limit: int,
     source: str | None = None,
 ) -> Page:
-    """The next ``limit`` events of a status, after a cursor; of all sources, or of one.
+    """Return the next ``limit`` events of a status, after a cursor; of all sources, or of one.
 
-    Undone events are those that are undone now, each once, at the decision that first took it
-    out; frozen and quarantined ones are the rows of that verdict.  An empty page with a cursor
-    means: go on.
+    Undone events are those that are undone now, each listed once, at the decision that first took
+    it out; frozen and quarantined ones are the rows with that verdict.  A page may be empty and
+    still have a cursor; then continue with that.
     """
     begin = _cursor(after)
     partitions = {p.id: p for p in journal.partitions(model)}
@@ -392,7 +391,7 @@ def _cursor(text: str | None) -> tuple[int, int, int]:
 
 
 def _ranges(decisions: Decisions, status: str, partitions: Iterable[int]) -> list[Range]:
-    """Return the ranges that are walked, in an order that later decisions do not change."""
+    """Return the ranges to walk, in an order that later decisions do not change."""
     if status == UNDONE:
         return [
             Range(seq, p, *span)
@@ -404,7 +403,7 @@ def _ranges(decisions: Decisions, status: str, partitions: Iterable[int]) -> lis
         return [Range(0, p, 0, None) for p in sorted(partitions)]
     if not decisions.freezes:
         return []
-    seq, first = decisions.freezes[0]  # rows of later freezes stand after its clock, too
+    seq, first = decisions.freezes[0]  # rows of later freezes are after its clock, too
     return [
         Range(seq, p, first.clock.get(p, 0), None)
         for p in sorted(partitions)
@@ -413,14 +412,14 @@ def _ranges(decisions: Decisions, status: str, partitions: Iterable[int]) -> lis
 
 
 def _rows(journal: Journal, partition: int, first: int, upto: int) -> Iterator[Row]:
-    for start in range(first, upto + 1, _PAGE_ROWS):  # rows that retention removes are passed over
+    for start in range(first, upto + 1, _PAGE_ROWS):  # rows removed by retention are skipped
         yield from journal.read(partition, start, min(_PAGE_ROWS, upto - start + 1))
 
 
 def _listed(
     journal: Journal, model: str, decisions: Decisions, status: str, span: Range, row: Row
 ) -> Listed | None:
-    """The row as an event of the list; None if it is none, or is listed at another place."""
+    """The row as a listed event; None if it does not belong here, or is listed elsewhere."""
     event = origin(row)
     if status != UNDONE:
         if row.verdict != status or event.key != row.key:
@@ -435,30 +434,30 @@ def _listed(
             return None
     found, undone = _found(journal, model, decisions, row)
     if status == UNDONE and undone is not None and undone.key != row.key:
-        return None  # it is listed where its first copy that is undone stands
+        return None  # it is listed at its first undone copy
     return found
 
 
 def _found(
     journal: Journal, model: str, decisions: Decisions, row: Row
 ) -> tuple[Listed, Row | None]:
-    """The row as an event whatever its status is, and the event's first copy that is undone."""
+    """The row as a listed event of any status, and the event's first undone copy."""
     event = origin(row)
     standing, undone, following = copies(journal, model, decisions, event, row)
     choice = decisions.choice(event) if row.verdict is Verdict.QUARANTINED else None
     if codec.is_erased(row.payload) or (choice is None and decisions.banned(row.source)):
-        following = None  # it teaches nothing any more; or not with all the others
+        following = None  # erased, or of a banned source: not to be learned again
     return Listed(row, event, standing, following, choice), undone
 
 
 def set_aside(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:
-    """A quarantined row as an event of the list; None if it is none."""
+    """Return a quarantined row as a listed event; None if it is not one."""
     span = Range(0, row.partition, 0, None)
     return _listed(journal, model, decisions, QUARANTINED, span, row)
 
 
 def standing(journal: Journal, model: str, decisions: Decisions, row: Row) -> Row | None:
-    """The row that teaches an event again that its own row does not; None: it is in no model."""
+    """The row by which an event was learned again; None: the event is not in the model."""
     return copies(journal, model, decisions, origin(row), row)[0]
 
 

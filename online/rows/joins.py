@@ -1,14 +1,13 @@
-"""Stored joins: a prediction and its label, decided about by whoever brings the second half.
+"""Stored joins: joins a prediction and its label, whichever is written second.
 
-The store keeps the first half, and tells whoever brings the second one what stands there.  That
-replica makes the row of both, which is judged like any other before it is written, and appends it
-over the half that it was made of: if another replica was faster the store writes nothing, and what
-stands by then is looked at.
+The store keeps the first half, and returns it to the replica that writes the second.  That replica
+makes the joined row, which is judged like any other, and appends it by a compare-and-set on the
+first half.  If another replica was faster nothing is written, and the new state is processed.
 
-Ids are by who asks: a prediction's key is made of its id and of the source that its access token
-stands for, so that nobody takes the id of somebody else's.  A label names the predictions that its
-sender may label, and waits under the key of each.  The labels of several sources wait side by side,
-and the prediction takes the first.
+The key of a prediction is derived from its id and the source that its access token stands for, so
+nobody can take another source's id.  A label lists the predictions that its sender may label, and
+waits under the key of each.  Labels of several sources wait side by side, and the prediction takes
+the first.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from replay.example import Example, PredictionHalf, WaitingLabel
 from replay.journal.base import Half, NewRow, Outcome, Stored, Verdict
 
 ROUNDS_MAX: Final = 64
-"""Appends that an event may take: each further one means that another replica was faster."""
+"""Largest number of appends for an event; each further one means another replica was faster."""
 
 
 def join_key(asker: str | None, own: str) -> bytes:
-    """Key of the prediction that ``asker`` gave the id ``own``; None: its token names no source."""
+    """Key of the prediction with the id ``own``; ``asker`` None: its token names no source."""
     return event_key("join", own) if asker is None else event_key("join", asker, own)
 
 
@@ -36,9 +35,9 @@ class Entry(Protocol):
     """One event on its way into the store.
 
     Attributes:
-        rows: What is to be appended next; nothing once ``outcome`` is there.
-        outcome: What became of it.
-        after: What is to be appended behind it, and nobody waits for.
+        rows: The rows to append next; empty once ``outcome`` is set.
+        outcome: The final outcome; None: not known yet.
+        after: Entries to append afterwards, for which no request waits.
     """
 
     rows: Sequence[NewRow]
@@ -46,11 +45,11 @@ class Entry(Protocol):
     after: Sequence[Entry]
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
-        """Take what the store answered to ``rows``."""
+        """Process the store's outcomes of ``rows``."""
 
 
 class Whole:
-    """An ordinary row that is no half of a stored join."""
+    """An ordinary row that is not a half of a stored join."""
 
     after: Sequence[Entry] = ()
 
@@ -63,9 +62,9 @@ class Whole:
 
 
 class Predicted:
-    """A prediction: it is kept, or it takes the first label that waits.
+    """A prediction: it is stored, or joined with the first waiting label.
 
-    One that is given another's place (``over``) takes that, and joins nothing.
+    A half that replaces another (``over``) only does that, and is not joined.
     """
 
     def __init__(self, half: NewRow) -> None:
@@ -77,7 +76,7 @@ class Predicted:
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         outcome, half = outcomes[0], self._half
-        if half.over is not None:  # it is to take the place of that one, or nothing's
+        if half.over is not None:  # it was written over that half, or not at all
             self.rows, self.outcome = (), outcome
             return
         if outcome.gone:
@@ -94,12 +93,12 @@ class Predicted:
 
 
 class Labelled:
-    """A label: it joins the first prediction that it may, or waits for each of them.
+    """A label: it is joined with the first matching prediction, or waits for each of them.
 
     Parameters:
         half: Its payload is one :class:`replay.example.WaitingLabel`.
-        most: Labels that may wait under one key.
-        since: Labels taken before (POSIX seconds) wait no longer.
+        most: Largest number of labels that may wait under one key.
+        since: Labels taken before this time (POSIX seconds) no longer wait.
     """
 
     def __init__(self, half: NewRow, most: int, since: float) -> None:
@@ -130,7 +129,7 @@ class Labelled:
                 over = outcome.met.payload
                 self.rows = (joined(row.key, made, self._label, self._half.at, over),)
                 return
-        if asked[0][0].half is None:  # the prediction has gone, and labels wait there
+        if asked[0][0].half is None:  # the prediction is gone, and other labels wait there
             self._begin()
             return
         more = [again for row, o in asked if (again := self._wait(row, o)) is not None]
@@ -141,7 +140,7 @@ class Labelled:
             self.outcome = Outcome(False, None, min(self._waits, default=None))
 
     def _wait(self, row: NewRow, outcome: Outcome) -> NewRow | None:
-        """Return what is to be sent once more so that the label waits under the row's key."""
+        """Return the row to send so that the label waits under this key; None: nothing to do."""
         replace = msgspec.structs.replace
         if outcome.gone:
             return replace(self._half, key=row.key)
@@ -151,7 +150,7 @@ class Labelled:
             return None
         others = [x for x in labels_of(outcome.met) if x.at >= self._since]
         mine = next((x for x in others if x.source == self._label.source), None)
-        if mine is not None:  # the first of a source stands
+        if mine is not None:  # the source's first label stands
             self._waits.append(mine.at)
             return None
         if len(others) >= self._most:
@@ -165,7 +164,7 @@ class Labelled:
 
 
 class Removed:
-    """A label that has found its prediction, and waits under another key no longer."""
+    """Removes a label that was joined from the other keys under which it waits."""
 
     after: Sequence[Entry] = ()
 
@@ -192,17 +191,17 @@ class Removed:
 
 
 def entry_of(row: NewRow, most: int, since: float) -> Entry:
-    """How a row gets into the store; ``most`` and ``since`` as of :class:`Labelled`."""
+    """Make the entry of a row; ``most`` and ``since`` as in :class:`Labelled`."""
     if row.half is Half.LABEL:
         return Labelled(row, most, since)
     return Whole(row) if row.half is None else Predicted(row)
 
 
 def labels_of(stored: Stored) -> list[WaitingLabel]:
-    """The labels that wait in a stored half, the first one first.  Raises ReplayError."""
+    """Return the waiting labels in a stored half, the oldest first.  Raises ReplayError."""
     if stored.payload[:1] == bytes([codec.LABELS]):
         return codec.decode_labels(stored.payload)
-    one = codec.decode_label(stored.payload)  # of a journal of before: it waits alone
+    one = codec.decode_label(stored.payload)  # an older format, with a single label
     given = (one.label, one.weight, one.event_time)
     return [WaitingLabel(*given, stored.source, stored.event_id, stored.at, ())]
 
@@ -220,9 +219,9 @@ def joined(
     *,
     late: float | None = None,
 ) -> NewRow:
-    """The row of both halves, to be judged; ``at`` is when the second one came.
+    """Make the row of both halves, to be judged; ``at`` is when the second one arrived.
 
-    ``late``: the label is one by default, which may change, and a later one weighs so much.
+    ``late``: the label is a default, hence provisional, and this is the weight of a later one.
     """
     example = Example(
         made.features,
@@ -246,10 +245,10 @@ def joined(
     return NewRow(key, label.event_id, label.source, verdict, payload, at, over=over)
 
 
-def fate(half: NewRow, outcome: Outcome) -> str:
-    """Return what became of a prediction that was written after it was answered."""
+def join_outcome(half: NewRow, outcome: Outcome) -> str:
+    """Return the outcome of a prediction that was written after it was answered."""
     if outcome.new:
-        return "joined"  # its label was there
+        return "joined"  # its label was waiting
     if outcome.row is not None or (outcome.since is not None and outcome.since != half.at):
-        return "reused"  # the first prediction of that id stands
+        return "reused"  # an earlier prediction with that id stands
     return "dropped" if outcome.since is None else "kept"

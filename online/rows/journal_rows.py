@@ -1,4 +1,4 @@
-"""A model's journal as rows for the report: what was answered, and the label that came."""
+"""Reads a model's journal for the report: answers, and the labels that arrived for them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from replay.journal.base import Journal, Row, Verdict
 Held: TypeAlias = Callable[[Task, Example], tuple[bool, float] | None]
 
 PAGE_ROWS: Final = 2048
-_SHOWN_CHARS: Final = 64  # of a value, as in the status
+_SHOWN_CHARS: Final = 64  # characters of a value, as in the status
 
 
 def open_for_report(settings: Settings) -> Journal:
-    """The journal, which must be there.  Raises StartRefused with the remedy."""
+    """Open the journal, which must exist.  Raises StartRefused with the remedy."""
     path = settings.state_dir / "journal.db"
-    if settings.journal == "sqlite" and not path.exists():  # opening it would make one
+    if settings.journal == "sqlite" and not path.exists():  # opening it would create it
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     return open_journal(settings)
 
 
 def origin(model: ModelSettings) -> Origin:
-    """How the report is to read the model's rows."""
+    """Describe the model's rows for the report."""
     names: dict[bool, str] = {}
     if model.task == "binary":
         classes = model.classes or {"negative": "false", "positive": "true"}
@@ -47,21 +47,21 @@ def origin(model: ModelSettings) -> Origin:
 
 
 class JournalRows:
-    """Rows of a model in the order in which their labels were recorded; nothing is written.
+    """Rows of a model in the order in which their labels were recorded; read-only.
 
-    A row that teaches an event again is left out: the event is in the report once.  Quarantined
-    rows are counted, but their labels are not believed.  A provisional label is none: its event is
-    in the report when the final one has come.
+    Rows that learn an event again are left out, so an event is reported once.  Quarantined rows are
+    counted, but their labels are not used.  Provisional labels are left out: their events are
+    reported with the final label.
 
     Parameters:
-        since, until: POSIX seconds of recording: from ``since``, before ``until``.
-        held: Whether the set or interval of an answer had its label, and its size; None: there was
-            none.  Without it nothing is said of that.
+        since, until: Recording times in POSIX seconds: from ``since``, before ``until``.
+        held: Returns whether an answer's label set or interval contained its label, and its size;
+            None: it had none.  Without this function coverage is not reported.
 
     Attributes:
-        version: Of the model that gave the newest answer, as ``epoch.count``; None before the
-            first.
-        damaged: Rows that can't be read.
+        version: Version of the model that gave the newest answer, as ``epoch.count``; None before
+            the first.
+        damaged: Number of rows that can't be decoded.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class JournalRows:
         self.damaged = 0
 
     def __iter__(self) -> Iterator[Rows]:
-        """Pages of rows; those that are recorded meanwhile may be in the last one."""
+        """Yield pages of rows; the last may include rows recorded meanwhile."""
         after = 0
         while True:
             page = self._journal.follow(self._model.name, after, PAGE_ROWS)
@@ -147,7 +147,7 @@ class JournalRows:
         return np.array([math.nan if one is None else float(one[0]) for one in found])
 
     def _features(self, rows: Sequence[Mapping[str, Value]]) -> dict[str, Column]:
-        """By name; a feature is a number if the first values of it are."""
+        """Columns by name; a feature is numeric if its first values are numbers."""
         names = dict.fromkeys(name for row in rows for name in row)
         out: dict[str, Column] = {}
         for name in (*self._kinds, *(n for n in names if n not in self._kinds)):

@@ -1,9 +1,9 @@
-"""Label tokens: the prediction's id carries everything that learning from its label needs.
+"""Label tokens: prediction ids that carry everything that learning from the label needs.
 
-A token is ``base64url(key id · nonce · AES-GCM(prediction))``; the model's name is associated
-data.  It can be neither read nor forged, it expires, and it has exactly one spelling: decoding
-re-encodes and compares, because ordinary base64 decoders accept several texts for the same bytes
-and each would be another event.  The nonce is unique, so it also is the event's identity.
+A token is ``base64url(key id · nonce · AES-GCM(prediction))``; the model's name is the associated
+data.  It can be neither read nor forged, it expires, and it has exactly one spelling: the decoder
+re-encodes and compares, because ordinary base64 decoders accept several texts for the same bytes,
+and each would be a different event.  The nonce is unique, so it also identifies the event.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class TokenInvalid(OnlineError):
 
 
 class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A token remembers this of a prediction.  Features are as parsed, before any transform.
+    """The content of a token.  Features are as parsed, before any transform.
 
-    ``asker``: the source that asked; None: its access token names none, or it is of before.
+    ``asker``: the source of the request; None: its access token names none, or the token is from an
+    earlier version of the service.
     """
 
     format: int
@@ -59,7 +60,7 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Keys:
-    """AES-256 keys, the first of which seals; all of them open.
+    """AES-256 keys: the first one seals, and all of them open.
 
     The file holds one key a line, in hexadecimal, mode 600.  To change keys, add the new one as
     the last line on every node, then move it to the top, then drop the old one after the tokens'
@@ -74,7 +75,7 @@ class Keys:
 
     @classmethod
     def from_file(cls, path: Path) -> Keys:
-        """Read the key file; make it first if it is missing."""
+        """Read the key file; create it if it is missing."""
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -97,12 +98,12 @@ class Keys:
         return cls(keys)
 
     def seal(self, nonce: bytes, data: bytes, model: bytes) -> str:
-        """Token text for ``data``."""
+        """Encrypt ``data`` and return the token text."""
         sealed = self._sealer.encrypt(nonce, data, model)
         return base64.urlsafe_b64encode(self._sealer_id + nonce + sealed).rstrip(b"=").decode()
 
     def open(self, token: str, model: bytes) -> tuple[bytes, bytes]:
-        """Nonce and data of a token.  Raises TokenInvalid."""
+        """Decrypt a token into its nonce and data.  Raises TokenInvalid."""
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         except (binascii.Error, ValueError):
@@ -125,7 +126,7 @@ def _key_id(key: bytes) -> bytes:
 
 
 class Nonces:
-    """Nonces that no other process gives out: a random prefix of its own and a counter."""
+    """Nonces that no other process generates: a random prefix and a counter."""
 
     def __init__(self, prefix: bytes) -> None:
         assert len(prefix) == 6
@@ -133,16 +134,16 @@ class Nonces:
         self._count = 0
 
     def __call__(self) -> bytes:
-        """The next nonce, 12 bytes."""
+        """Return the next nonce, 12 bytes."""
         self._count += 1
         return self._prefix + struct.pack(">Q", self._count)[2:]
 
 
 class Tokens:
-    """Tokens of one model.
+    """Issues and reads the tokens of one model.
 
     Attributes:
-        drawing_key: Makes numbers of nonces that nobody else can foretell.
+        drawing_key: Key that derives pseudorandom draws from nonces, unpredictable for others.
     """
 
     def __init__(self, keys: Keys, model: str, nonces: Nonces) -> None:
@@ -154,16 +155,16 @@ class Tokens:
         self._decode = msgspec.msgpack.Decoder(Predicted).decode
 
     def nonce(self) -> bytes:
-        """A nonce that nobody else has, for one token."""
+        """Return a unique nonce, for one token."""
         return self._nonces()
 
     def issue(self, predicted: Predicted, nonce: bytes | None = None) -> str:
-        """A token that this very prediction's label can be posted with; a nonce is used once."""
+        """Make the token of a prediction; each nonce may be used once."""
         nonce = self._nonces() if nonce is None else nonce
         return self._keys.seal(nonce, self._encode(predicted), self._model)
 
     def read(self, token: str) -> tuple[str, Predicted]:
-        """Event id and prediction.  Raises TokenInvalid; expiry is the caller's business."""
+        """Return event id and prediction.  Raises TokenInvalid; the caller checks expiry."""
         nonce, data = self._keys.open(token, self._model)
         try:
             predicted = self._decode(data)
@@ -177,7 +178,7 @@ class Tokens:
 
 
 def event_key(kind: str, *parts: str) -> bytes:
-    """16 bytes that make a repeat a repeat: a hash over (kind, parts), length-prefixed."""
+    """Make an event's 16-byte key: a hash over (kind, parts), length-prefixed."""
     digest = hashlib.blake2b(digest_size=16, person=kind.encode())
     for part in parts:
         data = part.encode()
@@ -188,10 +189,10 @@ def event_key(kind: str, *parts: str) -> bytes:
 def forward_clock(
     wall_s: Callable[[], float], monotonic_s: Callable[[], float]
 ) -> Callable[[], float]:
-    """A wall clock that goes on when the machine's is set back, as long as the process lives.
+    """Return a wall clock that never goes back during the life of the process.
 
-    The later of the wall clock and the one at the start plus what has passed since.  After a
-    restart the clock's own time holds: ids may then come from the future, up to
+    It is the later of the wall clock and its value at the start plus the monotonic time since.
+    After a restart it follows the wall clock, so ids may then come from the future, up to
     ``limits.clock_skew_s``.
     """
     start_s = wall_s() - monotonic_s()

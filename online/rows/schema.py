@@ -1,8 +1,8 @@
-"""Declared features: what a row may have by the settings, and what is said of one that has not.
+"""Declared features: validates rows against the features in a model's settings.
 
-The door asks it only of a model whose settings declare ``features``.  Names that are not declared
-are left out of the row and told, types are those declared, and nothing is converted: a text that
-looks like a number would be one in this row and a word in the next.
+Used only for models whose settings declare ``features``.  Undeclared names are dropped from the row
+and reported, types must be as declared, and nothing is converted: a text that looks like a number
+would be a number in this row and a word in the next.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _TAKES: Final[Mapping[str, frozenset[type]]] = {
 }
 _KINDS: Final[Mapping[str, Kind]] = {"number": "number", "bool": "bool"}  # the others are text
 _SHOWN: Final = 10  # names in a hint
-_CHARS: Final = 60  # of a value
+_CHARS: Final = 60  # characters of a value
 _DIGITS: Final = 20
 
 JSON_TYPES: Final = {"number": "number", "category": "string", "text": "string", "bool": "boolean"}
-"""Types of JSON Schema."""
+"""Types in JSON Schema."""
 
 
 class Schema:
-    """The declaration says what one model's rows may have.
+    """The declared features of one model's rows.
 
     Parameters:
         declared: Features by their names; at least one.
-        strict: Whether a row with another name is refused.
+        strict: Whether a row with an undeclared name is refused.
     """
 
     def __init__(self, declared: Mapping[str, Feature], *, strict: bool) -> None:
@@ -55,7 +55,7 @@ class Schema:
         )
 
     def known(self, features: Features) -> Features:
-        """The row without names that are not declared; the very row if it has none."""
+        """Return the row without undeclared names; the same object if it has none."""
         takes = self._takes
         if features.keys() <= takes.keys():
             return features
@@ -66,15 +66,15 @@ class Schema:
         return [name for name in features if name not in self._takes]
 
     def missing(self, features: Mapping[str, Any]) -> list[str]:
-        """Declared names that the row does not have, or has no value for, as declared."""
+        """Declared names without a value in the row, in the order of the declaration."""
         return [name for name in self._takes if features.get(name) is None]
 
     def only_numbers(self, names: Collection[str]) -> bool:
-        """Whether rows of numbers (none of them true or false) with these names are all taken."""
+        """Whether every row with these names and only numbers (no booleans) is valid."""
         return self._plain_numbers.issuperset(names) and self._required.issubset(names)
 
     def refusal(self, features: Mapping[str, Any], field: str) -> RequestError | None:
-        """Why the row is not taken; None: it is.  ``field`` is its place in the body."""
+        """Return why the row is refused; None: it is valid.  ``field`` is its path in the body."""
         takes, ranges, strange = self._takes, self._ranges, 0
         for name, value in features.items():
             taken = takes.get(name)
@@ -103,7 +103,7 @@ class Schema:
 
     def _of_another_type(self, name: str, value: Any, field: str) -> RequestError:
         kind = self._declared[name].type
-        message = f"a {kind} is needed, got {_said(value)}"
+        message = f"a {kind} is needed, got {_described(value)}"
         return invalid(f"{field}.{name}", message, _remedy(kind, value))
 
     def _outside(self, name: str, value: float, field: str) -> RequestError:
@@ -124,14 +124,14 @@ class Schema:
         shown, more = list(self._takes)[:_SHOWN], len(self._takes) - _SHOWN
         return f"Declared: {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
 
-    # -- what others are told of it ----------------------------------------------------------
+    # -- descriptions of the schema ------------------------------------------------------------
 
     def types(self) -> dict[str, FeatureType]:
         """Declared types by name, in the order of the declaration."""
         return {name: one.type for name, one in self._declared.items()}
 
     def columns(self) -> dict[str, Column]:
-        """The features as columns of a table, by their names."""
+        """Return the features as columns of a table, by their names."""
         out = {}
         for name, one in self._declared.items():
             low, high = one.range or (None, None)
@@ -139,19 +139,19 @@ class Schema:
         return out
 
     def example(self) -> Features:
-        """A row that is taken."""
+        """Make a valid row."""
         return {name: _example(one) for name, one in self._declared.items()}
 
     def json_schema(self) -> dict[str, Any]:
-        """The row as JSON Schema has it."""
+        """Return the JSON Schema of a row."""
         properties: dict[str, Any] = {}
         for name, one in self._declared.items():
             kind: Any = JSON_TYPES[one.type]
-            said: dict[str, Any] = {"type": kind if one.required else [kind, "null"]}
+            schema: dict[str, Any] = {"type": kind if one.required else [kind, "null"]}
             low, high = one.range or (None, None)
-            said |= {} if low is None else {"minimum": low}
-            said |= {} if high is None else {"maximum": high}
-            properties[name] = {**said, "examples": [_example(one)]}
+            schema |= {} if low is None else {"minimum": low}
+            schema |= {} if high is None else {"maximum": high}
+            properties[name] = {**schema, "examples": [_example(one)]}
         out: dict[str, Any] = {"type": "object", "properties": properties}
         if self._required:
             out["required"] = [name for name in self._takes if name in self._required]
@@ -159,14 +159,14 @@ class Schema:
 
 
 def schema_of(settings: ModelSettings) -> Schema | None:
-    """The schema of a model; None: it declares no features."""
+    """Return the schema of a model; None: it declares no features."""
     if settings.features is None:
         return None
     return Schema(settings.features, strict=settings.strict)
 
 
 def declared_columns(settings: ModelSettings) -> dict[str, Column] | None:
-    """The declared features as columns of a table, by their names; None: none is declared."""
+    """Return the declared features as columns of a table; None: none are declared."""
     schema = schema_of(settings)
     return None if schema is None else schema.columns()
 
@@ -187,7 +187,7 @@ def _example(one: Feature) -> Any:
     return {"category": "A", "text": "some words"}.get(one.type, True)
 
 
-def _said(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, str):
         return f"text, {plain(_short(value))}"
     kinds = {bool: "true or false", dict: "an object", list: "an array"}
@@ -195,7 +195,7 @@ def _said(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """The value as JSON has it, cut; an integer beyond all floats has thousands of digits."""
+    """Format a value as JSON, shortened; an integer beyond all floats has thousands of digits."""
     if isinstance(value, int) and abs(value) >= 10**_DIGITS:
         return f"an integer of more than {_DIGITS} digits"
     text = json.dumps(value, ensure_ascii=False, default=repr)

@@ -1,1 +1,1 @@
-"""The composition root: processes of Ray, start, roll-out and stop of everything."""
+"""The composition root starts, reconfigures and stops the service, on Ray or in one process."""

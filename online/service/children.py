@@ -18,7 +18,7 @@ from typing import Final
 import psutil
 
 from online import processes
-from online.service.standing_still import LOOK_MAX_S, STOPPED, Process, writes
+from online.service.state.stalled_process import LOOK_MAX_S, STOPPED, Process, writes
 
 _FIND_S: Final = 5.0  # between two searches for processes that have begun
 _VITAL: Final = ("raylet", "gcs_server")

@@ -16,7 +16,6 @@ from online.alerts.sending import Sending
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.history.recording import Recording
-from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
     Progress,
@@ -25,6 +24,7 @@ from online.service.one_process import (
     settings_for,
     starting,
 )
+from online.service.parts.assembly import Assembly
 from online.settings import config
 from online.settings.config import Settings
 from online.settings.purposes import TaskName
@@ -32,14 +32,14 @@ from online.settings.purposes import TaskName
 if TYPE_CHECKING:
     from evaluation.report.values import Report
 
-_LOOK_S: Final = 0.002  # between two looks whether it listens
-_CATCH_UP_S: Final = 5.0  # then it answers without the rest, and goes on learning
-_DRAIN_S: Final = 1  # that requests may still take when it stops
-_KEEP_ALIVE_S: Final = 75  # longer than clients keep a connection that is idle
+_LOOK_S: Final = 0.002  # between two polls whether the server listens
+_CATCH_UP_S: Final = 5.0  # a start waits this long; the rest is learned while it answers
+_DRAIN_S: Final = 1  # granted to requests in progress at a stop
+_KEEP_ALIVE_S: Final = 75  # longer than common clients keep an idle connection
 
 
 class _Http:
-    """The front that answers HTTP on one port."""
+    """Front that answers HTTP on one port."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
@@ -49,10 +49,10 @@ class _Http:
         self.waits_s: float | None = _CATCH_UP_S
 
     def open(self) -> None:
-        """Take the port.  Raises StartRefused if it is taken."""
+        """Bind the port.  Raises StartRefused if it is taken."""
         host, port = self._host, self._port
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # asyncio's own loop sends small answers at once only where it sees that this is TCP
+        # asyncio sets TCP_NODELAY, which small answers need, only if the protocol is given here.
         self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -66,7 +66,7 @@ class _Http:
         self.url = f"http://{at}:{self._socket.getsockname()[1]}"
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
-        """Return what makes the event loop that uvicorn would take."""
+        """Return the factory of the event loop that uvicorn would use."""
         return uvicorn.Config(_nothing, log_config=None).get_loop_factory()
 
     async def serve(self, assembly: Assembly, ready: Ready) -> None:
@@ -85,27 +85,27 @@ class _Http:
         await serving
 
     def end(self) -> None:
-        """Let the requests that are under way end."""
+        """Let requests in progress finish, then stop."""
         if self._server is not None:
             self._server.should_exit = True
 
     def close(self) -> None:
-        """Let others have the port."""
+        """Release the reserved port again."""
         if self._socket is not None:
             self._socket.close()
 
 
 def _protocol() -> Any:
-    """Return how uvicorn reads requests: their heads are bounded."""
+    """Return the protocol class that uvicorn reads requests with: it bounds request heads."""
     try:
-        from online.service.request_heads import Heads
-    except ModuleNotFoundError:  # without httptools it reads them with h11, which bounds them
+        from online.service.parts.request_heads import BoundedHeads
+    except ModuleNotFoundError:  # without httptools uvicorn uses h11, which has bounds itself
         return "auto"
-    return Heads
+    return BoundedHeads
 
 
 class Embedded:
-    """A service in this process; as a context manager it stops at the end.
+    """A service in this process; as a context manager it stops at the end of the block.
 
     Parameters:
         settings: With ``cluster: embedded``.
@@ -130,17 +130,17 @@ class Embedded:
 
     @property
     def url(self) -> str:
-        """The address, as ``http://host:port``, once it is started."""
+        """The address, as ``http://host:port``, once the service has started."""
         return self._http.url
 
     @property
     def state_dir(self) -> Path:
-        """The folder of what it has learned."""
+        """The state folder of the service."""
         return self._parts.settings.state_dir
 
     @property
     def client(self) -> Client:
-        """A client of this service.  Use from one thread."""
+        """A client of this service.  Use it from one thread only."""
         if self._client is None:
             token = config.own_token(self._parts.settings, {})
             self._client = Client(self.url, token=token)
@@ -148,21 +148,21 @@ class Embedded:
 
     @property
     def model(self) -> Model:
-        """The first model of this service, to be asked and taught.  Use from one thread."""
+        """Client of the first model of this service.  Use it from one thread only."""
         return self.client.model(self._parts.settings.models[0].name)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the status, while it runs."""
+        """Return the HTML that a notebook shows: the model's status while the service runs."""
         return self.model._repr_html_() if self.alive() else repr(self)
 
     def alive(self) -> bool:
-        """Tell whether the service answers."""
+        """Return whether the service answers."""
         return self._parts.alive()
 
     def report(self) -> Report:
-        """Judge the first model from its journal (docs/report.md); a notebook shows the page.
+        """Report on the first model from its journal (docs/report.md); a notebook shows the page.
 
-        Needs what the extra ``report`` brings.  Other models, and spans of time: `online report`.
+        Needs the extra ``report``.  For other models and time spans use `online report`.
         """
         from evaluation.report.build import report_on
         from online.rows.journal_rows import JournalRows, open_for_report, origin
@@ -186,7 +186,7 @@ class Embedded:
         self._recording.of(self.url, config.own_token(self._parts.settings, {}))
 
     def stop(self) -> None:
-        """Let requests end, push and seal, publish a last snapshot.  A second time: nothing."""
+        """Finish requests, push and seal, publish a last snapshot.  Does nothing when repeated."""
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -194,12 +194,12 @@ class Embedded:
         self._parts.stop()
 
     def kill(self) -> None:
-        """Leave everything as it is: this process ends now, and the next start takes over."""
+        """Only remove the run file: this process ends now, and the next start recovers."""
         self._parts.kill()
 
 
 async def _nothing(*_: object) -> None:
-    """An application that is never asked."""
+    """An application that is never called."""
 
 
 _served: dict[str, Embedded] = {}
@@ -219,7 +219,7 @@ def serve(
     say: Progress | None = None,
     **of_model: Any,
 ) -> Embedded:
-    """Serve a model in this process until :meth:`Embedded.stop`; what it has learned stays.
+    """Serve a model in this process until :meth:`Embedded.stop`; its learned state is kept.
 
     A second call with the same name stops the service of the first.
 
@@ -227,16 +227,17 @@ def serve(
         model: A river estimator, a :class:`~online.models.network.Network`, an
             :class:`~online.models.estimator.Estimator` or an object of your own class, which is
             copied; a function or class that makes one; or a ``learner`` as in a settings file.
-        task: ``binary``, ``multiclass``, ``regression``, ``choose`` or ``anomaly``; None: as the
-            model says, if it does.
-        name: By which it is asked.
-        state_dir: Folder of what is learned; None: ``online-state/NAME``.  What is stored there
-            wins over what the object had learned, if it is built alike; else the start is refused.
-        port: 0 takes a free one.
-        settings: Others of the service, as in a settings file: ``{"limits": {…}, "tokens": {…}}``.
-        fresh, relearn: Begin without what was learned; learn the whole journal again.
+        task: ``binary``, ``multiclass``, ``regression``, ``choose`` or ``anomaly``; None: the task
+            that the model itself declares.
+        name: The model's name in requests.
+        state_dir: State folder; None: ``online-state/NAME``.  State that is stored there replaces
+            what the object has learned if both have the same structure; else the start is refused.
+        port: 0 chooses a free one.
+        settings: Further settings of the service, named as in a settings file:
+            ``{"limits": {…}, "tokens": {…}}``.
+        fresh, relearn: Begin without the stored state; learn the whole journal again.
         say: Is called with lines about the start and the end; None: they are printed.
-        of_model: Others of the model, as ``classes`` or ``filters``.
+        of_model: Further settings of the model, such as ``classes`` or ``filters``.
 
     Raises:
         ConfigError, LearnerUnusable, StartRefused: With the remedy; nothing is served then.

@@ -1,7 +1,7 @@
 """Durable, deduplicated learning as a library: :class:`Learner`, without HTTP.
 
-It is what a service is made of (:mod:`online.service.one_process`) behind calls of this program:
-the same journal, the same promises, the same state folder.
+It runs the parts of a service (:mod:`online.service.one_process`) behind method calls: with the
+same journal, the same guarantees and the same state folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from online.messages.structs import (
     Receipts,
 )
 from online.messages.values import plain_value
-from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
     Progress,
@@ -35,12 +34,13 @@ from online.service.one_process import (
     settings_for,
     starting,
 )
+from online.service.parts.assembly import Assembly
 from online.settings.purposes import TaskName
 from replay.example import Label
 
 
 class _Calls:
-    """The front of calls of this program: it only lives."""
+    """Front for direct calls: it only keeps the loop alive until the end."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -48,49 +48,49 @@ class _Calls:
         self._end: Callable[[], object] | None = None
 
     def open(self) -> None:
-        """Take nothing: there is no port."""
+        """Acquire nothing: there is no port."""
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
-        """Any event loop of asyncio will do."""
+        """Return None: asyncio's default loop is used."""
         return None
 
     async def serve(self, assembly: Assembly, ready: Ready) -> None:
-        """Stay until :meth:`end` is called."""
+        """Wait until :meth:`end` is called."""
         over, loop = asyncio.Event(), asyncio.get_running_loop()
         self._end = partial(loop.call_soon_threadsafe, over.set)
         ready()
         await over.wait()
 
     def end(self) -> None:
-        """Let the loop of learning end."""
+        """End the loop for learning."""
         if self._end is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended by itself
+            with contextlib.suppress(RuntimeError):  # the loop is already closed
                 self._end()
 
     def close(self) -> None:
-        """Nothing was opened that has to be given back."""
+        """Release nothing, because :meth:`open` acquires nothing."""
 
 
 class Learner:
-    """A model that learns durably, and each event once; what it has learned stays in a folder.
+    """A model that learns each event durably and exactly once; its state is kept in a folder.
 
-    As a context manager it is closed at the end.  Its methods may be called from any thread, and
-    wait: in a coroutine call them through ``asyncio.to_thread``.  Made again on a folder that this
-    program has open, it closes the one before.
+    As a context manager it is closed at the end of the block.  Its methods may be called from any
+    thread and block: in a coroutine call them through ``asyncio.to_thread``.  A new learner on a
+    folder that this program has open closes the previous one.
 
     Parameters:
         model: A river estimator, a :class:`~online.models.network.Network`, an
             :class:`~online.models.estimator.Estimator` or an object of your own class, which is
             copied; a function or class that makes one; or a ``learner`` as in a settings file.
-        state_dir: Folder of what is learned.  What is stored there wins over what the object had
-            learned, if it is built alike; else it is refused.
-        task: ``binary``, ``multiclass``, ``regression`` or ``anomaly``; None: as the model says, if
-            it does.
-        name: By which a service that takes the folder over asks it.
-        settings: Others of the service, as in a settings file: ``{"limits": {…}}``.
-        fresh, relearn: Begin without what was learned; learn the whole journal again.
-        say: Is called with lines about the start and the end; None: nothing is said.
-        of_model: Others of the model, as ``classes`` or ``filters``.
+        state_dir: State folder.  State that is stored there replaces what the object has learned
+            if both have the same structure; else the learner is refused.
+        task: ``binary``, ``multiclass``, ``regression`` or ``anomaly``; None: the task that the
+            model itself declares.
+        name: The model's name for a service that continues the folder.
+        settings: Further settings of the service, named as in a settings file: ``{"limits": {…}}``.
+        fresh, relearn: Begin without the stored state; learn the whole journal again.
+        say: Is called with lines about the start and the end; None: nothing is printed.
+        of_model: Further settings of the model, such as ``classes`` or ``filters``.
 
     Raises:
         ConfigError, LearnerUnusable, StartRefused: With the remedy; nothing is changed then.
@@ -131,21 +131,21 @@ class Learner:
 
     @property
     def state_dir(self) -> Path:
-        """The folder of what it has learned."""
+        """The state folder of the model."""
         return self._parts.settings.state_dir
 
     def predict_one(self, x: Mapping[str, Any]) -> Label | None:
-        """Label that the model answers; nothing is written.  Raises RequestError, ClientError."""
+        """Predicted label; changes no state.  Raises RequestError, ClientError."""
         label: Label | None = self._predict(x).prediction
         return label
 
     def predict_proba_one(self, x: Mapping[str, Any]) -> dict[str, float]:
-        """Probability of each label, by its text; empty of a model that has none."""
+        """Probability of each label, by the label's text; empty if the model has none."""
         shown = self._predict(x).probabilities
         return shown if isinstance(shown, dict) else {}
 
     def score_one(self, x: Mapping[str, Any]) -> float:
-        """How unusual a row is to a model of ``task: anomaly``: above 0.5, an anomaly."""
+        """Anomaly score of a row for a model of ``task: anomaly``; above 0.5 it is an anomaly."""
         score = self._predict(x).score
         if isinstance(score, msgspec.UnsetType):
             raise TypeError(f"{self._name} is no model of task: anomaly")
@@ -162,23 +162,23 @@ class Learner:
         event_time: float | None = None,
         provisional: bool = False,
     ) -> Receipt:
-        """Record and learn a labelled row; on disk and in the model when this returns.
+        """Record and learn a labelled row; on return it is on disk and in the model.
 
         Parameters:
             y: The label; it may be left out of rows of ``task: anomaly``.
-            event_id: Your own, unique in ``source``: a repeat is known by it, after a crash too,
-                and ``duplicate`` then.  None: a repeat would be another event.
+            event_id: Your own id, unique within ``source``: a repeat is recognized by it, even
+                after a crash, and answered with ``duplicate``.  None: a repeat is a new event.
             weight, event_time: Importance (1 is an ordinary row), and POSIX seconds.
-            provisional: The label may change: what it teaches is taken back when the event comes
-                again, with its final one.
+            provisional: The label may change: its effect is undone when the event is sent again
+                with its final label.
 
         Returns:
-            What became of it, in ``status`` (docs/requests.md): ``learned``, or ``clipped``,
+            The outcome, with a ``status`` (docs/requests.md): ``learned``, or ``clipped``,
             ``quarantined`` or ``failed`` with its reason.
 
         Raises:
-            RequestError, ClientError: With field and hint; nothing was recorded, unless it says
-                that it may have been.
+            RequestError, ClientError: With field and hint; nothing was recorded, unless the error
+                says that it may have been.
         """
         event = FeedbackRequest(
             label=plain_value("label", y), features=plain_value("features", x),
@@ -201,10 +201,10 @@ class Learner:
         event_ids: Iterable[str] | None = None,
         source: str = Event().source,
     ) -> list[Receipt]:
-        """Record and learn many labelled rows, up to ``limits.rows_max`` a commit.
+        """Record and learn many labelled rows, up to ``limits.rows_max`` per commit.
 
-        A receipt each, in order; one that is ``refused`` says why in ``error``, and the others
-        are learned.
+        Returns one receipt per row, in order.  A row that is ``refused`` has the reason in
+        ``error``; the other rows are still learned.
         """
         ids: Iterator[str | None] = iter(lambda: None, 0) if event_ids is None else iter(event_ids)
         events = (
@@ -214,7 +214,7 @@ class Learner:
                 event_id=event_id,
                 source=source,
             )
-            for i, ((x, y), event_id) in enumerate(zip(rows, ids))  # noqa: B905  # ids go on
+            for i, ((x, y), event_id) in enumerate(zip(rows, ids))  # noqa: B905  # ids is endless
         )
         receipts: list[Receipt] = []
         while batch := list(islice(events, self._rows_max)):
@@ -222,11 +222,11 @@ class Learner:
         return receipts
 
     def report(self) -> Status:
-        """How good it is beside simple rules, and what was learned; nothing is changed."""
+        """Metrics beside those of simple baselines, and what was learned; changes no state."""
         return Status(self._parts.status(self._name))
 
     def close(self) -> None:
-        """Publish a last snapshot and let others have the folder.  A second time: nothing."""
+        """Publish a last snapshot and release the state folder.  Does nothing when repeated."""
         self._parts.stop()
 
     def _record(self, events: list[Event]) -> list[Receipt]:
@@ -247,7 +247,7 @@ class Learner:
 
 @contextlib.contextmanager
 def _hinted() -> Iterator[None]:
-    """Say field and hint beneath the error, too: over HTTP the body has them."""
+    """Add field and hint to the error as a note; over HTTP they are in the body."""
     try:
         yield
     except RequestError as error:
@@ -256,7 +256,7 @@ def _hinted() -> Iterator[None]:
 
 
 def _silent(_: str) -> None:
-    """Say nothing about the start and the end."""
+    """Discard a line about the start or the end."""
 
 
 _open: dict[Path, Learner] = {}

@@ -1,10 +1,10 @@
-"""Journal, parameter server and one replica in this process, without Ray and without HTTP.
+"""Journal, parameter servers and one replica in this process, without Ray.
 
-It is put together from the same parts as a replica of Ray Serve (:mod:`online.service.assembly`),
-on the same state folder: a start takes a folder over from the one form to the other.  Everything
-runs on threads of its own, learning on an event loop there, so that a program or a notebook that
-starts it goes on, whatever loop it runs itself.  A *front* brings the requests: HTTP
-(:mod:`online.service.embedded`) or calls of this program (:mod:`online.service.library`).
+The parts are those of a replica of Ray Serve (:mod:`online.service.parts.assembly`), on the same
+kind of state folder, so either form can continue the other's state.  Everything runs on its own
+threads, with an event loop for learning, so it can be started from a program or a notebook that
+runs a loop itself.  Requests come through a *front*: HTTP (:mod:`online.service.embedded`) or
+direct calls (:mod:`online.service.library`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from online.models.loaded import Loaded
 from online.models.loading import objects
 from online.models.loading.from_settings import merge_rule
 from online.rows.prediction_ids import Keys
-from online.service import handing_on
-from online.service.assembly import Around, Assembly, nobody
-from online.service.check_state import Models
-from online.service.parameter_servers import settings_of, shard_of
-from online.service.patience import Patience
+from online.service.parts.assembly import Assembly, ProcessContext, nobody
+from online.service.state import server_count
+from online.service.state.check_state import Models
+from online.service.state.deadline import StartDeadline
+from online.service.state.parameter_servers import settings_of, shard_of
 from online.settings import config
 from online.settings import file_modes as modes
 from online.settings.config import EMBEDDED, Settings
@@ -61,8 +61,8 @@ Ready = Callable[[], None]
 T = TypeVar("T")
 
 _TEND_S: Final = 0.25
-_TEND_WAIT_S: Final = 0.5  # for the journal's lock, when a part of its log is moved
-_LOOK_S: Final = 0.002  # between two looks whether something has started
+_TEND_WAIT_S: Final = 0.5  # for the journal's lock, at a checkpoint of its WAL
+_LOOK_S: Final = 0.002  # between two polls whether something has started
 _LAST_SNAPSHOT_S: Final = 2.0
 _STOP_S: Final = 5.0
 
@@ -70,32 +70,32 @@ _numbers = itertools.count()
 
 
 class Front(Protocol):
-    """A front brings requests to what runs here, and takes the answers back."""
+    """Passes requests to the parts of this process and returns their answers."""
 
     url: str
-    """Where it answers; empty if it does not over HTTP."""
+    """Its address; empty if it does not use HTTP."""
 
     waits_s: float | None
-    """How long a start waits for what is left in the journal to be learned; None: until it is."""
+    """Seconds that a start waits for pending journal rows to be learned; None: without a bound."""
 
     def open(self) -> None:
-        """Take what it needs of the machine.  Raises StartRefused."""
+        """Acquire its resources, such as a port.  Raises StartRefused."""
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
-        """Return what makes the event loop of learning; None: any will do."""
+        """Return the factory of the event loop for learning; None: asyncio's default."""
 
     async def serve(self, assembly: Assembly, ready: Ready) -> None:
-        """Call ``ready`` when requests are taken; return some time after :meth:`end`."""
+        """Call ``ready`` once requests are accepted; return some time after :meth:`end`."""
 
     def end(self) -> None:
-        """Take no more requests; from any thread, before or after the start, and twice."""
+        """Accept no more requests; may be called from any thread, at any time, and repeatedly."""
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Release the resources that :meth:`open` acquired."""
 
 
 class OneProcess:
-    """The parts of a service in this process, but for the front that brings its requests.
+    """All parts of a service in this process, except for the front.
 
     Parameters:
         settings: With ``cluster: embedded``.
@@ -106,7 +106,7 @@ class OneProcess:
         self._given = self.settings = settings
         self._front, self._progress = front, progress
         self._process = processes.replica_name()
-        self._name = f"{self._process}:{next(_numbers)}"  # this process may serve again
+        self._name = f"{self._process}:{next(_numbers)}"  # unique if this process serves again
         self._owner: processes.Owner | None = None
         self._loaded: Mapping[str, Loaded] = {}
         self._servers: dict[str, InProcess] = {}
@@ -114,11 +114,11 @@ class OneProcess:
         self._failed: BaseException | None = None
         self._running: tuple[asyncio.AbstractEventLoop, Assembly] | None = None
         self._stopping = threading.Event()
-        self._tending: threading.Thread | None = None
-        self._lock = threading.RLock()  # a start or a stop at a time
+        self._upkeep: threading.Thread | None = None
+        self._lock = threading.RLock()  # one start or stop at a time
 
     def alive(self) -> bool:
-        """Tell whether requests are answered."""
+        """Return whether requests are answered."""
         return self._thread is not None and self._thread.is_alive()
 
     # -- start -------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class OneProcess:
     def start(
         self, *, fresh: bool = False, relearn: bool = False, accept_loss: bool = False
     ) -> None:
-        """Start everything; returns when the front answers.
+        """Start everything; returns when the front accepts requests.
 
         Raises:
             StartRefused, LearnerUnusable, ConfigError: With the remedy; nothing runs then.
@@ -140,9 +140,9 @@ class OneProcess:
                     self._progress(f"the journal's log is damaged and was cut there: {why}")
                 models = self._check(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
                 self._front.open()
-                patience = Patience(self.settings.start_wait_s)
-                self._start_servers(patience)
-                self._start_replica(patience)
+                deadline = StartDeadline(self.settings.start_wait_s)
+                self._start_servers(deadline)
+                self._start_replica(deadline)
             except BaseException:
                 self._release()
                 raise
@@ -152,11 +152,14 @@ class OneProcess:
         models.follow_by(self.status)
 
     def status(self, name: str) -> dict[str, Any]:
-        """Everything about one model, from any thread."""
+        """Return the status of one model; may be called from any thread."""
         return self.call(lambda assembly: assembly.status(name))
 
     def call(self, step: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
-        """Result of a step on the loop of learning.  Raises what it raises, and StartRefused."""
+        """Run a step on the loop for learning and return its result.
+
+        Raises what the step raises, and StartRefused once the service is stopped.
+        """
         if self._running is None or self._stopping.is_set():
             raise StartRefused("it is stopped", "Start another one on the same folder")
         loop, assembly = self._running
@@ -164,7 +167,7 @@ class OneProcess:
 
     @contextlib.contextmanager
     def _masked(self) -> Iterator[None]:
-        """Give what a start makes the permissions of `state_mode`; the program keeps its own."""
+        """Apply the umask of `state_mode` during a start; the program's own is restored after."""
         before = os.umask(self.settings.umask)
         try:
             yield
@@ -172,7 +175,7 @@ class OneProcess:
             os.umask(before)
 
     def _take_over(self) -> None:
-        """End what a crash of the other form has left behind."""
+        """End the processes that a crashed service on Ray has left on this state folder."""
         settings = self.settings
         for place in {settings.state_dir, Path(snapshots_path(settings))}:
             if (loose := modes.looser(place, settings.umask)) is not None:
@@ -187,8 +190,8 @@ class OneProcess:
         with contextlib.closing(open_journal(given)) as journal:
             lines = promotion.follow_file(given, journal) if fresh or relearn else []
             settings, said = promotion.as_served(given, journal)
-            handing_on.note_given(given, settings, journal)
-            handing_on.refuse_wishes(settings, journal)
+            server_count.record_given(given, settings, journal)
+            server_count.reject_requests(settings, journal)
         for line in [*lines, *said]:
             self._progress(line)
         models = Models(settings, self._progress)
@@ -196,7 +199,7 @@ class OneProcess:
         self.settings = settings
         return models
 
-    def _start_servers(self, patience: Patience) -> None:
+    def _start_servers(self, deadline: StartDeadline) -> None:
         settings = self.settings
         for model in settings.models:
             one = self._loaded[model.name]
@@ -226,7 +229,7 @@ class OneProcess:
             while status["state"] != "serving":
                 if status["state"] == "refused":
                     raise StartRefused(f"model {name}: {status['reason']}", "Nothing was started")
-                patience.check(f"model {name}: its state is not restored ({status['reason']})")
+                deadline.check(f"model {name}: its state is not restored ({status['reason']})")
                 time.sleep(_LOOK_S)
                 status = server.status()
             text = f"model {name}: version {status['epoch']}.{status['count']}"
@@ -242,24 +245,24 @@ class OneProcess:
         return self._servers[names[shard]].shared(method, *args)
 
     def _gone(self, partitions: Sequence[Any]) -> list[int]:
-        """Partitions of services that do not run any more: of those in this process, all others."""
+        """Partitions whose replicas do not run; of this process, all but the current service's."""
         mine, own = self._name, f"{self._process}:"
         here = [p.id for p in partitions if p.replica.startswith(own) and p.replica != mine]
         other = [p for p in partitions if not p.replica.startswith(own)]
         return [*here, *processes.gone(other)]
 
-    def _start_replica(self, patience: Patience) -> None:
+    def _start_replica(self, deadline: StartDeadline) -> None:
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="online", daemon=True)
         self._thread.start()
         while not ready.wait(0.1):
             if not self._thread.is_alive():
                 break
-            patience.check("its replica has not begun to answer")
+            deadline.check("its replica has not begun to answer")
         if self._failed is not None:
             raise self._failed
-        self._tending = threading.Thread(target=self._tend, name="online-journal", daemon=True)
-        self._tending.start()
+        self._upkeep = threading.Thread(target=self._tend, name="online-journal", daemon=True)
+        self._upkeep.start()
 
     def _run(self, ready: threading.Event) -> None:
         try:
@@ -275,16 +278,16 @@ class OneProcess:
     async def _serve(self, ready: threading.Event) -> None:
         settings = self.settings
         keys = Keys.from_file(settings.key_path)
-        around = Around(
+        context = ProcessContext(
             self._name,
             lambda name, _: InProcessClient(self._servers[name]),
             lambda name, _: nobody(name),
         )
-        assembly = Assembly(settings, keys, lambda model: self._loaded[model.name], around)
+        assembly = Assembly(settings, keys, lambda model: self._loaded[model.name], context)
         await assembly.start()
         self._running = asyncio.get_running_loop(), assembly
         try:
-            if self._stopping.is_set():  # the start was given up
+            if self._stopping.is_set():  # the start was cancelled
                 return
             await self._front.serve(assembly, ready.set)
         finally:
@@ -294,7 +297,7 @@ class OneProcess:
     # -- while it runs -----------------------------------------------------------------------
 
     def _tend(self) -> None:
-        """Move small parts of the journal's log into its file, until the service stops."""
+        """Checkpoint the journal's WAL in small steps until the service stops."""
         try:
             journal = journal_opener(self.settings, lock_wait_s=_TEND_WAIT_S)()
         except ReplayError as error:
@@ -314,7 +317,7 @@ class OneProcess:
     # -- stop --------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Let requests end, push and seal, publish a last snapshot.  A second time: nothing."""
+        """Finish requests, push and seal, publish a last snapshot.  Does nothing when repeated."""
         with self._lock:
             if self._owner is None:
                 return
@@ -331,7 +334,7 @@ class OneProcess:
             self._release()
 
     def kill(self) -> None:
-        """Leave everything as it is: this process ends now, and the next start takes over."""
+        """Only remove the run file: this process ends now, and the next start recovers."""
         run_path(self.settings).unlink(missing_ok=True)
 
     def _end_replica(self) -> None:
@@ -342,11 +345,11 @@ class OneProcess:
                 log.warning("the service did not stop in %g s", _STOP_S)
 
     def _release(self) -> None:
-        """End whatever is left, and let others have the folder."""
+        """End whatever still runs, and release the state folder."""
         self._stopping.set()
         self._end_replica()
-        if self._tending is not None:
-            self._tending.join(_STOP_S)
+        if self._upkeep is not None:
+            self._upkeep.join(_STOP_S)
         for server in self._servers.values():
             server.stop()
         self._front.close()
@@ -357,7 +360,7 @@ class OneProcess:
 
 
 starting = threading.Lock()
-"""Whoever starts or replaces something in this process holds it."""
+"""Held by whoever starts or replaces a service in this process."""
 
 
 def settings_for(
@@ -368,12 +371,12 @@ def settings_for(
     of_service: Mapping[str, Any],
     of_model: Mapping[str, Any],
 ) -> Settings:
-    """Settings of one process that serves the model, which is handed over if it is an object.
+    """Settings of one process that serves the model; an object is handed over in memory.
 
     Parameters:
-        task: None: as the model says, if it does.
+        task: None: the task that the model itself declares.
         state_dir: None: ``online-state/NAME``.
-        of_service, of_model: Others, as in a settings file.
+        of_service, of_model: Further settings, named as in a settings file.
 
     Raises:
         ConfigError: With the remedy.
@@ -396,5 +399,5 @@ def settings_for(
 
 
 def printed(line: str) -> None:
-    """Say a line about the start or the end on standard output."""
+    """Print a line about the start or the end on standard output."""
     print(f"online: {line}", flush=True)

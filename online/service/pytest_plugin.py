@@ -1,6 +1,6 @@
-"""The fixture `online_service` for tests of programs that use the service, found by pytest itself.
+"""A pytest plugin with the fixture `online_service`, for tests of programs that use the service.
 
-Nothing is imported before a test asks for the fixture: other runs of pytest do not wait for it.
+It imports the service only when a test requests the fixture, so other test runs stay fast.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def online_service(tmp_path: Path) -> Iterator[Callable[..., Embedded]]:
-    """Serve a model in this process, with a temporary folder, until the test ends.
+    """Serve models in this process, with temporary state folders, until the test ends.
 
-    It is called as `online.serve` is: ``online_service(model, name="clicks")``.  Services of
-    several names run beside each other; the same name and folder again go on from its state.
+    Call it like `online.serve`: ``online_service(model, name="clicks")``.  Services with different
+    names run side by side; the same name and folder again continue from its state.
     """
     import online
 

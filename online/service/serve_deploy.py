@@ -1,9 +1,8 @@
-"""The service for `serve deploy` and KubeRay: Ray Serve starts it, instead of `online serve`.
+"""The entry point for `serve deploy` and KubeRay, where Ray Serve starts the service.
 
-In ``serve_config.yaml``: ``import_path: online.service.serve_deploy:build`` and
-``args: {settings: FILE}``.
-The file is read on the node that builds the application, which is any of them; what follows from it
-is sent to the replicas.
+``serve_config.yaml`` names it: ``import_path: online.service.serve_deploy:build`` and
+``args: {settings: FILE}``.  The file is read on the node that builds the application, which may be
+any node; the resulting settings are sent to the replicas.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from pydantic import BaseModel, ConfigDict
 
 from online.challenger import promotion
 from online.errors import StartRefused
-from online.service import handing_on, parameter_servers, rollout
-from online.service.check_state import Models
-from online.service.origin import Origin
-from online.service.patience import Patience
+from online.service.on_ray import rollout
+from online.service.on_ray.origin import Origin
 from online.service.service import check_nodes
+from online.service.state import parameter_servers, server_count
+from online.service.state.check_state import Models
+from online.service.state.deadline import StartDeadline
 from online.settings import config
 from online.settings.places import open_journal
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Arguments(BaseModel):
-    """``args`` of the application in Serve's settings."""
+    """The ``args`` of the application in Serve's settings."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,16 +39,17 @@ class Arguments(BaseModel):
 
 
 def build(arguments: Mapping[str, str]) -> Any:
-    """Start the parameter servers that do not run yet; the application.
+    """Start the parameter servers that do not run yet, and return the Serve application.
 
-    Raises pydantic's ValidationError for other ``arguments`` than :class:`Arguments` has, and
-    StartRefused for what the journal's state or the nodes do not allow.
+    Raises:
+        pydantic.ValidationError: ``arguments`` do not match :class:`Arguments`.
+        StartRefused: The state in the journal or the nodes do not allow the start.
     """
     import ray
 
-    from online.service.deployment import Replica
+    from online.service.on_ray.deployment import Replica
 
-    # Serve makes an object of them only where the annotation is a class, and here it is a text.
+    # Serve converts arguments only for annotations that are classes; these are strings here.
     path = Arguments.model_validate(arguments).settings
     settings = config.load(path, {}, config.environment())
     os.umask(settings.umask)
@@ -61,13 +62,13 @@ def build(arguments: Mapping[str, str]) -> Any:
     with contextlib.closing(open_journal(settings)) as journal:
         given = settings
         settings, promoted = promotion.as_served(given, journal)
-        handing_on.note_given(given, settings, journal)
-        handing_on.refuse_wishes(settings, journal)
+        server_count.record_given(given, settings, journal)
+        server_count.reject_requests(settings, journal)
     for line in promoted:
         log.info(line)
     models = Models(settings, log.info)
     loaded = models.check(fresh=False, relearn=False)
     settings = models.chosen(loaded)
-    parameter_servers.start(settings, loaded, log.info, Patience(settings.start_wait_s))
+    parameter_servers.start(settings, loaded, log.info, StartDeadline(settings.start_wait_s))
     specs = {name: model.spec_hash for name, model in loaded.items()}
     return rollout.application(Replica, settings, Origin.here(settings, specs))

@@ -1,7 +1,7 @@
-"""The composition root: settings in, a running service out.
+"""The composition root of a service on Ray: starts, reconfigures and stops all of its processes.
 
-Ray and Serve read their flags when they are imported, in every process, so all of them are set
-here, in one place, before the first import of Ray.
+Ray and Serve read their environment variables when they are imported, in every process.  They are
+therefore all set here, before the first import of Ray.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ import psutil
 from online import processes
 from online.alerts.sending import Sending
 from online.challenger import promotion
-from online.client.asking import Asking, NoAnswer
+from online.client.simple_client import NoAnswer, SimpleClient
 from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
-from online.service import handing_on, parameter_servers, rollout, worker_setup
-from online.service.balancer import balanced
-from online.service.challengers import Challengers
-from online.service.check_state import Models
-from online.service.composition import exchangeable, goes_over
-from online.service.origin import Origin, code_hash
-from online.service.patience import Patience
-from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
-from online.service.ray_processes import fewest_processes
-from online.service.tending import Tending
+from online.service import worker_setup
+from online.service.on_ray import rollout
+from online.service.on_ray.balancer import balanced
+from online.service.on_ray.challengers import Challengers
+from online.service.on_ray.origin import Origin, code_hash
+from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
+from online.service.on_ray.ray_processes import fewest_processes
+from online.service.parts.composition import exchangeable, watches_decisions
+from online.service.state import parameter_servers, server_count
+from online.service.state.check_state import Models
+from online.service.state.deadline import StartDeadline
+from online.service.state.journal_upkeep import JournalUpkeep
 from online.settings import file_modes
 from online.settings.config import Settings, own_token
 from online.settings.places import cut_log, open_journal, run_path, snapshots_path
@@ -51,17 +53,21 @@ _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 Progress = Callable[[str], None]
 
-_GO_OVER_S = 30.0  # for replicas that exchange the model; then their processes are replaced
+_GO_OVER_S = 30.0  # replicas that have not swapped the model by then are replaced
 _NOTHING = "nothing was changed: the service goes on as it was"
 _AS_THEY_WERE = "the settings are as they were"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
-_OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
+_OBJECT_STORE_BYTES = 100 << 20  # messages are small and are sent inline
 
 
 def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
-    """Refuse what can't be shared by several nodes (``nodes``: name of each live node's host).
+    """Check that the settings work on a cluster of several nodes.
 
-    Raises StartRefused with the remedy.
+    Parameters:
+        nodes: Host name of each live node.
+
+    Raises:
+        StartRefused: The journal or the snapshots would be local to one node; with the remedy.
     """
     if len(nodes) < 2:
         return
@@ -82,7 +88,7 @@ def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
 
 
 def check_scores(settings: Settings) -> None:
-    """Refuse a Redis server of scores that no replica could ask.  Raises StartRefused."""
+    """Check that the Redis client is installed if `scores` needs it.  Raises StartRefused."""
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
         raise StartRefused(
             "`scores` names a Redis server, and the package for it is missing",
@@ -91,26 +97,26 @@ def check_scores(settings: Settings) -> None:
 
 
 def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> list[psutil.Process]:
-    """Start or join Ray; its processes on this machine that the service can't live without.
+    """Start or join Ray; return its local processes without which the service can't run.
 
     Raises StartRefused if the settings do not fit the cluster's nodes.
     """
     import ray
 
     local = settings.cluster == "local"
-    if local and _HAPROXY in flags and (unlike := worker_setup.unlike()):
-        log.warning(unlike)
+    if local and _HAPROXY in flags and (warning := worker_setup.template_warning()):
+        log.warning(warning)
     place: dict[str, Any]
     if local:
         place = {
-            "address": "local",  # never join a cluster that happens to be there
+            "address": "local",  # never join a cluster that happens to run here
             "num_cpus": max(4, settings.replicas_max),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": str(private / "ray"),
         }
-    else:  # its nodes were started without the flags, so that our processes get them
+    else:  # its nodes were started without the flags, so pass them to our worker processes
         place = {"address": settings.cluster, "runtime_env": {"env_vars": dict(flags)}}
     with fewest_processes() if local else contextlib.nullcontext():
         ray.init(
@@ -129,11 +135,14 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
 def all_exchange(
     changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
 ) -> bool:
-    """Whether replicas go over by themselves to all models that change.
+    """Whether replicas can swap all changed models without a restart of their processes.
 
-    ``served``: those that serve, and those that are to (:mod:`online.service.going_over`).
+    Parameters:
+        changed: The changed models, by name.
+        served: Settings and loaded models before and after the change
+            (:mod:`online.service.parts.model_swap`).
     """
-    return all(goes_over(m) for m in served[0][0].models if m.name in changed) and all(
+    return all(watches_decisions(m) for m in served[0][0].models if m.name in changed) and all(
         exchangeable(model, merge_rule(model, loaded[model.name].model))
         for settings, loaded in served
         for model in settings.models
@@ -143,7 +152,7 @@ def all_exchange(
 
 @contextlib.contextmanager
 def quiet(log_path: Path) -> Iterator[None]:
-    """Write to a file what Ray and Serve print while they end."""
+    """Redirect what Ray and Serve print while they shut down to a file."""
     sys.stdout.flush()
     printed_to = {stream: os.dup(stream) for stream in (1, 2)}
     try:
@@ -164,7 +173,7 @@ def first_port() -> int:
 
 @contextlib.contextmanager
 def imported_meanwhile(name: str) -> Iterator[None]:
-    """While this lasts a module is imported on a thread; it is there at the end."""
+    """Import a module on a thread; at the end of the context it is imported."""
     thread = threading.Thread(target=importlib.import_module, args=(name,), daemon=True)
     thread.start()
     yield
@@ -172,13 +181,13 @@ def imported_meanwhile(name: str) -> Iterator[None]:
 
 
 def needs_restart(names: Sequence[str]) -> list[str]:
-    """Say that new settings were not taken: only a restart changes those named."""
+    """Lines that report that new settings were not applied because these names need a restart."""
     roll_out = [_ROLL_OUT] if any(name.startswith("models.") for name in names) else []
     return [*(f"{name} needs a restart of the service" for name in names), *roll_out, _NOTHING]
 
 
 def compensates(was: Settings, now: Settings, loaded: Mapping[str, Loaded]) -> bool:
-    """Whether replicas have to tell their curvature that did not, as there was only one."""
+    """Whether replicas must start or stop sending curvature, which only several replicas do."""
     alone = {was.replicas_max == 1, now.replicas_max == 1}
     rules = {merge_rule(model, loaded[model.name].model) for model in now.models}
     return len(alone) > 1 and "compensated" in rules
@@ -189,17 +198,17 @@ class Service:
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self._settings, self._progress = settings, progress
-        self._given = settings  # what the file says: a promotion since may say another
+        self._given = settings  # as in the file; promotions since may have changed what is served
         self._challengers = Challengers()
         self._owner: processes.Owner | None = None
         self._private = processes.private_dir(settings.state_dir)
         self._loaded: dict[str, Loaded] = {}
         self._ports: processes.PortRange | None = None
         self._vital: list[psutil.Process] = []
-        self._tending = Tending(settings.limits.standstill_s, progress)
+        self._upkeep = JournalUpkeep(settings.limits.standstill_s, progress)
         self._started_s = time.monotonic()
-        self._patience = Patience(settings.start_wait_s)
-        self._version, self._incomplete = 0, False  # of the replicas' settings; a change of them
+        self._deadline = StartDeadline(settings.start_wait_s)
+        self._version, self._incomplete = 0, False  # of the deployment; a reload was interrupted
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
@@ -210,13 +219,12 @@ class Service:
 
     def start(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> None:
         """Start everything; returns when HTTP answers.  Raises StartRefused with the remedy."""
-        os.umask(self._settings.umask)  # of all that is started from here on, too
+        os.umask(self._settings.umask)  # inherited by every process started from here on
         self._owner = processes.Owner(self._settings.state_dir)
         for place in {self._settings.state_dir, Path(snapshots_path(self._settings))}:
             if (loose := file_modes.looser(place, self._settings.umask)) is not None:
                 self._progress(loose)
-        left = list(processes.leftovers(run_path(self._settings), self._private))
-        if left:
+        if left := list(processes.leftovers(run_path(self._settings), self._private)):
             count = processes.end(left)
             self._progress(f"ended {count} processes that a crash had left behind")
         shutil.rmtree(self._private, ignore_errors=True)
@@ -237,12 +245,12 @@ class Service:
             self._start_ray()
             servers = parameter_servers.begin(self._settings, self._loaded, self._progress)
             self._start_serve()
-            parameter_servers.wait_for(servers, self._progress, self._patience)
+            parameter_servers.wait_for(servers, self._progress, self._deadline)
             self._start_replicas()
             self._challengers.start(self._settings)
         except OnlineError:
             raise
-        except Exception as error:  # whatever Ray raises, its last line says what
+        except Exception as error:  # whatever Ray raises: the last line of its text is the cause
             last = (str(error).strip().splitlines() or [repr(error)])[-1]
             raise StartRefused(f"Ray or Serve did not start: {last}", "Start it again") from error
         models.follow(self.url)
@@ -265,14 +273,13 @@ class Service:
         settings, first = self._settings, first_port()
         port = settings.port or first + REPLICA_PORTS + 4
         self._progress("starting Serve")
-        rollout.start_serve(settings.host, port, self._patience.left_s())
+        rollout.start_serve(settings.host, port, self._deadline.left_s())
         self.url = f"http://{settings.host}:{port}"
 
     def _start_replicas(self) -> None:
-        settings, first = self._settings, first_port()
-        n = settings.replicas_min
+        n, first = self._settings.replicas_min, first_port()
         self._progress("starting one replica" if n == 1 else f"starting {n} replicas")
-        self._deploy(settings)
+        self._deploy(self._settings)
         self._wait_http()
         self._facts = {
             "url": self.url,
@@ -283,11 +290,12 @@ class Service:
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
 
     def _note(self) -> None:
-        """Write down what commands need to know, the specs that serve among it."""
+        """Write the facts that commands need, among them the specs that are served."""
         processes.note(run_path(self._settings), {**self._facts, "specs": self._specs()})
 
     def _deploy(self, settings: Settings) -> None:
-        from online.service.deployment import Replica  # it imports Ray, after its flags are set
+        # Imported here: it imports Ray, whose flags must be set before.
+        from online.service.on_ray.deployment import Replica
 
         origin = Origin.here(settings, self._specs())
         rollout.deploy(Replica, settings, origin, self._version)
@@ -298,12 +306,12 @@ class Service:
     # -- change ------------------------------------------------------------------------------
 
     def reload(self, settings: Settings) -> list[str]:
-        """Go over to new settings while the service answers; what was done, as lines.
+        """Apply new settings while the service answers; return what was done, as lines.
 
-        All of it or nothing: if one setting needs a restart, none is changed.
+        They are applied completely or not at all: if one setting needs a restart, none is changed.
 
         Raises:
-            StartRefused: The new settings can't be served; what ran before goes on.
+            StartRefused: The new settings can't be served; the service goes on with the old ones.
         """
         given, settings = settings, self._as_served(settings)
         new = Models(settings, self._progress)
@@ -317,7 +325,7 @@ class Service:
         if restart:
             return needs_restart(restart)
         rolling, code = [*found.rolling], code_hash()
-        if code != self._code:  # new processes import what is on the disk now
+        if code != self._code:  # new processes would import the code that is on the disk now
             rolling.append("the service's code")
         replace = bool(rolling) or self._incomplete or compensates(self._settings, settings, models)
         if not replace and not found.scaled:
@@ -326,8 +334,8 @@ class Service:
         self._incomplete = True
         if replace:
             self._version += 1
-            self._patience = Patience(settings.start_wait_s)
-            parameter_servers.start(settings, self._loaded, self._progress, self._patience)
+            self._deadline = StartDeadline(settings.start_wait_s)
+            parameter_servers.start(settings, self._loaded, self._progress, self._deadline)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
         self._given, self._code = given, code
@@ -340,23 +348,24 @@ class Service:
         return [*lines, "every replica was replaced"] if replace else lines
 
     def _as_served(self, given: Settings, follow: bool = False, running: bool = False) -> Settings:
-        """The settings with the models that were promoted; ``follow``: with those of the file."""
+        """The settings with promoted models applied; ``follow``: the file's models win instead."""
         with contextlib.closing(open_journal(given)) as journal:
             lines = promotion.follow_file(given, journal) if follow else []
             settings, told = promotion.as_served(given, journal, running=running)
             if not running:
-                handing_on.note_given(given, settings, journal)
+                server_count.record_given(given, settings, journal)
         for line in [*lines, *told]:
             self._progress(line)
         return settings
 
-    def go_over(self) -> list[str]:
-        """Let promoted models serve, while the service answers; what was done, as lines.
+    def switch_models(self) -> list[str]:
+        """Switch to promoted models while the service answers; return what was done, as lines.
 
-        Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
+        Raises StartRefused if they can't be served; the promotion is then reverted, and the models
+        from before are served on.
         """
         begun_s = time.monotonic()
-        handing_on.hand_on(self._settings, self._specs(), self._progress)
+        server_count.reshard_pending(self._settings, self._specs(), self._progress)
         was, were, version = self._settings, self._loaded, self._version
         settings, specs = was, dict[str, str]()
         with contextlib.closing(open_journal(was)) as journal:
@@ -367,26 +376,26 @@ class Service:
                 changed = {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}
                 if not changed:
                     return []
-                self._challengers.make_way(changed)
+                self._challengers.end_challengers(changed)
                 for name, spec in changed.items():
                     promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
                 self._loaded, specs = loaded, {name: loaded[name].spec_hash for name in changed}
-                self._patience = Patience(settings.start_wait_s)
+                self._deadline = StartDeadline(settings.start_wait_s)
                 parameter_servers.start(
-                    settings, loaded, self._progress, self._patience, only=changed
+                    settings, loaded, self._progress, self._deadline, only=changed
                 )
                 alike = all_exchange(changed, (was, were), (settings, loaded))
-                if not (alike and rollout.gone_over(journal, changed, specs, _GO_OVER_S)):
+                if not (alike and rollout.wait_swapped(journal, changed, specs, _GO_OVER_S)):
                     self._version += 1
                     self._deploy(settings)
                 self._settings = settings
                 self._wait_http()
             except Exception as error:
                 self._loaded, self._settings = were, was
-                parameter_servers.end(parameter_servers.of_all(settings, specs))
+                parameter_servers.end(parameter_servers.server_specs(settings, specs))
                 try:
-                    if specs or not isinstance(error, ReplayError):  # else it is tried again
-                        handing_on.take_all_back(journal, self._specs(), was)
+                    if specs or not isinstance(error, ReplayError):  # else it is retried
+                        server_count.revert_all(journal, self._specs(), was)
                 finally:
                     if self._version != version:
                         self._version += 1
@@ -394,7 +403,7 @@ class Service:
                     self._challengers.start(was)
                 raise
         self._note()
-        left = parameter_servers.of_all(was, changed)
+        left = parameter_servers.server_specs(was, changed)
         parameter_servers.last_snapshots(left)
         parameter_servers.end(left)
         self._challengers.start(settings)
@@ -403,44 +412,44 @@ class Service:
         return [f"model {model.name}: {model.learner} serves now, {took}" for model in serving]
 
     def decided(self) -> tuple[str, Callable[[], list[str]]] | None:
-        """A model was promoted, or one of today's defaults begins or ends: what is to be done."""
-        if (journal := self._tending.journal) is None:
+        """A pending promotion, resharding or upgrade of defaults: its name, and how to apply it."""
+        if (journal := self._upkeep.journal) is None:
             return None
         try:
             if self._challengers.promoted(journal, self._specs()):
-                return "promoted", self.go_over
+                return "promoted", self.switch_models
         except ReplayError as error:
             log.warning("journal: %s", error)
             return None
         if self._challengers.resharded():
-            return "resharded", partial(self._challengers.until_read, self.go_over)
+            return "resharded", partial(self._challengers.until_read, self.switch_models)
         if self._challengers.upgraded():
             return "upgraded", partial(self.reload, self._given)
         return None
 
     def _wait_http(self) -> None:
-        """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
+        """Wait until HTTP answers and HAProxy has all replicas; a reload cuts connections."""
         while True:
             answers = False
             with contextlib.suppress(NoAnswer):
-                answers = Asking(self.url, timeout_s=5).get("/readyz").status_code == 200
+                answers = SimpleClient(self.url, timeout_s=5).get("/readyz").status_code == 200
             if answers and balanced(self._private, self._settings.replicas_min):
                 return
-            self._patience.check(f"{self.url} does not answer")
+            self._deadline.check(f"{self.url} does not answer")
             time.sleep(0.05)
 
     # -- stop --------------------------------------------------------------------------------
 
     def tend(self) -> None:
-        """Move a part of the journal's log into its file, and look after the processes."""
-        self._tending.once(self._settings, self._facts.get("replica_ports"), self._specs())
+        """Checkpoint a small part of the journal's WAL, and look after the service's processes."""
+        self._upkeep.once(self._settings, self._facts.get("replica_ports"), self._specs())
 
     def alive(self) -> bool:
-        """Whether Ray's own processes run; without them nothing is restarted any more."""
+        """Whether Ray's own processes run; without them nothing would be restarted."""
         return all(processes.runs(p) for p in self._vital)
 
     def stop(self) -> None:
-        """Let replicas push and seal, publish a last snapshot, end every process."""
+        """Let replicas push and seal, publish last snapshots, end every process."""
         if self._owner is None:
             return
         self._recording.stop()
@@ -459,19 +468,19 @@ class Service:
 
         if not ray.is_initialized():
             return []
-        logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # errors of calls to ending actors
         with quiet(self._settings.state_dir / "stop.log"):
             serve.shutdown()
-            specs = parameter_servers.of_all(self._settings, self._specs())
+            specs = parameter_servers.server_specs(self._settings, self._specs())
             lines = parameter_servers.last_snapshots(specs)
-            if self._settings.cluster != "local":  # there they would go on without us
+            if self._settings.cluster != "local":  # in a joined cluster they would keep running
                 parameter_servers.end(specs)
             ray.shutdown()
         return lines
 
     def kill(self) -> None:
-        """End whatever is left, at once.  Does nothing if the state folder is another's."""
-        with self._ending:  # the watchdog and the main thread may both come here
+        """End all remaining processes at once; without the lock of the state folder do nothing."""
+        with self._ending:  # called by the watchdog and by the main thread
             if self._owner is None:
                 return
             processes.end(processes.own_processes(), wait_s=1.0)
@@ -481,6 +490,6 @@ class Service:
                 self._ports.close()
             run_path(self._settings).unlink(missing_ok=True)
             shutil.rmtree(self._private, ignore_errors=True)
-            self._tending.close()
+            self._upkeep.close()
             self._owner.release()
             self._owner = None

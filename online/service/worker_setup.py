@@ -1,4 +1,7 @@
-"""A process of a Ray of the service's own begins here, so nothing heavy is imported."""
+"""Setup hook of every process of a local Ray; it runs first, so it imports nothing heavy.
+
+Ray finds it by its path, also in processes of another version of the service.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from evaluation.put_off import SERVE, PutOff, install
+from evaluation.deferred_imports import SERVE, DeferredImports, install
 
 FLAG: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-"""The variable in which Ray finds what its processes do first."""
+"""The environment variable with the function that each Ray process calls first."""
 
 HOOK: Final = f"{__name__}.begin"
 
@@ -25,7 +28,7 @@ _BODY: Final = {
 ABSENT: Final = 'content-type application/json string "{}" hdr Retry-After 5'.format(
     json.dumps({"error": _BODY}).replace('"', r"\"")
 )
-"""What HAProxy answers while it knows no replica, in the words of its configuration."""
+"""HAProxy's answer while it knows no replica, in its configuration syntax."""
 
 _TEMPLATES: Final = "ray.serve._private.haproxy_templates"
 _UNKNOWN: Final = (
@@ -35,17 +38,17 @@ _UNKNOWN: Final = (
 
 
 def begin() -> None:
-    """Begin a process of Ray: every one of them does this first."""
+    """Set up a Ray process; each of them calls this first."""
     without_tables()
     without_unknown_paths()
 
 
 def without_unknown_paths() -> None:
-    """Let a HAProxy that was told of no application yet say so, and not that there is no such path.
+    """Make HAProxy answer 503 while it has no application, instead of 404 for an unknown path.
 
-    Every path is the application's, so it has nothing else to say that for: it has just begun, or
-    begun again after it died.  Serve has no setting for the answer; its text is changed before it
-    is imported, and left alone if it is another one (:func:`unlike` says so).
+    All paths belong to the application, so HAProxy sends that 404 only after it has started or
+    restarted.  Serve has no setting for the answer: its template is changed before Serve imports
+    it, and left alone if its text is not the expected one (see :func:`template_warning`).
     """
     if _TEMPLATES in sys.modules or _UNKNOWN not in _text(module := _templates()):
         return
@@ -54,8 +57,8 @@ def without_unknown_paths() -> None:
     sys.modules[_TEMPLATES] = module
 
 
-def unlike() -> str | None:
-    """Return what to warn of if this Ray's text for HAProxy is not the one that is changed here."""
+def template_warning() -> str | None:
+    """Return a warning if this Ray's HAProxy template is not the one that is changed here."""
     if _UNKNOWN in _text(_templates()):
         return None
     return (
@@ -65,12 +68,12 @@ def unlike() -> str | None:
 
 
 def _templates() -> Any:
-    """The module of Serve's texts for HAProxy as its file is, not imported; None without one."""
+    """Load Serve's module of HAProxy templates without importing Serve; None if there is none."""
     import ray
 
-    place = Path(ray.__file__).parent / "serve" / "_private" / "haproxy_templates.py"
-    spec = importlib.util.spec_from_file_location(_TEMPLATES, place)
-    if spec is None or spec.loader is None or not place.exists():
+    path = Path(ray.__file__).parent / "serve" / "_private" / "haproxy_templates.py"
+    spec = importlib.util.spec_from_file_location(_TEMPLATES, path)
+    if spec is None or spec.loader is None or not path.exists():
         return None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -78,20 +81,20 @@ def _templates() -> Any:
 
 
 def _text(module: Any) -> str:
-    """The text for HAProxy, empty where a module has none."""
+    """The HAProxy template of the module, or an empty string."""
     return str(getattr(module, "HAPROXY_CONFIG_TEMPLATE", ""))
 
 
 def without_tables() -> None:
-    """Import Ray and Serve without pandas and pyarrow, which they have for tables to send.
+    """Import Ray and Serve without pandas and pyarrow, which they use to send tables.
 
-    No message of ours carries one.  Whoever else imports them has them.
+    No message of this service contains a table.  Other importers still get these packages.
     """
-    install(PutOff(SERVE, absent=True))
+    install(DeferredImports(SERVE, absent=True))
     from ray._private import arrow_serialization
 
     arrow_serialization._register_custom_datasets_serializers = _nothing
 
 
 def _nothing(context: Any) -> None:
-    """Have Ray's pickles know no tables of pyarrow."""
+    """Register no serializers of pyarrow tables with Ray."""

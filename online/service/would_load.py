@@ -15,7 +15,7 @@ from typing import Final
 
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
-from online.service.origin import Origin
+from online.service.on_ray.origin import Origin
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 
@@ -28,7 +28,9 @@ def why_not(settings: Settings, specs: Mapping[str, str]) -> str | None:
     Parameters:
         specs: By the model's name: hash of the spec that the service was started with.
     """
-    from online.service.rollout import reason  # it imports Ray, which the other process does not
+    from online.service.on_ray.rollout import (
+        reason,  # it imports Ray, which the other process does not
+    )
 
     data = settings.model_dump(mode="json", context=WITH_SECRETS)
     told = json.dumps({"settings": data, "specs": dict(specs), "path": sys.path})

@@ -1,1 +1,1 @@
-"""Serving: predictions, feedback and status of the models; knows no HTTP."""
+"""Serving: predictions, feedback and status of the models, independent of HTTP."""

@@ -1,7 +1,7 @@
-"""Models of ``task: anomaly``: scores, labels that come late, and what was found.
+"""Models of ``task: anomaly``: their scores, labels that arrive late, and their summary.
 
-A row is learned when it comes, with a label or without.  A label that comes later, under the same
-id, is a row of its own: it judges the answer that was given then, and teaches nothing.
+A row is learned when it arrives, with a label or without.  A label that arrives later, under the
+same id, is written as a row of its own: it judges the answer given then, and teaches nothing.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from online.models.base import Prediction
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import event_key
-from online.serving.ordinary import Asked
+from online.serving.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED
 from replay.journal.base import NewRow, Verdict
 
 
 def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.UnsetType:
-    """How unusual the row is to which this is the answer; UNSET: the model is of another task."""
+    """The anomaly score of an answer; UNSET for models of other tasks."""
     if not replica.settings.purpose.unlabelled or answer.probabilities is None:
         return msgspec.UNSET
     return answer.probabilities[True]
 
 
-def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | None:
-    """The row of a label that came after its event was learned without one; None: it is none.
+def _late(replica: ModelReplica, asked: EventRow, recorded: Recorded) -> EventRow | None:
+    """Make the row of a label that arrived after its event was learned without one; or None.
 
-    A row that was not learned has counted nowhere, so its label has no answer to judge.
+    An event that was not learned counts nowhere, so there is no answer for its label to judge.
     """
     standing = recorded.row
     if standing is None or not replica.settings.purpose.unlabelled:
@@ -50,21 +50,22 @@ def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | No
         event_key("label", standing.key.hex()), asked.row.event_id, asked.row.source,
         Verdict.ACCEPTED, codec.encode(example), replica.now_s(),
     )  # fmt: skip
-    return Asked(row, asked.label, asked.idempotent, example)
+    return EventRow(row, asked.label, asked.idempotent, example)
 
 
 async def late(
     replica: ModelReplica,
     receipts: Sequence[Receipt | None],
-    rows: Sequence[tuple[int, Asked]],
+    rows: Sequence[tuple[int, EventRow]],
     recorded: Sequence[Recorded],
-) -> list[tuple[int, Asked, Recorded | RequestError]]:
-    """Record the labels, among these, of rows that came without one, in one commit.
+) -> list[tuple[int, EventRow, Recorded | RequestError]]:
+    """Record, in one commit, the labels among these rows whose events were learned without one.
 
-    ``rows``: their places among the receipts, which are those of the rows as they stood.  An error
-    is about these labels only: the other rows are recorded already.
+    ``rows``: the new rows with their indexes into ``receipts``; ``recorded``: their outcomes.
+    Returns the index, row and outcome of each late label.  An error concerns these labels only: the
+    other rows are already recorded.
     """
-    some: list[tuple[int, Asked]] = []
+    some: list[tuple[int, EventRow]] = []
     for (i, asked), result in zip(rows, recorded, strict=True):
         receipt = receipts[i]
         if receipt is not None and receipt.status == "conflict":
@@ -82,14 +83,14 @@ async def late(
 
 
 def summary_of(replica: ModelReplica) -> dict[str, Any] | None:
-    """How many of the learned rows were answered as anomalies; None: it is another task."""
+    """Return how many learned rows were answered as anomalies; None for other tasks."""
     if (asked := replica.settings.anomaly) is None:
         return None
     counters = replica.learner.tally.counters
     labelled = summary("binary", counters)
-    said = sum(one.said for one in labelled.classes if one.label is True)
+    predicted = sum(one.said for one in labelled.classes if one.label is True)
     unlabelled = counters.get(UNLABELLED_ROWS, 0)
-    rows, above = labelled.n + unlabelled, said + counters.get(UNLABELLED_ABOVE, 0)
+    rows, above = labelled.n + unlabelled, predicted + counters.get(UNLABELLED_ABOVE, 0)
     return {
         "threshold": asked.threshold, "rows": int(rows), "unlabelled": int(unlabelled),
         "above": int(above), "share": above / rows if rows else None,

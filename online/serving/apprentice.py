@@ -1,4 +1,4 @@
-"""An apprentice answers by itself once it is sure to keep enough of what the caller earns."""
+"""Apprentice models: they answer for the caller once they surely keep enough of its reward."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CALLER: Final = "caller"
 
 
 def answering(replica: ModelReplica) -> str:
-    """Who answers a choice now: the model, or the caller whom it learns from."""
+    """Return who decides choices now: the model, or the caller from whom it learns."""
     choose = replica.settings.choose
     watches = choose is not None and choose.apprentice
     return CALLER if watches and not replica.control.decisions.answers else MODEL
 
 
-def letting(replica: ModelReplica, *, back: bool, force: bool) -> bytes | None:
-    """Return the decision that the model answers, or (``back``) no longer, as the server takes it.
+def promotion_decision(replica: ModelReplica, *, back: bool, force: bool) -> bytes | None:
+    """Return the encoded decision that the model answers choices or, with ``back``, the caller.
 
-    None: a promotion is not about this.  Raises RequestError: the apprentice is not ready.
+    None: the promotion is not about an apprentice.  Raises RequestError if it is not ready.
     """
     choose, settings = replica.settings.choose, replica.settings
     if choose is None or not choose.apprentice:

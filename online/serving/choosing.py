@@ -1,10 +1,11 @@
-"""Choices of one model, and their rewards: bodies in, answers out.
+"""Choices of one model: makes an answer from the body of a request.
 
-A reward is an ordinary event: its row has the context and the chosen action for features and the
-reward for its label, so whatever holds for feedback holds for it.  Here is only what comes before.
-An action is chosen once: what was chosen, among which, and how likely, travels in the id.  Under an
-id of the caller's own, or one that would be too long, it is written before it is answered; whoever
-asks again under that id is answered from what stands there.
+A reward is an ordinary event: the features of its row are the context and the chosen action, its
+label is the reward, and all rules of feedback apply.  This module covers what comes before.
+
+An action is chosen once: its id carries the choice, the alternatives and their probabilities.
+Under a caller's own id, or if the id would be too long, the choice is written before it is
+answered; a repeated request with that id gets the stored choice.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from online.models.base import Prediction as Answer
 from online.models.choices.interactions import Alike, alike, are_brief
 from online.models.choices.scores import Scores
 from online.replica.pending import Recorded
-from online.rows.door import NUMBER_MAX, Door, not_plain
 from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
+from online.rows.validator import NUMBER_MAX, Validator, not_plain
 from online.serving.apprentice import CALLER, answering
-from online.serving.at_once import AtOnce
+from online.serving.batcher import Batcher
 from online.serving.default_rewards import DefaultRewards
 from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
-from online.serving.rewarding import Rewarding
+from online.serving.rewarding import RewardHandler
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
 from online.settings.config import Limits
@@ -54,19 +55,19 @@ from replay.journal.base import Half, NewRow, Verdict
 from replay.plain import is_plain
 
 _RESERVED: Final = "@"
-"""How names begin that rows of choices have for their action."""
+"""Prefix of the action's feature names in rows of choices."""
 
 _NO_HALF: Final = b"?"
-"""The payload of no half: what is put over it is told what stands there, and changes nothing."""
+"""A payload that no half has: writing over it changes nothing and returns what is stored."""
 
 _TOGETHER_MAX: Final = 512
-"""Numbers of a choice that is worked out together with others: one of more takes long by itself."""
+"""Largest number of values in a choice that is batched with others; larger ones run alone."""
 
 _Version = tuple[int, int, int]
 
 
 class _Asked(NamedTuple):
-    """A question, what its draw follows from, its actions in one array, and the caller's own id."""
+    """A choice request, the nonce of its draw, its actions as an array, and the caller's id."""
 
     choice: Choice
     nonce: bytes
@@ -75,7 +76,7 @@ class _Asked(NamedTuple):
 
 
 class _Unwritten(NamedTuple):
-    """A choice that is to be written before it is answered, and the model that made it."""
+    """A choice that has to be written before it is answered, and the model version it is from."""
 
     own: str
     choice: Choice
@@ -84,54 +85,56 @@ class _Unwritten(NamedTuple):
 
 
 class Choosing:
-    """Choose and reward of one model.
+    """Handles choices of one model.
 
     Parameters:
         serving: Takes the rewards, as labels.
         settings: How the model chooses.
 
     Attributes:
-        rewards: Takes what came of the choices.
-        defaults: Gives choices their rewards that get none.
+        rewards: Handles the rewards of the choices.
+        defaults: Gives default rewards to choices that get no other.
     """
 
-    def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
+    def __init__(
+        self, serving: Serving, validator: Validator, limits: Limits, settings: Choose
+    ) -> None:
         self.serving = serving
-        self._replica, self._issued = serving.replica, serving.issued
-        self._door, self._limits, self._settings = door, limits, settings
+        self._replica, self._answer_ids = serving.replica, serving.answer_ids
+        self._validator, self._limits, self._settings = validator, limits, settings
         replica = serving.replica
         rule = DefaultRewards(settings)
         self.defaults = Defaults(replica, rule, time.time, time.monotonic)
-        self.rewards = Rewarding(serving, door, limits, settings)
-        self._takes = lru_cache(maxsize=16)(door.takes)
+        self.rewards = RewardHandler(serving, validator, limits, settings)
+        self._takes = lru_cache(maxsize=16)(validator.takes)
         self._named = lru_cache(maxsize=64)(partial(_are_names, most=limits.text_bytes_max))
         self._policy = Policy(**settings.policy_parts())
-        self._together = AtOnce(self._decide, self._made)
+        self._batcher = Batcher(self._decide, self._made)
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
 
     @property
     def watches(self) -> bool:
-        """Whether it learns from the caller's own choices, or has."""
+        """Whether it learns, or has learned, from the caller's own choices."""
         return self._settings.apprentice
 
     @property
     def apprentice(self) -> bool:
-        """Whether the caller's own choice is answered."""
+        """Whether answers contain the caller's own choice."""
         return answering(self._replica) == CALLER
 
     # -- choosing ----------------------------------------------------------------------------
 
     async def choose(self, request: ChooseRequest) -> Chosen:
-        """Choose one of the actions; written first if it goes under an id of the caller's own."""
+        """Choose one of the actions; with a caller's own id the choice is written first."""
         self.serving.check_age(request.max_age_ms)
         if request.id is not None:
             check_own_id(request.id, one=True)
         context, table = self._context(request.context), self._table(request.actions)
         actions = self._actions(request.actions, table)
-        if self._door.crossing is not None:
+        if self._validator.crossing is not None:
             described = [features for _, features in actions]
-            self._door.crossing.check(context, described, "actions", alike=table is not None)
+            self._validator.crossing.check(context, described, "actions", alike=table is not None)
         places = {action: i for i, (action, _) in enumerate(actions)}
         excluded = tuple(sorted({_place(places, x, "exclude") for x in request.exclude}))
         if len(excluded) == len(actions):
@@ -149,34 +152,34 @@ class Choosing:
         asked = Choice(
             context, actions, excluded, 0, (), (), self._called, baseline, deferred=request.defer
         )
-        one = _Asked(asked, self._issued.tokens.nonce(), table, request.id)
+        one = _Asked(asked, self._answer_ids.tokens.nonce(), table, request.id)
         small = len(actions) * (len(context) + len(actions[0][1])) <= _TOGETHER_MAX
-        made = await self._together.ask(one) if small else self._made(one, *self._decide([one]))
+        made = await self._batcher.ask(one) if small else self._made(one, *self._decide([one]))
         return made if isinstance(made, Chosen) else await self._written(made)
 
     def _made(self, one: _Asked, found: tuple[Scores, Decision]) -> Chosen | _Unwritten:
-        """The answer, or what is to be written before it."""
+        """Make the answer, or the choice that has to be written before it."""
         choice, answer = self._chosen(one, *found)
         features = row(choice.context, *choice.actions[choice.chosen])
         packed = pack(choice, columns_of(one.table))
         if one.own is None and not choice.deferred:
-            token = self._issued.token(features, answer, choice=packed, nonce=one.nonce)
+            token = self._answer_ids.token(features, answer, choice=packed, nonce=one.nonce)
             if token is not None:
                 if self._settings.waits:
                     self._keep(one.nonce.hex(), features, answer, packed)
-                return self._answer(token, choice, self._issued.version())
+                return self._answer(token, choice, self._answer_ids.version())
         own = f"choice-{uuid.uuid4().hex}" if one.own is None else one.own
-        half = self._issued.half(own, features, answer, choice=packed)
-        return _Unwritten(own, choice, half, self._issued.version())
+        half = self._answer_ids.half(own, features, answer, choice=packed)
+        return _Unwritten(own, choice, half, self._answer_ids.version())
 
     def _keep(self, named: str, features: Features, answer: Answer, packed: bytes) -> None:
-        """Write the choice behind its answer, under the key that its reward will have."""
+        """Queue the choice to be written after its answer, under the key of its reward."""
         key = event_key("token", named)
-        half = self._issued.half(named, features, answer, choice=packed, key=key)
-        self._issued.keep([half], "choice that may need a default reward")
+        half = self._answer_ids.half(named, features, answer, choice=packed, key=key)
+        self._answer_ids.keep([half], "choice that may need a default reward")
 
     async def _written(self, made: _Unwritten) -> Chosen:
-        """The choice under an id that everybody finds it by, or the one that stands there."""
+        """Write the choice under its id and answer with it, or with the one already stored."""
         own, choice, half, version = made
         recorded = (await self._replica.writer.record([half]))[0]
         self._replica.counts["choices_written"] += 1
@@ -190,7 +193,7 @@ class Choosing:
         return self._answer(own, standing, version, repeated=repeated)
 
     def _decide(self, several: Sequence[_Asked]) -> list[tuple[Scores, Decision]]:
-        """Return what is expected of each choice's actions, and how likely each of them is."""
+        """Return the estimates of each choice's actions, and the probability of each action."""
         questions, allowed = [], list[Sequence[bool] | None]()
         for asked, _, table, _ in several:
             if table is not None and not self._inside(table):
@@ -205,13 +208,13 @@ class Choosing:
         return list(zip(scores, self._policy.decide_many(scores, allowed), strict=True))
 
     def _chosen(self, one: _Asked, scores: Scores, decision: Decision) -> tuple[Choice, Answer]:
-        """Draw one of the actions; the choice, and the model's answer about it."""
+        """Draw one of the actions; return the choice, and the model's answer about it."""
         asked = one.choice
-        u = uniform(self._issued.tokens.drawing_key, one.nonce, 0)
+        u = uniform(self._answer_ids.tokens.drawing_key, one.nonce, 0)
         chosen = draw(decision.probabilities, u)
         estimates = tuple(scores.means.tolist())
         drawn = None
-        if self.apprentice:  # what is answered was certain, whatever would be drawn
+        if self.apprentice:  # the caller's action is certain, whatever is drawn
             assert asked.baseline is not None
             drawn, chosen = chosen, asked.baseline
             alone = np.zeros(len(asked.actions))
@@ -224,7 +227,7 @@ class Choosing:
         return choice, Answer(estimates[chosen], None, decision.notes(scores, chosen))
 
     def _inside(self, table: Alike) -> bool:
-        """Whether all numbers of the actions are taken as they are."""
+        """Whether no value of the actions needs clipping."""
         ends = self._replica.learner.bounds.ends([_RESERVED + name for name in table.names])
         for name, least, most in zip(table.names, table.least, table.most, strict=True):
             known = ends.get(_RESERVED + name)
@@ -235,7 +238,7 @@ class Choosing:
     def _bounded(
         self, asked: Choice, inside: Alike | None
     ) -> tuple[Features, tuple[tuple[str, Features], ...]]:
-        """The question as the model is asked it: numbers far beyond all before are bounded."""
+        """The context and actions as the model gets them, with outlying values clipped."""
         bounds = self._replica.learner.bounds
         context = bounds.answered(asked.context)
         if inside is not None or all(
@@ -252,9 +255,9 @@ class Choosing:
         return context, tuple(actions)
 
     def _stored(self, recorded: Recorded) -> tuple[Choice, _Version] | None:
-        """The choice that stands under the id, and the model that made it; None: this one does.
+        """Return the choice stored under the id and its model version; None: none was stored.
 
-        Raises RequestError.
+        Raises RequestError if it is damaged or not a choice, or there is no room.
         """
         if recorded.status == "damaged":
             raise damaged(recorded.reason or "", "id")
@@ -295,17 +298,17 @@ class Choosing:
             replica.exchange.peer is not None, repeated, agreed,
         )  # fmt: skip
 
-    # -- what is asked -----------------------------------------------------------------------
+    # -- reading requests ---------------------------------------------------------------------
 
     def _context(self, context: dict[str, Any]) -> Features:
         for name in context:
             if name.startswith(_RESERVED):
                 hint = f"Names of actions begin with {_RESERVED!r} here: call it otherwise"
                 raise invalid(f"context.{name[:80]}", f"a name with {_RESERVED!r}", hint)
-        return self._door.features(context, "context") if context else {}
+        return self._validator.features(context, "context") if context else {}
 
     def _table(self, actions: list[Action]) -> Alike | None:
-        """The features of actions that are alike, if all of them are taken as they are."""
+        """Return the features of actions with the same names as an array, if all are valid."""
         found = alike([action.features for action in actions]) if actions else None
         if found is None or not self._takes(found.names):
             return None
@@ -337,20 +340,20 @@ class Choosing:
                 raise invalid(f"actions[{i}].id", f"{action.id[:80]!r} is there twice", hint)
             features = action.features
             if features and table is None:
-                features = self._door.features(features, f"actions[{i}].features")
+                features = self._validator.features(features, f"actions[{i}].features")
             found[action.id] = features
         return tuple(found.items())
 
-    # -- what becomes of it ------------------------------------------------------------------
+    # -- activation ---------------------------------------------------------------------------
 
     async def activate(self, id: str, source: str = Event().source) -> None:
-        """Say that a deferred choice was used: from now on it waits for its reward.
+        """Mark a deferred choice as used: from now on it waits for its reward.
 
-        One that is not deferred, or has its reward, stays as it is.  Raises RequestError.
+        A choice that is not deferred, or has its reward, is left unchanged.  Raises RequestError.
         """
         self._replica.counts["choices_activated"] += 1
         if not is_join_id(id):
-            return  # a token: deferred choices have none
+            return  # a token; deferred choices have none
         payload = codec.encode_prediction(PredictionHalf({}))
         for key in self.serving.keys_of(id, source):
             over = _NO_HALF
@@ -376,22 +379,22 @@ class Choosing:
 
 
 def columns_of(table: Alike | None) -> tuple[tuple[str, ...], bytes] | None:
-    """The actions' features as a record keeps them; None: it has to look at each."""
+    """The features of actions as a choice record stores them; None: they need individual checks."""
     if table is None or table.whole:
         return None
     return table.names, table.numbers.astype("<f8", copy=False).tobytes()
 
 
 def _are_names(ids: tuple[str, ...], most: int) -> bool:
-    """Whether these may be the ids of a choice's actions: they often are those of the one before.
+    """Whether these are valid action ids; cached, because requests often repeat them.
 
-    What is wrong with others is told by whoever looks at one after the other.
+    The caller checks invalid ids one by one to report the error.
     """
     return len(set(ids)) == len(ids) and all(len(one) <= most and is_plain(one) for one in ids)
 
 
 def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:
-    """The least and the greatest number of each feature of the actions, as rows name them."""
+    """The smallest and the largest value of each action feature, under the names used in rows."""
     least: dict[str, Value] = {}
     most: dict[str, Value] = {}
     for _, features in actions:

@@ -1,10 +1,10 @@
-"""Rewards of choices that are learned once, when their wait ends: kept in the choice's own half.
+"""Collects rewards of a choice that are learned as one, when its wait ends.
 
-A choice is one half of a row until then.  A reward that comes is put into it by one step of the
-store: over exactly the half that was seen, or not at all, then what stands by then is looked at.
-So whichever replica takes it, each reward is counted once; one that names itself (``reward_id``) is
-known again.  What becomes of the rewards is one row like any other
-(:mod:`online.serving.default_rewards`), of one source: a choice takes the rewards of one.
+Until then a choice is one half of a joined row, and its rewards are stored in that half.  Each
+reward is added by a compare-and-set on the half last read; if another write came first, the half is
+read again.  So each reward is counted once, whichever replica takes it, and a repeat with the same
+``reward_id`` is recognized.  The result is one ordinary row (:mod:`online.serving.default_rewards`)
+of one source: a choice takes rewards of one source only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from online.errors import RequestError, damaged
 from online.messages.structs import Event, Receipt
 from online.replica.pending import Recorded
 from online.rows.joins import ROUNDS_MAX
-from online.serving.ordinary import Asked
+from online.serving.ordinary import EventRow
 from online.serving.receipts import refused
 from online.serving.serving import Serving
 from online.settings.choose import Choose
@@ -31,22 +31,22 @@ from replay.example import Example, PredictionHalf
 from replay.journal.base import Half, NewRow, Stored, Verdict
 
 _NO_HALF: Final = b"?"
-"""The payload of no half: what is put over it is told what stands there, and changes nothing."""
+"""A payload that no half has: writing over it changes nothing and returns what is stored."""
 
 _TURN: Final = 16
-"""After so many rewards, or choices that have some, others have a turn of the event loop."""
+"""After this many rewards, or choices with rewards, other tasks get a turn of the event loop."""
 
 _Found = list[Receipt | RequestError | None]
-"""The answers to the rewards of a body, as far as they are known."""
+"""The answers to the rewards of a body; None where not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One reward as it was sent: its values by name, and the label event that it would be.
+    """One reward as sent: its values by name, and the label event that it amounts to.
 
     Attributes:
         named: Its own id, if it has one.
-        nonce: Another one each time that it is sent.
+        nonce: Different for each time it is sent.
     """
 
     event: Event
@@ -60,9 +60,9 @@ class _One:
     """The rewards of one body for one choice, on their way into its half.
 
     Attributes:
-        keys: Under which the choice may stand; the first is tried first.
-        made: The half as the token has it; None: the choice is under an id of the caller's own.
-        seen: The half that is to be written over, and what it says.
+        keys: Keys under which the choice may be stored, in the order of trying.
+        made: The half according to its token; None: the choice has an id of the caller's own.
+        seen: The half to be replaced, decoded and as stored.
     """
 
     event_id: str
@@ -73,7 +73,7 @@ class _One:
     new: list[tuple[int, Sent]] = field(default_factory=list)
 
 
-class Collecting:
+class RewardCollector:
     """Takes the rewards of one model that sums them, or keeps the last."""
 
     def __init__(self, serving: Serving, settings: Choose) -> None:
@@ -81,9 +81,9 @@ class Collecting:
         self._settings = settings
 
     async def take(self, sent: Sequence[Sent], *, many: bool) -> list[Receipt]:
-        """Keep the rewards of choices; what became of each.
+        """Store rewards of choices; return a receipt for each.
 
-        Raises RequestError, unless there are ``many``: then the receipt says so.
+        Raises RequestError for a single reward; if there are ``many``, its receipt has the error.
         """
         found: _Found = [None] * len(sent)
         open_: dict[str, _One] = {}
@@ -132,7 +132,7 @@ class Collecting:
         return receipts
 
     def _row(self, one: _One, found: _Found) -> NewRow | None:
-        """Return what is to be written next for a choice; None: nothing, all is answered."""
+        """Return the row to be written next for a choice; None: all its rewards are answered."""
         key, now = one.keys[0], self._replica.now_s()
         if one.seen is None:
             empty = codec.encode_prediction(PredictionHalf({}))
@@ -160,9 +160,9 @@ class Collecting:
         )  # fmt: skip
 
     def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | RequestError | None:
-        """The receipt of a reward that is not kept beside these; None: it is."""
+        """Return the receipt of a reward that is not to be added to these; None: add it."""
         for other in kept:
-            if other.nonce == sent.nonce:  # an answer was lost on its way, and others came since
+            if other.nonce == sent.nonce:  # written before; the store's answer was lost
                 return self._waiting(one, sent)
             if sent.named is not None and other.named == sent.named:
                 return _again(one.event_id, other, sent, "waiting")
@@ -177,7 +177,7 @@ class Collecting:
         return None
 
     def _took(self, one: _One, recorded: Recorded, found: _Found) -> bool:
-        """Take what the store says; whether everything is answered."""
+        """Process the store's answer; return whether all rewards of the choice are answered."""
         if recorded.status == "damaged":
             _fail(one, found, damaged(recorded.reason or "", "id"))
             return True
@@ -185,7 +185,7 @@ class Collecting:
             self._settled(one, recorded, found)
             return True
         if recorded.met is not None:
-            if recorded.met.half is not Half.PREDICTION:  # a label that came before its choice
+            if recorded.met.half is not Half.PREDICTION:  # a label that arrived before its choice
                 _fail(one, found, _unknown())
                 return True
             try:
@@ -216,8 +216,8 @@ class Collecting:
         )  # fmt: skip
 
     def _elsewhere(self, one: _One, found: _Found) -> bool:
-        """Nothing stands under the key: try the next, or make the half that was not written."""
-        if one.made is not None:  # a kill has lost it, or it is on its way
+        """Handle an empty key: try the next one, or make the half that was not written."""
+        if one.made is not None:  # it was lost in a kill, or is not written yet
             one.seen = one.made, _nothing(one.event_id, self._replica.now_s())
             return False
         if len(one.keys) > 1:
@@ -227,7 +227,7 @@ class Collecting:
         return True
 
     def _settled(self, one: _One, recorded: Recorded, found: _Found) -> None:
-        """The choice was learned: what was counted is known again, nothing more is."""
+        """Answer for a choice that was learned: known rewards are repeats, others are expired."""
         assert recorded.row is not None
         try:
             packed = codec.decode(recorded.row.payload).choice
@@ -248,15 +248,15 @@ class Collecting:
                 )
 
 
-def _of(asked: Asked, sent: Sent) -> Sent:
-    """The reward as that of whoever sends it: an access token may stand for another source."""
+def _of(asked: EventRow, sent: Sent) -> Sent:
+    """Replace the source by that of the sender's access token, where that has its own."""
     if sent.event.source == asked.row.source:
         return sent
     event = msgspec.structs.replace(sent.event, source=asked.row.source)
     return replace(sent, event=event)
 
 
-def _one(asked: Asked) -> _One:
+def _one(asked: EventRow) -> _One:
     row, example = asked.row, asked.example
     if row.half is Half.LABEL:
         (label,) = codec.decode_labels(row.payload)
@@ -292,7 +292,7 @@ def _given(sent: Sent) -> Given:
 
 
 def _again(event_id: str, other: Given, sent: Sent, first: str) -> Receipt:
-    """The receipt of a reward that is known by its own id."""
+    """The receipt of a reward whose ``reward_id`` is already known."""
     if other.values == sent.values:
         return Receipt("duplicate", event_id, duplicate=True, first_outcome=first)
     reason = "under this reward_id another reward came first"
@@ -300,7 +300,7 @@ def _again(event_id: str, other: Given, sent: Sent, first: str) -> Receipt:
 
 
 def _fail(one: _One, found: _Found, error: RequestError) -> None:
-    """Answer what has no answer yet with an error."""
+    """Answer all unanswered rewards of a choice with an error."""
     for i, _ in one.sent:
         if found[i] is None:
             found[i] = error

@@ -1,4 +1,4 @@
-"""This module tells a caller of a command that the parameter server refused, or did not answer."""
+"""Converts errors of the parameter server's commands into errors for the caller."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from paramserver.errors import (
 )
 
 _LIST: Final = "`online snapshot list` names those that are kept"
-_HANDED_ON_S: Final = 30  # servers of large tables take minutes to begin
+_HANDED_ON_S: Final = 30  # starting a server with large tables takes minutes
 
 
 def refused(error: ParamServerError) -> RequestError:
-    """The answer to a command that the parameter server refuses, or did not answer."""
+    """Return the error for a command that the server refused, or did not answer."""
     text, hint = str(error), "See `online status`"
     if isinstance(error, SnapshotMissing | SnapshotName):
         return RequestError(404, "unknown_snapshot", text, "name", _LIST)

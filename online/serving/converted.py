@@ -1,4 +1,4 @@
-"""This module says what became of predictions that wait for a label, as the status has it."""
+"""Reports what became of predictions that wait for a label, for the model's status."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from online.replica.replica import ModelReplica
 from online.sure.views import delays_in
 from replay.errors import ReplayError
 
-_AHEAD_S: Final = 1e9  # halves of whatever clock
-_OLDEST: Final = 64  # halves among which the oldest prediction is looked for
+_AHEAD_S: Final = 1e9  # includes halves whose clock was ahead
+_OLDEST: Final = 64  # halves that are searched for the oldest prediction
 
 
 async def conversions(
@@ -19,9 +19,9 @@ async def conversions(
     journal: Mapping[str, Any] | None,
     read: Callable[..., Awaitable[Any]],
 ) -> dict[str, Any] | None:
-    """Return what became of predictions without a label; None: nothing does.
+    """Return the summary of late labels and waiting predictions; None: the model has no window.
 
-    ``read`` does a step of the journal, which may not answer.
+    ``read`` runs an operation of the journal, which may not answer.
     """
     if (found := delays_in(replica.learner.tally.views)) is None:
         return None

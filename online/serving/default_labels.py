@@ -1,8 +1,8 @@
-"""A prediction without a label within ``conversion_window`` is a negative, until one comes.
+"""Default labels: a prediction without a label for ``conversion_window`` counts as negative.
 
-Its label by default is a provisional one: it is learned as any other, and taken back when a label
-comes after all.  What both weigh follows from how late positives come (:mod:`online.sure.delays`);
-it is written with the row, so whoever learns it later learns the same.
+The default is a provisional label: it is learned like any other, and taken back if a label arrives
+later.  Both are weighted by how late positives usually arrive (:mod:`online.sure.delays`).  The
+weights are stored in the row, so every replay learns the same.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from replay.journal.base import NewRow, Stored
 
 
 class DefaultLabels:
-    """Labels by default of one model, for predictions whose wait has ended.
+    """Default labels of one model, for predictions whose wait has ended.
 
     Parameters:
-        views: Sums over the model's rows; the delays are among them.
-        serving: The copy that answers now.
+        views: Sums over the model's rows, including the label delays.
+        serving: Returns the model copy that answers now.
     """
 
     leftovers = False
@@ -35,7 +35,7 @@ class DefaultLabels:
         self.wait_s, self._delays, self._serving = window_s, delays_in(views), serving
 
     def settled(self, key: bytes, half: Stored, made: PredictionHalf, at: float) -> NewRow | None:
-        """The row of a prediction whose wait has ended; None: it is none that waits for that."""
+        """The row of a prediction whose wait has ended; None: it does not wait for a label."""
         if made.choice is not None:
             return None
         weight = late = 1.0

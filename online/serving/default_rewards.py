@@ -1,9 +1,9 @@
-"""A choice whose wait has ended is worth its rewards, or the default.
+"""Default rewards: what a choice is worth when its wait has ended.
 
-Its rewards are those that were kept until then (:mod:`online.serving.collecting`).  Where nothing
-becomes of a choice it is removed, if its token has all of it: a reward that comes all the same
-makes its half again.  One that comes after a default is answered as another one for the same choice
-is.
+A choice gets the sum of the rewards stored until then (:mod:`online.serving.collecting`), or the
+default.  A choice that teaches nothing is removed if its token carries all of it; a reward that
+arrives later makes its half again.  A reward after a default is answered like a second reward of
+the same choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from replay.journal.base import NewRow, Stored, Verdict
 
 
 class DefaultRewards:
-    """Rewards by default of one model, for choices whose wait has ended."""
+    """Default rewards of one model, for choices whose wait has ended."""
 
     counted = "rewards_defaulted"
 
@@ -36,15 +36,15 @@ class DefaultRewards:
             return None
         try:
             choice = unpack(made.choice)
-        except RecordInvalid:  # others do not wait for it
+        except RecordInvalid:  # a damaged choice must not block others
             return None
         settings = self._settings
         if given := choice.rewards:
             reward = total(given, settings.aggregate, settings.rewards, settings.reward_range)
             source, event_time = given[0].source, given[-1].event_time
         elif choice.deferred:
-            return None  # it may never have been used
-        elif settings.default_reward is None:  # it teaches nothing
+            return None  # it may never have been shown
+        elif settings.default_reward is None:  # without a reward it teaches nothing
             return _removed(key, half) if key == event_key("token", half.event_id) else None
         else:
             reward, source, event_time = settings.default_reward, half.source or SOURCE, None
@@ -55,7 +55,7 @@ class DefaultRewards:
 
 
 def _removed(key: bytes, half: Stored) -> NewRow:
-    """The empty half that takes the place of exactly this one, if it still stands."""
+    """The empty half that replaces exactly this one, if it is still stored."""
     return NewRow(
         key, half.event_id, half.source, Verdict.ACCEPTED, b"", half.at, half=half.half,
         over=half.payload,

@@ -1,22 +1,23 @@
-"""Predictions and choices whose wait has ended: each gets its default, once, whoever gives it.
+"""Gives predictions and choices whose wait has ended their default, exactly once.
 
-Each is one half of a row in the journal until its label takes its place.  Every replica looks for
-those that have waited long enough, and writes what a rule makes of them
-(:mod:`online.serving.default_rewards`, :mod:`online.serving.default_labels`) over exactly the half
-that it has seen: if a label, or the default of another replica, was faster, nothing is written.
+Each is one half of a joined row in the journal until its label replaces it.  Every replica looks
+for halves that have waited long enough, and writes the row that a rule makes
+(:mod:`online.serving.default_rewards`, :mod:`online.serving.default_labels`) by a compare-and-set
+on the half it has read: if a label, or the default of another replica, came first, nothing is
+written.
 
-Those that a rule leaves alone stay for as long as any half does.  So that nobody reads them each
-second, a look begins where the last one ended, and at the oldest only now and then.
+Halves that a rule leaves alone stay as long as any half does.  To avoid reading them every second,
+a scan starts where the last one ended, and at the oldest half only now and then.
 
-The wall clock may be wrong, so time is counted from the start of the process: what was asked before
-it waits anew.  If the clock is set back, it was ahead at the start, and what a replica is asked
-that starts now would look old: then all waits anew.  While it stays ahead, others' rows tell: it is
-no later than the newest row of other replicas that are alive, and what has passed since that was
-first seen.  A default may be late, and never comes before its time, as far as the clocks of the
-other hosts agree.
+The wall clock may be wrong, so waits are measured from the start of the process: halves from before
+wait again in full.  If the clock is set back, it was ahead at the start, and halves written after
+the correction would look old; then all waits begin again.  While it is ahead, the rows of others
+give a bound: the time is at most the newest row's of any other live replica, plus the time passed
+since that row was first seen.  A default may be late, but is never early as far as the clocks of
+the other hosts agree.
 
-What was stamped by a clock that was ahead would wait until then.  So a half from the future waits
-from when a look at all of them has first met it.
+A half stamped by a clock that was ahead would wait until that time.  So a half from the future
+waits from the moment it is first seen.
 """
 
 from __future__ import annotations
@@ -38,28 +39,28 @@ log = logging.getLogger(__name__)
 
 PAGE: Final = 128
 WHOLE_S: Final = 60.0
-"""Seconds between looks at all that has waited: what comes late into an old half waits so long."""
+"""Seconds between full scans, hence the longest delay for what arrives late in an old half."""
 OVERLAP_S: Final = 10.0
-"""How far a look goes back behind the last one: halves are written after they are taken.  A clock
-that is set back by more is one that was ahead."""
+"""How far a scan goes back behind the last one, because halves are written after they are stamped.
+If the clock is set back by more than this, it was ahead before."""
 AHEAD_S: Final = 3600.0
-"""A stamp later than now by more is of a wrong clock, as trimming has it."""
+"""A stamp this much later than now is from a wrong clock; trimming uses the same rule."""
 _MET_MAX: Final = 8192
-"""Halves from the future that wait at a time; the others have their turn when these are done."""
+"""Halves from the future whose wait is tracked at a time; others follow when these are done."""
 SOURCE: Final = "default"
-"""Who has sent a default of a prediction whose asker is not known."""
+"""Source of a default if the source of the prediction is not known."""
 _LOOK_S: Final = 1.0
 _TURN: Final = 16
-"""After so many halves others have a turn of the event loop."""
+"""After this many halves other tasks get a turn of the event loop."""
 
 
 class Rule(Protocol):
-    """Says what becomes of halves of one model that have waited long enough.
+    """Decides what becomes of one model's halves that have waited long enough.
 
     Attributes:
-        wait_s: How long a half waits; None: nothing becomes of any.
-        leftovers: Whether only what other settings have left is looked for, now and then.
-        counted: The counter of those that were given something.
+        wait_s: How long a half waits, in seconds; None: there are no defaults.
+        leftovers: Whether only halves left by earlier settings are looked for, now and then.
+        counted: Name of the counter of given defaults.
     """
 
     @property
@@ -72,14 +73,14 @@ class Rule(Protocol):
     def counted(self) -> str: ...
 
     def settled(self, key: bytes, half: Stored, made: PredictionHalf, at: float) -> NewRow | None:
-        """The row that takes the half's place ``at`` that time; None: it stays."""
+        """The row that replaces the half at the time ``at``; None: the half stays."""
 
 
 class Defaults:
-    """Gives defaults of one model in one replica.
+    """Gives defaults for one model in one replica.
 
     Parameters:
-        now_s, monotonic_s: POSIX seconds, and seconds since any time.
+        now_s, monotonic_s: Wall clock in POSIX seconds, and a monotonic clock in seconds.
     """
 
     def __init__(
@@ -94,12 +95,12 @@ class Defaults:
         self._latest = self._began_at
         self._seen = self._whole_at = self._told_at = -inf
         self._others: dict[int, tuple[float, float]] = {}
-        self._met: dict[bytes, float] = {}  # from the future: when (monotonic) it was first seen
+        self._met: dict[bytes, float] = {}  # halves from the future: monotonic time first seen
 
     async def give(self) -> int:
-        """Give each half its default that has waited long enough; how many.
+        """Give a default to each half that has waited long enough; return how many.
 
-        Raises RequestError and ReplayError: the journal takes none now.
+        Raises RequestError and ReplayError if the journal takes no rows now.
         """
         wait_s = self._rule.wait_s
         if wait_s is None or self._set_back():
@@ -132,7 +133,7 @@ class Defaults:
     async def _give(
         self, after: float, before: float, at: float, due: Callable[[bytes], bool]
     ) -> tuple[int, float]:
-        """Give what was taken between these times and is due; how many, and the last one's time."""
+        """Give defaults for due halves in a time range; return how many, and the last time."""
         given, store = 0, self._replica.store
         while True:
             page = await store.read(
@@ -152,7 +153,7 @@ class Defaults:
             after = page.upto
 
     async def _hear_others(self) -> None:
-        """Look, now and then, at the newest row of each other replica that is alive."""
+        """Read, now and then, the newest row of each other live replica."""
         now_s, replica = self._monotonic_s(), self._replica
         if now_s < self._told_at + WHOLE_S:
             return
@@ -166,11 +167,11 @@ class Defaults:
                 self._others[other.id] = (row.at, now_s) if row.at > before[0] else before
 
     def _by_others(self, now_s: float) -> float:
-        """The time by the clock of the other replica that is most ahead; infinite: by nobody's."""
+        """The time by the other replica that is furthest ahead; infinite without others."""
         return max((at + now_s - seen_s for at, seen_s in self._others.values()), default=inf)
 
     def _set_back(self) -> bool:
-        """Whether the clock was set back since the last look; then all waits from now on."""
+        """Whether the clock was set back since the last call; if so, all waits begin again."""
         now = self._now_s()
         self._latest = max(self._latest, now)
         if self._latest - now <= OVERLAP_S:
@@ -184,13 +185,13 @@ class Defaults:
     def _settled(self, key: bytes, half: Stored, at: float) -> NewRow | None:
         try:
             made = codec.decode_prediction(half.payload)
-        except (PayloadFormat, PayloadInvalid):  # others do not wait for it
+        except (PayloadFormat, PayloadInvalid):  # a damaged half must not block others
             return None
         return self._rule.settled(key, half, made, at)
 
 
 async def give_for_ever(models: Mapping[str, Defaults]) -> None:
-    """Look every second, for whatever models there are by then."""
+    """Give due defaults every second, for the models that exist at that time."""
     while True:
         await asyncio.sleep(_LOOK_S)
         for name, model in list(models.items()):

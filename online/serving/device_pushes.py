@@ -1,10 +1,10 @@
-"""Learning back: deltas that devices push instead of their rows, for one model in one replica.
+"""Learning from devices: takes the deltas that devices push instead of rows, for one model.
 
-A push is judged when it comes (shape, numbers, release, age, rate, the filters for untrusted
-pushers) and then is a row of the journal like any other: unique by its id, learned in the order of
-offsets, set aside, undone and forgotten by the same means.  What is learned is the delta divided by
-``devices.buffer`` and by √(1 + releases behind): as many as that make one step of FedBuff (Nguyen
-et al. 2022), without a buffer that a stop could lose.
+A push is checked when it arrives (shape, values, release, age, rate, and the filters for untrusted
+pushers) and then is an ordinary row of the journal: unique by its id, learned in offset order, and
+quarantined, undone or forgotten by the same means.  The delta is learned divided by
+``devices.buffer`` and by √(1 + releases behind): ``devices.buffer`` pushes make one step of FedBuff
+(Nguyen et al. 2022), without a buffer that a crash could lose.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from online.models.device_delta import Movable, numbers
 from online.models.gradients import HasGradient
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
 from online.rows.prediction_ids import event_key
-from online.serving.serving import HTTP
+from online.rows.validator import Validator
+from online.serving.receipts import HTTP
 from online.settings.config import Settings
 from online.settings.model import Devices, ModelSettings
 from online.trust.root_set import RootSet, root_rows
@@ -50,24 +50,24 @@ from replay.example import Example, Judged, Moved, Tensor, label_text
 from replay.journal.base import NewRow, Row, Verdict
 
 NUMBERS_MAX: Final = 16_384
-"""Of a delta: 64 kB in a row of the journal."""
+"""Largest number of values in a delta: 64 kB in a row of the journal."""
 
 ROWS_MAX: Final = 10_000
-"""That a device may say to have learned for one delta."""
+"""Largest number of rows that a device may report for one delta."""
 
 DEVICES_KNOWN_MAX: Final = 10_000
-"""Senders whose rate is counted; the least recent one is forgotten."""
+"""Senders whose rate is counted; beyond it the least recent one is forgotten."""
 
 HOUR_S: Final = 3600.0
 
-_SLACK: Final = 1.001  # float32 rounds
-_REFRESHES: Final = 4  # before the first push: what honest gradients look like now
-_TOGETHER: Final = 32  # rows behind a delta, about
+_SLACK: Final = 1.001  # tolerance for float32 rounding
+_REFRESHES: Final = 4  # reference gradients drawn before the first push is judged
+_TOGETHER: Final = 32  # typical number of rows behind a delta
 _TEXT_MAX: Final = (4 * NUMBERS_MAX + 2) // 3 * 4
 
 
 class Sent(BaseModel):
-    """Numbers, as base64 of int8 with their scale, or of little-endian float32."""
+    """A tensor in base64: int8 values with their scale, or little-endian float32 values."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     scale: float | None = Field(None, gt=0, le=1e6, allow_inf_nan=False)
@@ -76,7 +76,7 @@ class Sent(BaseModel):
 
 
 class Push(BaseModel):
-    """A push says what a device's rows did to the release that it has."""
+    """A delta: the change that a device's rows made to the release that it has."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True,
@@ -98,51 +98,57 @@ class Push(BaseModel):
 
 
 class Paces:
-    """How many deltas each sender has had taken within an hour, in this replica."""
+    """Counts the accepted deltas of each sender within an hour, in this replica."""
 
     def __init__(self, hourly: int) -> None:
         self._hourly = hourly
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def wait_s(self, source: str, now_s: float) -> float:
-        """Seconds until another one may come; 0: now."""
+        """Seconds until the source may send another delta; 0: now."""
         times = self._times.get(source)
         while times and times[0] <= now_s - HOUR_S:
             times.popleft()
         return times[0] + HOUR_S - now_s if times and len(times) >= self._hourly else 0.0
 
     def took(self, source: str, now_s: float) -> None:
-        """Count one delta of the source as taken."""
+        """Count one accepted delta of the source."""
         self._times.setdefault(source, deque()).append(now_s)
         self._times.move_to_end(source)
         while len(self._times) > DEVICES_KNOWN_MAX:
             self._times.popitem(last=False)
 
     def take_back(self, source: str, now_s: float) -> None:
-        """It was a repeat, or was not written."""
+        """Undo :meth:`took` for a delta that was a repeat, or was not written."""
         times = self._times.get(source, deque())
         if now_s in times:
             times.remove(now_s)
 
 
 class Pushes:
-    """Takes pushes of one model.
+    """Takes the pushes of one model.
 
     Parameters:
-        door: Knows the model's labels as callers call them.
-        place: Where the model is published.
-        root: Rows that an operator vouches for, drawn from as deltas are made: many at a time.
+        validator: Knows the model's labels as callers name them.
+        place: Folder where the model is published.
+        root: Rows that an operator has verified, drawn in batches, as deltas are made from many
+            rows.
 
     Attributes:
-        problem: Why none are taken; None: they are.
-        chain: The filters for untrusted pushers, of this replica alone.  Who sends more than others
-            is weighed down and not set aside: a fleet begins as strangers.
+        problem: Why no pushes are taken; None: they are.
+        chain: The filters for untrusted pushers, of this replica alone.  Senders of more than the
+            others are down-weighted, not quarantined: every device of a new fleet is unknown.
     """
 
     def __init__(
-        self, replica: ModelReplica, door: Door, place: Path, settings: Devices, root: RootSet
+        self,
+        replica: ModelReplica,
+        validator: Validator,
+        place: Path,
+        settings: Devices,
+        root: RootSet,
     ) -> None:
-        self._replica, self._door, self._folder = replica, door, Folder(place)
+        self._replica, self._validator, self._folder = replica, validator, Folder(place)
         self._settings = settings
         self._paces = Paces(settings.hourly)
         model = replica.learner.serving
@@ -161,7 +167,7 @@ class Pushes:
         self._drawn = False
 
     async def take(self, push: Push) -> tuple[int, Receipt]:
-        """HTTP status, and what became of the delta.  Raises RequestError."""
+        """Return the HTTP status and the receipt of a delta.  Raises RequestError."""
         try:
             return await self._take(push)
         except RequestError as error:
@@ -188,15 +194,17 @@ class Pushes:
             return self._receipt(name, content, (await self._replica.writer.record([again]))[0])
         assert release is not None, "that would be refused"
         moved = self._moved(push, release.about, weights, bias)
-        event, said = self._judge(source, key, push, moved, release.about["freshness"]["version"])
+        event, decision = self._judge(
+            source, key, push, moved, release.about["freshness"]["version"]
+        )
         weight = 1.0 / (self._settings.buffer * math.sqrt(1 + behind))
-        judged = Judged(said.score, said.reason)
+        judged = Judged(decision.score, decision.reason)
         row = NewRow(
-            key, name, source, _WRITTEN.get(said.verdict, Verdict.QUARANTINED),
+            key, name, source, _WRITTEN.get(decision.verdict, Verdict.QUARANTINED),
             codec.encode(Example({}, content, weight, judged=judged, moved=moved)), now_s,
-            factor=said.factor if said.verdict == CLIPPED else 1.0,
+            factor=decision.factor if decision.verdict == CLIPPED else 1.0,
         )  # fmt: skip
-        self._paces.took(source, now_s)  # those that come meanwhile count it
+        self._paces.took(source, now_s)  # before the append, for pushes that arrive meanwhile
         recorded = None
         try:
             recorded = (await self._replica.writer.record([row]))[0]
@@ -204,10 +212,10 @@ class Pushes:
             if recorded is None or recorded.repeat:
                 self._paces.take_back(source, now_s)
         if not recorded.repeat:
-            self.chain.observe(event, said)
+            self.chain.observe(event, decision)
         return self._receipt(name, content, recorded)
 
-    # -- before the append -------------------------------------------------------------------
+    # -- checks before the append -------------------------------------------------------------
 
     def _late(
         self, release: Release | None, sequence: int, behind: int, now_s: float
@@ -221,7 +229,7 @@ class Pushes:
             return RequestError(409, "stale", message, "sequence", hint)
         about = release.about["freshness"]
         age_s, window_s = now_s - about["snapshot_at"], self._replica.settings.dedupe_window
-        if age_s > window_s:  # older repeats are not known for certain
+        if age_s > window_s:  # repeats older than this are not recognized for certain
             message = f"release {sequence} is {age_s / 3600:.1f} h old, {window_s / 3600:g} h are"
             return RequestError(409, "stale", f"{message} allowed", "sequence", hint)
         if not self._replica.spec.startswith(about["spec"]):
@@ -250,7 +258,9 @@ class Pushes:
         if model.by_column and replica.settings.task == "binary":
             outputs = ("",)
         elif model.by_column:
-            outputs = tuple(label_text(self._door.label(c, "classes")) for c in about["classes"])
+            outputs = tuple(
+                label_text(self._validator.label(c, "classes")) for c in about["classes"]
+            )
         moved = Moved(replica.spec, push.sequence, push.n, columns, outputs, weights, bias)
         if (problem := model.misfit(moved)) is not None:
             raise invalid("weights", problem, "Send the tables of the release that it names")
@@ -263,7 +273,7 @@ class Pushes:
     def _judge(
         self, source: str, key: bytes, push: Push, moved: Moved, base: list[int]
     ) -> tuple[Event, Said]:
-        """Return what the filters say of a push.  Raises RequestError for what no row may hold."""
+        """Return the filters' verdict.  Raises RequestError for values that no row may hold."""
         model, learner = self._replica.learner.serving, self._replica.learner
         assert isinstance(model, Movable)
         count = learner.version[1]
@@ -276,12 +286,14 @@ class Pushes:
             source, key, model.moved_slope(moved) / step,
             version=count, base=base[1] if base[0] == learner.version[0] else 0,
         )  # fmt: skip
-        said = self.chain.decide(event)
-        if said.verdict == REFUSED:
-            raise RequestError(422, "value_refused", said.reason, "weights", "Send finite numbers")
-        return event, said
+        decision = self.chain.decide(event)
+        if decision.verdict == REFUSED:
+            raise RequestError(
+                422, "value_refused", decision.reason, "weights", "Send finite numbers"
+            )
+        return event, decision
 
-    # -- after it ----------------------------------------------------------------------------
+    # -- the receipt --------------------------------------------------------------------------
 
     def _receipt(self, name: str, content: str, recorded: Recorded) -> tuple[int, Receipt]:
         row, status = recorded.row, recorded.status
@@ -303,24 +315,28 @@ class Pushes:
 
 
 def pushes_for(
-    model: ModelSettings, settings: Settings, devices: Devices, replica: ModelReplica, door: Door
+    model: ModelSettings,
+    settings: Settings,
+    devices: Devices,
+    replica: ModelReplica,
+    validator: Validator,
 ) -> Pushes:
-    """Make what takes deltas of this model, by the settings.
+    """Make the receiver of this model's deltas from the settings.
 
-    Raises StartRefused (its root set).
+    Raises StartRefused if its root set is invalid.
     """
     assert model.root_set is not None, "the settings are checked"
     served = replica.learner.serving
     rows = root_rows(model, settings, numeric_only=served.numeric_only)
     root = RootSet(model.root_set, rows, lambda: replica.learner.serving, together=_TOGETHER)
-    return Pushes(replica, door, settings.state_dir / "edge" / model.name, devices, root)
+    return Pushes(replica, validator, settings.state_dir / "edge" / model.name, devices, root)
 
 
 _WRITTEN: Final = {ACCEPTED: Verdict.ACCEPTED, CLIPPED: Verdict.CLIPPED}
 
 
 def not_taken(model: str, problem: str) -> RequestError:
-    """404: this model takes no deltas."""
+    """Return the error 404 of a model that takes no deltas."""
     message = f"model {model} takes no deltas of devices: {problem}"
     return RequestError(404, "no_deltas", message, None, "Send rows as feedback")
 
@@ -333,7 +349,7 @@ def _unfit(model: Model, root: RootSet) -> str | None:
 
 
 def _tensor(sent: Sent, field: str) -> Tensor:
-    """The numbers sent, finite and not too many.  Raises RequestError."""
+    """Decode the values, which must be finite and not too many.  Raises RequestError."""
     hint = "Send scale and int8, or float32, as base64"
     if (sent.int8 is None) == (sent.float32 is None) or (sent.scale is None) != (sent.int8 is None):
         raise invalid(field, "int8 with its scale, or float32, is needed", hint)

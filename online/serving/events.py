@@ -1,4 +1,4 @@
-"""Feedback events as rows to append: by token, by the id of a stored join, or with features."""
+"""Converts feedback events into rows: by token, by a stored join's id, or with features."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
 from online.models.base import why_not_revised
 from online.replica.replica import ModelReplica
-from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
-from online.serving.issued import Issued, as_sent, notes_of
-from online.serving.ordinary import Asked, Ordinary, Unfit
+from online.rows.validator import Validator, not_plain
+from online.serving.answer_ids import AnswerIds, as_sent, notes_of
+from online.serving.ordinary import EventRow, Ordinary, Unfit
 from online.settings.config import Limits
 from replay import codec
 from replay.errors import JournalDamaged
@@ -34,49 +34,49 @@ from replay.journal.base import Half, NewRow, Row, Verdict
 from replay.plain import is_plain, plain
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_HOLDS: Final = 2.0  # times that a row may wait: for so long its names are promised
+_HOLDS: Final = 2.0  # a row's names are reserved for this multiple of its longest wait
 
 
 class Events:
-    """Rows of one model, from what is in bodies.
+    """Makes rows of one model from the events in bodies.
 
-    A token is longer than 64 characters, an id of a stored join never is: the length tells them
-    apart.
+    A token is longer than 64 characters and an id of a stored join never is, so the length tells
+    them apart.
 
-    ``askers``: sources that tokens for predictions stand for.  ``ordinary`` reads many at a time,
-    ``issued`` makes the ids that come back.
+    ``askers``: sources that prediction tokens may stand for.  ``ordinary`` reads many events at a
+    time, ``answer_ids`` makes the ids of answers.
     """
 
     def __init__(
         self,
         replica: ModelReplica,
-        door: Door,
+        validator: Validator,
         tokens: Tokens,
         limits: Limits,
         spec: str,
         now_s: Callable[[], float],
         askers: Collection[str] = (),
     ) -> None:
-        self._replica, self._door, self._tokens = replica, door, tokens
+        self._replica, self._validator, self._tokens = replica, validator, tokens
         self._limits, self._now_s = limits, now_s
-        self.issued = Issued(replica, tokens, limits, spec, now_s)
+        self.answer_ids = AnswerIds(replica, tokens, limits, spec, now_s)
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
         self._unfit = Unfit(replica)
-        self.ordinary = Ordinary(replica, door, self.issued.known, self._unfit, now_s)
+        self.ordinary = Ordinary(replica, validator, self.answer_ids.known, self._unfit, now_s)
 
     # -- feedback ----------------------------------------------------------------------------
 
-    async def read(self, event: Event, field: str) -> Asked | Receipt:
-        """The row to append, or the answer if that is known already.
+    async def read(self, event: Event, field: str) -> EventRow | Receipt:
+        """Return the row to append, or the receipt if the answer is known already.
 
-        ``field`` is the event's place in the body, with a dot behind it.  Raises RequestError.
+        ``field`` is the event's path in the body, with a trailing dot.  Raises RequestError.
         """
         event = _of_sender(event, field)
         if event.label is msgspec.UNSET and not self._replica.settings.purpose.unlabelled:
             raise invalid(f"{field}label", "no label", "Send the true label")
-        label = self._door.label(event.label, f"{field}label", recorded=True)
-        weight = self._door.weight(event.weight, f"{field}weight")
+        label = self._validator.label(event.label, f"{field}label", recorded=True)
+        weight = self._validator.weight(event.weight, f"{field}weight")
         if event.provisional:
             self._check_provisional(event, field)
         if event.id is None:
@@ -89,7 +89,7 @@ class Events:
         return await self._with_token(event, event.id, label, weight, field)
 
     def _check_provisional(self, event: Event, field: str) -> None:
-        """Raises RequestError 422: no later label could take this one back."""
+        """Raise RequestError 422 if a later label could not take this provisional one back."""
         if (why := why_not_revised(self._replica.learner.serving)) is not None:
             message = f"this model takes no lesson back: {why}"
             hint = "Send the label when it is final, without provisional"
@@ -103,13 +103,13 @@ class Events:
             raise invalid(f"{field}event_id", "a provisional label without an id", hint)
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
-        """Keys of the predictions of an own id that events of the source may be about."""
+        """Keys of predictions with an own id that events of the source may be about."""
         askers = [asker for asker in labels_for(source) if asker in self._askers]
         return tuple(join_key(asker, own) for asker in (*askers, None))
 
     async def _with_own_id(
         self, event: Event, own: str, label: Label, weight: float, field: str
-    ) -> Asked:
+    ) -> EventRow:
         keys = self.keys_of(own, event.source)
         await self._check_new(event, label, weight, keys, field)
         now, source = self._now_s(), event.source
@@ -119,22 +119,22 @@ class Events:
 
     async def _with_features(
         self, event: Event, label: Label, weight: float, field: str
-    ) -> Asked | Receipt:
+    ) -> EventRow | Receipt:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
             raise invalid(f"{field}id", "neither id nor features", hint)
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
         await self._check_new(event, label, weight, [key], field)
-        features = self._door.features(event.features, f"{field}features", recorded=True)
+        features = self._validator.features(event.features, f"{field}features", recorded=True)
         answer = self._replica.learner.predict(features)
-        version, asked_at, known = self.issued.version(), self._now_s(), self.issued.known()
+        version, asked_at, known = self.answer_ids.version(), self._now_s(), self.answer_ids.known()
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
             if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
-        score = self.issued.score(answer)
+        score = self.answer_ids.score(answer)
         example = Example(
             features,
             label,
@@ -146,7 +146,7 @@ class Events:
             self._replica.newest_label,
             notes_of(answer, score),
             known=known,
-            sure=self.issued.stamp(features),
+            sure=self.answer_ids.stamp(features),
             provisional=event.provisional,
         )
         idempotent = event.event_id is not None
@@ -155,7 +155,7 @@ class Events:
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
-    ) -> Asked | Receipt:
+    ) -> EventRow | Receipt:
         try:
             event_id, predicted = self._tokens.read(token)
         except TokenInvalid as error:
@@ -193,7 +193,7 @@ class Events:
     async def _check_new(
         self, event: Event, label: Label, weight: float, keys: Sequence[bytes], field: str
     ) -> None:
-        """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
+        """Check the bounds that apply to new rows only; repeats get their first outcome.
 
         Raises RequestError 422.
         """
@@ -206,8 +206,8 @@ class Events:
         raise problem
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
-        """One event moves the model so far and no further, and nothing shows orders for it."""
-        most = self._door.weight_max
+        """Check the weight's bound, and all texts for terminal control characters."""
+        most = self._validator.weight_max
         if weight > most:
             message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
             hint = "Send less, or raise limits.weight_max or the token's weight_max"
@@ -218,12 +218,12 @@ class Events:
             return not_plain(f"{field}event_id", "an id", event.event_id)
         if isinstance(event.label, str) and not is_plain(event.label):
             return not_plain(f"{field}label", "a class", event.label)
-        if (odd := self._door.odd_name(event.features)) is not None:
+        if (odd := self._validator.odd_name(event.features)) is not None:
             return not_plain(f"{field}features", "a name", odd)
-        return self._door.undeclared(event.features, f"{field}features")
+        return self._validator.undeclared(event.features, f"{field}features")
 
     def _crowded(self, label: Label, field: str) -> RequestError | None:
-        """Each class is numbers for each name, touched by each row, and a line of each answer."""
+        """Check the bound on classes; each costs parameters for each name, and time in each row."""
         if self._replica.settings.task != "multiclass":
             return None
         known, now_s = self._replica.learner.tally.seen, self._now_s()
@@ -235,7 +235,7 @@ class Events:
         return RequestError(422, "classes_full", message, f"{field}label", hint)
 
     async def _find(self, key: bytes, field: str) -> Row | None:
-        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
+        """The row with this key, for repeats of expired events.  Raises RequestError if damaged."""
         store = self._replica.store
         try:
             row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
@@ -244,9 +244,10 @@ class Events:
         return row
 
     async def _check_ahead(self, ahead_s: float, key: bytes, field: str) -> None:
-        """A clock that was set back must not cost labels of predictions given out before.
+        """Check a token from the future, whose clock may have been set back since.
 
-        Of one that was far ahead, only repeats are taken: what they got first is their answer.
+        Labels of such predictions are accepted within ``limits.clock_skew_s``; beyond it only
+        repeats are, which get their first outcome.
         """
         if ahead_s <= self._limits.clock_skew_s:
             self._replica.counts["ids_from_the_future"] += 1
@@ -264,8 +265,8 @@ class Events:
         field: str,
         *,
         idempotent: bool = True,
-    ) -> Asked:
-        """The row of an event whose features are here: they are bounded before they are judged."""
+    ) -> EventRow:
+        """Make the row of an event whose features are known; they are clipped before judging."""
         verdict, learner, counts = Verdict.ACCEPTED, self._replica.learner, self._replica.counts
         hold_s = _HOLDS * self._limits.feedback_wait_s
         features, left = learner.vocabulary.taught(example.features, source, self._now_s(), hold_s)
@@ -297,17 +298,17 @@ class Events:
         idempotent: bool = True,
         at: float | None = None,
         example: Example | None = None,
-    ) -> Asked:
+    ) -> EventRow:
         self._replica.note_label(label)
         at = self._now_s() if at is None else at
         row = NewRow(key, event_id, source, verdict, payload, at, half=half)
         if (refused := self._unfit.refusal(row, example)) is not None:
             raise refused
-        return Asked(row, label, idempotent, example)
+        return EventRow(row, label, idempotent, example)
 
 
-def _naming(asked: Asked, sent: Features, taken: Features) -> Asked:
-    """The row, with the names that were sent and that the door has left out."""
+def _naming(asked: EventRow, sent: Features, taken: Features) -> EventRow:
+    """Add the names that were sent but dropped as undeclared."""
     if taken is sent:
         return asked
     return msgspec.structs.replace(asked, unknown=tuple(n for n in sent if n not in taken))
@@ -341,8 +342,8 @@ def _of_sender(event: Event, field: str) -> Event:
 def labels_for(source: str) -> tuple[str, ...]:
     """Sources whose predictions the request's sender may label with events of ``source``.
 
-    Beside them those of tokens that name no source.  An admin's labels are those of the source
-    that its event names.
+    Predictions of tokens without a source may always be labelled.  An admin's labels count as those
+    of the source that its event names.
     """
     grant = sender.get()
     if grant.trusted:
@@ -353,7 +354,7 @@ def labels_for(source: str) -> tuple[str, ...]:
 
 
 def may_label(asker: str, source: str) -> bool:
-    """Whether the request's sender may label a sealed id that was given to ``asker``."""
+    """Whether the request's sender may label a token that was issued to ``asker``."""
     return sender.get().trusted or asker in labels_for(source)
 
 

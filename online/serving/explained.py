@@ -1,4 +1,4 @@
-"""An answer explained: what each feature has added to it, for whoever asks."""
+"""Explanations of answers: what each feature contributed to the prediction."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ from online.errors import RequestError
 from online.messages.structs import Explanation, NearRow
 from online.models.base import Prediction
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving.nearest import Nearest
 from online.sure.contributions import Contributions, NotExplained, added_up, explaining
 from online.sure.views import calibration_in
 from replay.example import Features, Label
 
 _MORE_S: Final = 0.002
-"""Further orders of the features are looked at while less time than this has been worked."""
+"""Further orders of the features are tried while less time than this was used."""
 
 _TURN_S: Final = 0.0005
-"""The model is asked about so many parts of a row in one turn of the loop as take so long."""
+"""Time that model calls for one explanation may take in one turn of the event loop."""
 
 
 class Explained:
-    """Explanations of one model's answers.
+    """Explains one model's answers.
 
     Parameters:
-        clock_s: Tells how long the model takes.
+        clock_s: Clock that measures the model's calls, in seconds.
     """
 
     def __init__(
-        self, replica: ModelReplica, door: Door, clock_s: Callable[[], float] = perf_counter
+        self,
+        replica: ModelReplica,
+        validator: Validator,
+        clock_s: Callable[[], float] = perf_counter,
     ) -> None:
-        self._replica, self._door, self._clock_s = replica, door, clock_s
-        self._nearest = Nearest(replica, door)
-        self._size = 1  # rows of one turn, by what the last ones took
+        self._replica, self._validator, self._clock_s = replica, validator, clock_s
+        self._nearest = Nearest(replica, validator)
+        self._size = 1  # rows in one turn, adapted to how long they take
 
     def check(self, features: Features) -> None:
-        """Raises RequestError: the row has too many features."""
+        """Raise RequestError if the row has too many features."""
         most = self._replica.limits.explain_max // 2
         if len(features) > most:
             message = f"a row of {len(features)} features, at most {most} are explained"
@@ -50,18 +53,18 @@ class Explained:
             raise RequestError(422, "too_many_to_explain", message, "features", hint)
 
     async def nearest(self, features: Features, n: int) -> list[NearRow] | UnsetType:
-        """Return the ``n`` nearest learned rows, if any are asked for.  Raises RequestError."""
+        """Return the ``n`` nearest learned rows; UNSET for ``n`` = 0.  Raises RequestError."""
         return await self._nearest.to(features, n) if n else UNSET
 
     def at_once(self, features: Features) -> tuple[Prediction, Explanation] | None:
-        """Answer, and explain it by the weights; None: the model is to be asked about parts.
+        """Answer, and explain it from the weights; None: the model has to be sampled instead.
 
-        Raises RequestError: it can't be explained.
+        Raises RequestError if it can't be explained.
         """
         learner = self._replica.learner
         calibration = calibration_in(learner.tally.views)
         if calibration is not None and calibration.on:
-            return None  # the weights say what the model adds up, and the answer is another one
+            return None  # a calibrated answer differs from the sum that the weights explain
         try:
             found = added_up(learner.serving, learner.bounds.answered(features))
         except NotExplained as error:
@@ -73,17 +76,17 @@ class Explained:
 
     @asynccontextmanager
     async def in_turns(self, features: Features) -> AsyncIterator[tuple[Prediction, Explanation]]:
-        """Answer, and explain the answer in many turns of the loop; inside nothing is learned.
+        """Answer, and explain the answer over many turns; nothing is learned inside the context.
 
-        Raises RequestError: it can't be explained, or not within ``limits.explain_s``.
+        Raises RequestError if it can't be explained, or not within ``limits.explain_s``.
         """
         limit_s = self._replica.limits.explain_s
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(limit_s):
-                    await stack.enter_async_context(self._replica.still.hold())
+                    await stack.enter_async_context(self._replica.change_lock.hold())
                     while (found := await self._found(features)) is None:
-                        pass  # an operator, or a sealed partition, has changed the model
+                        pass  # the model was changed by an operator or by a sealed partition
             except TimeoutError:
                 message = f"it was not explained within {limit_s:g} s"
                 hint = "Send fewer features, ask without explain, or raise limits.explain_s"
@@ -91,7 +94,7 @@ class Explained:
             yield found
 
     async def _found(self, features: Features) -> tuple[Prediction, Explanation] | None:
-        """Return the answer and its explanation; None: another model answers by now."""
+        """Return the answer and its explanation; None: the model was changed meanwhile."""
         learner, clock_s = self._replica.learner, self._clock_s
         model, stamp = learner.serving, learner.stamp
         answer = learner.predict(features)
@@ -124,7 +127,7 @@ class Explained:
                 return None
 
     def _label(self, answer: Prediction) -> Label | None:
-        """Return the label that is explained; None: the number is.  Raises RequestError."""
+        """Return the label to be explained; None: a number is.  Raises RequestError."""
         if self._replica.settings.task == "regression":
             return None
         if answer.label is None:
@@ -132,9 +135,9 @@ class Explained:
         return answer.label
 
     def _told(self, found: Contributions, label: Label | None) -> Explanation:
-        """Return it as it is sent, what has added most first."""
+        """Return the explanation as it is sent, the largest contribution first."""
         added = sorted(found.added.items(), key=lambda item: -abs(item[1]))
-        of = None if label is None else self._door.show(label)
+        of = None if label is None else self._validator.show(label)
         return Explanation(of, found.base, found.output, dict(added), found.exact)
 
 

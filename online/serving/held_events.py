@@ -1,6 +1,6 @@
-"""Events that a model's journal keeps and the model has not learned: shown, decided, learned again.
+"""Events in the journal that the model has not learned: lists them, decides, and relearns them.
 
-Any replica answers; what is written is written once, whoever is asked and how often.
+Any replica can answer.  What is written is written once, however often it is requested.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from replay.journal.base import Journal, Row
 
 ASK_TIMEOUT_S: Final = 2.0
 PUSH_S: Final = 5.0
-"""How long the server is waited for; an exchange takes some 60 ms."""
+"""Longest wait for the server; an exchange takes about 60 ms."""
 _LOOK_S: Final = 0.05
 _ROW: Final = re.compile(r"[1-9][0-9]{0,17}:[1-9][0-9]{0,17}")
 
 
 class HeldEvents:
-    """Events of the models in one replica.
+    """Handles unlearned events of the models in one replica.
 
     Parameters:
-        facts: What does not change of a model, by its name.
+        facts: Returns what does not change of a model, by the model's name.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class HeldEvents:
     async def events(
         self, model: str, status: str, after: str | None, limit: int, source: str | None = None
     ) -> dict[str, Any]:
-        """A page of events that are undone, frozen or quarantined; of all sources, or of one."""
+        """Return a page of undone, frozen or quarantined events, of all sources or of one."""
         page = await self._page(model, status, after, limit, source)
         shown = [event.listed(status, self._label(model, event.row)) for event in page.events]
         if status == QUARANTINED:
@@ -61,9 +61,9 @@ class HeldEvents:
     async def relearn(
         self, model: str, status: str, after: str | None, limit: int
     ) -> dict[str, Any]:
-        """Learn a page of these events again, each once, whoever asks and how often.
+        """Learn a page of these events again, each exactly once however often it is requested.
 
-        Those of a banned source are left as they are: ``banned`` counts them.
+        Events of a banned source are left unchanged: ``banned`` counts them.
         """
         page = await self._page(model, status, after, limit)
         self._check_learning(model, f"no {status} events either")
@@ -83,7 +83,7 @@ class HeldEvents:
     # -- quarantine --------------------------------------------------------------------------
 
     async def quarantined(self, model: str, name: str, source: str | None) -> dict[str, Any]:
-        """One quarantined event, by its row (``3:120``) or by its id and source, with evidence."""
+        """Return a quarantined event with evidence, by its row (``3:120``) or its id and source."""
         decisions = await self._decided(model)
         row = await self._find(model, name, source)
         event = await self._read_on(model, history.set_aside, decisions, row) if row else None
@@ -114,19 +114,19 @@ class HeldEvents:
     async def decide_source(
         self, model: str, choice: Choice, source: str, after: str | None, limit: int
     ) -> dict[str, Any]:
-        """The same with a page of the quarantined events of a source."""
+        """Release or discard a page of a source's quarantined events."""
         page = await self._page(model, QUARANTINED, after, limit, source)
         done = await self._decide(model, choice, page.events)
         return {**done, "cursor": page.cursor, "left": page.left}
 
     async def _decide(self, model: str, choice: Choice, events: Sequence[Listed]) -> dict[str, Any]:
-        """Decide about events, and learn what was released, now or earlier."""
+        """Decide about events, and learn those that are released now or were earlier."""
         if choice == RELEASED:
             self._check_learning(model, "no released events either")
         store, journal = self._replicas[model].store, self._journals[model]
         open_ = [event.event.key for event in events if event.choice is None]
         try:
-            asked_by = contextvars.copy_context()  # steps of the journal are done on a thread
+            asked_by = contextvars.copy_context()  # journal operations run on another thread
             for key in open_:
                 await store.write(asked_by.run, history.decide, journal, model, key, choice)
             decisions = await self._decided(model)
@@ -135,7 +135,7 @@ class HeldEvents:
         except (ReplayError, TimeoutError) as error:
             raise _unavailable(error) from None
         stands = Counter(event.choice for event in now)
-        if choice == DISCARDED:  # of those that were discarded before there may be any number
+        if choice == DISCARDED:  # count only those that this call decided
             stands[DISCARDED] = sum(e.choice == DISCARDED and e.event.key in open_ for e in now)
         released = [event for event in now if event.choice == RELEASED]
         taken = await self._again(model, released) if choice == RELEASED else {}
@@ -145,7 +145,7 @@ class HeldEvents:
         }  # fmt: skip
 
     async def _find(self, model: str, name: str, source: str | None) -> Row | None:
-        """The row of this name, or of an event that callers call so."""
+        """Return the row with this name, or the row of the event that has this id."""
         journal = self._journals[model]
         partition, _, offset = name.partition(":")
         if _ROW.fullmatch(name):
@@ -162,17 +162,17 @@ class HeldEvents:
         return None
 
     async def note(self, model: str, act: str, about: dict[str, Any]) -> None:
-        """Write what is about to be done into the log of decisions."""
+        """Write an operation into the log of decisions before it is done."""
         store, asked_by = self._replicas[model].store, contextvars.copy_context()
         try:
             await store.write(asked_by.run, note, self._journals[model], act, model, about)
         except ReplayError as error:
             raise _unavailable(error) from None
 
-    # -- steps -------------------------------------------------------------------------------
+    # -- journal operations -------------------------------------------------------------------
 
     async def _again(self, model: str, events: Sequence[Listed]) -> dict[str, int]:
-        """Write the rows that teach events again, and what became of those that are new."""
+        """Write the rows by which events are learned again; return the outcomes of new ones."""
         replica = self._replicas[model]
         rows = [row for event in events if (row := event.again(replica.now_s())) is not None]
         recorded = await replica.writer.record(rows, decided=True) if rows else []
@@ -182,7 +182,7 @@ class HeldEvents:
             await pushed(replica)
         new = Counter(result.status for result in recorded if not result.repeat)
         new["learned"] += new.pop("clipped", 0)
-        if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
+        if new["frozen"]:  # frozen meanwhile: the rows say so and can be requested again
             message = f"the model was frozen meanwhile; {new['learned']} events were learned"
             raise RequestError(409, "still_frozen", message, None, "Unfreeze it: online unfreeze")
         return {status: new[status] for status in ("learned", "queued", "failed")}
@@ -203,7 +203,7 @@ class HeldEvents:
         return page
 
     async def _decided(self, model: str) -> Decisions:
-        """Return what the control rows say, those of just now included."""
+        """Return the decisions of the control rows, including the newest."""
         control = self._replicas[model].control
         try:
             return await asyncio.wait_for(control.current(), ASK_TIMEOUT_S)
@@ -214,14 +214,14 @@ class HeldEvents:
         return await self._on(model, step, self._journals[model], model, *args)
 
     async def _on(self, model: str, step: Callable[..., Any], *args: Any) -> Any:
-        """A reading step of the journal."""
+        """Run a reading operation of the journal."""
         try:
             return await self._replicas[model].store.read(step, *args)
         except ReplayError as error:
             raise _unavailable(error) from None
 
     def _label(self, model: str, row: Row) -> Any:
-        """The row's label, as the model's settings call it."""
+        """The row's label, as the model's settings name it."""
         example = codec.decode(row.payload)
         if example.moved is not None or codec.is_erased(row.payload):
             return None
@@ -237,7 +237,7 @@ def _unavailable(error: Exception) -> RequestError:
 
 
 def _evidence(row: Row) -> dict[str, Any]:
-    """Why a row was set aside, as far as it says so."""
+    """Return why a row was quarantined, as far as the row says so."""
     judged = codec.decode(row.payload).judged
     if judged is None:
         return {}
@@ -245,9 +245,9 @@ def _evidence(row: Row) -> dict[str, Any]:
 
 
 async def pushed(replica: ModelReplica) -> None:
-    """Wait until the server has the rows of this replica that are learned when this begins.
+    """Wait until the server has all rows that this replica has learned by now.
 
-    It is waited for at most :data:`PUSH_S` seconds.
+    It waits at most :data:`PUSH_S` seconds.
     """
     learner, partition = replica.learner, replica.writer.partition
     if (track := learner.tracks.get(partition)) is None or track.held:

@@ -1,4 +1,4 @@
-"""How much room the journal takes, how fast it grows, and whether it will do for a week."""
+"""The journal's size, its growth, and whether its room suffices for a week."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Final
 from online.settings.config import Settings
 from replay.journal.base import Usage
 
-MEASURE_S: Final = 60.0  # before it, growth is not known
-TREND_S: Final = 600.0  # before it, nobody is alarmed by growth: a burst is no trend
+MEASURE_S: Final = 60.0  # growth is unknown before this time has passed
+TREND_S: Final = 600.0  # growth raises no alarm before this time: a burst is no trend
 ALARM_RATIO: Final = 0.8
 ALARM_DAYS: Final = 7.0
 _DAY_S: Final = 86_400.0
@@ -23,9 +23,9 @@ class Room:
 
     Attributes:
         at_s: Monotonic seconds.
-        usage: As the journal says.
-        free: Bytes of the disk that may still be filled before feedback is refused; None: the
-            journal is on no disk of this machine.
+        usage: Usage as reported by the journal.
+        free: Bytes of the disk that may be filled before feedback is refused; None: the journal is
+            not on a disk of this machine.
     """
 
     at_s: float
@@ -42,7 +42,7 @@ class Room:
 
 
 def describe(first: Room, now: Room) -> dict[str, Any]:
-    """Room as plain data; growth is the mean since ``first``, a day (None: still measuring)."""
+    """Room as plain data; growth is the daily mean since ``first`` (None: still measuring)."""
     elapsed_s, bound = now.at_s - first.at_s, now.bound
     size = now.usage.size
     rows_a_day = bytes_a_day = days_left = None
@@ -83,7 +83,7 @@ def _alarm(ratio: float | None, days_left: float | None, now: Room) -> str | Non
 
 
 def journal_room(settings: Settings) -> Callable[[], int] | None:
-    """Asks for the bytes that the journal's disk may still take; None: the journal is on none."""
+    """Return what reads the bytes left on the journal's disk; None: it is on no local disk."""
     if settings.journal != "sqlite":
         return None
     low = settings.limits.disk_low_mb << 20

@@ -1,7 +1,7 @@
-"""Learned rows that are nearest to a row that was asked about, for operators.
+"""Finds the learned rows nearest to a given row, for operators.
 
-They are read from the journal when somebody asks: no state is kept for it, and what was undone,
-forgotten, failed or quarantined by then is not among them.
+They are read from the journal on request.  No state is kept for it, and rows that are undone,
+forgotten, failed or quarantined at that time are excluded.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import msgspec
 from online.errors import RequestError
 from online.messages.structs import NearRow
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
 from online.rows.finals import corrected
 from online.rows.history import Decisions, origin
+from online.rows.validator import Validator
 from replay import codec
 from replay.errors import ReplayError
 from replay.example import Example, Features, Value
 from replay.journal.base import Journal, Partition, Row
 
 _STEP_VALUES: Final = 6_400
-"""Values of one step of the thread: each step waits for its turn beside a busy loop."""
+"""Values in one step on the thread, which takes turns with a busy event loop."""
 
 _READ_ROWS: Final = 256
-"""Most rows of a partition that are read at once."""
+"""Largest number of rows of a partition that are read at once."""
 
 Sums = dict[str, tuple[float, float, float]]
-"""Count, mean and M2 of each name's numbers."""
+"""Count, mean and M2 (sum of squared deviations) of each name's values."""
 
 
 class _Found(NamedTuple):
@@ -45,15 +45,15 @@ class _Found(NamedTuple):
 
 
 class Nearest:
-    """Nearest rows of one model."""
+    """Finds the nearest rows of one model."""
 
-    def __init__(self, replica: ModelReplica, door: Door) -> None:
-        self._replica, self._door = replica, door
+    def __init__(self, replica: ModelReplica, validator: Validator) -> None:
+        self._replica, self._validator = replica, validator
 
     async def to(self, features: Features, n: int) -> list[NearRow]:
-        """Return the ``n`` nearest ones, the nearest first; of equally near ones the newest.
+        """Return the ``n`` nearest rows, nearest first; ties in favour of newer rows.
 
-        Raises RequestError: the journal does not answer within ``limits.explain_s``.
+        Raises RequestError if the journal does not answer within ``limits.explain_s``.
         """
         limit_s = self._replica.limits.explain_s
         try:
@@ -90,22 +90,22 @@ class Nearest:
 
     def _shown(self, distance: float, found: _Found) -> NearRow:
         _, source, event_id, at, example = found
-        label = self._door.show(example.label)
+        label = self._validator.show(example.label)
         return NearRow(distance, label, example.features, source, event_id, at)
 
 
 def _newest(journal: Journal, model: str) -> Iterator[Row]:
-    """Rows of one model, the newest first, whatever others the store has."""
+    """Yield the rows of one model, newest first."""
     each = [_backwards(journal, partition) for partition in journal.partitions(model)]
     yield from heapq.merge(*each, key=lambda row: row.seq, reverse=True)
 
 
 def _backwards(journal: Journal, partition: Partition) -> Iterator[Row]:
-    """Rows of a partition, the newest first: one is read, then twice as many each time."""
+    """Yield the rows of a partition, newest first; each read doubles in size."""
     end, n = partition.end, 1
     while n := min(n, end - partition.trimmed, _READ_ROWS):
         if not (rows := journal.read(partition.id, end - n + 1, n)):
-            return  # retention has come so far meanwhile, or they are lost
+            return  # retention has removed them meanwhile, or they are lost
         yield from reversed(rows)
         end, n = end - n, 2 * n
 
@@ -113,7 +113,7 @@ def _backwards(journal: Journal, partition: Partition) -> Iterator[Row]:
 def _taught(
     rows: Iterator[Row], size: int, decisions: Decisions, kept_back: set[str], sums: Sums
 ) -> list[_Found] | None:
-    """Those of the next rows whose lesson stands, added to the sums; None: this was the end."""
+    """Filter the next rows for learned ones, and add them to the sums; None: no more rows."""
     if not (page := list(islice(rows, size))):
         return None
     found = []
@@ -129,14 +129,14 @@ def _taught(
 
 
 def _named(row: Row) -> str:
-    """The event's id as its caller has named it, of one learned again or corrected, too."""
+    """The event's id as its caller sent it, also for relearned or corrected events."""
     event = origin(row)
     first = msgspec.structs.replace(row, key=event.key, event_id=event.event_id)
     return event.event_id if corrected(first) is None else event.event_id.split(":", 4)[4]
 
 
 def add_to(sums: Sums, examples: Iterable[Example]) -> None:
-    """Add the numbers of rows to the moments of their names."""
+    """Add the numeric values of rows to the moments of their names."""
     for example in examples:
         for name, value in example.features.items():
             if (number := _number(value)) is not None:
@@ -147,10 +147,10 @@ def add_to(sums: Sums, examples: Iterable[Example]) -> None:
 
 
 def distance(a: Features, b: Features, spreads: Mapping[str, float]) -> float:
-    """How different two rows are, from 0 to 1: the mean over their names (Gower 1971).
+    """Return how different two rows are, from 0 to 1: the mean over their names (Gower 1971).
 
-    Two numbers by how many standard deviations of their name lie between them (one counts half),
-    two texts by the words that one of them has alone; a name that one row lacks counts 1.
+    Two numbers differ by their distance in standard deviations of the name (one counts as half),
+    two texts by the words that only one of them has; a name that one row lacks counts as 1.
     """
     names = a.keys() | b.keys()
     if not names:
@@ -183,6 +183,6 @@ def _nearer(
     spreads: Mapping[str, float],
     n: int,
 ) -> list[tuple[float, int, _Found]]:
-    """The ``n`` nearest of those before and those of the page."""
+    """The ``n`` nearest among the previous ones and those of the page."""
     candidates = [(distance(features, f.example.features, spreads), -f.seq, f) for f in page]
     return heapq.nsmallest(n, [*near, *candidates], key=lambda one: one[:2])

@@ -1,10 +1,9 @@
-"""Ordinary events, many in one pass: numbers of known names, and nothing to be looked up.
+"""Reads many ordinary events in one pass: numeric values under known names, without look-ups.
 
-What :meth:`online.serving.events.Events.read` finds out about one event after the other is found
-out here by column, for events with features that have the same names: their numbers are put into
-one array, which is compared with the ranges of the names and given to the model.  An event about
-which there is anything to say (a value that is bounded, a new name, a weight, an id, an error) is
-left to whoever reads events one by one, so each rule has one place where it is written.
+:meth:`online.serving.events.Events.read` handles one event at a time.  This module handles events
+with the same feature names by column: their values go into one array, which is compared with the
+names' ranges and passed to the model.  An event that needs special treatment (a clipped value, a
+new name, a weight, an id, an error) is left to the other, so each rule is written in one place.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ from online.messages.structs import Event
 from online.models.base import Prediction as Answer
 from online.models.state.scalers import Columns
 from online.replica.replica import ModelReplica
-from online.rows.door import INTEGER_MAX, NUMBER_MAX, Door
+from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator
 from online.sure.views import stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Example, Label, label_text
 from replay.journal.base import NewRow, Verdict
 
 SLICE: Final = 48
-"""Events that are read in one turn of the loop, where filters look at each: a third of a ms."""
+"""Events read in one turn of the event loop if filters judge each: a third of a millisecond."""
 
-_KNOWN: Final = 256  # sets of names, and sources, that were looked at before
+_KNOWN: Final = 256  # sets of names, and sources, whose check is cached
 _FLOATS: Final = frozenset({float})
-_ACCEPTED: Final = Verdict.ACCEPTED  # an attribute of an enumeration takes as long as a hash
+_ACCEPTED: Final = Verdict.ACCEPTED  # looking up an enum member takes as long as a hash
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A row to append, its label as the door has it, and whether a repeat of it is known.
+class EventRow(msgspec.Struct, frozen=True, gc=False):
+    """A row to append, its validated label, and whether a repeat of it can be recognized.
 
-    ``example`` is what the row says; None: only its payload does.  ``unknown`` are names that were
-    sent and are not declared: the row is without them.
+    ``example`` is the decoded payload; None: not decoded.  ``unknown`` are undeclared names that
+    were sent; the row does not contain them.
     """
 
     row: NewRow
@@ -55,19 +54,19 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unfit:
-    """Tells which rows may not be written, whatever their source: the filters refuse them."""
+    """Decides which rows may not be written, whatever their source, because filters refuse them."""
 
     def __init__(self, replica: ModelReplica) -> None:
         self._replica = replica
 
     @property
     def asleep(self) -> bool:
-        """Whether nothing is refused now, because nobody is judged."""
+        """Whether nothing is refused now because no source is judged."""
         filters = self._replica.filters
         return filters is None or not (filters.active or filters.elsewhere)
 
     def refusal(self, row: NewRow, example: Example | None) -> RequestError | None:
-        """Why the filters let no row hold this; None: one may."""
+        """Return why the filters refuse the row; None: they do not."""
         filters = self._replica.filters
         if filters is None or (problem := filters.refusal(row, example)) is None:
             return None
@@ -77,48 +76,48 @@ class Unfit:
     def refusals(
         self, rows: Sequence[NewRow], examples: Sequence[Example | None]
     ) -> Sequence[RequestError | None]:
-        """The same of several rows."""
+        """Return the same for several rows."""
         return [None] * len(rows) if self.asleep else list(map(self.refusal, rows, examples))
 
 
 class Ordinary:
-    """Reads the ordinary ones of some events.
+    """Reads the ordinary ones among events.
 
     Parameters:
-        known: What the model here has learned, for a challenger to be asked as of then.
-        unfit: Tells what the filters let no row hold.
+        known: Returns what the local model has learned, so that a challenger is asked as of then.
+        unfit: Decides which rows the filters refuse.
         now_s: The wall clock, in POSIX seconds.
     """
 
     def __init__(
         self,
         replica: ModelReplica,
-        door: Door,
+        validator: Validator,
         known: Callable[[], dict[int, int] | None],
         unfit: Unfit,
         now_s: Callable[[], float],
     ) -> None:
-        self._replica, self._door, self._known, self._now_s = replica, door, known, now_s
+        self._replica, self._validator, self._known, self._now_s = replica, validator, known, now_s
         self._unfit = unfit
         self._names: OrderedDict[tuple[str, ...], bool] = OrderedDict()
         self._sources: OrderedDict[str, Any] = OrderedDict()
-        # of a binary task there are few, by type: 1 is not True here
+        # Cache of a binary task's labels, by type because 1 == True in Python.
         binary = replica.settings.task == "binary"
         self._labels: dict[type, dict[Any, Label]] = {bool: {}, str: {}} if binary else {}
 
     @property
     def together(self) -> int:
-        """Events that are read in one turn of the loop: fewer if each is looked at by filters."""
+        """Events read in one turn of the event loop: fewer if filters judge each."""
         return 2 * SLICE if self._unfit.asleep else SLICE
 
-    def read(self, events: Sequence[Event]) -> list[Asked | RequestError | None]:
-        """Rows of the ordinary events among these, or why one can't be taken.
+    def read(self, events: Sequence[Event]) -> list[EventRow | RequestError | None]:
+        """Return the rows of the ordinary events, or why one can't be taken.
 
-        None stands for each of the others.
+        None stands for each other event.
         """
-        out: list[Asked | RequestError | None] = [None] * len(events)
+        out: list[EventRow | RequestError | None] = [None] * len(events)
         own = sender.get().source
-        if self._door.weight_max < 1.0:
+        if self._validator.weight_max < 1.0:
             return out
         groups: dict[tuple[str, ...], list[int]] = {}
         last: tuple[str, ...] = ()
@@ -138,10 +137,10 @@ class Ordinary:
         return out
 
     def _are_known(self, names: tuple[str, ...]) -> bool:
-        """Whether the door takes these names, and the model has learned them all."""
+        """Whether these names are valid, and the model has learned all of them."""
         good = self._names.get(names)
         if good is None:
-            good = self._names[names] = self._door.takes(names)
+            good = self._names[names] = self._validator.takes(names)
             if len(self._names) > _KNOWN:
                 self._names.popitem(last=False)
         return good and self._replica.learner.vocabulary.knows_numbers(names)
@@ -151,10 +150,10 @@ class Ordinary:
         names: tuple[str, ...],
         places: list[int],
         events: Sequence[Event],
-        out: list[Asked | RequestError | None],
+        out: list[EventRow | RequestError | None],
     ) -> None:
         rows = [events[i].features or {} for i in places]
-        taken = self._door.numbers
+        taken = self._validator.numbers
         if (x := _numbers(rows, taken)) is None:
             places = [i for i in places if _are_numbers((events[i].features or {}).values(), taken)]
             if not places:
@@ -176,7 +175,7 @@ class Ordinary:
     def _answers(
         self, names: tuple[str, ...], x: Columns, rows: list[dict[str, Any]]
     ) -> list[Answer]:
-        """Ask the model about rows whose numbers are all within their ranges."""
+        """Predict for rows whose values are all within their ranges."""
         model = self._replica.learner.serving
         if (by_column := getattr(model, "predict_columns", None)) is not None:
             answers: list[Answer] = by_column(list(names), x)
@@ -186,8 +185,8 @@ class Ordinary:
 
     def _asked(
         self, events: Sequence[Event], answers: Sequence[Answer]
-    ) -> list[Asked | RequestError | None]:
-        """Rows of events that were answered, or why none may have them; None: not ordinary."""
+    ) -> list[EventRow | RequestError | None]:
+        """Rows of events with their answers, or why one is refused; None: not ordinary."""
         replica, learner, now_s = self._replica, self._replica.learner, self._now_s()
         version, known = (*learner.answer_version, learner.own), self._known()
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
@@ -195,7 +194,7 @@ class Ordinary:
         sure = stamp_of(views, {})
         sources: dict[str, Any] = {}
         newest, targets = replica.newest_label, replica.settings.task == "regression"
-        out: list[Asked | RequestError | None] = [None] * len(events)
+        out: list[EventRow | RequestError | None] = [None] * len(events)
         for i, (event, answer) in enumerate(zip(events, answers, strict=True)):
             source, event_id, value = event.source, event.event_id, event.label
             alike, weight = labels.get(type(value)), event.weight
@@ -234,8 +233,8 @@ class Ordinary:
             digest.update(_LENGTH(len(data)) + data)
             payload = codec.encode(example)
             row = NewRow(digest.digest(), name, source, _ACCEPTED, payload, now_s)
-            out[i] = Asked(row, label, event_id is not None, example)
-        made = [asked for asked in out if isinstance(asked, Asked)]
+            out[i] = EventRow(row, label, event_id is not None, example)
+        made = [asked for asked in out if isinstance(asked, EventRow)]
         refused = self._unfit.refusals([a.row for a in made], [a.example for a in made])
         if any(refused):
             left = iter(zip(made, refused, strict=True))
@@ -252,9 +251,9 @@ class Ordinary:
         return not score or all(abs(value) <= NUMBER_MAX for value in score.values()), score
 
     def _label(self, value: Any) -> Label | None:
-        """The label in its canonical form; None if that is not easily said."""
+        """The label in its canonical form; None if it needs the slow path."""
         try:
-            label = self._door.label(value, "")
+            label = self._validator.label(value, "")
         except RequestError:
             return None
         if self._replica.settings.task != "multiclass":
@@ -264,7 +263,7 @@ class Ordinary:
         return label if label_text(label) in self._replica.learner.tally.seen else None
 
     def _source(self, source: str) -> Any:
-        """Begin the hash that makes the keys of a source's events; None: a doubtful name."""
+        """Begin the hash of the keys of a source's events; None: the name needs the slow path."""
         if (hashed := self._sources.get(source)) is not None:
             return hashed
         if source.isprintable():
@@ -276,12 +275,12 @@ class Ordinary:
         return hashed
 
 
-def _either(asked: Asked, refused: RequestError | None) -> Asked | RequestError:
+def _either(asked: EventRow, refused: RequestError | None) -> EventRow | RequestError:
     return asked if refused is None else refused
 
 
 def _numbers(rows: Sequence[dict[str, Any]], taken: frozenset[type]) -> Columns | None:
-    """All values of some rows; None: whether they are numbers is to be asked row by row."""
+    """All values of some rows; None: some are not numbers, so check row by row."""
     flat = list(chain.from_iterable([row.values() for row in rows]))
     if not (kinds := set(map(type, flat))) <= taken:
         return None
@@ -293,11 +292,11 @@ def _numbers(rows: Sequence[dict[str, Any]], taken: frozenset[type]) -> Columns 
 
 
 def _array(flat: list[Any]) -> Columns:
-    return np.fromiter(flat, dtype=np.float64, count=len(flat))  # a third of the time of np.array
+    return np.fromiter(flat, dtype=np.float64, count=len(flat))  # a third of np.array's time
 
 
 def _are_numbers(values: Collection[Any], taken: frozenset[type]) -> bool:
-    """Whether all of them are of types that the door takes as numbers."""
+    """Whether all values are of types accepted as numbers."""
     kinds = set(map(type, values))
     return kinds == _FLOATS or (kinds <= taken and max(map(abs, values)) <= INTEGER_MAX)
 

@@ -1,9 +1,9 @@
-"""Requests of Personalizer's clients as choices and rewards, and the answers as they expect them.
+"""Serves clients of Azure Personalizer: converts their requests into choices and rewards.
 
 Their events have ids of their own, so each choice is written before it is answered.  Features come
-as lists of objects that hold objects: names are joined by dots, and a list of numbers or texts has
-a name for each.  Slots are chosen one after the other, each under an id that follows from the
-event's and its own, without the actions that those before it took.
+as lists of nested objects: names are joined by dots, and each element of a list gets a name.  Slots
+are chosen one after the other, each under an id derived from the event's and its own, without the
+actions that earlier slots took.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RankRequest(msgspec.Struct, rename="camel"):
 
 
 class Slot(msgspec.Struct, rename="camel"):
-    """One of several places for which an action is chosen."""
+    """One of several positions for which an action is chosen."""
 
     id: str
     baseline_action: str | None = None
@@ -83,13 +83,13 @@ class SlotRewards(msgspec.Struct):
 
 
 class Personalizer:
-    """One model, as these clients know it."""
+    """Serves one model to these clients."""
 
     def __init__(self, choosing: Choosing) -> None:
         self._choosing = choosing
 
     async def rank(self, request: RankRequest) -> dict[str, Any]:
-        """The ranking of the actions; the first of them is the one to show."""
+        """Return the ranking of the actions; the first one is to be shown."""
         event = _event(request.event_id)
         answer = await self._choose(
             own_id(event), self._named(request.actions), self._flat(request.context_features),
@@ -100,7 +100,7 @@ class Personalizer:
         return {"ranking": ranking, "eventId": event, "rewardActionId": answer.action}
 
     async def rank_slots(self, request: SlotsRequest) -> dict[str, Any]:
-        """An action for each slot, none of them twice."""
+        """Return an action for each slot, none of them twice."""
         event, taken = _event(request.event_id), list[str]()
         if not 1 <= len(request.slots) <= len(request.actions):
             hint = "Send at least one slot, and as many actions as slots"
@@ -122,19 +122,19 @@ class Personalizer:
         return {"slots": slots, "eventId": event}
 
     async def reward(self, event: str, value: float, reward_id: str | None = None) -> None:
-        """Take the reward of an event; by its id a repeat is known where rewards are summed."""
+        """Take the reward of an event; where rewards are summed, ``reward_id`` marks repeats."""
         await self._reward(own_id(event), value, reward_id)
 
     async def reward_slots(
         self, event: str, rewards: SlotRewards, reward_id: str | None = None
     ) -> None:
-        """Take rewards of slots, each of which is written by itself."""
+        """Take rewards of slots; each is written by itself."""
         self._check_slots(rewards.reward, "reward")
         for one in rewards.reward:
             await self._reward(own_id(event, one.slot_id), one.value, reward_id)
 
     async def activate(self, event: str) -> None:
-        """Say that the deferred answer to an event was shown."""
+        """Record that the deferred answer to an event was shown."""
         await self._choosing.activate(own_id(event))
 
     def _check_slots(self, slots: Sized, field: str) -> None:
@@ -178,7 +178,7 @@ class Personalizer:
 
 
 def own_id(event: str, slot: str | None = None) -> str:
-    """The id under which an event, or a slot of it, is chosen."""
+    """The id under which an event, or one of its slots, is chosen."""
     if slot is None and is_join_id(event):
         return event
     digest = blake2b(digest_size=20, person=b"personalizer")
@@ -189,11 +189,11 @@ def own_id(event: str, slot: str | None = None) -> str:
 
 
 def features_of(given: list[Any] | None, most: int, name_max: int) -> dict[str, Any]:
-    """Features by name of a list of objects that hold objects.
+    """Flatten a list of nested objects into features by name.
 
-    A name is as long as all names on the way to its value, so a short body can ask for names
-    without end: more than ``most`` values, or a name above ``name_max`` characters, is refused
-    before it is made.  Raises RequestError.
+    A name joins all names on the path to its value, so a short body could produce names of
+    unbounded total length: more than ``most`` values, or a name longer than ``name_max``
+    characters, is refused before it is built.  Raises RequestError.
     """
     out: dict[str, Any] = {}
     met = 0
@@ -211,7 +211,7 @@ def features_of(given: list[Any] | None, most: int, name_max: int) -> dict[str, 
 
 
 def _flat(path: str, value: Any, deep: int, name_max: int) -> Iterator[tuple[str, Any]]:
-    """Each value with its name; an object or a list that holds nothing is None."""
+    """Yield each value with its name; an empty object or list yields None."""
     if deep > _DEEP_MAX:
         raise invalid("features", "nested too deeply", f"Nest at most {_DEEP_MAX} deep")
     if isinstance(value, Mapping) and value:
@@ -219,7 +219,7 @@ def _flat(path: str, value: Any, deep: int, name_max: int) -> Iterator[tuple[str
             yield from _flat(_joined(path, str(name), name_max), inner, deep + 1, name_max)
     elif isinstance(value, list) and value:
         for i, inner in enumerate(value):
-            if isinstance(inner, str):  # one of several words: each is there, or is not
+            if isinstance(inner, str):  # one of several words: a flag by its name
                 yield _joined(path, inner, name_max), True
             else:
                 yield from _flat(_joined(path, str(i), name_max), inner, deep + 1, name_max)

@@ -1,8 +1,9 @@
-"""The sender of an event is told what became of it."""
+"""Makes receipts: the answers that report the outcome of feedback events."""
 
 from __future__ import annotations
 
 import json
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -13,28 +14,45 @@ from online.learning.vocabulary import full_reason, left_out
 from online.messages.structs import Receipt
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
-from online.serving.ordinary import Asked
+from online.rows.validator import Validator
+from online.serving.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED, Example
 from replay.journal.base import Row
 
+HTTP: Final = {
+    "learned": 200,
+    "clipped": 200,
+    "duplicate": 200,
+    "undone": 200,
+    "queued": 202,
+    "frozen": 202,
+    "quarantined": 202,
+    "released": 200,
+    "discarded": 200,
+    "waiting": 202,
+    "conflict": 409,
+    "expired": 410,
+    "failed": 422,
+}
+"""Status of the answer about an event, by what became of it."""
+
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
-class Receipting:
-    """Receipts of one model's events."""
+class ReceiptMaker:
+    """Makes the receipts of one model's events."""
 
-    def __init__(self, replica: ModelReplica, door: Door) -> None:
-        self._replica, self._door = replica, door
+    def __init__(self, replica: ModelReplica, validator: Validator) -> None:
+        self._replica, self._validator = replica, validator
 
-    def receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
+    def receipt(self, asked: EventRow, recorded: Recorded, field: str) -> Receipt:
         """Return the receipt that the caller is sent.
 
         Raises RequestError for a label that is not kept, or not any more.
         """
-        if (plain := _plain(asked, recorded)) is not None:
-            return plain
+        if (at_once := plain(asked, recorded)) is not None:
+            return at_once
         receipt = Receipt(
             recorded.status,
             asked.row.event_id,
@@ -50,7 +68,7 @@ class Receipting:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
         if asked.row.half is not None and recorded.status == "learned":
-            sent = codec.decode(standing.payload).raw  # bounded as it was asked
+            sent = codec.decode(standing.payload).raw  # it was clipped when it was predicted
             recorded = recorded if sent is None else replace(recorded, status="clipped")
             receipt.status = recorded.status
         if recorded.status not in _NEVER:
@@ -72,22 +90,24 @@ class Receipting:
             alike = erased or late or unlabelled or asked.label == first
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
-                receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
+                receipt.reason = (
+                    f"the label recorded first is {json.dumps(self._validator.show(first))}"
+                )
         return receipt
 
-    def among(self, i: int, asked: Asked, recorded: Recorded | RequestError) -> Receipt:
-        """Receipt of the ``i``-th event of a body; an error is about this one alone."""
+    def among(self, i: int, asked: EventRow, recorded: Recorded | RequestError) -> Receipt:
+        """Return the receipt of the ``i``-th event of a body; errors go into the receipt."""
         if isinstance(recorded, RequestError):
             return refused(recorded)
-        if (plain := _plain(asked, recorded)) is not None:
-            return plain
+        if (at_once := plain(asked, recorded)) is not None:
+            return at_once
         try:
             return self.receipt(asked, recorded, f"events[{i}].")
         except RequestError as error:
             return refused(error)
 
     def _waiting(self, since: float | None, field: str) -> str:
-        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
+        """Return why a label waits.  Raises RequestError if there is no room, or it has expired."""
         if since is None:
             self._replica.counts["joins_refused"] += 1
             message = "no room for another label that comes before its prediction"
@@ -102,12 +122,12 @@ class Receipting:
 
 
 def refused(error: RequestError) -> Receipt:
-    """Receipt of an event among many that is not taken."""
+    """Return the receipt of a refused event among many."""
     body = {"code": error.code, "message": error.message, "field": error.field}
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def _plain(asked: Asked, recorded: Recorded) -> Receipt | None:
+def plain(asked: EventRow, recorded: Recorded) -> Receipt | None:
     """The receipt of an event of which there is nothing to say but that it was learned."""
     new, row = asked.row, recorded.row
     if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:
@@ -120,12 +140,12 @@ def _plain(asked: Asked, recorded: Recorded) -> Receipt | None:
     )  # fmt: skip
 
 
-def _is_provisional(asked: Asked) -> bool:
+def _is_provisional(asked: EventRow) -> bool:
     return asked.example is not None and asked.example.provisional
 
 
-def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
-    """The row whose lesson the standing one has taken back."""
+def _corrects(asked: EventRow, standing: Row) -> str | msgspec.UnsetType:
+    """The row whose lesson the stored one has taken back; UNSET if there is none."""
     if standing.key == asked.row.key:
         return msgspec.UNSET
     first = codec.decode(standing.payload).corrects
@@ -135,7 +155,7 @@ def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
 
 
 def _why(example: Example) -> str:
-    """Why a row was clipped, or set aside."""
+    """Return why a row was clipped or quarantined."""
     judged, sent = example.judged, example.raw
     if sent is None:
         return "the source is quarantined" if judged is None else judged.reason

@@ -1,6 +1,6 @@
-"""Rewards of one model's choices: bodies in, answers out.
+"""Rewards of one model's choices: makes receipts from the bodies of requests.
 
-A reward is a label.  Where several rewards of a choice are learned as one they are kept until the
+A reward is a label.  If several rewards of a choice are learned as one, they are stored until the
 choice's wait ends (:mod:`online.serving.collecting`).
 """
 
@@ -15,27 +15,31 @@ from online.decide.reward_totals import PLAIN, weighed
 from online.errors import invalid
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
-from online.rows.door import Door
-from online.serving.collecting import Collecting, Sent
-from online.serving.serving import HTTP, Serving
+from online.rows.validator import Validator
+from online.serving.collecting import RewardCollector, Sent
+from online.serving.receipts import HTTP
+from online.serving.serving import Serving
 from online.settings.choose import Choose
 from online.settings.config import Limits
 
 _REWARD_MAX: Final = 1e9
-"""The most that a named reward may be, before its weight."""
+"""Largest absolute value of a named reward, before its weight."""
 
 
-class Rewarding:
+class RewardHandler:
     """Takes the rewards of one model."""
 
-    def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
-        self.serving, self._door, self._limits, self._settings = serving, door, limits, settings
-        self._collecting: Collecting | None = None
+    def __init__(
+        self, serving: Serving, validator: Validator, limits: Limits, settings: Choose
+    ) -> None:
+        self.serving, self._validator = serving, validator
+        self._limits, self._settings = limits, settings
+        self._collecting: RewardCollector | None = None
         if settings.aggregate != "earliest":
-            self._collecting = Collecting(serving, settings)
+            self._collecting = RewardCollector(serving, settings)
 
     async def take(self, request: RewardRequest) -> tuple[int, Receipt | Receipts]:
-        """HTTP status and what became of the reward or rewards."""
+        """Record one reward or many; return the HTTP status and the receipt or receipts."""
         many = request.rewards is not None
         if request.rewards is not None:
             if request != RewardRequest(rewards=request.rewards):
@@ -68,9 +72,9 @@ class Rewarding:
         return HTTP[_first(receipt)], receipt
 
     def _sent(self, one: Reward, field: str, *, many: bool) -> Sent:
-        """A reward as the label that it is, and by name.  Raises RequestError.
+        """Convert a reward into its label event and its named values.  Raises RequestError.
 
-        Of ``many``, a number out of the range is refused when it is read, with its receipt.
+        Among ``many``, a number outside the range is refused later, with a receipt of its own.
         """
         values = self._values(one.reward, field)
         label = one.reward
@@ -79,13 +83,13 @@ class Rewarding:
             label = min(max(weighed(values, self._settings.rewards), low), high)
         label = _number(label)
         if not many:
-            label = self._door.label(label, field)
+            label = self._validator.label(label, field)
         event = Event(label, one.id, source=one.source, event_time=one.event_time)
         nonce = uuid.uuid4().hex[:12]
         return Sent(event, {PLAIN: label} if values is None else values, one.reward_id, nonce)
 
     def _values(self, reward: Any, field: str) -> dict[str, float] | None:
-        """Named rewards, checked; None: it is a plain number, or what is refused as one."""
+        """Check named rewards; None: it is a plain number, or will be refused as one."""
         known = self._settings.rewards
         if not isinstance(reward, dict):
             if known:
@@ -108,12 +112,12 @@ class Rewarding:
 
 
 def _first(receipt: Receipt) -> str:
-    """The status that decides about the code: of a repeat that of its first sending."""
+    """The status that decides the HTTP code: for a repeat, that of the first sending."""
     first = receipt.first_outcome
     repeats = receipt.status == "duplicate" and isinstance(first, str)
     return str(first) if repeats else receipt.status
 
 
 def _number(reward: Any) -> Any:
-    """A reward of yes or no as the number that it is."""
+    """Convert true and false into numbers."""
     return float(reward) if isinstance(reward, bool) else reward

@@ -20,25 +20,25 @@ from online.rescore.published import Run
 from online.rescore.stores import Read, Score, Scores, SqliteScores
 from online.serving.serving import Serving
 
-_AT_ONCE: Final = 10_000  # keys of one exchange with the store
-_FEW: Final = 16  # keys: a quarter of a millisecond
+_AT_ONCE: Final = 10_000  # largest number of keys in one read of the store
+_FEW: Final = 16  # keys read on the event loop: a quarter of a millisecond
 _KEY_CHARS_MAX: Final = 512
 
 Source = Literal["batch", "live", "none"]
 
 
 class ScoresRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Keys whose scores are asked for."""
+    """Keys whose scores are requested."""
 
     keys: list[str]
     features: Annotated[
         dict[str, dict[str, Any]] | None,
-        Meta(description="by key: what is missing or expired is scored by these now"),
+        Meta(description="by key: features by which missing or expired scores are computed now"),
     ] = None
 
 
 class Given(msgspec.Struct, omit_defaults=True):
-    """A score.  ``source``: `batch`, `live` (scored now), or `none`: it is missing or expired."""
+    """A score.  ``source``: `batch`, `live` (scored now), or `none`: missing or expired."""
 
     key: str
     source: Source
@@ -48,7 +48,7 @@ class Given(msgspec.Struct, omit_defaults=True):
 
 
 class GivenOne(Given, omit_defaults=True):
-    """The score of one key, and when and by what it was computed."""
+    """The score of one key, with the model, run and time of its computation."""
 
     model: str = ""
     run: str = ""
@@ -56,7 +56,7 @@ class GivenOne(Given, omit_defaults=True):
 
 
 class GivenMany(msgspec.Struct):
-    """Scores in the order of the keys; all of source `batch` are of one run.
+    """Scores in the order of the keys; all with source `batch` are from one run.
 
     ``version`` and ``scored_at`` (POSIX seconds) are those of that run; null: nothing is published.
     """
@@ -72,11 +72,11 @@ Decode: Final[Callable[[bytes], ScoresRequest]] = msgspec.json.Decoder(ScoresReq
 
 
 Ask = Callable[[Sequence[str], float], Awaitable[Read]]
-"""Scores of some keys at this time (POSIX seconds), without holding the loop; StoreFailed."""
+"""Reads scores at a time (POSIX seconds) without blocking the event loop.  Raises StoreFailed."""
 
 
 def threaded(store: Scores, executor: Executor) -> Ask:
-    """Asks a store that is waited for on a thread; one of it at a time."""
+    """Make an :data:`Ask` that reads a blocking store on a thread, one call at a time."""
 
     async def ask(keys: Sequence[str], now_s: float) -> Read:
         loop = asyncio.get_running_loop()
@@ -86,13 +86,13 @@ def threaded(store: Scores, executor: Executor) -> Ask:
 
 
 class Reader:
-    """Asks the store of one model for many requests at a time.
+    """Reads the scores of one model, batching concurrent requests.
 
     Parameters:
-        ask: One exchange with the store; the next one begins when it is over.
-        now_s: POSIX seconds: scores expire.
-        near: Another one on the same files, which is asked on the loop for few keys: they are
-            mapped to memory, and a handful of pages takes less than going to a thread and back.
+        ask: Reads from the store; called again only after the previous call has ended.
+        now_s: Wall clock in POSIX seconds, by which scores expire.
+        near: The same store for direct reads of a few keys on the event loop: its files are mapped
+            to memory, and a few pages take less time than switching to a thread and back.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Reader:
         self.exchanges = 0
 
     async def get(self, keys: Sequence[str]) -> Read:
-        """Scores of some keys, all of one run.  Raises StoreFailed."""
+        """Return the scores of some keys, all from one run.  Raises StoreFailed."""
         if self._near is not None and len(keys) <= _FEW:
             return self._near.get(keys, self._now_s())
         future: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
@@ -124,7 +124,7 @@ class Reader:
                 self.exchanges += 1
                 try:
                     read = await self._exchange(keys, self._now_s())
-                except Exception as error:  # every one of them waits for an answer
+                except Exception as error:  # fails all requests of the batch
                     for _, future in taken:
                         if not future.done():
                             future.set_exception(error)
@@ -146,9 +146,9 @@ class Reader:
 
 
 async def one(reader: Reader | None, serving: Serving, key: str) -> GivenOne:
-    """The score of a key.
+    """Return the score of a key.
 
-    Raises RequestError: it is missing or expired, nothing is published, the store fails.
+    Raises RequestError if it is missing or expired, nothing is published, or the store fails.
     """
     read = await _read(reader, serving.name, [_checked(key, "key")])
     run, score = _run(read, serving.name), read.scores[0]
@@ -164,11 +164,11 @@ async def one(reader: Reader | None, serving: Serving, key: str) -> GivenOne:
 async def many(
     reader: Reader | None, serving: Serving, request: ScoresRequest, keys_max: int
 ) -> GivenMany:
-    """Scores of many keys; those that are missing are computed now if features are given.
+    """Return the scores of many keys; missing ones are computed now if features are given.
 
-    A key that is named again is computed once, and each takes a turn of the loop of its own.
+    A repeated key is computed once; each computation takes its own turn of the event loop.
 
-    Raises RequestError: bad keys or features, or the store fails.
+    Raises RequestError for invalid keys or features, or if the store fails.
     """
     keys = request.keys
     if not 1 <= len(keys) <= keys_max:

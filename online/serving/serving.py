@@ -1,4 +1,4 @@
-"""Requests on one model: bodies in, answers out.  Knows neither HTTP nor Ray."""
+"""Requests on one model: converts decoded bodies into answers, independent of HTTP and Ray."""
 
 from __future__ import annotations
 
@@ -24,36 +24,20 @@ from online.messages.structs import (
 from online.messages.structs import Row as AnswerRow
 from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
+from online.rows.validator import Validator
 from online.serving import anomalies
+from online.serving.alone import Alone
+from online.serving.answer_ids import AnswerIds
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
-from online.serving.issued import Issued
-from online.serving.ordinary import Asked
-from online.serving.receipts import Receipting, refused
-from online.serving.together import Together
+from online.serving.ordinary import EventRow
+from online.serving.receipts import ReceiptMaker, refused
 from online.settings.config import Limits
 from online.sure.views import confidence_in
-from online.tracing.trace import current
 from replay.example import Features
 
-HTTP = {
-    "learned": 200,
-    "clipped": 200,
-    "duplicate": 200,
-    "undone": 200,
-    "queued": 202,
-    "frozen": 202,
-    "quarantined": 202,
-    "released": 200,
-    "discarded": 200,
-    "waiting": 202,
-    "conflict": 409,
-    "expired": 410,
-    "failed": 422,
-}
 _READ_EVENTS = 16  # one by one, in one turn of the loop
 _RECEIPTS = 256  # in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
@@ -64,12 +48,16 @@ _Facts = tuple[str, int, float | None, int | None, bool | msgspec.UnsetType, boo
 
 
 class Serving:
-    """Predict and feedback of one model."""
+    """Predict and feedback of one model.
+
+    Attributes:
+        alone: Takes feedback of one event.
+    """
 
     def __init__(
         self,
         replica: ModelReplica,
-        door: Door,
+        validator: Validator,
         tokens: Tokens,
         limits: Limits,
         spec: str,
@@ -77,31 +65,31 @@ class Serving:
     ) -> None:
         self.replica = replica
         self.name = replica.settings.name
-        self._door, self._limits, self._now_s = door, limits, replica.now_s
+        self._validator, self._limits, self._now_s = validator, limits, replica.now_s
         self._sure = confidence_in(replica.learner.tally.views)
-        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
-        self._together = Together(self._reader.ordinary, replica.writer)
-        self._explained = Explained(replica, door)
-        self._receipts = Receipting(replica, door)
+        self._reader = Events(replica, validator, tokens, limits, spec, replica.now_s, askers)
+        self._explained = Explained(replica, validator)
+        self._receipts = ReceiptMaker(replica, validator)
+        self.alone = Alone(replica, self._reader, self._receipts)
 
     @property
-    def issued(self) -> Issued:
-        """The maker of the ids of answers."""
-        return self._reader.issued
+    def answer_ids(self) -> AnswerIds:
+        """Makes the ids of answers."""
+        return self._reader.answer_ids
 
     @property
     def reader(self) -> Events:
-        """Reads events as rows to append."""
+        """Converts events into rows to append."""
         return self._reader
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
-        """Keys of the predictions of an own id that events of the source may be about."""
+        """Keys of predictions with an own id that events of the source may be about."""
         return self._reader.keys_of(own, source)
 
     @property
     def schema(self) -> Schema | None:
-        """The declared features; None: none is declared."""
-        return self._door.schema
+        """The declared features; None: none are declared."""
+        return self._validator.schema
 
     # -- predict -----------------------------------------------------------------------------
 
@@ -109,7 +97,7 @@ class Serving:
         """Answer one row or many, all by the same model.  No I/O, and no explanation."""
         facts = self._facts(request)
         if request.features is not None:
-            features = self._door.features(request.features, "features")
+            features = self._validator.features(request.features, "features")
             return self._one(request, features, facts, *self._answer(features))
         if request.explain:
             hint = "Ask one row at a time: explain with features"
@@ -122,23 +110,23 @@ class Serving:
         return Predictions(rows, self.name, *facts)
 
     async def explained(self, request: PredictRequest) -> Prediction | Predictions:
-        """Answer one row, and say what each feature has added; others are answered meanwhile."""
+        """Answer one row with each feature's contribution, letting other requests run meanwhile."""
         self._facts(request)
         if request.features is None:
             return self.predict(request)
-        features = self._door.features(request.features, "features")
+        features = self._validator.features(request.features, "features")
         self._explained.check(features)
         near = await self._explained.nearest(features, request.nearest)
         if (found := self._explained.at_once(features)) is not None:
-            answer, said = found
-            facts, said.nearest = self._facts(request), near
-            return self._one(request, features, facts, answer, self._shares(answer), said)
-        async with self._explained.in_turns(features) as (answer, said):
-            facts, shown, said.nearest = self._facts(request), self._shares(answer), near
-            return self._one(request, features, facts, answer, shown, said)
+            answer, explanation = found
+            facts, explanation.nearest = self._facts(request), near
+            return self._one(request, features, facts, answer, self._shares(answer), explanation)
+        async with self._explained.in_turns(features) as (answer, explanation):
+            facts, shown, explanation.nearest = self._facts(request), self._shares(answer), near
+            return self._one(request, features, facts, answer, shown, explanation)
 
     def _facts(self, request: PredictRequest) -> _Facts:
-        """Return what the model is that answers now.  Raises RequestError: it is not asked so."""
+        """Return the state of the answering model.  Raises RequestError for invalid requests."""
         replica = self.replica
         self.check_age(request.max_age_ms)
         includes: bool | msgspec.UnsetType = msgspec.UNSET
@@ -163,7 +151,7 @@ class Serving:
         facts: _Facts,
         answer: Answer,
         shown: _Shares,
-        said: Explanation | msgspec.UnsetType = msgspec.UNSET,
+        explanation: Explanation | msgspec.UnsetType = msgspec.UNSET,
     ) -> Prediction:
         """Return the answer to one row as it is sent, and count it."""
         replica = self.replica
@@ -173,8 +161,8 @@ class Serving:
         named = self._named(request.features or {}) if request.details else _UNNAMED
         version, own, age, behind, includes, from_peer = facts
         return Prediction(
-            self._reader.issued.prediction_id(features, answer, request.id),
-            self._door.show(answer.label),
+            self._reader.answer_ids.prediction_id(features, answer, request.id),
+            self._validator.show(answer.label),
             self.name,
             version,
             own,
@@ -185,7 +173,7 @@ class Serving:
             from_peer,
             *named,
             *self._around(answer, features),
-            said,
+            explanation,
             anomalies.score_of(replica, answer),
         )
 
@@ -193,9 +181,9 @@ class Serving:
         if not 1 <= len(instances) <= self._limits.rows_max:
             hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
             raise invalid("instances", f"{len(instances)} rows", hint)
-        features = self._door.many(instances)
+        features = self._validator.many(instances)
         answers = self.replica.learner.predict_many(features)
-        show, text = self._door.show, self._door.text
+        show, text = self._validator.show, self._validator.text
         rows = []
         for asked, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
@@ -206,18 +194,18 @@ class Serving:
                 row.score = anomalies.score_of(self.replica, answer)
                 if row.score is msgspec.UNSET:
                     row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
-            if give_ids and self.replica.judge is not None:  # its label may come
+            if give_ids and self.replica.judge is not None:  # a label may arrive
                 self.replica.judge.asked(answer)
             if self._sure is not None:
                 row.label_set, row.interval = self._around(answer, asked)
             rows.append(row)
-        ids = self._reader.issued.prediction_ids(features, answers) if give_ids else []
+        ids = self._reader.answer_ids.prediction_ids(features, answers) if give_ids else []
         for row, id_ in zip(rows, ids, strict=False):
             row.id = id_
         return rows
 
     def _around(self, answer: Answer, features: Features) -> _Sure:
-        """Return the set of labels, or the interval, that the answer is given with."""
+        """Return the label set, or the interval, that accompanies the answer."""
         if (sure := self._sure) is None:
             return msgspec.UNSET, msgspec.UNSET
         stamp = sure.stamp(features)
@@ -228,20 +216,20 @@ class Serving:
         if shares is None and answer.label is not None:
             shares = {answer.label: 1.0}
         labels = sure.labels(stamp, shares)
-        show = self._door.show
+        show = self._validator.show
         return None if labels is None else [show(label) for label in labels], msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
-        """Declared names that a row does not have, and its names of which nothing is known here.
+        """Return the declared names that a row lacks, and the names in it that are unknown.
 
-        The second are not declared; without a declaration, nothing was learned of them.
+        Unknown names are undeclared ones or, without a declaration, those nothing was learned of.
         """
         if (schema := self.schema) is None:
             return msgspec.UNSET, self.replica.learner.vocabulary.fresh(sent)
         return schema.missing(sent), schema.unknown(sent)
 
     def check_age(self, max_age_ms: float | None) -> None:
-        """Raises RequestError: the model here is older than the caller allows."""
+        """Raise RequestError if the local model is older than the caller allows."""
         if max_age_ms is None:
             return
         age = self.replica.age_ms
@@ -256,61 +244,39 @@ class Serving:
         return answer, self._shares(answer)
 
     def _shares(self, answer: Answer) -> _Shares:
-        """Return the probabilities as they are sent.  Raises RequestError: they are no numbers."""
+        """Return the probabilities as sent.  Raises RequestError if they are not finite."""
         if answer.probabilities is None:
             _check_finite(answer.label)
             return msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
-        if self.replica.settings.purpose.unlabelled:  # its score is no probability
+        if self.replica.settings.purpose.unlabelled:  # an anomaly score is no probability
             return msgspec.UNSET
-        return {self._door.text(k): p for k, p in answer.probabilities.items()}
+        return {self._validator.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
-        """Prediction (None in regression), score and version of one row, as re-scoring has them."""
-        answer, shown = self._answer(self._door.features(value, field))
+        """Label (None in regression), score and version of one row, as offline scoring has them."""
+        answer, shown = self._answer(self._validator.features(value, field))
         replica = self.replica
         version = f"{replica.version}+{replica.learner.own}"
         if replica.settings.task == "regression" or answer.label is None:
             number = answer.label if isinstance(answer.label, float) else math.nan
             _check_finite(number)
             return None, number, version
-        text = self._door.text(answer.label)
+        text = self._validator.text(answer.label)
         if isinstance(shown, msgspec.UnsetType):
             score = anomalies.score_of(replica, answer)
             certain = float(answer.label is not False)
             return text, certain if isinstance(score, msgspec.UnsetType) else score, version
-        wanted = self._door.text(True) if replica.settings.task == "binary" else text
+        wanted = self._validator.text(True) if replica.settings.task == "binary" else text
         return text, shown.get(wanted, 0.0), version
 
     # -- feedback ----------------------------------------------------------------------------
 
     async def feedback(self, request: FeedbackRequest) -> tuple[int, Receipt | Receipts]:
-        """HTTP status and what became of the event or events."""
+        """Record one event or many; return the HTTP status and the receipt or receipts."""
         if request.events is not None:
             return 200, await self._events(request)
-        together = None
-        if request.id is None and current.get() is None:
-            together = await self._together.record(request)
-        if together is not None:
-            asked, recorded = together
-        else:
-            read = await self._reader.read(request, "")
-            if isinstance(read, Receipt):
-                self.replica.counts[f"feedback_{read.status}"] += 1
-                return HTTP[read.status], read
-            asked = read
-            recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
-        receipt = self._receipts.receipt(asked, recorded, "")
-        late = await anomalies.late(self.replica, [receipt], [(0, asked)], [recorded])
-        for _, asked, result in late:
-            if isinstance(result, RequestError):
-                raise result
-            recorded = result
-            receipt = self._receipts.receipt(asked, recorded, "")
-        self.replica.counts[f"feedback_{receipt.status}"] += 1
-        # A repeat gets the status of its first sending: a failed event stays failed.
-        decided = recorded.status if receipt.status == "duplicate" else receipt.status
-        return HTTP[decided], receipt
+        return await self.alone.feedback(request)
 
     async def _events(self, request: FeedbackRequest) -> Receipts:
         events = request.events or []
@@ -322,13 +288,13 @@ class Serving:
         return Receipts(await self.record(events), self.name)
 
     async def record(self, events: Sequence[Event]) -> list[Receipt]:
-        """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
+        """Record 1 to ``limits.rows_max`` events in one commit; return a receipt for each."""
         receipts: list[Receipt | None] = [None] * len(events)
-        rows: list[tuple[int, Asked]] = []
+        rows: list[tuple[int, EventRow]] = []
         size = self._reader.ordinary.together
         for start in range(0, len(events), size):
-            if len(events) > size:  # to decode so many took as long as to read a part of them
-                await asyncio.sleep(0)  # predictions have a turn
+            if len(events) > size:  # decoding this many took as long as reading one slice
+                await asyncio.sleep(0)  # lets predictions run
             some = events[start : start + size]
             for i, ordinary in enumerate(self._reader.ordinary.read(some), start):
                 asked = ordinary if ordinary is not None else await self._read(events[i], i)
@@ -353,10 +319,10 @@ class Serving:
             self.replica.counts[f"feedback_{status}"] += n
         return out
 
-    async def _read(self, event: Event, i: int) -> Asked | Receipt | RequestError:
+    async def _read(self, event: Event, i: int) -> EventRow | Receipt | RequestError:
         """Read the ``i``-th event of a body by itself."""
         if i % _READ_EVENTS == 0:
-            await asyncio.sleep(0)  # predictions have a turn
+            await asyncio.sleep(0)  # lets predictions run
         try:
             return await self._reader.read(event, f"events[{i}].")
         except RequestError as error:
@@ -369,7 +335,7 @@ def _check_finite(value: Any) -> None:
 
 
 def check_own_id(text: str, *, one: bool) -> None:
-    """Raises RequestError: it is no id of a caller's own; ``one``: for one row, as it has to be."""
+    """Raise RequestError if this is no valid own id, or there is not ``one`` row for it."""
     if not one:
         hint = "Send one prediction with its own id, or `ids: true` for tokens"
         raise invalid("id", f"an own id {text[:80]!r} for many rows", hint)

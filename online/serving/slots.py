@@ -1,8 +1,8 @@
-"""Several places on one page: an action for each, none of them twice.
+"""Choices for several slots on one page: an action for each, none of them twice.
 
-Slots are chosen one after the other, each without the actions that those before it took; the slot's
-id and its features are features of the moment.  So each is a choice with an id and a reward of its
-own, and whatever holds for choices holds for it.
+Slots are chosen one after the other, each without the actions that earlier ones took; the slot's id
+and its features are added to the context.  So each is a choice with an id and a reward of its own,
+and all rules of choices apply.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from online.messages.choices import ChooseRequest, ChosenSlots, Slot
 from online.serving.choosing import Choosing
 
 _SLOT = "slot"
-"""The feature that is the slot's id; its own features begin with it and a dot."""
+"""Context feature with the slot's id, and prefix of the slot's own features before a dot."""
 
 
 async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlots:
-    """Choose an action for each slot, in their order.
+    """Choose an action for each slot, in order.
 
-    Raises RequestError; of slots before the one that it is about the choice may be written.
+    Raises RequestError; the choices of earlier slots may have been written then.
     """
     slots = request.slots or []
     _check(request, slots, choosing.serving.replica.limits.slots_max)
@@ -41,12 +41,12 @@ async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlot
         answer = await choosing.choose(asked)
         taken.append(answer.action)
         chosen.append(msgspec.structs.replace(answer, slot=slot.id))
-        await asyncio.sleep(0)  # whoever waits for the loop has a turn between two slots
+        await asyncio.sleep(0)  # lets other tasks run between two slots
     return ChosenSlots(chosen, choosing.serving.name)
 
 
 def _check(request: ChooseRequest, slots: list[Slot], slots_max: int) -> None:
-    """Raises RequestError: there are too many, or they can't be told apart."""
+    """Raise RequestError if there are too many slots, or their ids are ambiguous."""
     most = len(request.actions) - len(set(request.exclude))
     if not 1 <= len(slots) <= most:
         hint = "Send at least one slot, and as many actions that may be chosen as slots"

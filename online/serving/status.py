@@ -1,6 +1,6 @@
-"""Any replica tells here what the whole service knows of a model.
+"""The status of a model in the whole service, as any replica reports it, and operators' commands.
 
-The answers cover the server, all replicas, and the quality.
+The answers cover the server, all replicas, and the model's quality.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from online.models.contributions.additive import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
-from online.serving.apprentice import answering, letting
+from online.serving.apprentice import answering, promotion_decision
 from online.serving.commanded import refused
 from online.serving.converted import conversions
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
@@ -44,28 +44,28 @@ _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0
 _ACT_POLL_S = 0.05
 BEHIND_MAX = 2_000
-"""Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
-_INFLUENCE_NAMES = 256  # of one row: to look at more would take too long
+"""Rows that a challenger may be behind at its promotion; they are learned afterwards."""
+_INFLUENCE_NAMES = 256  # largest number of features in a row whose influence is computed
 _INFLUENCE_SHOWN = 20
 
 
 class ParameterServerControl(Protocol):
-    """Questions and commands to a parameter server; each raises ParamServerError."""
+    """Queries and commands to a parameter server; each raises ParamServerError."""
 
     async def call(self, method: str, timeout_s: float, *args: object) -> Any:
-        """Result of the server's method of that name."""
+        """Call the server's method of that name and return its result."""
 
 
 class Cluster(HeldEvents):
-    """Answers for all replicas: the server knows them, this replica knows itself.
+    """Answers for all replicas: others' state comes from the server, its own from this replica.
 
     Parameters:
-        facts: What does not change of a model, by its name.
-        free_bytes: What the journal's disk may still take before feedback is refused; None: it is
-            on none.
-        challengers: The ways to the challengers, of the models that have one; None: there can't be
-            any.
-        absent: Why another replica does not start, None if nothing is wrong; called on a thread.
+        facts: Returns what does not change of a model, by the model's name.
+        free_bytes: Returns the bytes that may be written to the journal's disk before feedback is
+            refused; None: the journal is on no local disk.
+        challengers: The connections to the challengers, by model; None: challengers are not
+            available.
+        absent: Returns why another replica does not start, or None; called on a thread.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Cluster(HeldEvents):
         self._reason: str | None = None
 
     async def start(self) -> None:
-        """Look at the journal's room for the first time: growth is measured from here."""
+        """Measure the journal's room for the first time; growth is measured from here."""
         await asyncio.gather(*map(self._room, self._replicas))
 
     async def model(self, name: str) -> dict[str, Any]:
-        """Status of one model.  With the server down, what this replica knows, and that it is."""
+        """Return the status of one model; without the server, only what this replica knows."""
         replica = self._replicas[name]
         learner, views = replica.learner, replica.learner.tally.views
         server: dict[str, Any] | None
@@ -146,15 +146,15 @@ class Cluster(HeldEvents):
         }
 
     async def _missing(self) -> str | None:
-        """Why a replica does not start, as far as is known; None if nothing is wrong."""
+        """Return why a replica does not start, as far as is known; None if nothing is wrong."""
         try:
             self._reason = await asyncio.wait_for(asyncio.to_thread(self._absent), ASK_TIMEOUT_S)
-        except Exception as error:  # whatever Ray raises: what it said before is shown
+        except Exception as error:  # Ray may raise anything: the previous reason is kept
             log.warning("Serve does not say how its replicas are: %r", error)
         return None if self._reason is None else f"a replica does not start: {self._reason}"
 
     async def challenger(self, name: str) -> dict[str, Any] | None:
-        """How the challenger stands against what serves; None: there is none."""
+        """Return the challenger's comparison with the serving model; None: there is none."""
         if (client := self._challengers.get(name)) is None:
             return None
         given = self._replicas[name].settings.challenger
@@ -166,13 +166,13 @@ class Cluster(HeldEvents):
             return {**shown, "state": "not there", "incident": str(error)}
 
     async def promote(self, name: str, *, back: bool, force: bool = False) -> dict[str, Any]:
-        """Decide that the challenger serves; ``back``: only if it is what served before.
+        """Make the challenger serve; with ``back`` only if it has served before.
 
-        Or that an apprentice answers; ``force``: also if it is not ready.  The decision is durable
-        when this returns; the service then replaces its replicas, if it was about a challenger.
+        Or make an apprentice answer; with ``force`` also if it is not ready.  The decision is
+        durable when this returns.  For a challenger the service then replaces its replicas.
         """
         replica = self._replicas[name]
-        if (note := letting(replica, back=back, force=force)) is not None:
+        if (note := promotion_decision(replica, back=back, force=force)) is not None:
             answer = dict(await self._command(name, "answers", note))
             return {**await self._acted(name, answer["control"], None), **answer}
         found = await self.challenger(name)
@@ -198,14 +198,14 @@ class Cluster(HeldEvents):
         return {"control": done["control"], "from": done["before"], "to": done["after"], **evidence}
 
     async def upgrade(self, name: str, *, on: bool) -> dict[str, Any]:
-        """Have the model with today's defaults learn in shadow beside it, or no longer."""
+        """Start, or stop, a challenger with today's default settings beside the model."""
         found = await self.challenger(name)
         todays = upgrading(self._replicas[name].settings, found, can=self._shadows) if on else None
         done = await self._command(name, "upgrade", msgspec.json.encode(Upgrade(on)))
         return {**done, "params": None if todays is None else todays.params}
 
     async def _served_before(self, name: str, spec: str) -> bool:
-        """Whether the newest promotion took its place."""
+        """Whether the newest promotion replaced the model of this spec."""
         try:
             controls = await self._read(name, self._journals[name].controls, name, 0)
         except (ReplayError, TimeoutError) as error:
@@ -215,7 +215,7 @@ class Cluster(HeldEvents):
         return found is not None and found[1].before == spec
 
     async def _room(self, name: str) -> dict[str, Any] | None:
-        """Room of the journal and its growth since the first look; None if it does not answer."""
+        """Room of the journal and its growth since the first call; None if it does not answer."""
         try:
             usage = await self._read(name, self._journals[name].usage, name)
         except (ReplayError, TimeoutError):
@@ -225,7 +225,7 @@ class Cluster(HeldEvents):
         return journal_room.describe(self._first_room.setdefault(name, now), now)
 
     async def _rewrites(self, name: str) -> dict[str, Any] | None:
-        """Return what was decided about the model's events; None: the journal does not answer."""
+        """Return the decisions about the model's events; None: the journal does not answer."""
         try:
             decisions = await self._decided(name)
         except RequestError:
@@ -233,17 +233,17 @@ class Cluster(HeldEvents):
         return decisions.summary()
 
     async def _read(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
-        """A reading step of the journal.  A store that hangs must not hold up what is shown."""
+        """Run a reading operation of the journal, with a timeout so that status never hangs."""
         return await asyncio.wait_for(self._replicas[name].store.read(step, *args), ASK_TIMEOUT_S)
 
     # -- commands ----------------------------------------------------------------------------
 
     async def snapshots(self, model: str) -> Any:
-        """Snapshots kept, newest first."""
+        """Return the kept snapshots, newest first."""
         return await self._command(model, "snapshots")
 
     async def snapshot(self, model: str, *, pin: bool) -> dict[str, Any]:
-        """Publish a snapshot of the model now, with what this replica has learned by now.
+        """Publish a snapshot now, with everything that this replica has learned so far.
 
         If the server does not take the rows within ``PUSH_S``, the snapshot is of what it has.
         """
@@ -251,21 +251,21 @@ class Cluster(HeldEvents):
         return dict(await self._command(model, "snapshot", pin))
 
     async def pin(self, model: str, snapshot: str, *, on: bool) -> dict[str, Any]:
-        """Keep a snapshot beyond the retention, or no longer."""
+        """Pin a snapshot beyond the retention, or unpin it."""
         await self.note(model, "pin", {"snapshot": snapshot, "on": on})
         await self._command(model, "pin", snapshot, on)
         return {"name": snapshot, "pinned": on}
 
     async def withdraw(self, model: str, names: list[str]) -> dict[str, Any]:
-        """Remove snapshots for good, pinned ones too."""
+        """Remove snapshots for good, including pinned ones."""
         await self.note(model, "withdraw", {"snapshots": len(names)})
         return {"withdrawn": await self._command(model, "withdraw", names)}
 
     async def rollback(self, model: str, snapshot: str) -> dict[str, Any]:
-        """Back to a snapshot's values.  The rows learned since are undone, and kept.
+        """Go back to a snapshot's values.  Rows learned since are marked undone, and kept.
 
-        It is done when the server says so; then this waits until the replicas answer from it.
-        What this replica has learned by now is pushed first: it would be learned again otherwise.
+        Returns after the server's confirmation and once the replicas answer with these values.
+        Rows that this replica has learned are pushed first; otherwise they would be learned again.
         """
         await pushed(self._replicas[model])
         answer = dict(await self._command(model, "rollback", snapshot))
@@ -281,7 +281,7 @@ class Cluster(HeldEvents):
         undone: dict[int, list[int]],
         digests: tuple[Digest, Digest] | None = None,
     ) -> dict[str, Any]:
-        """Go on with a state built aside without a source; waits until the replicas do."""
+        """Switch to a state that was rebuilt without a source; wait until the replicas do."""
         asked = snapshot, source, since, base, undone, digests
         answer = dict(await self._command(model, "forget", *asked))
         return {**await self._acted(model, answer["control"], None), **answer}
@@ -289,28 +289,28 @@ class Cluster(HeldEvents):
     async def backfill(
         self, model: str, snapshot: str, lesson: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Go on with a state that tables have taught aside; waits until the replicas do."""
+        """Switch to a state that was taught from tables; wait until the replicas do."""
         asked = snapshot, msgspec.json.encode(lesson)
         answer = dict(await self._command(model, "backfill", *asked))
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def freeze(self, model: str) -> dict[str, Any]:
-        """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
+        """Stop learning; wait until every live replica has acted on it and pushed the rest.
 
-        After ``_ACT_S`` it says what is so by then: ``complete``, and who is missing.
+        After ``_ACT_S`` seconds it returns the state by then: ``complete``, and who is missing.
         """
         answer = dict(await self._command(model, "freeze"))
         return {**answer, **await self._acted(model, answer["frozen"], "freeze_complete")}
 
     async def unfreeze(self, model: str) -> dict[str, Any]:
-        """Learn again from here on; waits until the replicas do, and says likewise."""
+        """Resume learning; wait until the replicas do, and return as :meth:`freeze` does."""
         answer = dict(await self._command(model, "unfreeze"))
         return {**answer, **await self._acted(model, answer["control"], None)}
 
     async def ban(self, model: str, source: str, *, banned: bool) -> dict[str, Any]:
-        """Quarantine whatever a source sends, or no longer; waits until the replicas do.
+        """Quarantine everything a source sends, or no longer; wait until the replicas do.
 
-        Who is no longer banned is not quarantined by the filters either (``released``).
+        Lifting a ban also lifts the filters' own quarantine of the source (``released``).
         """
         answer = dict(await self._command(model, "ban", source, banned))
         filters = self._replicas[model].filters
@@ -319,9 +319,9 @@ class Cluster(HeldEvents):
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:
-        """Wait until the replicas act on the control row, or as ``complete`` of the server says.
+        """Wait until the replicas act on the control row, or until the server's ``complete``.
 
-        The decision stands: that the server does not answer any more is no error of it.
+        The decision is durable already, so a server that no longer answers is not an error.
         """
         deadline = self._monotonic_s() + _ACT_S
         out: dict[str, Any] = {"complete": False, "missing": []}
@@ -348,8 +348,8 @@ class Cluster(HeldEvents):
 def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """Rows judged and their score in each of the newest epochs, newest first.
 
-    ``ends`` are totals at the ends of epochs.  The oldest one only says where the next begins; one
-    that a rollback took back has fewer rows than the one before, and is left out.
+    ``ends`` are totals at the ends of epochs.  The oldest one only gives the start of the next.  An
+    epoch that a rollback took back has fewer rows than the one before, and is left out.
     """
     good = "abs_error" if task == "regression" else "correct"
     name = "mae" if task == "regression" else "accuracy"
@@ -365,7 +365,7 @@ def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, A
 
 
 def _quality(replica: ModelReplica) -> dict[str, Any]:
-    """Prequential metrics of all learned events beside their baselines."""
+    """Prequential metrics of all learned events, with their baselines."""
     tally = replica.learner.tally
     found: dict[str, Any] = asdict(summary(replica.settings.task, tally.counters))
     if (choices := choices_in(tally.views)) is not None:
@@ -374,7 +374,7 @@ def _quality(replica: ModelReplica) -> dict[str, Any]:
 
 
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:
-    """Return what this replica keeps to learn again; None if it keeps nothing."""
+    """Return the state of this replica's rehearsal memory; None if there is none."""
     if (memory := replica.learner.memory) is None:
         return None
     return {
@@ -388,23 +388,23 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
 
 
 def _summary(found: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
-    """Return what is summed over the rows as people are shown it; None: nobody asks for it."""
+    """Return a view's summary for display; None: it is not enabled."""
     return None if found is None else found.summary()
 
 
 def _choices(replica: ModelReplica) -> dict[str, Any] | None:
-    """Return what came of the choices; None: the model makes none."""
+    """Return the outcomes of choices; None: the model makes none."""
     found = choices_in(replica.learner.tally.views)
     return None if found is None else {"answers": answering(replica), **found.summary()}
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
-    """Return what this replica's filters know; None if nothing is judged."""
+    """Return the state of this replica's filters; None if nothing is judged."""
     return None if replica.filters is None else replica.filters.summary()
 
 
 def _example(replica: ModelReplica) -> dict[str, Any] | None:
-    """A request as the model knows them; before the first row, one that is declared, if any is."""
+    """Return an example request from known rows or, before the first row, from the schema."""
     if replica.judge is not None and (known := replica.judge.example) is not None:
         return known
     if (schema := schema_of(replica.settings)) is None:
@@ -413,10 +413,11 @@ def _example(replica: ModelReplica) -> dict[str, Any] | None:
 
 
 def _influence(replica: ModelReplica) -> dict[str, float] | None:
-    """How much what each feature adds to an answer varies over rows of late, the largest first.
+    """Return how much each feature's contribution varies over recent rows, the largest first.
 
-    The mean distance from what it adds on the mean, in log odds of the positive label or in the
-    target's unit.  None: the model does not add up features, or nothing was learned here yet.
+    The measure is the mean distance from the feature's mean contribution, in log odds of the
+    positive label or in the target's unit.  None: the model does not add up features, or nothing
+    was learned here yet.
     """
     task, rows = replica.settings.task, list(replica.judge.sample) if replica.judge else []
     if not rows or task == "multiclass":
@@ -440,10 +441,10 @@ def _influence(replica: ModelReplica) -> dict[str, float] | None:
 def _drift(
     replica: ModelReplica, reports: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any] | None:
-    """Return what the judges of all replicas say; None if there are none.
+    """Return the reports of all replicas' drift judges; None if there are none.
 
-    A label may come to another replica than its prediction did, so with several nobody knows which
-    answers are still without one.
+    A label may arrive at another replica than its prediction did, so with several replicas the
+    number of answers still without a label is unknown.
     """
     if replica.judge is None:
         return None
@@ -455,7 +456,7 @@ def _drift(
 
 
 def _failed(rewrites: Mapping[str, Any] | None, learned: int) -> str | None:
-    """Say that the model has raised at every event; None if it has not."""
+    """Return the incident of a model that has raised at every event; otherwise None."""
     if rewrites is None or learned or not (failed := rewrites["failed"]):
         return None
     return (

@@ -1,1 +1,1 @@
-"""Settings: the only reader of files and environment, and what follows from them."""
+"""The settings: parsing, validation, and names and paths that follow from them."""

@@ -1,4 +1,4 @@
-"""Access tokens in the settings: who they are of, and what they may do beyond their role."""
+"""Access tokens in the settings, by role, with their sources and bounds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from online.settings.tokens import ROLES, Grant, Role, digest, entry_of, text_of
 from online.settings.tree import Tree
 
 WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
-"""Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of
-tokens (a replica needs no more to know one)."""
+"""Serialization context for our own processes: keeps passwords and the digests of tokens.
+
+A replica needs no more than the digest to recognize a token.
+"""
 
 
 def _several(value: object) -> object:
-    """One token, or a list of them while they are being changed."""
+    """Normalize to a list: one token, or several during a rotation."""
     if isinstance(value, list | tuple):
         return [_entry(one) for one in value]
     return [value] if isinstance(value, str) else value
@@ -34,7 +36,7 @@ _ENTRY = {"source", "token", "weight_max", "labels_for", "name"}
 
 
 def _entry(value: object) -> object:
-    """``{source: NAME, token: TOKEN, …}`` as the text that stands for it."""
+    """Convert ``{source: NAME, token: TOKEN, …}`` to the equivalent text."""
     if not (isinstance(value, dict) and "token" in value and value.keys() <= _ENTRY):
         return value
     words = [str(value[name]) for name in ("source", "token") if name in value]
@@ -64,34 +66,35 @@ def _with_source(entry: SecretStr, show: Callable[[str], str]) -> str:
 
 
 class AccessTokens(Tree):
-    """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
+    """Bearer tokens by role, or files with one per line.  All three roles have tokens, or none."""
 
     predict: Tokens = Field(
         (),
-        description="may predict, and read the state; {source: NAME, token: …}: its own ids of "
-        "predictions are of that source",
+        description="may predict and read the state; {source: NAME, token: …}: ids of its own "
+        "predictions belong to that source",
     )
     feedback: Tokens = Field(
         (),
-        description="may send labels; {source: NAME, token: …, weight_max: …, labels_for: [NAME]} "
-        "is of that source only, may weigh so much, and labels those sources' predictions",
+        description="may send feedback; {source: NAME, token: …, weight_max: …, labels_for: "
+        "[NAME]}: for that source only, up to this weight, and labels for those sources' "
+        "predictions",
     )
     admin: Tokens = Field(
         (),
-        description="may do everything; {name: NAME, token: …}: the log of decisions calls it so",
+        description="may do everything; {name: NAME, token: …}: the name in the audit log",
     )
-    predict_file: Path | None = Field(None, description="file of tokens, instead of them")
-    feedback_file: Path | None = Field(None, description="file of tokens, instead of them")
-    admin_file: Path | None = Field(None, description="file of tokens, instead of them")
+    predict_file: Path | None = Field(None, description="file of tokens, instead of `predict`")
+    feedback_file: Path | None = Field(None, description="file of tokens, instead of `feedback`")
+    admin_file: Path | None = Field(None, description="file of tokens, instead of `admin`")
 
     def of(self, role: Role) -> tuple[str, ...]:
-        """The role's tokens, or their digests."""
+        """Tokens of a role, or their digests."""
         tokens: Tokens = getattr(self, role)
         return tuple(entry_of(token.get_secret_value())[0] for token in tokens)
 
     @property
     def grants(self) -> dict[tuple[Role, str], Grant]:
-        """By role and token what it stands for, of those that have more than a role."""
+        """Grants of the tokens that have more than a role, by role and token."""
         out: dict[tuple[Role, str], Grant] = {}
         for role in ROLES:
             entries: Tokens = getattr(self, role)
@@ -103,13 +106,13 @@ class AccessTokens(Tree):
 
     @property
     def askers(self) -> frozenset[str]:
-        """Sources that tokens for predictions stand for."""
+        """Sources of the tokens for predictions."""
         found = (x.source for (role, _), x in self.grants.items() if role == "predict")
         return frozenset(source for source in found if source is not None)
 
     @property
     def vouched(self) -> bool:
-        """Whether feedback tokens stand for sources."""
+        """Whether any feedback token is bound to a source."""
         return any(role == "feedback" and x.source for (role, _), x in self.grants.items())
 
     @field_serializer("predict", "feedback", "admin")

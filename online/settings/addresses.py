@@ -1,4 +1,4 @@
-"""Addresses of stores in the settings: what they may be, and how they are shown."""
+"""URLs of stores in the settings: validation, and masking of passwords."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from urllib.parse import urlsplit
 
 
 def hidden(text: str) -> str:
-    """The text with the passwords of addresses in it replaced by ``***``."""
+    """Replace passwords of URLs in the text by ``***``."""
     text = re.sub(r"://([^:/@\s]*):\S*@", r"://\1:***@", text)
     return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
 
 
 def check_store(value: str) -> str:
-    """The place of a journal: ``sqlite``, or the address of a Redis server.  ValueError."""
+    """Validate the location of a store: ``sqlite``, or a Redis URL.  Raises ValueError."""
     if value == "sqlite":
         return value
     try:
         parts = urlsplit(value)
         place = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
-    except ValueError:  # of the port; it would quote what may be a part of the password
+    except ValueError:  # of the port; the message would quote what may be part of the password
         place = None
     if not place or parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError(

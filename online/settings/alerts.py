@@ -1,4 +1,4 @@
-"""Who is told of what happens to the service: webhooks and mail, in the settings."""
+"""Settings of alerts: webhooks and mailboxes that receive messages about the service."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ KINDS: Final[tuple[Kind, ...]] = (
     "alarm", "incident", "promotion", "quarantine", "decision", "disk", "stale",
 )  # fmt: skip
 PLACES: Final = frozenset({"id", "kind", "model", "state", "text", "summary", "at", "service"})
-"""What a template may name, as ``$model``."""
+"""Names that a template may use, such as ``$model``."""
 SECRET_PREFIX: Final = "whsec_"
-_SECRET_MIN: Final = 24  # characters; as the Standard Webhooks ask for bytes
+_SECRET_MIN: Final = 24  # characters; Standard Webhooks ask for as many bytes
 
 
 def _url(value: str) -> str:
@@ -27,7 +27,7 @@ def _url(value: str) -> str:
         parts = urlsplit(value)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         named = parts.username is not None
-    except ValueError:  # of the port; it would quote the address, whose path may be a secret
+    except ValueError:  # of the port; the message would quote the URL, whose path may be secret
         good, named = False, False
     if not good:
         raise ValueError("give http://host/path or https://host/path")
@@ -62,7 +62,7 @@ def _template(value: str) -> str:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a value of JSON."""
+    """Yield every string in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -79,46 +79,46 @@ def _body(value: dict[str, Any] | None) -> dict[str, Any] | None:
     return value
 
 
-_Kinds = Annotated[tuple[Kind, ...], Field(min_length=1, description="what is sent there")]
+_Kinds = Annotated[tuple[Kind, ...], Field(min_length=1, description="kinds of messages to send")]
 _Address = Annotated[str, Field(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+$", max_length=254)]
 
 
 class Webhook(Tree):
-    """An address that messages are sent to by HTTP, as JSON."""
+    """A URL to which messages are sent as JSON by HTTP POST."""
 
     url: Annotated[str, AfterValidator(_url)] = Field(
-        repr=False, description="http:// or https:// address that takes a POST"
+        repr=False, description="http:// or https:// URL that accepts a POST"
     )
     secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
         None,
-        description="signs each message as the Standard Webhooks do; of 24 characters at least, or "
-        "`whsec_` and base64; none: they are not signed",
+        description="key that signs each message as in Standard Webhooks; at least 24 characters, "
+        "or `whsec_` and base64; none: not signed",
     )
     on: _Kinds = KINDS
     body: Annotated[dict[str, Any], AfterValidator(_body)] | None = Field(
         None,
-        description="another body: a mapping whose texts are templates, as `{text: $summary}`",
+        description="another body: a mapping with templates as strings, as `{text: $summary}`",
     )
 
     @field_serializer("url")
     def _hide(self, value: str) -> str:
-        """Show the host only: with some services the rest is the secret."""
+        """Show the host only: with some services the rest of the URL is a secret."""
         parts = urlsplit(value)
         return f"{parts.scheme}://{parts.hostname}/***"
 
 
 class Mail(Tree):
-    """A mailbox that messages are sent to by SMTP."""
+    """A mailbox to which messages are sent by SMTP."""
 
-    host: str = Field(min_length=1, description="server that takes the mail")
+    host: str = Field(min_length=1, description="SMTP server")
     port: int = Field(587, ge=1, le=65_535, description="its port; 465 with `security: tls`")
     security: Literal["starttls", "tls", "none"] = Field(
-        "starttls", description="how the connection is guarded"
+        "starttls", description="encryption of the connection"
     )
-    user: str | None = Field(None, description="who logs in there; none: nobody")
-    password: SecretStr | None = Field(None, description="of the user")
-    sender: _Address = Field(description="address that the mail is from")
-    to: tuple[_Address, ...] = Field(min_length=1, max_length=64, description="who gets it")
+    user: str | None = Field(None, description="user name for the login; none: no login")
+    password: SecretStr | None = Field(None, description="password for the login")
+    sender: _Address = Field(description="From address")
+    to: tuple[_Address, ...] = Field(min_length=1, max_length=64, description="To addresses")
     on: _Kinds = KINDS
     subject: Annotated[str, AfterValidator(_template)] = Field(
         "[online] $summary", description="template of the subject"
@@ -137,18 +137,18 @@ class Mail(Tree):
 
 
 class Alerts(Tree):
-    """Who is told of alarms, promotions, quarantines, decisions, a disk that fills, old answers."""
+    """Receivers of alarms, promotions, quarantines, decisions, full disks and stale answers."""
 
-    webhooks: tuple[Webhook, ...] = Field((), max_length=16, description="addresses told by HTTP")
-    mail: tuple[Mail, ...] = Field((), max_length=16, description="mailboxes told by SMTP")
+    webhooks: tuple[Webhook, ...] = Field((), max_length=16, description="receivers by HTTP")
+    mail: tuple[Mail, ...] = Field((), max_length=16, description="receivers by SMTP")
     stale_s: Seconds = Field(
-        60, description="answers from a model so old, or none for so long, are told of as `stale`"
+        60, description="age of a model's answers, or time without any, that is reported as `stale`"
     )
-    wait_s: float = Field(10, gt=0, le=120, description="how long one attempt to send may take")
-    attempts: int = Field(6, ge=1, le=20, description="attempts to send a message")
+    wait_s: float = Field(10, gt=0, le=120, description="timeout of one attempt to send")
+    attempts: int = Field(6, ge=1, le=20, description="attempts per message")
     retry_s: float = Field(
-        5, gt=0, le=600, description="pause after the first failed attempt; each is twice as long"
+        5, gt=0, le=600, description="pause after the first failed attempt; doubled each time"
     )
     queue_max: int = Field(
-        100, ge=1, le=10_000, description="messages that wait for a receiver; more are counted only"
+        100, ge=1, le=10_000, description="messages waiting per receiver; more are only counted"
     )

@@ -1,4 +1,4 @@
-"""Settings of a model that finds rows that are unlike the others."""
+"""Settings of anomaly detection."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from online.settings.tree import Tree
 
 
 class Anomaly(Tree):
-    """When a row is answered as an anomaly."""
+    """When a row is reported as an anomaly."""
 
     threshold: float = Field(
         0.99,
         ge=0.5,
         le=0.999,
-        description="a row is one if more than this share of the rows learned lately were less "
-        "unusual",
+        description="a row is an anomaly if it scores higher than this share of the rows learned "
+        "lately",
     )

@@ -1,4 +1,4 @@
-"""Settings of a model that chooses among actions."""
+"""Settings of a contextual bandit: a model that chooses among actions."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ _REWARD_MAX: Final = 1e9
 
 
 class Choose(Tree):
-    """How a model of `task: choose` chooses among actions, and what it takes for a reward."""
+    """How a model of `task: choose` chooses among actions, and which rewards it accepts."""
 
     policy: Literal[
         "auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"
-    ] = Field("auto", description="how it explores; greedy: never")
+    ] = Field("auto", description="exploration policy; greedy: no exploration")
     epsilon: float = Field(
-        0.05, ge=0, le=1, description="policy: epsilon; share of choices that are drawn evenly"
+        0.05, ge=0, le=1, description="policy: epsilon; share of choices drawn uniformly"
     )
     floor: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="least probability of each action that may be chosen, at most an even share",
+        description="least probability of each eligible action; at most a uniform share",
     )
     budget: float = Field(
-        1.0, ge=0, le=1, description="most probability of all actions but the best one together"
+        1.0, ge=0, le=1, description="greatest probability of all actions but the best together"
     )
     reward_range: tuple[float, float] = Field(
-        (0.0, 1.0), description="the least and the greatest reward that is taken"
+        (0.0, 1.0), description="the least and the greatest accepted reward"
     )
     default_reward: float | None = Field(
         None,
-        description="what a choice is worth whose reward has not come within `reward_wait`; none: "
-        "it teaches nothing",
+        description="reward of a choice for which none came within `reward_wait`; none: it teaches "
+        "nothing",
     )
     reward_wait: Seconds = Field(
-        600, description="how long a choice waits for the default, or for all of its rewards"
+        600, description="how long a choice waits for the default reward, or for all its rewards"
     )
     aggregate: Literal["earliest", "sum", "last"] = Field(
         "earliest",
-        description="what is learned of several rewards of a choice: the first, at once; or, once, "
-        "when `reward_wait` has passed: their sum, cut to `reward_range`, or the last",
+        description="how several rewards of a choice are combined: earliest: the first, at once; "
+        "after `reward_wait`: their sum, clipped to `reward_range`, or the last",
     )
     rewards: dict[str, float] = Field(
         default_factory=dict,
         max_length=32,
-        description="weights of named rewards, as `{click: 0.1, purchase: 1}`: what is learned is "
-        "their weighted sum, cut to `reward_range`",
+        description="weights of named rewards, such as `{click: 0.1, purchase: 1}`: their weighted "
+        "sum is learned, clipped to `reward_range`",
     )
     rewards_max: int = Field(
         64,
         ge=1,
         le=10_000,
-        description="rewards of one choice that are kept until it is learned",
+        description="rewards per choice that are stored until it is learned",
     )
     apprentice: bool = Field(
         False,
-        description="answer the caller's own choice (`baseline`), learn from what comes of it, and "
-        "count how often the model would have taken it, too",
+        description="answer with the caller's own choice (`baseline`), learn from its reward, and "
+        "count how often the model would have chosen it",
     )
 
     @model_validator(mode="after")
@@ -87,10 +87,10 @@ class Choose(Tree):
 
     @property
     def waits(self) -> bool:
-        """Whether each choice is written down, and something becomes of it when its wait ends."""
+        """Whether choices are journaled and something happens when their wait ends."""
         return self.default_reward is not None or self.aggregate != "earliest"
 
     def policy_parts(self) -> dict[str, Any]:
-        """Return what decides how likely each action is."""
+        """Return the settings that determine the probability of each action."""
         parts = self.model_dump(include={"epsilon", "floor", "budget"})
         return {"kind": self.policy, **parts}

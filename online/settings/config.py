@@ -1,8 +1,8 @@
-"""Settings: the only reader of files and environment.
+"""The settings tree; this module alone reads the settings file and the environment.
 
-``online.yaml`` is checked against the frozen tree below; an unknown key is refused with the
-nearest known one.  ``ONLINE_HOST``, ``ONLINE_PORT``, ``ONLINE_REPLICAS``, ``ONLINE_STATE_DIR`` and
-``ONLINE_JOURNAL`` override the file, and the command line overrides both.
+``online.yaml`` is validated against the frozen tree below; an unknown key is refused, with the
+nearest known key as a hint.  ``ONLINE_HOST``, ``ONLINE_PORT``, ``ONLINE_REPLICAS``,
+``ONLINE_STATE_DIR`` and ``ONLINE_JOURNAL`` override the file, and the command line overrides both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 EMBEDDED = "embedded"
-"""The cluster that is none: everything in one process, without Ray."""
+"""Value of ``cluster`` for a service in one process, without Ray."""
 
 
 def _cluster(value: str) -> str:
@@ -55,124 +55,136 @@ def _cluster(value: str) -> str:
 
 
 class Limits(Tree):
-    """Every bound of the service.  At a bound new work is refused, nothing accepted is dropped."""
+    """Bounds of the service.  At a bound new work is refused; accepted work is never dropped."""
 
-    body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes of one body")
-    rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
-    actions_max: int = Field(256, ge=1, le=10_000, description="actions of one choice")
-    slots_max: int = Field(64, ge=1, le=10_000, description="slots of one choice")
-    products_max: int = Field(500_000, ge=1_000, description="products of features in a choice")
-    features_max: int = Field(4_096, ge=1, description="features of one row")
+    body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes per request body")
+    rows_max: int = Field(1_000, ge=1, le=100_000, description="rows per request")
+    actions_max: int = Field(256, ge=1, le=10_000, description="actions per choice")
+    slots_max: int = Field(64, ge=1, le=10_000, description="slots per choice")
+    products_max: int = Field(
+        500_000, ge=1_000, description="products of features (interactions) per choice"
+    )
+    features_max: int = Field(4_096, ge=1, description="features per row")
     explain_max: int = Field(
-        512, ge=8, description="answers that a model is asked for to explain one, two a feature"
+        512, ge=8, description="predictions to explain one answer; two are needed per feature"
     )
     explain_s: float = Field(
-        1, gt=0, description="how long that may take; nothing is learned meanwhile, others ask on"
+        1, gt=0, description="time to explain one answer; learning pauses, predictions continue"
     )
     nearest_rows: int = Field(
         2_000,
         ge=1,
         le=100_000,
-        description="newest rows in which the nearest are looked for",
+        description="newest rows that are searched for the nearest ones",
     )
     names_max: int = Field(
-        100_000, ge=1, description="names that a model keeps something of: features, words of text"
+        100_000, ge=1, description="names of which a model keeps state: features, words of text"
     )
-    names_share: float = Field(0.5, gt=0, le=1, description="of them, brought by one source")
+    names_share: float = Field(
+        0.5, gt=0, le=1, description="share of names_max that one source may use"
+    )
     names_s: float = Field(
-        5_000, gt=0, description="new names that a replica learns a second: others share its time"
+        5_000, gt=0, description="new names per second that a replica learns, all sources together"
     )
-    classes_max: int = Field(256, ge=2, description="labels of a model; more are refused")
-    text_bytes_max: int = Field(1_024, ge=16, description="a feature's name or text value")
-    token_bytes_max: int = Field(8_192, ge=256, description="longer ids become stored joins")
+    classes_max: int = Field(256, ge=2, description="distinct labels of a model; more are refused")
+    text_bytes_max: int = Field(1_024, ge=16, description="bytes of a feature's name or text value")
+    token_bytes_max: int = Field(
+        8_192, ge=256, description="bytes of a prediction's id; longer ones become stored joins"
+    )
     clock_skew_s: float = Field(
-        3_900, ge=0, description="an id may be this far ahead of the clock: clocks are set back"
+        3_900, ge=0, description="how far an id's time may lie ahead of a clock that was set back"
     )
     joins_queue_max: int = Field(
         10_000,
         ge=1,
-        description="predictions that wait to be written for a stored join; a source that a token "
-        "names has at most half of what the others leave",
+        description="predictions that wait to be written for a stored join; a source with a token "
+        "may use at most half of the room that the others leave",
     )
-    ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
+    ongoing_max: int = Field(256, ge=2, description="requests that a replica processes at once")
     listeners_max: int = Field(
-        64, ge=0, description="open pages that a replica tells of changes; others ask by themselves"
+        64, ge=0, description="open pages to which a replica pushes changes; others poll"
     )
     report_wait_s: float = Field(
-        60, gt=0, description="how long a report that is asked for by HTTP may take"
+        60, gt=0, description="time to make a report that is requested over HTTP"
     )
     body_wait_s: float = Field(
-        20, gt=0, description="how long a body may take to arrive, or an answer to be taken"
+        20, gt=0, description="time for a body to arrive, and for a response to be read"
     )
     upload_idle_s: float = Field(
-        60, gt=0, description="an upload ends when no whole line came for so long"
+        60, gt=0, description="an upload ends if no complete line arrives for this long"
     )
     uploads_share: float = Field(
-        0.25, gt=0, le=1, description="of the places for uploads that one token may hold"
+        0.25, gt=0, le=1, description="share of the upload slots that one token may use"
     )
     queue_max: int = Field(
-        10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
+        10_000, ge=1, description="learn: background: rows of a replica that wait to be learned"
     )
-    feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
+    feedback_wait_s: float = Field(
+        10, gt=0, description="time that feedback waits for its journal commit"
+    )
     standstill_s: float | None = Field(
         10,
         ge=1,
         description="a process of the service that is stopped, or holds the journal and does not "
         "answer, is ended",
     )
-    retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
-    disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
-    adopt_s: float = Field(10, ge=1, description="a dead replica's rows are learned within")
+    retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot includes them")
+    disk_low_mb: int = Field(
+        256, ge=0, description="free disk space, below it no feedback is taken"
+    )
+    adopt_s: float = Field(
+        10, ge=1, description="a dead replica's rows are learned by others within this time"
+    )
     journal_mb_max: int | None = Field(
-        None, ge=1, description="size of the journal: its files, or the Redis server's memory"
+        None, ge=1, description="size of the journal: its files, or the memory of the Redis server"
     )
     halves_max: int = Field(
-        100_000, ge=1, description="predictions and labels that wait for each other, of a model"
+        100_000, ge=1, description="predictions and labels of a model that wait for each other"
     )
     waiting_labels_max: int = Field(
-        16, ge=1, le=1_000, description="labels of different sources that wait for one prediction"
+        16, ge=1, le=1_000, description="labels from different sources that wait for one prediction"
     )
-    banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
+    banned_max: int = Field(1_000, ge=1, description="banned sources per model")
     sources_max: int = Field(
-        100_000, ge=16, description="sources of feedback of which something is known, of a model"
+        100_000, ge=16, description="sources per model of which statistics are kept"
     )
-    table_rows_max: int | None = Field(None, ge=1_000, description="rows of a table of ids")
-    table_sights: int = Field(1, ge=1, le=100, description="pushes before a row of it stays")
+    table_rows_max: int | None = Field(None, ge=1_000, description="rows of an embedding table")
+    table_sights: int = Field(1, ge=1, le=100, description="pushes before a table's row is kept")
     audit_lines_max: int = Field(
-        100_000, ge=100, description="lines of the log of decisions; a tenth more before it trims"
+        100_000, ge=100, description="lines of the audit log; it is trimmed at a tenth more"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
         2.0,
         ge=1,
         le=WEIGHT_MAX,
-        description="largest weight of an event where filters are on; a token may have its own",
+        description="largest weight of an event while filters are on; a token may have its own",
     )
 
 
 class Settings(Tree):
-    """These are the settings of the whole service."""
+    """The settings of the whole service."""
 
     host: str = Field(
-        "127.0.0.1", description="address to listen on; other than loopback only with tokens"
+        "127.0.0.1", description="address to listen on; beyond loopback only with tokens"
     )
-    port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
+    port: int = Field(8000, ge=0, le=65_535, description="0 chooses a free port")
     start_wait_s: float = Field(
-        180, ge=5, description="a start that is not done after so long gives up"
+        180, ge=5, description="time after which a start that is not complete is given up"
     )
-    replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
+    replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: scaled with the load")
     state_dir: Path = Field(Path(STATE_DIR), description="folder of journal, snapshots and key")
     journal: Annotated[str, AfterValidator(check_store)] = Field(
-        "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
+        "sqlite", repr=False, description="sqlite, or the URL of a durable Redis server"
     )
     journal_prefix: str = Field(
-        "online", pattern=r"^[^{}\s]+$", description="of the keys in Redis: one a service"
+        "online", pattern=r"^[^{}\s]+$", description="prefix of Redis keys, unique to the service"
     )
     journal_durability: Literal["checked", "assumed"] = Field(
-        "checked", description="assumed: a Redis server whose settings can't be read is believed"
+        "checked", description="assumed: trust a Redis server whose configuration can't be read"
     )
     journal_accept_loss: bool = Field(
-        False, description="take a Redis server that fails over, and lose rows when it does"
+        False, description="accept a Redis server with failover, which may lose rows"
     )
     snapshot_dir: str | None = Field(
         None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
@@ -180,51 +192,54 @@ class Settings(Tree):
     scores: Annotated[str, AfterValidator(check_store)] = Field(
         "sqlite",
         repr=False,
-        description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
+        description="where published scores are read: sqlite (state_dir/scores) or a Redis server",
     )
     cluster: Annotated[str, AfterValidator(_cluster)] = Field(
         "local",
-        description="local starts a Ray of its own; auto or host:port joins one; embedded: one "
-        "process without Ray, of one replica",
+        description="local starts a Ray of its own; auto or host:port joins a running one; "
+        "embedded: one process with one replica, without Ray",
     )
-    key_file: Path | None = Field(None, description="default: state_dir/key, made at first start")
+    key_file: Path | None = Field(
+        None, description="default: state_dir/key, created at the first start"
+    )
     models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
     limits: Limits = Limits()
     tokens: AccessTokens = Field(
-        AccessTokens(), description="who may use the HTTP port; none: it is on loopback only"
+        AccessTokens(), description="who may use the HTTP port; without any, loopback only"
     )
     origins: tuple[Annotated[str, AfterValidator(check_origin)], ...] = Field(
-        (), description="pages that may use the service, beside its own: https://app.example.com"
+        (), description="other web origins that may use the service: https://app.example.com"
     )
     hosts: tuple[Annotated[str, AfterValidator(check_host)], ...] = Field(
         (),
-        description="names by which it may be called, beside loopback; with tokens and none: any",
+        description="host names under which it may be called beside loopback; with tokens and an "
+        "empty list: any",
     )
     state_mode: StateMode = Field(
         "700",
         description="who may use the state folder: 700, 750 (its group reads) or 770 (writes)",
     )
     alerts: Alerts = Field(
-        Alerts(), description="who is told of alarms, promotions, quarantines: docs/alerts.md"
+        Alerts(), description="receivers of alarms, promotions and quarantines: docs/alerts.md"
     )
     telemetry: Telemetry = Field(
-        Telemetry(), description="traces, logs and lines about requests: docs/monitoring.md"
+        Telemetry(), description="traces, logs and the access log: docs/monitoring.md"
     )
-    base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
+    base_dir: Path = Field(Path("."), description="base of relative paths of learners")
 
     @property
     def replicas_min(self) -> int:
-        """How many there are at least."""
+        """The least number of replicas."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min
 
     @property
     def replicas_max(self) -> int:
-        """How many there may be."""
+        """The greatest number of replicas."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.max
 
     @property
     def umask(self) -> int:
-        """Permissions that nothing in the state folder has, whoever makes it."""
+        """Umask for everything in the state folder, whichever process makes it."""
         return umask_of(self.state_mode)
 
     @property
@@ -234,7 +249,7 @@ class Settings(Tree):
 
     @field_serializer("alerts", mode="wrap")
     def _told_by_the_owner(self, value: Alerts, inner: Any, info: SerializationInfo) -> Any:
-        """No process but the one that owns the service sends anything: others get no secret."""
+        """Keep the receivers' secrets out of other processes: only the service's owner sends."""
         return {} if info.context == WITH_SECRETS else inner(value)
 
     @field_serializer("journal", "snapshot_dir", "scores")
@@ -243,24 +258,25 @@ class Settings(Tree):
 
 
 DEFAULT_MODEL: Mapping[str, Any] = {"name": "phishing", "task": "binary", "learner": "logreg"}
-"""What is served when there is no settings file: enough for a first try."""
+"""The model without a settings file, for a first try."""
 
 _PATHS = ("state_dir", "base_dir")
 ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
-"""Settings that `ONLINE_…` in the environment overrides."""
+"""Settings that ``ONLINE_…`` environment variables override."""
 
 
 def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Settings from the file (if any), then the environment, then ``overrides``.
 
-    Raises ConfigError naming the field, its value and the remedy.
+    Raises:
+        ConfigError: With the field, its value and the remedy.
     """
     data: dict[str, Any] = {}
     if path is not None:
         data = _read(path)
         data.setdefault("base_dir", str(path.resolve().parent))
     data.setdefault("models", [dict(DEFAULT_MODEL)])
-    _look_for_slips(environ)
+    _warn_of_misspelt(environ)
     for name in ENVIRONMENT:
         if (value := environ.get(f"ONLINE_{name.upper()}")) is not None:
             data[name] = value
@@ -278,10 +294,10 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     if settings.cluster == EMBEDDED:
         _check_embedded(settings)
     state = settings.state_dir
-    if state.is_symlink() and not state.exists():  # made there, a new one would begin with nothing
+    if state.is_symlink() and not state.exists():  # its target may be an unmounted disk
         problem = f"{state} is a link to {os.readlink(state)}, which is not there"
         raise ConfigError("state_dir", problem, "Mount its disk, or make that folder")
-    # Not Path.resolve, which raises at links in a circle: the start says that of the folder.
+    # Not Path.resolve, which raises at circular links; the start reports those itself.
     resolved: dict[str, Any] = {
         name: Path(os.path.realpath(getattr(settings, name))) for name in _PATHS
     }
@@ -290,8 +306,8 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     return settings.model_copy(update=resolved)
 
 
-def _look_for_slips(environ: Mapping[str, str]) -> None:
-    """Warn of names in the environment that look like one of ours, and that nobody reads."""
+def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
+    """Warn of environment variables that look like a misspelt ``ONLINE_…`` variable."""
     known = {name.upper() for name in (*ENVIRONMENT, "token", "data_dir")}
     for name in environ:
         said = name.removeprefix("ONLINE_")
@@ -319,7 +335,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _place(error: yaml.YAMLError) -> str:
-    """Say what is wrong and where, without the line itself, which may hold a secret."""
+    """Describe the error and its position without quoting the line, which may hold a secret."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it can't be read as text"
     mark = error.problem_mark
@@ -327,7 +343,7 @@ def _place(error: yaml.YAMLError) -> str:
 
 
 def _read_tokens(settings: Settings) -> AccessTokens:
-    """The tokens with those of the files in their places."""
+    """Replace token files by the tokens that they contain."""
     tokens = settings.tokens
     for role in ROLES:
         path: Path | None = getattr(tokens, f"{role}_file")
@@ -343,7 +359,11 @@ def _read_tokens(settings: Settings) -> AccessTokens:
 
 
 def read_token_file(path: Path, field: str) -> list[str]:
-    """Tokens of a file, one a line.  ConfigError naming ``field``; a warning if others read it."""
+    """Tokens of a file, one per line; warns if other users can read the file.
+
+    Raises:
+        ConfigError: It can't be read or has no valid tokens; it names ``field``.
+    """
     try:
         mode = path.stat().st_mode
         lines = path.read_text().splitlines()
@@ -421,7 +441,7 @@ def _check(settings: Settings) -> None:
 
 
 def _check_embedded(settings: Settings) -> None:
-    """Refuse what needs processes beside the one that is all of the service."""
+    """Refuse settings that need processes beside the single one of an embedded service."""
     other = "or take `cluster: local`, which starts Ray"
     if settings.replicas != 1:
         raise ConfigError(
@@ -454,9 +474,9 @@ def _loopback(host: str) -> bool:
 
 
 def own_token(settings: Settings | None, environ: Mapping[str, str]) -> str | None:
-    """The token our own commands send: ``ONLINE_TOKEN``, or the first of ``tokens.admin``.
+    """The token that our own commands send: ``ONLINE_TOKEN``, or the first of ``tokens.admin``.
 
-    None if there is none, or the settings know only its digest.
+    None if there is none, or if the settings contain only its digest.
     """
     if (given := given_token(environ)) is not None:
         return given
@@ -465,11 +485,11 @@ def own_token(settings: Settings | None, environ: Mapping[str, str]) -> str | No
 
 
 def data_dir() -> Path | None:
-    """Folder of real streams, from ``ONLINE_DATA_DIR``; None if it is not set."""
+    """Folder of real data streams, from ``ONLINE_DATA_DIR``; None if it is not set."""
     value = environment().get("ONLINE_DATA_DIR")
     return Path(value) if value else None
 
 
 def edge_python(target: str) -> str | None:
-    """The interpreter that makes a target's exports, from ``ONLINE_LITERT_PYTHON``; or None."""
+    """Python interpreter for a target's exports, from ``ONLINE_TARGET_PYTHON``; None if not set."""
     return environment().get(f"ONLINE_{target.upper()}_PYTHON") or None

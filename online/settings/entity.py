@@ -1,4 +1,4 @@
-"""Features of a model that are keys, each with an offset of its own."""
+"""Settings of features that are keys, where each key value has its own offset in the model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from replay.plain import is_plain, plain
 
 KEYS_MAX: Final = 8
 OWN_MAX: Final = 16
-"""Keys of a model, and numbers with weights of one key."""
+"""Most keys per model, and most numbers with weights per key."""
 
 
 def _by_name(value: object) -> object:
-    """Names of keys with the features that have weights by key, from one name, a list or a map."""
+    """Normalize one name, a list or a map into a map from key to features with weights by key."""
     if isinstance(value, str):
         return {value: ()}
     if isinstance(value, (list, tuple)):
@@ -34,16 +34,17 @@ Keys = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_by_name)]
 def check_entity(
     entity: Mapping[str, tuple[str, ...]], purpose: Purpose, types: Mapping[str, str] | None
 ) -> None:
-    """Raise ValueError if these are no keys of a model of this task.
+    """Raise ValueError if a model of this task can't have these keys.
 
-    ``types`` are those of the features that the settings declare; None: they declare none.
+    Parameters:
+        types: Types of the features that the settings declare; None: they declare none.
     """
     if not purpose.keyed:
         raise ValueError(
             f"entity: offsets by key are added to one number, and the task is {purpose.name}: take "
             "binary (a model a class) or regression, or leave it out"
         )
-    own = [name for names in entity.values() for name in names]
+    weighted = [name for names in entity.values() for name in names]
     if not 1 <= len(entity) <= KEYS_MAX:
         raise ValueError(f"entity: {len(entity)} keys, and 1 to {KEYS_MAX} are taken")
     for key, names in entity.items():
@@ -52,13 +53,13 @@ def check_entity(
                 f"entity.{plain(key)}: {len(names)} numbers, and at most {OWN_MAX} are taken, "
                 "none of them twice"
             )
-    if odd := [name for name in (*entity, *own) if not name or not is_plain(name)]:
-        raise ValueError(f"entity: {plain(odd[0])!r} is no name")
-    if both := [name for name in own if name in entity]:
+    if invalid := [name for name in (*entity, *weighted) if not name or not is_plain(name)]:
+        raise ValueError(f"entity: {plain(invalid[0])!r} is no name")
+    if both := [name for name in weighted if name in entity]:
         raise ValueError(f"entity: {both[0]!r} is a key, and no number: leave it out of the list")
     if types is None:
         return
-    if missing := [name for name in (*entity, *own) if name not in types]:
+    if missing := [name for name in (*entity, *weighted) if name not in types]:
         raise ValueError(f"entity: {missing[0]!r} is none of `features`: declare it")
-    if texts := [name for name in own if types[name] not in ("number", "bool")]:
+    if texts := [name for name in weighted if types[name] not in ("number", "bool")]:
         raise ValueError(f"entity: {texts[0]!r} is a {types[texts[0]]}, and has to be a number")

@@ -1,8 +1,8 @@
-"""Who may use the files that the service makes: whatever the umask that a process was started with.
+"""Permissions of the files that the service writes, independent of the caller's umask.
 
-Feedback, snapshots and scores say much of the people that they are about.  Each process of the
-service, and each command that writes into the state folder, takes the umask of the settings before
-it makes anything, so that no place where a file is made can forget it.
+Feedback, snapshots and scores reveal much about the people they concern.  Each process of the
+service, and each command that writes into the state folder, sets the umask of the settings before
+it creates a file, so no single place can forget it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 
 
 def _mode(value: object) -> object:
-    """``770`` of a settings file is a number there, and ``0770`` another one."""
+    """Parse ``770`` or ``0770``, which YAML reads as two different numbers."""
     text = f"{value:o}" if value in (0o700, 0o750, 0o770) else str(value).removeprefix("0")
     if text not in ("700", "750", "770"):
         raise ValueError("give 700 (its owner), 750 (its group reads) or 770 (its group writes)")
@@ -26,12 +26,12 @@ StateMode = Annotated[str, BeforeValidator(_mode)]
 
 
 def umask_of(mode: str) -> int:
-    """The umask that leaves folders this mode, and files the same without running them."""
+    """The umask that gives folders this mode, and files the same without execute bits."""
     return 0o777 & ~int(mode, 8)
 
 
 def looser(place: Path, umask: int) -> str | None:
-    """Return a warning about a folder that was there and is open to more than ``umask`` allows."""
+    """Return a warning if an existing folder has more permissions than ``umask`` allows."""
     try:
         mode = stat.S_IMODE(place.stat().st_mode)
     except OSError:

@@ -1,8 +1,8 @@
-"""A settings file as a command reads it that only asks the running service: where that is.
+"""Reads from a settings file only what a command needs to reach the running service.
 
-To check all of the settings takes longer than the answer, and they were checked when the service
-started.  What is not plain here (:func:`glimpse` gives None) is read by
-:func:`online.settings.config.load`.
+Validating all settings takes longer than the service's answer, and the service validated them at
+its start.  If the file is not simple enough for this, :func:`glimpse` returns None and
+:func:`online.settings.config.load` is used.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from online.errors import ConfigError
 from online.settings.tokens import check_token, digest
 
 STATE_DIR: Final = "./state"
-"""The state folder of settings that name none."""
+"""The default state folder."""
 
 RUN: Final = "run.json"
-"""Name of the file of a state folder about what runs on it now."""
+"""Name of the run file in a state folder, which describes the running service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Glimpse:
-    """The state folder of a service, and the token that it is asked with (None: none)."""
+    """State folder of a service, and the token for requests to it (None: no token)."""
 
     state_dir: Path
     token: str | None
 
 
 def environment() -> Mapping[str, str]:
-    """The process's environment (read here and nowhere else)."""
+    """The process's environment; it is read only through this function."""
     return os.environ
 
 
 def given_token(environ: Mapping[str, str]) -> str | None:
-    """The token of ``ONLINE_TOKEN``; None without one.  Raises ConfigError if it is none."""
-    if (given := environ.get("ONLINE_TOKEN")) is None:
+    """The token in ``ONLINE_TOKEN``, or None.  Raises ConfigError if it is not well-formed."""
+    if (token := environ.get("ONLINE_TOKEN")) is None:
         return None
     try:
-        check_token(given)
+        check_token(token)
     except ValueError as error:
         raise ConfigError("ONLINE_TOKEN", str(error), "Give a token of the settings") from None
-    if digest(given) == given:
+    if digest(token) == token:
         raise ConfigError("ONLINE_TOKEN", "a digest", "Give the token that it is of")
-    return given
+    return token
 
 
 def glimpse(
     path: Path | None, state_dir: Path | None, environ: Mapping[str, str]
 ) -> Glimpse | None:
-    """Where the service of a settings file is, and its token; None if that is not plain.
+    """State folder and token of a settings file's service; None if the file is not simple.
 
-    Raises ConfigError for an ``ONLINE_TOKEN`` that is no token.
+    Raises ConfigError for a malformed ``ONLINE_TOKEN``.
     """
     token = given_token(environ)
     data = {} if path is None else _read(path)
@@ -68,7 +68,7 @@ def glimpse(
         if admins is None:
             return None
         token = next((one for one in admins if not one.startswith("sha256:")), None)
-    return Glimpse(Path(os.path.realpath(folder)), token)  # links in a circle are said later
+    return Glimpse(Path(os.path.realpath(folder)), token)  # circular links are reported later
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -84,12 +84,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _admins(tokens: object) -> list[str] | None:
-    """Tokens of administrators as they stand in the file; None: not as plain tokens."""
+    """Tokens of administrators in the file; None unless they are plain tokens."""
     if not isinstance(tokens, dict) or "admin_file" in tokens:
         return None
     found = tokens.get("admin", [])
-    several = [found] if isinstance(found, str) else found
+    entries = [found] if isinstance(found, str) else found
     try:
-        return [check_token(one) for one in several]
+        return [check_token(one) for one in entries]
     except (TypeError, ValueError):
         return None

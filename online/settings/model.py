@@ -1,4 +1,4 @@
-"""Settings of one served model: a frozen tree, checked as it is made."""
+"""Settings of one model: a frozen tree that is validated when it is made."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ Merge = Literal["auto", "sum", "average", "compensated", "ordered", "overlay", "
 
 
 class Sync(Tree):
-    """How often a replica exchanges deltas, whichever of the two comes first."""
+    """How often a replica exchanges deltas with the server: after a time or a number of rows."""
 
     interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
-    updates: int = Field(64, ge=1, le=100_000, description="own rows that start one earlier")
+    updates: int = Field(64, ge=1, le=100_000, description="own rows that start an exchange early")
     merge: Merge = Field(
         "auto",
-        description="sum adds deltas, average scales them by others' pushes, compensated (what "
-        "auto means) corrects them for what others did, where the model tells its curvature; "
-        "ordered: each replica learns all rows, in the order of the journal; overlay: one process "
-        "does, and each replica its own rows on what that publishes; lagging: without those",
+        description="sum adds deltas; average scales them by the others' pushes; compensated "
+        "(auto, where the model has curvature) corrects them for concurrent changes; ordered: each "
+        "replica learns all rows in the journal's order; overlay: one process does, and each "
+        "replica learns its own rows on top of what that publishes; lagging: overlay without them",
     )
 
 
 class Snapshots(Tree):
-    """How often the server's state is written, and how many are kept."""
+    """How often the server writes snapshots, and how many of them are kept."""
 
-    interval_s: float = Field(10, ge=0.1, le=86_400, description="seconds between two of them")
+    interval_s: float = Field(10, ge=0.1, le=86_400, description="seconds between two snapshots")
     keep: int = Field(
-        24, ge=2, le=10_000, description="new ones kept: the newest, and some spaced over an hour"
+        24, ge=2, le=10_000, description="recent snapshots kept: the newest, and some of an hour"
     )
-    hourly: int = Field(24, ge=0, le=10_000, description="older ones kept, one an hour")
-    daily: int = Field(7, ge=0, le=10_000, description="older ones kept, one a day")
-    weekly: int = Field(4, ge=0, le=10_000, description="older ones kept, one a week")
+    hourly: int = Field(24, ge=0, le=10_000, description="older snapshots kept, one per hour")
+    daily: int = Field(7, ge=0, le=10_000, description="older snapshots kept, one per day")
+    weekly: int = Field(4, ge=0, le=10_000, description="older snapshots kept, one per week")
     full_every: int = Field(
         24, ge=1, le=10_000,
-        description="one of so many holds whole tables; the others what changed since it",
+        description="one of this many has whole tables; the others have the changes since it",
     )  # fmt: skip
 
 
@@ -57,34 +57,34 @@ Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
 
 class Replay(Tree):
-    """Settings for what each replica keeps of the stream and learns again beside fresh rows."""
+    """Settings of the rows that each replica stores and relearns beside fresh ones (rehearsal)."""
 
     policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
         "none",
-        description="balanced: as many rows of each class, whatever the stream shows; reservoir: "
-        "an even sample of all rows; recent: the last ones; mixed: four fifths balanced (an even "
-        "sample in regression), one fifth the last ones",
+        description="balanced: equally many rows of each class; reservoir: a uniform sample of all "
+        "rows; recent: the newest rows; mixed: four fifths balanced (a uniform sample in "
+        "regression), one fifth the newest",
     )
-    capacity: int = Field(1_000, ge=10, le=1_000_000, description="rows kept, in each replica")
+    capacity: int = Field(1_000, ge=10, le=1_000_000, description="rows stored in each replica")
     rows: float | None = Field(
-        None, ge=0, le=100, description="learned again for a fresh one; none: 3, on long streams 1"
+        None, ge=0, le=100, description="relearned per fresh row; none: 3, on long streams 1"
     )
     passes: float | None = Field(
         None, ge=1, le=10, description="over a fresh row; none: 2, on long streams 1"
     )
     distil: float = Field(
-        0.1, ge=0, le=100, description="weight of what was answered when a row was kept; networks"
+        0.1, ge=0, le=100, description="networks: weight of the prediction stored with a row"
     )
     source_share_max: float = Field(
-        1.0, gt=0, le=1, description="most of the capacity that rows of one source may have"
+        1.0, gt=0, le=1, description="largest share of the capacity for rows of one source"
     )
     rebuild_rows: int = Field(
-        200_000, ge=0, description="newest rows of the journal that a start reads to fill it again"
+        200_000, ge=0, description="newest journal rows that a start reads to refill the buffer"
     )
 
     @property
     def on(self) -> bool:
-        """Whether rows are learned again."""
+        """Whether stored rows are relearned."""
         return self.policy != "none"
 
 
@@ -95,26 +95,26 @@ class Training(Tree):
         None,
         ge=0,
         lt=1,
-        description="what answers is an average of the weights that keeps this much of the old at "
-        "each pass; 0: the weights themselves; none: 0.5 with replay, else 0",
+        description="predictions use a running average of the weights that keeps this share of "
+        "the old average per pass; 0: the weights themselves; none: 0.5 with replay, else 0",
     )
     clip: float | None = Field(
-        None, ge=0, description="longest gradient; 0: any; none: 1 with replay, else 0"
+        None, ge=0, description="gradient norm bound; 0: unbounded; none: 1 with replay, else 0"
     )
     l1: float = Field(0.0, ge=0, le=1e3, description="penalty on absolute weights")
     l2: float = Field(0.0, ge=0, le=1e3, description="penalty on squared weights, halved")
     warm_up: int = Field(
-        0, ge=0, le=10_000_000, description="steps in which the rate grows to the optimizer's"
+        0, ge=0, le=10_000_000, description="steps until the learning rate reaches the optimizer's"
     )
 
     guard: bool = Field(
         True,
-        description="a model that has diverged goes back to a snapshot from before and learns on "
-        "at half its rate; river's linear models and torch networks",
+        description="a diverged model is reset to an earlier snapshot and learns on at half its "
+        "rate; river's linear models and torch networks",
     )
 
     def resolved(self, *, rehearses: bool) -> Training:
-        """The same with what depends on replay filled in."""
+        """The same settings with defaults that depend on replay filled in."""
         average = (0.5 if rehearses else 0.0) if self.average is None else self.average
         clip = (1.0 if rehearses else 0.0) if self.clip is None else self.clip
         return self.model_copy(update={"average": average, "clip": clip})
@@ -126,29 +126,29 @@ class Training(Tree):
 
 
 class Drift(Tree):
-    """How each replica watches its rows for a stream that has changed."""
+    """How each replica monitors its rows for changes of the stream."""
 
-    watch: bool = Field(True, description="errors, scores and features of the rows that come")
+    watch: bool = Field(True, description="monitor errors, scores and features of incoming rows")
     reference_rows: int = Field(
-        2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
+        2_000, ge=200, le=1_000_000, description="first rows, the reference for later features"
     )
-    window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
+    window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows per comparison")
     on_rise: Literal["tell", "freeze", "rollback", "relearn"] = Field(
         "tell",
-        description="when the error has risen; freeze: nothing more is learned until an operator "
-        "unfreezes; rollback: back to the newest snapshot from before the rise, what was learned "
-        "since is undone and kept; relearn: a fresh model learns the rows since the rise, and "
-        "serves if it is better on the newer half of them, what is older is undone and kept. "
-        "With replay, recent rows are drawn for a while either way",
+        description="reaction to a risen error; freeze: stop learning until an operator "
+        "unfreezes; rollback: return to the newest snapshot before the rise, the rows since are "
+        "undone and stored; relearn: a fresh model learns the rows since the rise, and serves if "
+        "it is better on the newer half of them, older rows are undone and stored. With replay, "
+        "recent rows are preferred for a while in any case",
     )
     relearn_rows: int = Field(
         2_000,
         ge=400,
         le=100_000,
-        description="newest rows that relearn learns, at most; it waits for half as many",
+        description="newest rows that relearn uses, at most; it waits for half as many",
     )
     relearn_pause: Seconds = Field(
-        600, description="no second fresh model within this time of the parameter server"
+        600, description="least time of the parameter server between two fresh models"
     )
 
 
@@ -159,60 +159,60 @@ class Triggers(Tree):
         0,
         ge=0,
         le=1_000_000_000,
-        description="a search in a process of its own after so many rows of each replica; 0: none",
+        description="rows per replica between two searches, each in its own process; 0: no search",
     )
-    rows: int = Field(4_000, ge=100, le=100_000, description="newest rows that it looks at")
-    pause: Seconds = Field(
-        600, description="seconds from the end of a search to the next, at least"
-    )
+    rows: int = Field(4_000, ge=100, le=100_000, description="newest rows that are searched")
+    pause: Seconds = Field(600, description="least time from the end of a search to the next")
     on_trigger: Literal["tell", "forget"] = Field(
         "tell",
-        description="tell: an incident names the trigger and its sources; forget: they are banned "
-        "and forgotten, too, as by online forget",
+        description="tell: an incident names the trigger and its sources; forget: these are also "
+        "banned and forgotten, as by online forget",
     )
 
     @property
     def on(self) -> bool:
-        """Whether anything is searched for."""
+        """Whether searches are configured."""
         return self.every > 0
 
 
 class Devices(Tree):
-    """Deltas that devices send instead of their rows: what one of them may do to the model."""
+    """Bounds on deltas that devices send instead of their rows (federated learning)."""
 
-    rate: float = Field(0.05, gt=0, le=10, description="at which devices learn; in their manifest")
+    rate: float = Field(
+        0.05, gt=0, le=10, description="learning rate on devices; part of their manifest"
+    )
     clip: float = Field(
-        1.0, gt=0, le=1e3, description="longest delta (Euclidean); in their manifest"
+        1.0, gt=0, le=1e3, description="bound of a delta's Euclidean norm; part of their manifest"
     )
     buffer: int = Field(
-        10, ge=1, le=10_000, description="a delta is learned divided by this: so many make a step"
+        10, ge=1, le=10_000, description="divisor of each delta: this many add up to one step"
     )
     behind_max: int = Field(
-        4, ge=0, le=7, description="releases that a delta's may be behind the newest"
+        4, ge=0, le=7, description="releases by which a delta may be behind the newest"
     )
-    hourly: int = Field(60, ge=1, le=100_000, description="deltas of a device in an hour")
+    hourly: int = Field(60, ge=1, le=100_000, description="deltas per device and hour")
 
 
 class Challenge(Tree):
-    """A second learner in shadow: what it is, and when it may serve."""
+    """A challenger: a second learner in shadow mode, and when it is promoted."""
 
-    learner: str = Field(description="as the model's own: what learns beside it")
-    params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
-    artifact: Path | None = Field(None, description="a file handed to the factory")
-    training: Training | None = Field(None, description="none: as the model's own")
+    learner: str = Field(description="the challenger's learner, written as the model's own")
+    params: dict[str, Any] = Field(default_factory=dict, description="arguments of the factory")
+    artifact: Path | None = Field(None, description="a file for the factory")
+    training: Training | None = Field(None, description="none: as for the model")
     delay: Seconds = Field(
         5,
-        description="it learns so long behind the journal, and answers each row as of when it was "
-        "asked; rows whose labels come later than this are learned, but not compared",
+        description="its lag behind the journal; it predicts each row as of the time of the "
+        "request. Rows with later labels are learned, but not compared",
     )
-    rows_min: int = Field(1_000, ge=30, description="rows compared before there is a verdict")
+    rows_min: int = Field(1_000, ge=30, description="compared rows before a verdict is possible")
     alpha: float = Field(
-        0.05, gt=0, lt=1, description="how likely equal models may ever get a verdict"
+        0.05, gt=0, lt=1, description="probability that equal models ever get a verdict"
     )
     promote: Literal["manual", "auto"] = Field(
         "manual",
-        description="auto: it serves once it is better and its log loss (regression: mean error) "
-        "is not worse",
+        description="auto: it is promoted once it is better and its log loss (regression: mean "
+        "error) is not worse",
     )
 
 
@@ -220,18 +220,18 @@ FeatureType = Literal["number", "category", "text", "bool"]
 
 
 class Feature(Tree):
-    """The declaration of one feature.  A type alone is enough: `amount: number`."""
+    """The declaration of one feature.  The type alone is enough: `amount: number`."""
 
     type: FeatureType = Field(
-        description="number; category: a text that is one of some, also if it looks like a "
-        'number ("17"); text: sentences; bool: true or false'
+        description='number; category: one of some texts, also texts like a number ("17"); '
+        "text: free text; bool: true or false"
     )
     range: tuple[float | None, float | None] | None = Field(
-        None, description="of a number: the least and the greatest that is taken; null: no bound"
+        None, description="number only: least and greatest accepted value; null: no bound"
     )
-    required: bool = Field(False, description="a row without it, or with null, is refused")
+    required: bool = Field(False, description="refuse a row in which it is missing or null")
     example: float | bool | str | None = Field(
-        None, description="a value of it, for the examples in the OpenAPI document"
+        None, description="an example value for the OpenAPI document"
     )
 
     @model_validator(mode="before")
@@ -257,114 +257,115 @@ NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
 class ModelSettings(Tree):
-    """The settings of one model that is served."""
+    """The settings of one served model."""
 
-    name: str = Field(pattern=NAME, description="name in addresses and metrics")
+    name: str = Field(pattern=NAME, description="name in URLs and metrics")
     task: Literal["binary", "multiclass", "regression"] = Field(
-        description="two labels, several, or a number; `choose`: among actions, by the reward that "
-        "is expected of each (read as `regression` with `choose`); `anomaly`: is a row unlike the "
-        "others, with labels or without (read as `binary` with `anomaly`)"
+        description="two labels, several, or a number; `choose`: among actions, by the expected "
+        "reward of each (read as `regression` with `choose`); `anomaly`: rows that are unlike the "
+        "others, with or without labels (read as `binary` with `anomaly`)"
     )
     learner: str = Field(description="file.py:factory, module:factory, or a built-in name")
-    params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
+    params: dict[str, Any] = Field(default_factory=dict, description="arguments of the factory")
     artifact: Path | None = Field(
-        None, description="a file handed to the factory: what was trained before"
+        None, description="a file for the factory, such as a pretrained model"
     )
     state_of: StateOf = Field(
         "code",
-        description="which model takes up the state that is there: code: of the same source and "
-        "params; structure: any that is built alike, as an object served in its own process was",
+        description="which stored state a model continues; code: of the same source and params; "
+        "structure: of any model with the same structure, such as an embedded object",
     )
     classes: dict[Literal["negative", "positive"], str | int | bool] | None = Field(
-        None, description="binary only: what the two labels are called"
+        None, description="binary only: names of the two labels"
     )
     features: dict[str, Feature] | None = Field(
         None,
-        description="what rows may have, by name: types are checked, other names are left out and "
-        "told; none: any name and value",
+        description="features that rows may have, by name: types are checked, other names are "
+        "ignored and reported; none: any name and value",
     )
-    strict: bool = Field(
-        False, description="with `features`: a row with a name that is not declared is refused"
-    )
+    strict: bool = Field(False, description="with `features`: refuse rows with undeclared names")
     entity: Keys | None = Field(
         None,
-        description="features that are keys, a user, say: each has an intercept of its own on top "
-        "of what all share (`user`, `[user, film]`), and weights on numbers (`{user: [price]}`)",
+        description="features that are keys, such as a user: each key has its own intercept on "
+        "top of the shared model (`user`, `[user, film]`), and weights on numbers "
+        "(`{user: [price]}`)",
     )
     confidence: float | None = Field(
         None,
         ge=0.5,
         le=0.999,
-        description="each answer has a set of labels (regression: an interval) that holds the true "
-        "one this often, also where the stream changes and labels come late; none: it has none",
+        description="coverage of the set of labels (regression: the interval) in each answer: it "
+        "contains the true one this often, even if the stream changes and labels are late; none: "
+        "no sets",
     )
     calibrate: bool = Field(
         False,
-        description="probabilities are corrected where labels say that they are too sure, or not "
-        "sure enough: by one number for all, so no answer becomes another one, and none that the "
-        "model learns of",
+        description="correct probabilities that are over- or underconfident by one temperature; "
+        "no predicted label changes, and what is learned does not change",
     )
     slices: tuple[str, ...] = Field(
         (),
         max_length=8,
-        description="features by whose values scores and coverage are counted, too",
+        description="features by whose values scores and coverage are reported separately",
     )
     slice_values: int = Field(
         32,
         ge=1,
         le=1_000,
-        description="values of such a feature, and actions of `task: choose`, "
-        "that are counted; others count together",
+        description="values per such feature, and actions of `task: choose`, with counts of their "
+        "own; the others are counted together",
     )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
-    token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
+    token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction accepts a label")
     learn: Literal["inline", "background"] = Field(
         "inline",
-        description="background: feedback is answered 202 queued when it is durable, and learned "
-        "by a process of its own, so that a slow model delays no prediction",
+        description="background: feedback is answered with 202 queued once it is durable, and "
+        "learned by a process of its own, so that a slow model does not delay predictions",
     )
     shards: int = Field(
         1,
         ge=1,
         le=64,
-        description="parameter servers; each holds a part of the keys of its tables",
+        description="parameter servers; each holds a part of the tables' keys",
     )
-    dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
+    dedupe_window: Seconds = Field(
+        7 * 86_400, description="how long a repeated event is recognized by its id"
+    )
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
     conversion_window: Seconds | None = Field(
         None,
-        description="binary: a prediction without a label after this time is a negative, until "
-        "a label comes after all; each prediction is written down, behind its answer. None: it "
-        "teaches nothing",
+        description="binary: a prediction without a label after this time counts as a negative "
+        "until a label comes; each prediction is journaled behind its answer. None: it teaches "
+        "nothing",
     )
     replay: Replay = Replay()
     filters: Literal["default", "none"] | tuple[Test, ...] = Field(
         "default",
-        description="tests of feedback before it is learned: default, none, or a list of rate, "
-        "samples, norm, direction, surprise. Nobody is judged while fewer than eight sources send",
+        description="checks of feedback before it is learned: default, none, or a list of rate, "
+        "samples, norm, direction, surprise. They begin with the eighth source",
     )
     root_set: Path | None = Field(
         None,
-        description="rows that you vouch for, CSV or JSON lines, ten of each class: directions of "
-        "feedback are compared with them",
+        description="trusted rows, CSV or JSON lines, ten per class: directions of feedback are "
+        "compared with them",
     )
     devices: Devices | None = Field(
         None,
-        description="take deltas that devices learned from an edge release; needs root_set; "
-        "logreg, softmax, mlp and their like. None: they are refused",
+        description="accept deltas that devices learned from an edge release; needs root_set; "
+        "for logreg, softmax, mlp and similar. None: they are refused",
     )
     training: Training = Training()
     drift: Drift = Drift()
     triggers: Triggers = Triggers()
     challenger: Challenge | None = Field(
-        None, description="a second learner in shadow, which learns the same rows"
+        None, description="a second learner in shadow mode, which learns the same rows"
     )
     choose: Choose | None = Field(
-        None, description="of `task: choose`: how it chooses; None: it does not"
+        None, description="`task: choose`: how actions are chosen; None: another task"
     )
     anomaly: Anomaly | None = Field(
-        None, description="of `task: anomaly`: when a row is one; None: it is another task"
+        None, description="`task: anomaly`: when a row is an anomaly; None: another task"
     )
 
     @model_validator(mode="before")
@@ -382,8 +383,8 @@ class ModelSettings(Tree):
             if self.task != one.labels:
                 raise ValueError(f"{one.part}: it is for `task: {one.name}`, not {self.task}")
             for name, why in one.closed.items():
-                given = getattr(self, name)
-                if getattr(given, "on", given):
+                value = getattr(self, name)
+                if getattr(value, "on", value):
                     raise ValueError(f"{name}: {why}")
         if self.choose is not None and self.choose.reward_wait > self.token_lifetime:
             raise ValueError(
@@ -401,7 +402,7 @@ class ModelSettings(Tree):
                 f"conversion_window: {window_s:g} s after which no label is a negative, and "
                 f"`task: {self.purpose.name}` has none: leave it out, or take `task: binary`"
             )
-        if window_s > self.token_lifetime / 2:  # after a restart predictions wait anew
+        if window_s > self.token_lifetime / 2:  # a restart begins the wait of predictions again
             raise ValueError(
                 f"conversion_window: {window_s:g} s is longer than half of token_lifetime, "
                 f"{self.token_lifetime:g} s, for which a prediction is kept, and after a restart "
@@ -422,9 +423,9 @@ class ModelSettings(Tree):
             return self
         if not self.features:
             raise ValueError("features: none is declared; leave it out, or name some")
-        if odd := [name for name in self.features if not name or not is_plain(name)]:
+        if invalid := [name for name in self.features if not name or not is_plain(name)]:
             raise ValueError(
-                f"features: {plain(odd[0])!r} is no name: leave control characters out"
+                f"features: {plain(invalid[0])!r} is no name: leave control characters out"
             )
         return self
 
@@ -450,13 +451,13 @@ class ModelSettings(Tree):
 
     @cached_property
     def purpose(self) -> Purpose:
-        """The task as a settings file has it, and what follows from it."""
+        """The task as a settings file names it, and what follows from it."""
         own = (one for one in PURPOSES.values() if one.part and getattr(self, one.part) is not None)
         return next(own, PURPOSES[self.task])
 
     @property
     def reward_range(self) -> tuple[float, float] | None:
-        """The least and the greatest reward that is taken; None: the labels are no rewards."""
+        """The least and greatest accepted reward; None: the labels are no rewards."""
         return None if self.choose is None else self.choose.reward_range
 
     @model_validator(mode="after")
@@ -465,8 +466,8 @@ class ModelSettings(Tree):
             types = {n: x.type for n, x in (self.features or {}).items()}
             check_entity(self.entity, self.purpose, types or None)
         known = self.features or self.slices
-        if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
-            raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")
+        if invalid := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
+            raise ValueError(f"slices: {plain(invalid[0])!r} is no name, or not one of `features`")
         return self
 
     @model_validator(mode="after")
@@ -475,22 +476,22 @@ class ModelSettings(Tree):
         return self
 
     def made_of(self) -> dict[str, Any]:
-        """Return what decides which model learns, as plain data."""
+        """Return the settings that determine which model learns, as plain data."""
         return self.model_dump(mode="json", include={"learner", "params", "artifact", "training"})
 
     def made_as(self, parts: Mapping[str, Any]) -> ModelSettings:
-        """The same with another model; ``parts`` as of :meth:`made_of`."""
+        """The same settings with another model; ``parts`` as returned by :meth:`made_of`."""
         again = {**self.model_dump(mode="json"), **parts}
         return ModelSettings.model_validate(again)
 
     @property
     def challenging(self) -> ModelSettings | None:
-        """The challenger as a model of its own; None: there is none."""
-        if (given := self.challenger) is None:
+        """The challenger as a model of its own; None without a challenger."""
+        if (rival := self.challenger) is None:
             return None
-        training = self.training if given.training is None else given.training
+        training = self.training if rival.training is None else rival.training
         parts = {
-            "learner": given.learner, "params": given.params, "artifact": given.artifact,
+            "learner": rival.learner, "params": rival.params, "artifact": rival.artifact,
             "training": training, "challenger": None,
         }  # fmt: skip
         return self.model_copy(update=parts)

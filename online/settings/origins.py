@@ -1,4 +1,4 @@
-"""Origins of pages and names of hosts, as the settings may give them."""
+"""Validates web origins and host names in the settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def check_origin(value: str) -> str:
-    """An origin as browsers write it, from the settings.  ValueError if it is none."""
+    """Normalize an origin to the form that browsers send.  Raises ValueError."""
     try:
         parts = urlsplit(value.strip().lower())
         port = parts.port
@@ -30,7 +30,7 @@ def check_origin(value: str) -> str:
 
 
 def check_host(value: str) -> str:
-    """A name or an address from the settings, without a port.  ValueError if it is none."""
+    """Normalize a host name or address without a port.  Raises ValueError."""
     name = without_port(value.strip())
     if is_loopback(name) is None and (len(name) > _NAME_MAX or not _NAME.fullmatch(name)):
         raise ValueError("give a name or an address; the port does not matter: models.example.com")
@@ -38,7 +38,7 @@ def check_host(value: str) -> str:
 
 
 def is_loopback(name: str) -> bool | None:
-    """Whether an address is one of loopback; None: the name is no address."""
+    """Whether an address is a loopback address; None if the name is no address."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -46,6 +46,6 @@ def is_loopback(name: str) -> bool | None:
 
 
 def without_port(host: str) -> str:
-    """The name or address of a ``Host``, in small letters; itself if it is not well formed."""
-    found = _HOST.fullmatch(host.lower())
-    return host.lower() if found is None else (found[1] or found[2]).rstrip(".")
+    """Host name or address of a ``Host`` header in lower case; unchanged if it is malformed."""
+    match = _HOST.fullmatch(host.lower())
+    return host.lower() if match is None else (match[1] or match[2]).rstrip(".")

@@ -1,4 +1,4 @@
-"""Names, places and models that follow from the settings: every process derives the same ones."""
+"""Names, paths and stores that follow from the settings, identically in every process."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from replay.journal.sqlite import SqliteJournal
 
 
 def server_name(model: str, spec: str) -> str:
-    """Name of the parameter server actor of one lineage: two may live while one is promoted."""
+    """Actor name of a lineage's parameter server; during a promotion two lineages have one."""
     return f"ParameterServer:{model}:{spec[:16]}"
 
 
 def server_names(model: str, spec: str, shards: int) -> tuple[str, ...]:
-    """Names of the parameter servers of a lineage, one or several."""
+    """Actor names of all parameter servers of a lineage."""
     return tuple(server_name(shard_name(model, shard), spec) for shard in range(shards))
 
 
 def challenger_name(model: str) -> str:
-    """Name of the actor that learns the model's challenger."""
+    """Actor name of the model's challenger."""
     return f"Challenger:{model}"
 
 
@@ -41,22 +41,22 @@ def journal_opener(
 ) -> Callable[[], Journal]:
     """Return a callable that opens the journal of all models, in any process.
 
-    Decisions are logged beside it (:mod:`online.audit`).
+    The journal records decisions in the audit log beside it (:mod:`online.audit`).  The callable
+    can be pickled and refers only to ``replay`` and ``online.audit``, so a restarted parameter
+    server imports neither the settings nor a model library for it.  It raises ReplayError.
 
-    ``lock_wait_s``: how long a write to the SQLite file waits for another process's; by default
-    a third of ``limits.feedback_wait_s``, so that feedback behind another one hears of it in time.
+    Parameters:
+        lock_wait_s: How long a write to the SQLite file waits for another process; by default a
+            third of ``limits.feedback_wait_s``, so waiting feedback is answered in time.
 
-    It pickles as plain values beside names of ``replay`` and ``online.audit``: a parameter server
-    that is restarted imports neither the settings nor a model library for it.  Called, it raises
-    ReplayError.
-
-    Raises StartRefused if the package for Redis is missing.
+    Raises:
+        StartRefused: The package for Redis is missing.
     """
-    bare = _bare_opener(settings, lock_wait_s)
+    bare = _plain_opener(settings, lock_wait_s)
     return partial(open_audited, bare, settings.key_path, settings.limits.audit_lines_max)
 
 
-def _bare_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[], Journal]:
+def _plain_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[], Journal]:
     limits = settings.limits
     bounds = Bounds(max(limits.rows_max, 1024), limits.halves_max)
     if settings.journal == "sqlite":
@@ -88,9 +88,9 @@ def _bare_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[], 
 
 
 def cut_log(settings: Settings) -> str | None:
-    """Cut a damaged write-ahead log where the damage begins; what was wrong, None if nothing was.
+    """Truncate a damaged write-ahead log where the damage begins; return a description of it.
 
-    Raises StartRefused if what is left does not fit together.
+    Returns None if there was no damage.  Raises StartRefused if the remaining file is inconsistent.
     """
     path = settings.state_dir / "journal.db"
     if settings.journal != "sqlite" or not path.exists():
@@ -104,7 +104,7 @@ def cut_log(settings: Settings) -> str | None:
 
 
 def open_journal(settings: Settings) -> Journal:
-    """The journal of all models, for a command.  Raises StartRefused with the remedy."""
+    """Open the journal of all models for a command.  Raises StartRefused with the remedy."""
     try:
         return journal_opener(settings)()
     except JournalNotDurable as error:
@@ -132,14 +132,14 @@ def snapshots_path(settings: Settings) -> str:
 
 
 def retention_of(model: ModelSettings) -> Retention:
-    """Which snapshots of a model are kept, and which of them are whole."""
+    """Retention policy of a model's snapshots, and how often they are full."""
     kept = model.snapshots
     return Retention(kept.keep, kept.hourly, kept.daily, kept.weekly, kept.full_every)
 
 
 def run_path(settings: Settings) -> Path:
-    """Return the path of the file about what runs now.
+    """Return the path of the run file.
 
-    It has the URL and the processes, for the other commands and for cleaning up.
+    It contains the URL and the processes of the running service, for commands and for clean-up.
     """
     return settings.state_dir / RUN

@@ -1,7 +1,7 @@
-"""A purpose is a task as a settings file names it: one value says all that follows from it.
+"""Purposes: for each task of a settings file, everything that follows from it.
 
-What a model learns is one of three kinds of labels (:data:`evaluation.metrics.Task`), and models,
-counters and reports know only these.  A purpose says which one it is, and what is asked of it.
+Models, counters and reports know three kinds of labels (:data:`evaluation.metrics.Task`).  A
+purpose says which of them its task uses, and what differs otherwise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-if TYPE_CHECKING:  # whoever reads settings needs no metrics
+if TYPE_CHECKING:  # reading settings must not import metrics
     from evaluation.metrics import Task
 
 TaskName = Literal["binary", "multiclass", "regression", "choose", "anomaly"]
@@ -20,20 +20,19 @@ _FEW_LABELS: Final = "it needs a label with each row, and anomalies have few"
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """All that differs by task, but for the arithmetic of the models.
+    """All that differs by task, except for the arithmetic of the models.
 
     Attributes:
         name: ``task`` in a settings file.
-        labels: What is learned: one of two labels, one of several, a number.
-        columns: What an answer has beside the label, as column protocols name it.
-        part, learner: The settings that are this task's own, and who learns if they name nobody.
-        range: A setting of that part; its two numbers bound what that learner is taught.
-        unlabelled: Rows are learned that come without a label, and the score of an answer is no
-            probability.
+        labels: The kind of labels: one of two, one of several, a number.
+        columns: Fields of an answer beside the label, as column-based protocols name them.
+        part: Name of the settings that only this task has.
+        learner: The default learner.
+        range: A setting of ``part`` whose two numbers bound the labels of the default learner.
+        unlabelled: Rows are learned without labels, and scores are no probabilities.
         keyed: Each key of an entity can have an offset of its own.
-        bounded: Labels are numbers of which nobody said the range: those that are far off are
-            clipped.
-        closed: Settings that do not go with it, and why.
+        bounded: Labels are numbers without a declared range: outliers are clipped.
+        closed: Settings that are not available, and why.
     """
 
     name: str
@@ -49,19 +48,19 @@ class Purpose:
 
     @property
     def metric(self) -> str:
-        """The score that people ask for first."""
+        """Return the primary metric."""
         return "mae" if self.labels == "regression" else "accuracy"
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a model of this task as those of what it is made of."""
+        """Translate the settings of a model of this task to the kind of model it is made of."""
         if self.part is None:
             return dict(given)
-        own = {} if given.get(self.part) is None else given[self.part]
-        out = {"learner": self.learner, **given, "task": self.labels, self.part: own}
-        bounds = own.get(self.range) if isinstance(own, dict) else None
+        own_part = {} if given.get(self.part) is None else given[self.part]
+        out = {"learner": self.learner, **given, "task": self.labels, self.part: own_part}
+        bounds = own_part.get(self.range) if isinstance(own_part, dict) else None
         params = out.get("params", {})
         if not isinstance(bounds, list | tuple) or not isinstance(params, Mapping):
-            return out  # if they are anything else, it is refused for that
+            return out  # invalid values are refused by validation
         if len(bounds) == 2 and out["learner"] == self.learner:
             low, high = bounds
             out["params"] = {"low": low, "high": high, **params}
@@ -102,4 +101,4 @@ PURPOSES: Final[Mapping[str, Purpose]] = {
         ),
     )
 }  # fmt: skip
-"""By name.  Those with a part of the settings are known again by that part."""
+"""Purposes by name.  One with a ``part`` is recognized again by that part."""

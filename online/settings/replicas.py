@@ -1,4 +1,4 @@
-"""The setting `replicas`: a number of them, or a range in which the load decides."""
+"""The setting `replicas`: a number, or a range within which the load decides."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from online.settings.tree import Tree
 
 
 class ReplicaRange(Tree):
-    """A range of replicas, of which as many run as the load needs: see
-    :mod:`online.service.scaling`."""
+    """A range of replicas that is scaled with the load, see
+    :mod:`online.service.on_ray.scaling`."""
 
-    min: int = Field(1, ge=1, le=64, description="replicas that run without any load")
-    max: int = Field(ge=1, le=64, description="replicas under the most of it")
-    up_s: float = Field(10, ge=1, description="more once the load has lasted so long")
-    down_s: float = Field(120, ge=1, description="fewer once it has been gone so long")
+    min: int = Field(1, ge=1, le=64, description="replicas without load")
+    max: int = Field(ge=1, le=64, description="replicas under full load")
+    up_s: float = Field(10, ge=1, description="how long high load lasts before replicas are added")
+    down_s: float = Field(
+        120, ge=1, description="how long low load lasts before replicas are removed"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> ReplicaRange:
@@ -31,4 +33,4 @@ Replicas = Annotated[
     Discriminator(lambda value: "range" if isinstance(value, Mapping | ReplicaRange) else "fixed"),
 ]
 TAGS: Final = ("fixed", "range")
-"""Those of the line above: in errors they are no part of a setting's name."""
+"""Union tags, which pydantic's error locations contain."""

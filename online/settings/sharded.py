@@ -1,4 +1,4 @@
-"""This module refuses what a model with several parameter servers can't have with them."""
+"""Refuses settings and commands that a model with several parameter servers does not support."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_shards(model: ModelSettings) -> None:
-    """Refuse settings whose work one server would have to do with all values.  Raises ValueError.
-
-    They read or replace the state of a model as a whole, which no process holds then.
-    """
+    """Refuse settings that need the state of the whole model in one process.  Raises ValueError."""
     if model.shards == 1:
         return
     given = {
@@ -33,7 +30,7 @@ def check_shards(model: ModelSettings) -> None:
 
 
 def check_whole(model: ModelSettings, what: str) -> None:
-    """Refuse what reads one server's snapshots as the whole model.  Raises StartRefused."""
+    """Refuse an action that reads one server's snapshots as the whole model; StartRefused."""
     if model.shards > 1:
         raise StartRefused(
             f"model {model.name} has {model.shards} parameter servers, each with snapshots of its "

@@ -1,4 +1,4 @@
-"""Single requests are told of in traces, logs and lines: the settings of that."""
+"""Settings of traces, logs and the access log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from online.settings.tree import Tree
 
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
-"""Names the endpoint in the environment, as for every program that speaks OTLP."""
+"""Standard OpenTelemetry environment variable for the endpoint."""
 
 
 def _endpoint(value: str) -> str:
@@ -29,24 +29,24 @@ def _endpoint(value: str) -> str:
 
 
 class Telemetry(Tree):
-    """Traces and logs by OTLP, and a log of requests; all of it is off without a word."""
+    """Traces and logs by OTLP, and an access log; all of it is off by default."""
 
     endpoint: Annotated[str, AfterValidator(_endpoint)] | None = Field(
         None,
-        description="a collector that takes OTLP over HTTP: http://127.0.0.1:4318; default: "
+        description="collector for OTLP over HTTP: http://127.0.0.1:4318; default: "
         "OTEL_EXPORTER_OTLP_ENDPOINT of the environment; none: no traces",
     )
     sample: float = Field(
-        0.01, ge=0, le=1, description="share of requests that are traced if no caller asks for it"
+        0.01, ge=0, le=1, description="share of requests that are traced unless a caller decides"
     )
     traces_per_s: int = Field(
-        20, ge=1, description="traces that a replica begins a second at most, asked for or drawn"
+        20, ge=1, description="most traces that a replica begins per second, however requested"
     )
-    logs: bool = Field(False, description="send the lines of the log to the endpoint, too")
+    logs: bool = Field(False, description="send the log's lines to the endpoint, too")
     access_log: float = Field(
         0,
         ge=0,
         le=1,
-        description="share of requests of which a line of JSON is written; failures (5xx) always "
-        "if it is above 0",
+        description="share of requests for which a JSON line is written; if above 0, failures "
+        "(5xx) are always written",
     )

@@ -1,4 +1,4 @@
-"""Access tokens as the settings write them: a token, its source and bounds."""
+"""Access tokens in the settings: parsing of a token with its source and bounds."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Role = Literal["predict", "feedback", "admin"]
 ROLES: Final[tuple[Role, ...]] = ("predict", "feedback", "admin")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{24,512}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_SOURCE: Final = re.compile(r"[A-Za-z0-9._:-]{1,23}")  # shorter than a token: none is taken for one
+_SOURCE: Final = re.compile(r"[A-Za-z0-9._:-]{1,23}")  # too short to be mistaken for a token
 WEIGHT_MAX: Final = 1e6
-"""The largest weight that any setting allows."""
+"""The largest weight that any setting permits."""
 _OPTION: Final = re.compile(r"(weight_max|labels_for|name)=(.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A grant says which source a token stands for, and what it may do beyond its role.
+    """The source that a token stands for, and its permissions beyond its role.
 
     Attributes:
-        source: Whose events and predictions its requests are; None: it names no source.
+        source: Source of all events and predictions that are sent with it; None: not fixed.
         weight_max: The largest weight of its events; None: ``limits.weight_max``.
-        labels_for: Sources whose predictions it may label, beside those whose token names none;
-            None: its own.
-        trusted: An admin's: an event labels for whatever source it names.
-        name: Whose it is, as the log of decisions calls them; None: nobody's in particular.
+        labels_for: Sources whose predictions it may label, in addition to predictions of tokens
+            without a source; None: only its own.
+        trusted: An admin token: an event may name any source.
+        name: Its owner, as the audit log names them; None: no name.
     """
 
     source: str | None = None
@@ -38,7 +38,7 @@ class Grant:
 
 
 def digest(token: str) -> str:
-    """The form in which a token may stand in a settings file, and travels to the replicas."""
+    """Digest of a token, which replaces it in settings files and on the way to replicas."""
     return (
         token
         if _DIGEST.fullmatch(token)
@@ -47,7 +47,7 @@ def digest(token: str) -> str:
 
 
 def check_token(token: str) -> str:
-    """The token or digest, if it is one.  ValueError, which does not repeat it."""
+    """Return a well-formed token or digest; else raise ValueError without quoting it."""
     if not _TOKEN.fullmatch(token) and not _DIGEST.fullmatch(token):
         raise ValueError(
             f"a token of {len(token)} characters; it has 24 to 512 letters, digits and ._~+/=-, "
@@ -57,10 +57,11 @@ def check_token(token: str) -> str:
 
 
 def entry_of(text: str) -> tuple[str, Grant]:
-    """Token of an entry of the settings, and what it stands for.
+    """Parse an entry of the settings into the token and what it stands for.
 
-    ``TOKEN`` or ``SOURCE TOKEN``, and behind it ``weight_max=5``, ``labels_for=a,b``, ``name=a``.
-    ValueError, which does not repeat the token, if one of them is none.
+    An entry is ``TOKEN`` or ``SOURCE TOKEN``, followed by options: ``weight_max=5``,
+    ``labels_for=a,b``, ``name=a``.  Raises ValueError, without quoting the token, if a part is
+    invalid.
     """
     words = text.split()
     given: dict[str, str] = {}
@@ -75,14 +76,14 @@ def entry_of(text: str) -> tuple[str, Grant]:
     names = None if labels_for is None else tuple(labels_for.split(","))
     for name in names or ():
         _check_source(name, "labels_for: a source")
-    if (called := given.get("name")) is not None:
-        _check_source(called, "a token's name")
-    grant = Grant(source, _weight_max(given.get("weight_max")), names, name=called)
+    if (owner := given.get("name")) is not None:
+        _check_source(owner, "a token's name")
+    grant = Grant(source, _weight_max(given.get("weight_max")), names, name=owner)
     return check_token(token), grant
 
 
 def text_of(token: str, grant: Grant) -> str:
-    """The entry that :func:`entry_of` reads."""
+    """Format the entry that :func:`entry_of` parses."""
     words = [token] if grant.source is None else [grant.source, token]
     if grant.weight_max is not None:
         words.append(f"weight_max={grant.weight_max!r}")

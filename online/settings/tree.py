@@ -1,4 +1,4 @@
-"""The parts that settings are made of: a tree that refuses unknown keys, and lengths of time."""
+"""Building blocks of the settings: a base class that refuses unknown keys, and durations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def _seconds(value: object) -> object:
-    """Seconds from ``"7d"``, ``"90s"`` or a number.  ValueError that says how it is written."""
+    """Parse ``"7d"``, ``"90s"`` or a number into seconds.  Raises ValueError with a correction."""
     if not isinstance(value, str):
         return value
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value):
@@ -32,6 +32,6 @@ Seconds = Annotated[
 
 
 class Tree(BaseModel):
-    """A part of the settings: an unknown key is refused, and nothing changes it."""
+    """Base class of all parts of the settings: immutable; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

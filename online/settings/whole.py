@@ -1,4 +1,4 @@
-"""The state of a model with several parameter servers, from snapshots of all of them."""
+"""Loads the whole state of a model with several parameter servers from their aligned snapshots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paramserver.snapshots.store import Retention
 
 
 def histories_of(settings: Settings, model: ModelSettings, spec: str) -> list[SnapshotHistory]:
-    """The snapshots of a lineage, of each of its shards."""
+    """Snapshot histories of a lineage, one per shard."""
     path = snapshots_path(settings)
     places = [shard_place(path, shard) for shard in range(model.shards)]
     return [
@@ -30,42 +30,49 @@ def histories_of(settings: Settings, model: ModelSettings, spec: str) -> list[Sn
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
-    """The snapshots of all shards, and the names of those that have the same rows, if any."""
+class _Aligned:
+    """Snapshots of all shards, and the names of those that contain the same rows, if any."""
 
     histories: list[SnapshotHistory]
     names: tuple[str, ...] | None
 
 
-def _looked(settings: Settings, model: ModelSettings, spec: str, name: str | None) -> _Looked:
+def _aligned(settings: Settings, model: ModelSettings, spec: str, name: str | None) -> _Aligned:
     histories = histories_of(settings, model, spec)
     for history in histories:
         history.index()
     with contextlib.closing(open_journal(settings)) as journal:
         ends = {p.id: p.end for p in journal.partitions(model.name)}
         since = begun(journal.controls(model.name, 0), spec)
-    return _Looked(histories, aligned(histories, ends, name, since))
+    return _Aligned(histories, aligned(histories, ends, name, since))
 
 
 def is_cut(settings: Settings, model: ModelSettings, spec: str) -> bool:
-    """Whether there are snapshots of all shards with the rows of shard 0's newest."""
-    found = _looked(settings, model, spec, None)
+    """Whether all shards have snapshots with the same rows as shard 0's newest."""
+    found = _aligned(settings, model, spec, None)
     return found.names is not None and found.names[0] == found.histories[0].listed()[0].name
 
 
 def cut_of(
     settings: Settings, model: ModelSettings, spec: str, name: str | None = None
 ) -> tuple[str, SnapshotState]:
-    """Name of shard 0's snapshot, and the state of all shards that have the same rows.
+    """Name of shard 0's snapshot, and the merged state of all shards at the same rows.
 
-    ``name``: which it is to be, or its file's; None: the newest for which there are others.
+    Parameters:
+        name: Name or file name of shard 0's snapshot; None: the newest that all shards match.
 
-    Raises StartRefused: there is none; and what reading snapshots does.
+    Raises:
+        StartRefused: There is none.
+        Exception: What reading snapshots raises.
     """
-    wanted = name and Path(name).name.removesuffix(".snapshot")
-    found = _looked(settings, model, spec, wanted)
+    name_wanted = name and Path(name).name.removesuffix(".snapshot")
+    found = _aligned(settings, model, spec, name_wanted)
     if found.names is None:
-        which = "there is no snapshot" if wanted is None else f"of snapshot {wanted} there is none"
+        which = (
+            "there is no snapshot"
+            if name_wanted is None
+            else f"of snapshot {name_wanted} there is none"
+        )
         raise StartRefused(
             f"model {model.name} has {model.shards} parameter servers, and {which} with the same "
             "rows in all of them",

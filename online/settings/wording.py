@@ -1,4 +1,4 @@
-"""Mistakes in a settings file, said in the words of somebody who writes YAML."""
+"""Explains validation errors of a settings file in terms that a YAML author understands."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PLAIN: Final[Mapping[str, str]] = {
     "bool_parsing": "true or false is needed",
     NAME: "letters, digits, `_`, `-` and `.` are needed, at most 64, a letter or digit first",
 }
-"""What pydantic's kinds of error, and patterns, are in the words of somebody who writes YAML."""
+"""Messages for pydantic's error types and for patterns."""
 
 _LISTED: Final = ((("labels",), "extra_forbidden"), (("classes",), "dict_type"))
 _LABELS: Final = (
@@ -43,12 +43,12 @@ _LABELS: Final = (
 
 
 def explained(
-    error: ValidationError, tree: type[BaseModel], given: Mapping[str, Any]
+    error: ValidationError, tree: type[BaseModel], data: Mapping[str, Any]
 ) -> ConfigError:
-    """The first mistake in a tree of settings as a refusal, with the name that may be meant."""
+    """Convert the first validation error to a ConfigError, with the setting that may be meant."""
     errors = error.errors()
     first = errors[0]
-    if first["type"] == "missing":  # perhaps it is there, and misspelt
+    if first["type"] == "missing":  # it may be present but misspelt
         first = next((one for one in errors if one["type"] == "extra_forbidden"), first)
     first = _of_list(errors, first)
     loc = tuple(part for part in first["loc"] if not _is_tag(part))
@@ -63,39 +63,39 @@ def explained(
     value = "" if secret else f", got {hidden(repr(first['input']))}"
     context = first.get("ctx", {})
     kind = context.get("pattern", first["type"])
-    said = _PLAIN.get(kind) or first["msg"].removeprefix("Value error, ")
+    message = _PLAIN.get(kind) or first["msg"].removeprefix("Value error, ")
     remedy = "`online config show` prints every default"
     names = re.findall(r"'(.+?)'", context.get("expected", ""))
     if kind == "literal_error" and names:
         known = list(PURPOSES) if loc[-1] == "task" else names
-        said = f"one of {', '.join(known)} is needed"
+        message = f"one of {', '.join(known)} is needed"
         remedy = meant(str(first["input"]), known) or remedy
     if loc[-1] == "filters":
-        said = f"{', '.join(names)} or a list of {', '.join(get_args(Test))} is needed"
-    if "filters" in loc[-2:]:  # say whose they are
-        said = f"model {given['models'][loc[1]].get('name')}: {said}"
-    return ConfigError(field, f"{said}{value}", remedy)
+        message = f"{', '.join(names)} or a list of {', '.join(get_args(Test))} is needed"
+    if "filters" in loc[-2:]:  # say which model's they are
+        message = f"model {data['models'][loc[1]].get('name')}: {message}"
+    return ConfigError(field, f"{message}{value}", remedy)
 
 
 def _of_list(errors: Sequence[ErrorDetails], first: ErrorDetails) -> ErrorDetails:
-    """The mistake in a list, where a word or a list may stand and a list does."""
-    place, given = first["loc"][:-1], first["input"]
-    if first["type"] != "literal_error" or not isinstance(given, list):
+    """The error inside the list, if a list was given where a word or a list is allowed."""
+    place, data = first["loc"][:-1], first["input"]
+    if first["type"] != "literal_error" or not isinstance(data, list):
         return first
     inside = (one for one in errors if one["loc"][: len(place)] == place and one is not first)
     return next((one for one in inside if one["loc"][-1:] != first["loc"][-1:]), first)
 
 
 def _is_tag(part: int | str) -> bool:
-    """Tell whether a part of a place is pydantic's name of a kind, and no setting's."""
+    """Return whether a part of a location is pydantic's tag of a union and not a setting."""
     return part in (*TAGS, "[key]") or str(part).startswith(("literal[", "tuple["))
 
 
 def _fields(tree: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the settings at a place of the tree."""
+    """Names of the settings at a location in the tree."""
     node: Any = tree
     for part in loc:
-        if isinstance(part, int):  # the place in a list
+        if isinstance(part, int):  # an index of a list
             continue
         if isinstance(node, type) and issubclass(node, BaseModel):
             annotation = node.model_fields[str(part)].annotation
@@ -103,6 +103,6 @@ def _fields(tree: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
             trees = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
             maps = (k for k in kinds if get_origin(k) is dict)
             node = next(trees, None) or next(maps, node)
-        elif get_origin(node) is dict:  # a name that whoever writes the file has given
+        elif get_origin(node) is dict:  # a key that the file's author has chosen
             node = get_args(node)[1]
     return list(getattr(node, "model_fields", ()))

@@ -1,1 +1,1 @@
-"""Tables: files read as checked rows by column, for re-scoring and for backfills."""
+"""Reads files as validated rows by column, for re-scoring and backfills."""

@@ -1,9 +1,8 @@
-"""One way to name the actions of a log, for who guesses its settings and for who teaches it.
+"""Names of actions in a log of choices, the same for guessing settings and for backfills.
 
-A cell that has a type (Parquet, JSON) is named by what it is.  A text file has but texts: there
-``True`` is the action ``true``, and ``1.0`` the action ``1``, as they would be with a type;
-``007`` and whatever else no program writes for a number is a text, and whole numbers are exact
-however long they are.
+A typed cell (Parquet, JSON) is named by its value.  A text file has only texts: there ``True`` is
+the action ``true`` and ``1.0`` is the action ``1``, as they would be if typed; ``007`` and other
+spellings that no program writes for a number are texts, and whole numbers are exact at any length.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import re
 from typing import Any, Final
 
 NO_REWARD: Final = ("", "na", "n/a", "nan", "null")
-"""What stands for no number in a text file, in small letters."""
+"""Texts for a missing number in a text file, in lower case."""
 
 _WHOLE: Final = re.compile(r"-?(0|[1-9][0-9]{0,63})")
 _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 
 
 def action_of(value: Any) -> str | None:
-    """The name of an action that a cell with a type says; None: it says none."""
+    """Name of the action in a typed cell; None without one."""
     if value is None or isinstance(value, str):
         return value if value and value.strip() else None
     if isinstance(value, bool):
@@ -33,7 +32,7 @@ def action_of(value: Any) -> str | None:
 
 
 def action_in(cell: str | None) -> str | None:
-    """The name of an action that a cell of a text file says; None: it says none."""
+    """Name of the action in a cell of a text file; None without one."""
     text = (cell or "").strip()
     if text.lower() in ("true", "false"):
         return text.lower()

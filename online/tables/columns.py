@@ -1,4 +1,4 @@
-"""Rows of a table by column, as a model takes them: numbers and text, each present or absent."""
+"""Rows of a table by column: numbers and texts, each present or absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from replay.example import Features
 
 Kind = Literal["number", "integer", "bool", "text"]
-"""``integer`` and ``bool`` are numbers too, which become Python's own in a row of names."""
+"""``integer`` and ``bool`` are numbers, too; in a row as a dict they become int and bool."""
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ class Numbers:
 
     Attributes:
         values: float64 of shape (n,); 0 where absent.
-        present: Shape (n,); None: all are.
+        present: Mask of shape (n,); None: all are present.
     """
 
     kind: Kind
@@ -35,12 +35,12 @@ class Numbers:
     present: Mask | None = None
 
     def take(self, rows: Index | Mask) -> Numbers:
-        """The rows given, in that order."""
+        """The selected rows, in the order of the selection."""
         present = None if self.present is None else self.present[rows]
         return Numbers(self.kind, self.values[rows], present)
 
     def items(self) -> list[Any]:
-        """Python's values of all rows."""
+        """Python values of all rows."""
         own = {"integer": np.int64, "bool": np.bool_}.get(self.kind, np.float64)
         found: list[Any] = self.values.astype(own).tolist()
         return found
@@ -48,23 +48,23 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A column of n texts: places in ``values`` of shape (n,), ``ABSENT`` where there is none."""
+    """A column of texts: indices into ``values`` of shape (n,), ``ABSENT`` where there is none."""
 
     codes: npt.NDArray[np.int32]
     values: Sequence[str]
 
     @property
     def present(self) -> Mask | None:
-        """Which rows have one; None: all."""
+        """Mask of rows that have a text; None: all."""
         found: Mask = self.codes != ABSENT
         return None if found.all() else found
 
     def take(self, rows: Index | Mask) -> Text:
-        """The rows given, in that order."""
+        """The selected rows, in the order of the selection."""
         return Text(self.codes[rows], self.values)
 
     def items(self) -> list[Any]:
-        """Python's values of all rows."""
+        """Python values of all rows."""
         texts = [*self.values, None]  # the last one is at ABSENT
         return [texts[code] for code in self.codes.tolist()]
 
@@ -77,15 +77,15 @@ class Rows:
     columns: Mapping[str, Numbers | Text]
 
     def take(self, rows: Index | Mask) -> Rows:
-        """The rows given (places or a mask), in that order."""
+        """The selected rows (indices or a mask), in the order of the selection."""
         taken = {name: column.take(rows) for name, column in self.columns.items()}
         n = int(rows.sum()) if rows.dtype == np.bool_ else len(rows)
         return Rows(n, taken)
 
     def within(self, ends: Mapping[str, tuple[float, float, float, float]]) -> Rows:
-        """The rows as an answer takes them.
+        """The rows with numbers clipped as the service does before it predicts.
 
-        ``ends``: least and greatest number by name, and what stands for one below and one above.
+        ``ends``: by name, lower and upper bound, and the values for numbers below and above.
         """
         columns = dict(self.columns)
         for name, (low, high, least, most) in ends.items():
@@ -101,7 +101,7 @@ class Rows:
         return Rows(self.n, columns)
 
     def dicts(self) -> list[Features]:
-        """The rows as the service gets them: what is absent is left out."""
+        """The rows as dicts; absent values are left out."""
         names = list(self.columns)
         if not names:
             return [{} for _ in range(self.n)]
@@ -114,9 +114,9 @@ class Rows:
         return found
 
     def matrix(self, names: Sequence[str]) -> tuple[Floats, Mask | None]:
-        """Numbers of shape (n, names), 0 where absent, and which are present (None: all).
+        """Numbers of shape (n, names), 0 where absent, and the mask of present ones (None: all).
 
-        KeyError: a column that is not there; TypeError: it holds text.
+        Raises KeyError for a missing column, TypeError for a column of texts.
         """
         out = np.empty((self.n, len(names)), dtype=np.float64)
         missing: Mask | None = None

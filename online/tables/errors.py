@@ -1,4 +1,4 @@
-"""Refusals of a table: its input is wrong, or a folder fails."""
+"""Errors of tables: invalid input, or a failing folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from online.errors import OnlineError
 
 
 class InputRefused(OnlineError):
-    """A table that can't be scored.  ``place`` names the file, and column or row group in it."""
+    """A table can't be used.  ``place`` names the file, and column or row group in it."""
 
     place: str
     problem: str
@@ -15,9 +15,9 @@ class InputRefused(OnlineError):
 
 
 class PlaceFailed(OnlineError):
-    """A file or folder could not be read or written, a full disk among the reasons.
+    """A file or folder could not be read or written, for instance because a disk is full.
 
-    What was finished before stays: the same command goes on from there.
+    Completed work is kept: the same command continues from there.
     """
 
     definite = False

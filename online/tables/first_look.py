@@ -1,6 +1,6 @@
-"""A table that nobody has described yet, read as rows of plain values: CSV, TSV or Parquet.
+"""Reads a table without a description as rows of plain values: CSV, TSV or Parquet.
 
-The delimiter and whether there is a header follow from the first lines.
+The delimiter and the presence of a header are inferred from the first lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from refusals import installing, reason
 Value = float | int | str | bool | None
 
 _DELIMITERS: Final = ",\t;|"
-_LINES: Final = 50  # that the delimiter and the header are told from
+_LINES: Final = 50  # from which delimiter and header are inferred
 _NAME: Final = re.compile(r"[^\W\d][\w .:/()%-]{0,63}")
 _SUFFIXES: Final = (".csv", ".tsv", ".txt")
 _PARQUET: Final = (".parquet", ".pq")
@@ -32,10 +32,10 @@ class Table:
     """A file of rows.
 
     Attributes:
-        names: Its columns; ``c1``, ``c2`` … if it has no header.
+        names: Names of its columns; ``c1``, ``c2`` … without a header.
         header: Whether the first line names the columns.
-        delimiter: Between two values; None of a Parquet file.
-        action, reward: Of a log of choices, columns of the action's name and of a number.
+        delimiter: Delimiter of values; None for Parquet.
+        action, reward: For a log of choices: columns of the action's name and of the reward.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Table:
     reward: str | None = None
 
     def rows(self) -> Iterator[dict[str, Value]]:
-        """All rows from the first; an empty cell is None.  Raises InputRefused, with the line."""
+        """Yield all rows; an empty cell is None.  Raises InputRefused, naming the line."""
         if self.delimiter is None:
             for row in _parquet_rows(self.path):
                 if self.action is not None:
@@ -75,7 +75,7 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
-    """Tell how a file is read.  Raises InputRefused."""
+    """Infer how to read a file.  Raises InputRefused."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(_PARQUET):
         names = tuple(str(name) for name in _parquet(path).schema_arrow.names)
@@ -101,7 +101,7 @@ def open_table(path: Path) -> Table:
 
 
 def value_of(cell: str) -> Value:
-    """A number, true or false, or the text; None of an empty cell."""
+    """Parse a cell: a number, true or false, or a text; None if it is empty."""
     text = cell.strip()
     if not text:
         return None
@@ -115,7 +115,7 @@ def value_of(cell: str) -> Value:
 
 
 def _delimiter(head: Sequence[str]) -> str:
-    """Tell the delimiter: it stands in each of the first lines, and as often in each as may be."""
+    """Infer the delimiter: it occurs in each of the first lines, as equally often as possible."""
 
     def steady(one: str) -> tuple[int, int]:
         counts = [line.count(one) for line in head]
@@ -125,12 +125,12 @@ def _delimiter(head: Sequence[str]) -> str:
 
 
 def _quotes(delimiter: str) -> Mapping[str, Any]:
-    # Texts between tabs are written as they are, with quotation marks that never close.
+    # Tab-separated texts are written literally, with quotation marks that may never close.
     return {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
 
 
 def _is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
-    """Whether the first line is names: words, none of which is a value below it."""
+    """Whether the first line has names: words that do not occur as values below."""
     if not all(_NAME.fullmatch(cell.strip()) for cell in first):
         return False
     return not any(cell in (row[i] for row in rest if i < len(row)) for i, cell in enumerate(first))
@@ -162,7 +162,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Value]]:
 
 
 def _plain(value: Any) -> Value:
-    """A cell of Parquet as a plain value: NaN is missing, a time is text."""
+    """Convert a Parquet cell to a plain value: NaN is missing, a time is text."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, float | int | str | bool | None) else str(value)

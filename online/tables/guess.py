@@ -1,4 +1,4 @@
-"""Which column of a table is for what is guessed from their names and the first rows."""
+"""Guesses the roles of a table's columns from their names and the first rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FEATURES: Final = ("number", "category", "text", "bool")
 """Kinds of columns that are learned from."""
 
 LOOK_ROWS: Final = 20_000
-"""Rows from which it is guessed."""
+"""Rows that are examined."""
 CLASSES_MAX: Final = 256
 NUMBERS_MAX: Final = 100
-"""More different whole numbers than this in a label column are taken for a measured quantity."""
+"""More distinct integers than this in a label column count as a measured quantity."""
 
 _LABELS: Final = re.compile(
     r"labels?|target|class|y|outcome|response|rating|stars|result|sentiment|churn(ed)?|is_?fraud"
@@ -35,18 +35,18 @@ _IDS: Final = re.compile(r"(.*[a-z0-9])?(_id|ID|Id|_uuid|_key)|id|uuid|guid", re
 _TIMES: Final = re.compile(r".*(time|date|datum|stamp|created|[_ ]at|_ts|ts|when)", re.I)
 _ANSWERS: Final = re.compile(r"pred(ict(ion|ed).*)?|.*_pred|prob(a|ability).*|y_?hat|score", re.I)
 _POSITIVE: Final = ("yes", "true", "1", "y", "positive", "up", "spam", "fraud", "bad", "churn")
-_MANY: Final = 10  # rows with one text: it is nobody's own
-_OWN_MIN: Final = 100  # values of which none comes twice: they tell nothing of another row
-_SINGLE: Final = re.compile(r"[^\s]*\d[^\s]*")  # as numbers of orders are
+_MANY: Final = 10  # rows with the same text: it identifies nobody
+_OWN_MIN: Final = 100  # distinct values without repetition tell nothing about other rows
+_SINGLE: Final = re.compile(r"[^\s]*\d[^\s]*")  # like order numbers
 _GERMAN: Final = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}( \d{1,2}:\d{2}(:\d{2})?)?")
 _GERMAN_FORM: Final = "%d.%m.%Y %H:%M:%S"
-_WORDS_MIN: Final = 3  # in the mean of a column of texts
+_WORDS_MIN: Final = 3  # average number of words in a column of texts
 _EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column, what it is taken for, and why."""
+    """A column, its guessed role, and the reason."""
 
     name: str
     kind: Kind
@@ -58,9 +58,9 @@ class Guess:
     """A table as a stream of labelled rows.
 
     Attributes:
-        classes: Values of the label in a task that is not regression, in order; in a binary one the
-            negative one first.
-        examples: By name, a value that is typical of a feature and tells nothing of a single row.
+        classes: Label values in order, except in regression; in a binary task the negative one
+            comes first.
+        examples: By name, a typical value of a feature that reveals no single row.
     """
 
     table: Table
@@ -71,18 +71,18 @@ class Guess:
     examples: Mapping[str, Value] = field(default_factory=dict)
 
     def named(self, *kinds: Kind) -> list[str]:
-        """Names of the columns that are taken for one of these."""
+        """Names of the columns with one of these roles."""
         return [column.name for column in self.columns if column.kind in kinds]
 
     def rows(self) -> Iterator[Row]:
-        """All rows that have a label, in the order of their times if they have any."""
+        """Yield all rows with a label, in order of time if there is a time column."""
         rows: Iterator[Row] = (
             row for cells in self.table.rows() if (row := self.row(cells)) is not None
         )
         yield from sorted(rows, key=lambda row: row.at) if self.named("time") else rows
 
     def row(self, cells: Mapping[str, Value]) -> Row | None:
-        """A row of the table as the service takes it; None without a label."""
+        """Convert a row of the table to the service's form; None without a label."""
         label = cells[self.label]
         if label is None:
             return None
@@ -104,7 +104,7 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table: ``at`` in POSIX seconds, 0 if there is no time."""
+    """A row of a table: ``at`` in POSIX seconds, 0 without a time."""
 
     features: Features
     label: Label
@@ -114,7 +114,7 @@ class Row:
 
 @dataclass(slots=True)
 class _Seen:
-    """A column of the first rows."""
+    """The values of a column in the examined rows."""
 
     values: list[Value] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ class _Seen:
 
     @property
     def texts(self) -> bool:
-        """Whether it is sentences: several words in the mean, and hardly one twice."""
+        """Whether the values are sentences: several words on average, and few repetitions."""
         texts = [value for value in self.values if isinstance(value, str)]
         words = sum(text.count(" ") + 1 for text in texts)
         often = words >= _WORDS_MIN * len(self.values)
@@ -144,9 +144,9 @@ class _Seen:
 
 
 def guess(table: Table, label: str | None = None, task: Task | None = None) -> Guess:
-    """Guess the columns of a table; what is given is not guessed.
+    """Guess the roles of a table's columns, except for those that are given.
 
-    Raises ConfigError: there is no such column, or it can't be the label of that task.
+    Raises ConfigError if there is no such column, or if it can't be the label of the task.
     """
     seen = {name: _Seen() for name in table.names}
     for row in islice(table.rows(), LOOK_ROWS):
@@ -190,7 +190,7 @@ def _column(name: str, seen: _Seen) -> Column:
 
 
 def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
-    """Take the first column of values that are nobody else's for the id, if none has its name."""
+    """If no id was found by name, use the first column of unique values as the id."""
     if any(column.kind == "event_id" for column in columns.values()):
         return
     for name, column in columns.items():
@@ -201,7 +201,7 @@ def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
 
 
 def _typical(kind: Kind, seen: _Seen) -> Value:
-    """The median to two digits, or a text that is in many rows; None: there is none."""
+    """The median to two digits, or a text that occurs in many rows; None without one."""
     values = [value for value in seen.values if value is not None]
     if kind == "number":
         numbers = sorted(float(value) for value in values)
@@ -250,7 +250,7 @@ def _task(name: str, seen: _Seen, task: Task | None) -> tuple[Task, tuple[Value,
 
 
 def category(value: Value) -> Value:
-    """A category as the service takes it: text, also if it looks like something else."""
+    """Convert a category to a text, also if it looks like a number or a bool."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -259,7 +259,7 @@ def category(value: Value) -> Value:
 
 
 def seconds(value: Value) -> float | None:
-    """A time in POSIX seconds: of (milli)seconds, ISO 8601 or day.month.year; else None."""
+    """Parse a time to POSIX seconds: (milli)seconds, ISO 8601 or day.month.year; else None."""
     low, high = _EPOCH_S
     if isinstance(value, bool) or value is None:
         return None

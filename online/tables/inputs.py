@@ -1,7 +1,7 @@
-"""From paths to a plan: which files, which columns, and shards of bounded size.
+"""Plans the reading of tables: files, columns, and shards of bounded size.
 
-Parquet is cut at row groups (and inside them at ``ROWS_MAX``), text at line ends outside of
-quotes, so a shard is read without those before it, whoever reads it.
+Parquet is split at row groups (and within them at ``ROWS_MAX``), text at line ends outside quotes,
+so each shard can be read independently by any process.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from online.tables.layout import Column, Form, Input, Layout, Shard
 from online.tables.places import Place, failures, without_keys
 
 ROWS_MAX: Final = 65_536
-"""Rows of a shard of a Parquet file."""
+"""Most rows of a shard of a Parquet file."""
 TEXT_BYTES: Final = 8 << 20
-"""Bytes of a shard of a text file, uncompressed; a line more at most."""
+"""Uncompressed bytes of a shard of a text file, plus at most one line."""
 SAMPLED: Final = 200
-"""Rows of a run that are scored one by one as well."""
+"""Rows of a run that are also scored one by one."""
 
 NULLS: Final = ["", "NA", "N/A", "null", "NULL"]
-"""What stands for no value in a CSV file."""
+"""Texts for a missing value in a CSV file."""
 
 _HEAD_BYTES: Final = 1 << 20
 _HEAD_LINES: Final = 1_000
-_MOSTLY: Final = 0.5  # of a CSV column's texts are numbers: then it is a column of numbers
+_MOSTLY: Final = 0.5  # share of numbers from which a CSV column is a column of numbers
 _READ_AS: Final[dict[str, tuple[str, ...]]] = {
     "number": ("number", "integer"),
     "bool": ("bool",),
     "text": ("text", "integer"),  # a category that is written as whole numbers
 }
-"""Kinds of columns that are read as a declared kind; those of a CSV file are texts anyway."""
+"""Kinds of columns that can be read as a declared kind; CSV columns are texts anyway."""
 _FORMS: Final[dict[str, Form]] = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"
 }  # fmt: skip
 
 
 def files_of(places: Sequence[str]) -> list[Input]:
-    """The files of some paths or URIs, folders with all that is in them, in order of their names.
+    """The files of some paths or URIs; folders are expanded, in order of names.
 
     ``rows`` are still 0.  Raises InputRefused, PlaceFailed.
     """
@@ -88,7 +88,7 @@ def _input(place: str, info: Any) -> Input:
 
 
 def opened(one: Input) -> Any:
-    """The file's content: as a file, or, uncompressed on the way, as a stream that can't seek."""
+    """Open a file's content; a compressed one is a decompressing stream that can't seek."""
     filesystem, _ = Place(one.place).open()
     if not one.compressed:
         return filesystem.open_input_file(one.path)
@@ -96,7 +96,7 @@ def opened(one: Input) -> Any:
 
 
 def parquet(one: Input) -> pq.ParquetFile:
-    """The Parquet file.  Raises InputRefused: damaged; PlaceFailed."""
+    """Open a Parquet file.  Raises InputRefused if it is damaged, and PlaceFailed."""
     try:
         with failures(one.path):
             file = opened(one)
@@ -111,7 +111,7 @@ def parquet(one: Input) -> pq.ParquetFile:
 
 
 def kinds(one: Input) -> dict[str, Kind | str]:
-    """Columns of a file; what no feature can be is told by the name of its type.
+    """Kinds of a file's columns; a type that no feature can have is given by its name.
 
     Raises InputRefused, PlaceFailed.
     """
@@ -134,7 +134,7 @@ def kinds(one: Input) -> dict[str, Kind | str]:
 
 
 def _head(one: Input) -> bytes:
-    """Whole lines of the file's beginning."""
+    """Complete lines of the file's beginning."""
     with failures(one.path), opened(one) as stream:
         head: bytes = stream.read(_HEAD_BYTES)
     end = head.rfind(b"\n") + 1
@@ -156,7 +156,7 @@ def _kind(kind: pa.DataType) -> Kind | str:
 
 
 def _csv_kind(values: pa.ChunkedArray) -> Kind:
-    """A whole number may be followed by one that is not; a few texts among numbers are bad rows."""
+    """Kind of a CSV column; a few texts among numbers are invalid rows."""
     of = _kind(values.type)
     if of in ("integer", "number", "null"):
         return "number"
@@ -181,9 +181,9 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
         try:
             row = msgspec.json.decode(line)
         except msgspec.DecodeError:
-            continue  # a bad row, which is told of where rows are read
+            continue  # an invalid row, which is reported when rows are read
         for name, value in row.items() if isinstance(row, dict) else ():
-            if value is not None:  # another type further on makes a bad row
+            if value is not None:  # a row with another type later on is invalid
                 out.setdefault(name, json_kind(value))
     if not out:
         raise InputRefused(one.path, "no line of JSON objects in its beginning", "Write it again")
@@ -191,7 +191,7 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
 
 
 def json_kind(value: object) -> Kind | str:
-    """Return the kind that a value of JSON has in a column."""
+    """Return the kind of a column with this JSON value."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, (int, float)):
@@ -214,14 +214,14 @@ def layout(
     texts: Collection[str] = (),
     action: str | None = None,
 ) -> Layout:
-    """The columns of all files, which have to agree with each other and with the model.
+    """Determine the columns, which must agree between all files and with the model.
 
     Parameters:
-        known: Names that the model has learned or was built for; empty: it takes any.
-        label: A column of labels, which is read beside the features, as one of them.
-        declared: What the model's settings declare of its features: other columns are left out.
-        texts: Names that may be texts where all else has to be numbers.
-        action: A column whose values are names of actions: it is taken as text.
+        known: Names that the model has learned or was built for; empty: any names.
+        label: A column of labels, which is read like a feature.
+        declared: Features that the model's settings declare: other columns are left out.
+        texts: Names that may be texts even if all other features must be numbers.
+        action: A column of names of actions, which is read as text.
 
     Raises InputRefused, naming file and column.
     """
@@ -282,7 +282,7 @@ def _as_declared(
     declared: Mapping[str, Column],
     kept: Collection[str | None],
 ) -> dict[str, Kind | str]:
-    """The columns that are declared, by these kinds, and those kept.  Raises InputRefused."""
+    """The declared columns with their declared kinds, and those in ``kept``; InputRefused."""
     for name, column in declared.items():
         if name not in taken and column.required:
             remedy = "Add it, or declare it without `required`"
@@ -330,9 +330,10 @@ def _check_alike(
 
 
 def cut(inputs: Sequence[Input], rng: np.random.Generator) -> tuple[list[Input], list[Shard]]:
-    """The files with their rows counted, and their shards; ``rng`` draws the rows sampled.
+    """Split the files into shards; also returns the files with their rows counted.
 
-    Raises InputRefused: a file has no rows, or is damaged; PlaceFailed.
+    ``rng`` draws the sampled rows.  Raises InputRefused if a file has no rows or is damaged, and
+    PlaceFailed.
     """
     counted: list[Input] = []
     shards: list[Shard] = []
@@ -366,7 +367,7 @@ def _cut_parquet(place: int, one: Input) -> Iterator[Shard]:
 
 
 def _cut_text(place: int, one: Input) -> Iterator[Shard]:
-    quoted = one.form == "csv"  # JSON has no line end inside a value
+    quoted = one.form == "csv"  # JSON values contain no line ends
     with failures(one.path), opened(one) as stream:
         begin, first, open_quote, lines, at, last = 0, 0, False, 0, 0, b""
         while data := stream.read(TEXT_BYTES):
@@ -387,7 +388,7 @@ def _cut_text(place: int, one: Input) -> Iterator[Shard]:
 
 
 def _line_ends(data: bytes, inside: bool, *, quoted: bool) -> tuple[np.ndarray, bool]:
-    """Places of the line ends outside of quotes, and whether the data ends inside of them."""
+    """Positions of line ends outside quotes, and whether the data ends inside quotes."""
     numbers = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(numbers == 10)
     if not quoted or (b'"' not in data and not inside):
@@ -398,11 +399,11 @@ def _line_ends(data: bytes, inside: bool, *, quoted: bool) -> tuple[np.ndarray, 
 
 
 def header(one: Input) -> list[str]:
-    """Names of a CSV file's columns."""
+    """Column names of a CSV file."""
     text = _head(one).decode("utf-8-sig", errors="replace")
     return next(iter(csv.reader(io.StringIO(text))), [])
 
 
 def newest(inputs: Iterable[Input]) -> float:
-    """When the newest file was changed, in POSIX seconds."""
+    """Time of the newest change of a file, in POSIX seconds."""
     return max((one.changed_at for one in inputs), default=0.0)

@@ -1,4 +1,4 @@
-"""Inputs, shards and columns: how tables are cut, and how rows are taken."""
+"""Data structures of a plan for reading tables: inputs, shards, columns."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Form = Literal["parquet", "csv", "jsonl"]
 
 
 class Input(msgspec.Struct, frozen=True):
-    """A file as it was when the run was planned.
+    """A file at the time when the run was planned.
 
     Attributes:
-        place, path: What its filesystem is opened by, and where it is on it.
-        changed_at: POSIX seconds of its last change; 0 if the filesystem does not tell.
-        rows: Rows that it holds, bad ones included.
+        place, path: URI of its filesystem, and its path there.
+        changed_at: POSIX seconds of its last change; 0 if unknown.
+        rows: Number of rows, invalid ones included.
     """
 
     place: str
@@ -30,12 +30,12 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """Rows that are scored together, and written to one file.
+    """Rows that are scored together and written to one file.
 
-    ``first`` is the number of its first row in the input, ``rows`` how many it has.  Of a Parquet
-    file they are rows ``begin`` to ``end`` of a row group; of a text file bytes ``begin`` to
-    ``end`` of what it holds uncompressed.  ``sampled`` are rows (counted from ``first``) that are
-    also scored one by one.
+    ``first`` is the number of its first row in the input, ``rows`` their count.  For Parquet they
+    are rows ``begin`` to ``end`` of a row group; for text files bytes ``begin`` to ``end`` of the
+    uncompressed content.  ``sampled`` are rows (counted from ``first``) that are also scored one by
+    one.
     """
 
     number: int
@@ -54,11 +54,11 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A feature of the table; what is declared of it, too.
+    """A feature of the table, with its declaration.
 
     Attributes:
-        least, most: A row with a number outside of these is bad; None: there is no bound.
-        required: Whether a row without it is bad.
+        least, most: A row with a number outside this range is invalid; None: no bound.
+        required: Whether a row without it is invalid.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """How columns of the table are taken.
+    """How the columns of the table are read.
 
     Attributes:
         features: In the order of the table.
-        key, time: Columns of the row's id and of when its features were true; None: there is none.
-        text_bytes_max, features_max: Bounds of the service for a text, and for the number of
-            features.
-        action: Column of the action that was taken: a text, whatever it is in the file.
+        key, time: Columns of the row's id, and of the time for which its features are valid; None:
+            there is none.
+        text_bytes_max: The service's bound for a text.
+        action: Column of the chosen action: read as text, whatever its type in the file.
     """
 
     features: tuple[Column, ...]

@@ -1,4 +1,4 @@
-"""Files of a folder, local or of any filesystem of pyarrow, written whole or not at all."""
+"""Atomic access to files of a folder, local or on any filesystem of pyarrow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEMPORARY = ".tmp"
 
 @contextlib.contextmanager
 def failures(place: str) -> Iterator[None]:
-    """Raise as PlaceFailed what pyarrow and the system raise; FileNotFoundError stays as it is."""
+    """Convert errors of pyarrow and the system to PlaceFailed; FileNotFoundError is passed on."""
     try:
         yield
     except FileNotFoundError:
@@ -30,7 +30,7 @@ def failures(place: str) -> Iterator[None]:
 
 
 def without_keys(place: str) -> str:
-    """A place without the keys that a URI may hold."""
+    """A path or URI without credentials."""
     return re.sub(r"//[^/]*@", "//", place.partition("?")[0])
 
 
@@ -39,13 +39,13 @@ class Place:
     """A file or folder.
 
     Attributes:
-        uri: As it was given: a path, or a URI of pyarrow's such as ``s3://bucket/prefix?region=…``.
+        uri: A path, or a URI of pyarrow such as ``s3://bucket/prefix?region=…``.
     """
 
     uri: str
 
     def open(self) -> tuple[Any, str]:
-        """The filesystem of pyarrow, and the path on it.  Raises PlaceFailed."""
+        """Open the pyarrow filesystem; returns it and the path on it.  Raises PlaceFailed."""
         if "://" not in self.uri:
             return fs.LocalFileSystem(), str(Path(self.uri).absolute())
         try:
@@ -57,25 +57,25 @@ class Place:
 
 
 class Folder:
-    """A folder in which a name is whole or absent, whatever stops and whenever."""
+    """A folder whose files are complete or absent, even after an interruption."""
 
     def __init__(self, place: Place) -> None:
         self._fs, self._path = place.open()
         self._local = isinstance(self._fs, fs.LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """The name's path, for messages and for pyarrow."""
+        """Path of a file, for messages and for pyarrow."""
         return f"{self._path}/{name}"
 
     def read(self, name: str) -> bytes:
-        """All bytes of a file; FileNotFoundError, PlaceFailed."""
+        """Read a file.  Raises FileNotFoundError, PlaceFailed."""
         path = self.path(name)
         with failures(path), self._fs.open_input_file(path) as file:
             data: bytes = file.read()
             return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Make a file, or replace it in one step; it is durable when this returns."""
+        """Create a file or replace it atomically; it is durable when this returns."""
         path = self.path(name)
         with failures(path):
             if self._local:
@@ -85,7 +85,7 @@ class Folder:
                 stream.write(data)
 
     def names(self, below: str = "") -> dict[str, int]:
-        """Finished files directly below a folder of this one, and their sizes in bytes."""
+        """Names and sizes in bytes of complete files directly in a subfolder."""
         return {
             info.base_name: info.size
             for info in self._infos(below)
@@ -93,7 +93,7 @@ class Folder:
         }
 
     def folders(self, below: str = "") -> list[str]:
-        """Folders directly below a folder of this one."""
+        """Names of folders directly in a subfolder."""
         infos = self._infos(below)
         return sorted(i.base_name for i in infos if i.type == fs.FileType.Directory)
 
@@ -105,7 +105,7 @@ class Folder:
             return infos
 
     def remove(self, below: str) -> None:
-        """Remove a folder of this one and all that is in it, if it is there."""
+        """Remove a subfolder with its content, if it exists."""
         path = self.path(below)
         with failures(path), contextlib.suppress(FileNotFoundError):
             self._fs.delete_dir(path)
@@ -120,7 +120,7 @@ def _write_local(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:  # on a full disk half a file is in the way of everything else
+    except OSError:  # such as a full disk: remove the partial file
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

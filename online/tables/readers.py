@@ -1,4 +1,4 @@
-"""A shard as checked rows: what the service would take, and what it would refuse, with why."""
+"""Reads a shard as validated rows, and names invalid rows with the reason."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from online.tables.layout import Column, Input, Layout, Shard
 from online.tables.places import failures
 
 BATCH_ROWS: Final = 16_384
-"""Rows in memory at once."""
+"""Most rows in memory at once."""
 
-_NUMBER_MAX: Final = 1e100  # as at the service's door
+_NUMBER_MAX: Final = 1e100  # as for requests to the service
 _INTEGER_MAX: Final = 2**53
 _KEY_BYTES_MAX: Final = 512
 _SKIP_BYTES: Final = 1 << 20
@@ -32,7 +32,7 @@ _SKIP_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A row that is not scored: its number in the file, the column (or ""), and why."""
+    """An invalid row: its number in the file, the column (or ""), and the reason."""
 
     row: int
     column: str
@@ -41,15 +41,14 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a shard.
+    """Some rows of a shard.
 
     Attributes:
-        rows: The good ones.
+        rows: The valid rows.
         numbers: Their numbers in the file, int64.
         keys: Their keys; None: the table has none.
-        bad: The others.
-        times: When their features were true, in POSIX seconds, float64; None: the table does not
-            tell.
+        bad: The invalid rows.
+        times: Times for which the features are valid, in POSIX seconds, float64; None: unknown.
     """
 
     rows: Rows
@@ -60,14 +59,14 @@ class Piece:
 
     @property
     def newest(self) -> float | None:
-        """Newest time of the good rows; None without one."""
+        """Newest time of the valid rows; None without one."""
         return None if self.times is None or not len(self.times) else float(self.times.max())
 
 
 def read(one: Input, shard: Shard, layout: Layout) -> Iterator[Piece]:
-    """The shard's rows, at most ``BATCH_ROWS`` of a Parquet file at once.
+    """Yield the shard's rows, at most ``BATCH_ROWS`` of a Parquet file at once.
 
-    Raises InputRefused: damaged, or changed since the run was planned; PlaceFailed.
+    Raises InputRefused if it is damaged, or was changed since the run was planned, and PlaceFailed.
     """
     if one.form == "parquet":
         first = shard.first
@@ -139,7 +138,7 @@ def _csv(
     try:
         table, bad_lines = _parsed(data, names, wanted, types)
         cast: list[tuple[int, str]] = []
-    except pa.ArrowInvalid:  # a value of another type: find which, from texts
+    except pa.ArrowInvalid:  # a value has another type: read texts to find it
         table, bad_lines = _parsed(data, names, wanted, dict.fromkeys(types, pa.string()))
         table, cast = _cast(table, types)
     numbers = np.setdiff1d(np.arange(shard.rows), [line for line, _ in bad_lines])
@@ -161,7 +160,7 @@ def _csv(
     for batch in table.to_batches(BATCH_ROWS):
         yield batch, numbers[at : at + batch.num_rows], bad
         at, bad = at + batch.num_rows, []
-    if bad:  # no row is good
+    if bad:  # no row is valid
         yield pa.RecordBatch.from_pylist([], schema=table.schema), numbers[:0], bad
 
 
@@ -186,7 +185,7 @@ def _parsed(
 
 
 def _cast(table: pa.Table, types: dict[str, pa.DataType]) -> tuple[pa.Table, list[tuple[int, str]]]:
-    """Texts as what they should be; places and columns of those that are not (null there)."""
+    """Convert texts to their types; also returns rows and columns of invalid ones (null there)."""
     wrong: list[tuple[int, str]] = []
     columns = []
     for name in table.column_names:
@@ -273,7 +272,7 @@ def _json_row(
 def _piece(
     one: Input, batch: pa.RecordBatch, numbers: Index, bad: list[Bad], layout: Layout
 ) -> Piece:
-    """Check each value as the service's door does."""
+    """Validate each value as the service validates requests."""
     n = batch.num_rows
     good = np.ones(n, dtype=np.bool_)
     columns: dict[str, Numbers | Text] = {}

@@ -1,5 +1,5 @@
-"""Traces of requests: what happened to one event, from its request to the other replicas.
+"""Traces of requests: the steps of one event, from its request to the other replicas.
 
-Nothing here imports OpenTelemetry but :mod:`online.tracing.spans`, which is imported when an
-endpoint is configured.
+Only :mod:`online.tracing.spans` imports OpenTelemetry; it is imported when an endpoint is
+configured.
 """

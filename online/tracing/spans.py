@@ -1,9 +1,10 @@
-"""Traces as spans of OpenTelemetry, sent by OTLP over HTTP.
+"""Exports traces as OpenTelemetry spans, by OTLP over HTTP.
 
-Imported only where an endpoint is configured.  Which requests are traced is decided here, before
-anything is made: by the caller's ``traceparent`` if there is one, else by lot, and never more than
-``traces_per_s``.  Spans and lines wait in bounded queues (``OTEL_BSP_MAX_QUEUE_SIZE``); what finds
-no room there is dropped: nobody waits for the collector.
+Imported only if an endpoint is configured.  Whether a request is traced is decided before anything
+else: by the caller's ``traceparent`` if there is one, otherwise at random, and at most
+``traces_per_s`` times a second.  Spans and log lines wait in bounded queues
+(``OTEL_BSP_MAX_QUEUE_SIZE``) and are dropped when these are full, so nothing waits for the
+collector.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from replay.plain import plain
 _PARENT: Final = b"traceparent"
 _NAMES: Final = (_PARENT, b"tracestate")
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
-_WITHIN_MAX: Final = 256  # traces whose steps are told of by turns
+_WITHIN_MAX: Final = 256  # cached parent contexts
 _PATH_MAX: Final = 256
 _SERVICE: Final = "online"
 _SEVERITIES: Final = (
@@ -48,13 +49,13 @@ _SEVERITIES: Final = (
 
 
 class Tracing:
-    """Begins traces, and turns their steps into spans.
+    """Begins traces, and converts their steps into spans.
 
     Parameters:
-        replica: Name of this process, which all of its spans carry.
-        processor: Takes the spans; None: they are sent to the endpoint, in batches, by a thread.
-        draw: A number of [0, 1) a request that no caller has decided about.
-        monotonic_s: A clock that nobody sets, for the bound of traces a second.
+        replica: Name of this process, an attribute of all its spans.
+        processor: Receives the spans; None: a thread sends them to the endpoint in batches.
+        draw: Returns a random number in [0, 1), for a request without a caller's decision.
+        monotonic_s: A monotonic clock in seconds, for the bound on traces a second.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class Tracing:
         self._lines = _Lines(settings, resource) if settings.logs and settings.endpoint else None
 
     def begin(self, headers: list[tuple[bytes, bytes]], method: str, path: str) -> Trace | None:
-        """The trace of a request about a model that begins now; None: it is not traced."""
+        """Begin the trace of a request about a model; None: it is not traced."""
         asks = False
         for name, _ in headers:
             if name == _PARENT:
                 asks = True
-        if not asks and self._draw() >= self._sample:  # most requests: this is all that they pay
+        if not asks and self._draw() >= self._sample:  # the cheap exit of most requests
             return None
         given = {
             name.decode(): value.decode("latin-1") for name, value in headers if name in _NAMES
@@ -115,7 +116,7 @@ class Tracing:
         return Trace(context, self._emit, end)
 
     def _has_room(self) -> bool:
-        """Callers may ask for traces: there is a bound that they can't move."""
+        """Apply the bound on traces a second, which includes traces that callers request."""
         second = int(self._monotonic_s())
         if second != self._second:
             self._second, self._begun = second, 0
@@ -123,18 +124,18 @@ class Tracing:
         return self._begun <= self._most
 
     def crossing(self) -> Crossing:
-        """Follows traced rows of one model to other replicas."""
+        """Make an observer of one model's traced rows on their way to other replicas."""
         return Crossing(self._emit)
 
     def _emit(
         self, context: str, name: str, begun_ns: int, ended_ns: int, more: Mapping[str, str | int]
     ) -> None:
-        if (within := _within(context)) is not None:  # else a stranger's mark
+        if (within := _within(context)) is not None:  # else an invalid context
             span = self._tracer.start_span(name, within, attributes=more, start_time=begun_ns)
             span.end(ended_ns)
 
     def close(self) -> None:
-        """Send what waits, as far as the collector takes it, and begin nothing more."""
+        """Send what is queued, as far as the collector takes it, and stop."""
         if self._lines is not None:
             self._lines.close()
         self._provider.shutdown()
@@ -142,7 +143,7 @@ class Tracing:
 
 @lru_cache(_WITHIN_MAX)
 def _within(context: str) -> Context | None:
-    """Where the steps of a ``traceparent`` belong: they come one soon after the other."""
+    """Parse a ``traceparent``; cached, because a trace's steps come soon after each other."""
     within = _PROPAGATOR.extract({"traceparent": context}, Context())
     return within if get_current_span(within).get_span_context().is_valid else None
 
@@ -152,7 +153,7 @@ def _sending(settings: Telemetry) -> SpanProcessor:
 
 
 class _Lines(logging.Handler):
-    """Sends what the service logs, beside writing it."""
+    """Sends the service's log lines to the endpoint, too."""
 
     def __init__(self, settings: Telemetry, resource: Resource) -> None:
         super().__init__(logging.INFO)
@@ -166,7 +167,7 @@ class _Lines(logging.Handler):
             logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand a line on; what goes wrong with it is not logged, which would be another line."""
+        """Export a line; its own errors are not logged, which would cause another line."""
         try:
             body = plain(record.getMessage())
             if record.exc_info and record.exc_info[1] is not None:
@@ -188,7 +189,7 @@ class _Lines(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Send what waits, and hear no more."""
+        """Send what is queued, and stop listening."""
         for logger in self._of:
             logger.removeHandler(self)
         self._provider.shutdown()

@@ -1,7 +1,7 @@
-"""One request that is traced, and its row on the way to other replicas.  Knows no OpenTelemetry.
+"""A traced request, and its row on the way to other replicas, independent of OpenTelemetry.
 
-A trace is carried by the request's context.  Whoever takes a step of the request, in whatever
-task, ends the step on it; the next one begins there.
+A trace is a context variable of its request.  Whatever task completes a step of the request ends
+the step on the trace; the next step begins there.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Final, NamedTuple
 from paramserver.core.wire import Mark, Push
 
 Emit = Callable[[str, str, int, int, Mapping[str, str | int]], None]
-"""Is told of a step: the ``traceparent`` that it belongs to, its name, begin and end in ns since
-1970, and more."""
+"""Receives a step: its parent's ``traceparent``, name, begin and end in ns since 1970, and
+attributes."""
 
 STEPS_MAX: Final = 64
-"""Steps of one trace that are told of: an upload may take thousands."""
+"""Largest number of reported steps of a trace: an upload may have thousands."""
 UNDERWAY_MAX: Final = 64
 """Traced rows of a model that are watched until other replicas may have them."""
 
 
 class Trace:
-    """A request that is traced.
+    """The trace of a request.
 
     Parameters:
         context: The ``traceparent`` of the request's own span.
-        emit: Is told of each step.
-        end: Is told the status that the request was answered with.
+        emit: Receives each step.
+        end: Receives the HTTP status of the answer.
 
     Attributes:
-        id: The trace's number, as 32 hexadecimal digits.
+        id: The trace id, as 32 hexadecimal digits.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Trace:
         self._at_ns, self._left = now_ns(), STEPS_MAX
 
     def step(self, name: str, **more: str | int) -> int:
-        """A step has ended that began at the end of the one before; returns the time, in ns."""
+        """End a step that began at the end of the previous one; return the time in ns."""
         begun_ns, self._at_ns = self._at_ns, self._now_ns()
         if self._left:
             self._left -= 1
@@ -58,7 +58,7 @@ class Trace:
 
 
 current: ContextVar[Trace | None] = ContextVar("trace", default=None)
-"""The trace of the request at hand; None: it is not traced."""
+"""The trace of the current request; None: it is not traced."""
 
 
 class _Underway(NamedTuple):
@@ -69,13 +69,13 @@ class _Underway(NamedTuple):
 
 
 class Crossing:
-    """Rows of traced requests on their way to other replicas, of one model in one process.
+    """Traced rows of one model on their way from this process to other replicas.
 
-    A mark goes with the push that holds the row; the parameter server hands it to the replicas
-    that take the values, and they tell when they have them.
+    A mark goes with the push that contains the row.  The parameter server hands it to the replicas
+    that pull the values, and they report when they have the row.
 
     Parameters:
-        emit: Is told when a row was pushed, and when another replica's was taken.
+        emit: Receives a step when a row was pushed, and when another replica's row arrived.
     """
 
     def __init__(self, emit: Emit, now_ns: Callable[[], int] = time.time_ns) -> None:
@@ -83,11 +83,11 @@ class Crossing:
         self._underway: deque[_Underway] = deque(maxlen=UNDERWAY_MAX)
 
     def learned(self, partition: int, offset: int, trace: Trace, at_ns: int) -> None:
-        """A row of a traced request is in the local model."""
+        """Record that a row of a traced request is in the local model."""
         self._underway.append(_Underway(partition, offset, trace, at_ns))
 
     def marks(self, pushes: Iterable[Push]) -> list[Mark]:
-        """Marks of the rows that these pushes hold."""
+        """Return the marks of the rows that these pushes contain."""
         if not self._underway:
             return []
         last = {push.partition: push.last for push in pushes}
@@ -98,7 +98,7 @@ class Crossing:
         ]
 
     def pushed(self, clock: Mapping[int, int]) -> None:
-        """The server's values have rows up to this clock."""
+        """Record that the server's values include rows up to this clock."""
         if not self._underway:
             return
         now_ns, left = self._now_ns(), list[_Underway]()
@@ -110,9 +110,9 @@ class Crossing:
         self._underway = deque(left, maxlen=UNDERWAY_MAX)
 
     def arrived(self, marks: Iterable[Mark]) -> None:
-        """Answers here have rows of other replicas from now on.
+        """Record that answers here include these rows of other replicas from now on.
 
-        The clocks of two hosts may differ: a step never ends before it has begun.
+        The clocks of two hosts may differ, so a step's begin is limited to its end.
         """
         for mark in marks:
             now_ns = self._now_ns()

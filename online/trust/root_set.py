@@ -15,7 +15,7 @@ import numpy.typing as npt
 from online.errors import RequestError, StartRefused
 from online.models.base import Model
 from online.models.gradients import HasGradient
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver.filters.base import Gradient
@@ -77,11 +77,11 @@ def root_rows(
     """Read the rows of the model's root set; empty without one.  Raises StartRefused."""
     if model.root_set is None:
         return []
-    door = Door(model, settings.limits, numeric_only=numeric_only)
-    return read(settings.base_dir / model.root_set, door, settings.limits.root_rows_max)
+    validator = Validator(model, settings.limits, numeric_only=numeric_only)
+    return read(settings.base_dir / model.root_set, validator, settings.limits.root_rows_max)
 
 
-def read(path: Path, door: Door, rows_max: int) -> list[tuple[Features, Label]]:
+def read(path: Path, validator: Validator, rows_max: int) -> list[tuple[Features, Label]]:
     """Read and check the rows of a CSV file with a column ``label``, or of JSON lines.
 
     A line of JSON is ``{"features": {…}, "label": …}``.  Raises StartRefused, with the row's
@@ -98,7 +98,7 @@ def read(path: Path, door: Door, rows_max: int) -> list[tuple[Features, Label]]:
                     remedy = "Give fewer, or raise limits.root_rows_max"
                     raise _refused(path, f"more than {rows_max} rows", remedy)
                 where = f"row {n}"
-                rows.append((door.features(features, where), door.label(label, where)))
+                rows.append((validator.features(features, where), validator.label(label, where)))
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "not text"
         raise _refused(path, problem, "Name a CSV file or JSON lines") from None

@@ -17,7 +17,7 @@ _LOOK_S: Final = 1.0  # seconds between two checks whether a search is due
 
 
 class SearchResult(Protocol):
-    """The result of a search, see :class:`online.service.trigger_task.SearchResult`."""
+    """Result of one search, see :class:`online.service.on_ray.trigger_task.SearchResult`."""
 
     @property
     def triggers(self) -> Sequence[Trigger]:

@@ -20,7 +20,7 @@ from paramserver.clients.client import Client
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.process.actor import FindGone, ParameterServer, ServerSettings, identity
 from paramserver.process.lineage import Lineage
-from paramserver.process.near import MESSAGE_MAX, Line
+from paramserver.process.local_socket import MESSAGE_MAX, LocalConnection
 from paramserver.process.sharing import Shard
 from paramserver.store import Store
 
@@ -109,9 +109,9 @@ def _exists(name: str, namespace: str) -> bool:
 class ParameterClient(Client):
     """A client of a server that is a Ray actor.  Use from one event loop.
 
-    ``sync`` uses a local socket (:mod:`paramserver.process.near`) if the server is on this machine
-    and has answered one ``sync`` through Ray.  Other calls, and calls that fail on the socket, go
-    through Ray.
+    ``sync`` uses a local socket (:mod:`paramserver.process.local_socket`) if the server is on this
+    machine and has answered one ``sync`` through Ray.  Other calls, and calls that fail on the
+    socket, go through Ray.
 
     Parameters:
         name, namespace: Name of the actor.  Its handle is looked up when needed, and again after
@@ -122,53 +122,53 @@ class ParameterClient(Client):
         super().__init__(name)
         self._namespace = namespace
         self._handle: Any = None
-        self._line: Line | None = None
-        self._met, self._line_due_s = False, 0.0
+        self._connection: LocalConnection | None = None
+        self._met, self._connect_due_s = False, 0.0
 
     @property
     def near(self) -> bool:
         """Whether the local socket is connected, so that the next ``sync`` uses it."""
-        return self._line is not None
+        return self._connection is not None
 
     async def _call(self, method: str, args: tuple[object, ...]) -> Any:
         if method != "sync":
             return await self._by_ray(method, args)
         (request,) = args
         assert isinstance(request, bytes)
-        if len(request) <= MESSAGE_MAX and (answer := await self._over_line(request)):
+        if len(request) <= MESSAGE_MAX and (answer := await self._over_socket(request)):
             return answer
         answer = await self._by_ray(method, args)
         self._met = True
         return answer
 
-    async def _over_line(self, request: bytes) -> bytes:
+    async def _over_socket(self, request: bytes) -> bytes:
         """Return the reply over the local socket; empty: use Ray."""
-        line, self._line = self._line, None  # one request at a time
-        if line is None and self._met and time.monotonic() >= self._line_due_s:
-            self._line_due_s = time.monotonic() + _NEAR_AGAIN_S
-            line = await self._connected()
-        if line is None:
+        connection, self._connection = self._connection, None  # one request at a time
+        if connection is None and self._met and time.monotonic() >= self._connect_due_s:
+            self._connect_due_s = time.monotonic() + _NEAR_AGAIN_S
+            connection = await self._connected()
+        if connection is None:
             return b""
         try:
-            answer = await line.ask(request)
+            answer = await connection.ask(request)
         except BaseException as error:  # close, so that no later request reads this reply
-            line.close()
+            connection.close()
             self._met = False
             if isinstance(error, (OSError, EOFError)):
                 return b""
             raise
-        self._keep(line)
+        self._keep(connection)
         return answer
 
-    def _keep(self, line: Line) -> None:
-        if self._line is not None:  # another request has connected meanwhile
-            self._line.close()
-        self._line = line
+    def _keep(self, connection: LocalConnection) -> None:
+        if self._connection is not None:  # another request has connected meanwhile
+            self._connection.close()
+        self._connection = connection
 
-    async def _connected(self) -> Line | None:
+    async def _connected(self) -> LocalConnection | None:
         with contextlib.suppress(ParamServerError, OSError, EOFError):
             async with asyncio.timeout(_NEAR_S):  # TimeoutError is an OSError
-                return await Line.to(*await self._by_ray("near", ()))
+                return await LocalConnection.to(*await self._by_ray("near", ()))
         return None
 
     async def _by_ray(self, method: str, args: tuple[object, ...]) -> Any:

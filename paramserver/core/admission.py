@@ -65,7 +65,7 @@ class TableBounds:
     sights: int = 1
 
 
-class Sights:
+class SightingSketch:
     """A count-min sketch of how many pushes have touched each id.
 
     Parameters:
@@ -86,7 +86,7 @@ class Sights:
         return self._key + self.since.to_bytes(8, "little") + self._counts.tobytes()
 
     @classmethod
-    def read(cls, data: bytes) -> Sights:
+    def read(cls, data: bytes) -> SightingSketch:
         """Return the sketch that :meth:`packed` encoded."""
         n = 8 * _HASHES
         made = cls(data[:n], (len(data) - n - 8) // _HASHES)
@@ -136,7 +136,9 @@ class Keeper:
         self, bounds: TableBounds, kept: Blocks, draw: Callable[[int], bytes] = urandom
     ) -> None:
         self._bounds, self._draw = bounds, draw
-        self._sights = {n: Sights.read(b.data) for n, b in kept.items() if n.startswith(_SIGHTS)}
+        self._sights = {
+            n: SightingSketch.read(b.data) for n, b in kept.items() if n.startswith(_SIGHTS)
+        }
         self._ranks = {n: b.data.copy() for n, b in kept.items() if n.startswith(_RANKS)}
         self._ages = {n: _DOUBLE.unpack(b.data)[0] for n, b in kept.items() if n.startswith(_AGE)}
         self._looked = 0
@@ -269,11 +271,11 @@ class Keeper:
         some = table.ids_at(distinct(places).astype(np.int64) + table.begin)
         return some if len(some) >= many else table.ids
 
-    def _sights_of(self, name: str) -> Sights:
+    def _sights_of(self, name: str) -> SightingSketch:
         found = self._sights.get(_SIGHTS + name)
         if found is None:
             cells = 1 << (_CELLS * self._bounds.rows_max - 1).bit_length()
-            found = self._sights[_SIGHTS + name] = Sights(self._draw(8 * _HASHES), cells)
+            found = self._sights[_SIGHTS + name] = SightingSketch(self._draw(8 * _HASHES), cells)
         return found
 
 

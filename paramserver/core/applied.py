@@ -1,7 +1,8 @@
 """Records of a server's newest pushes: which partition they came from and which keys they touched.
 
-For replicas that fetch the values in parts, :class:`Walks` records the keys touched since their
-last request.  So such a replica need not start over, however many pushes were applied meanwhile.
+For replicas that fetch the values in parts, :class:`PartialPulls` records the keys touched since
+their last request.  So such a replica need not start over, however many pushes were applied
+meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 from paramserver.core.blocks import Touched, add_touched
 from paramserver.core.wire import Version
 
-WALKS_MAX: Final = 8
+PULLS_MAX: Final = 8
 """Number of replicas fetching values in parts whose touched keys are recorded."""
 
 
@@ -67,10 +68,10 @@ class AppliedPushes:
         return touched
 
 
-class Walks:
+class PartialPulls:
     """Records the touched keys for each replica that fetches the values in parts.
 
-    A record holds at most all keys of the values.  Beyond ``WALKS_MAX`` the replica whose record
+    A record holds at most all keys of the values.  Beyond ``PULLS_MAX`` the replica whose record
     began first is dropped.
     """
 
@@ -81,7 +82,7 @@ class Walks:
         """Start to record touched keys for a replica whose values are all of ``version``."""
         self._by_reader.pop(reader, None)
         self._by_reader[reader] = (version, {})
-        if len(self._by_reader) > WALKS_MAX:
+        if len(self._by_reader) > PULLS_MAX:
             del self._by_reader[next(iter(self._by_reader))]
 
     def ask(self, reader: str, since: Version | None) -> None:

@@ -16,7 +16,7 @@ _CHANGED: Final = np.uint8(2)
 _LEAST: Final = 1024
 
 
-class Marks:
+class RowFlags:
     """One byte of flags for each row number, allocated when the first flag is set.
 
     Attributes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from paramserver.core.applied import Walks
+from paramserver.core.applied import PartialPulls
 from paramserver.core.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
 from paramserver.core.rows import Rows
 from paramserver.core.wire import Place, SyncRequest, Version, encode_piece
@@ -155,11 +155,11 @@ class WalkedParts(Parts):
 
     def __init__(self, keys_max: int, behind_max: int) -> None:
         super().__init__(keys_max, behind_max)
-        self._walks = Walks()
+        self._pulls = PartialPulls()
 
     def note(self, touched: Touched) -> None:
         """Record the keys that a push has touched."""
-        self._walks.note(touched)
+        self._pulls.note(touched)
 
     def reply_fields(
         self,
@@ -169,16 +169,16 @@ class WalkedParts(Parts):
         changes_since: Callable[[Version | None], Touched | None],
     ) -> dict[str, Any]:
         """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request."""
-        walks, reader = self._walks, request.replica
-        walks.ask(reader, request.since)
+        pulls, reader = self._pulls, request.replica
+        pulls.ask(reader, request.since)
 
         def known_since(since: Version | None) -> Touched | None:
-            known = walks.touched_since(reader, since)
+            known = pulls.touched_since(reader, since)
             return changes_since(since) if known is None else known
 
         fields = super().reply_fields(request, values, version, known_since)
         if fields["kind"] == "part" and version in (fields.get("reached"), fields["since"]):
-            walks.begin(reader, version)
+            pulls.begin(reader, version)
         return fields
 
 

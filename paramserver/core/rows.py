@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from paramserver.core.flags import Flags, Marks
+from paramserver.core.flags import Flags, RowFlags
 from paramserver.core.ids import IdArray, Ids, Numbers, distinct
 from paramserver.core.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of, pages_for
 from paramserver.errors import BlockError
@@ -62,7 +62,7 @@ class Rows:
         held[: len(ids)] = numbers
         self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
         self._pages: Pages = np.arange(pages_for(self._n))
-        self._marks = Marks()
+        self._marks = RowFlags()
 
     @classmethod
     def empty(cls, width: int) -> Self:

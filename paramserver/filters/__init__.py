@@ -1,1 +1,1 @@
-"""Filters over feedback: one test a file, a chain of them, and what is known of each source."""
+"""Filters that detect poisoned feedback: one test per file, their chain, and source statistics."""

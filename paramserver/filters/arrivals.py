@@ -1,8 +1,9 @@
-"""Who sends now: the last arrivals, counted by source, in a window that no flood can fill.
+"""The last arrivals counted by source, in a window that a flood cannot fill.
 
-A window of so many arrivals is whose who sends most: with fifteen lies a row nearly all of it is
-lies, and each source that is looked for in it is a liar.  So the window is as long as it takes to
-hear of each source about eight times: what a source sends beyond twice that doesn't shorten it.
+A window of a fixed number of arrivals is dominated by the sources that send most: with fifteen
+poisoned events per honest one it would contain almost only the attackers.  So the window is as long
+as it takes to receive about eight events from each source; events of a source beyond sixteen do not
+shorten it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Final
 from paramserver.filters.base import Source
 
 EARNED: Final = 8
-"""Taken events after which a source is established: it has its own budget, and others are compared
-with it."""
+"""Number of taken events after which a source is established: it has its own budget, and others are
+compared with it."""
 
 _EACH: Final = 8
 _LEAST: Final = 64
@@ -26,26 +27,27 @@ _NONE: Final = (0, 0.0)
 
 
 class Arrivals:
-    """The last arrivals.  ``len``: how many.
+    """The window of the last arrivals; ``len`` is their number.
 
     Parameters:
-        most: Arrivals looked back at; at most, and 64 for each source seen in them.
+        most: Greatest number of arrivals; also at most 64 for each source in the window.
 
     Attributes:
-        new: Weight of those of sources that were not established when they came.
-        total: Weight of all: each counts as its weight, and at least as one.
-        budget: Weight that a source may have among them: twice the median source's, and what is
-            chance; None: fewer than ``EARNED`` sources send.
-        established: Sources among them with a budget of their own.
-        flooding: Those that send more than their budget, and than twice what they used to, until
-            they send no more than that.  Who has always sent much is no flood.
+        new: Weight of arrivals whose source was not established at that time.
+        total: Weight of all arrivals; each counts as its weight, but at least as 1.
+        budget: Weight that one source may have in the window: twice the median source's plus a
+            margin for chance; None: fewer than ``EARNED`` sources send.
+        established: Number of sources in the window with their own budget.
+        flooding: Sources that send more than their budget and more than twice their usual rate,
+            until they are within the budget again.  A source that has always sent much is not
+            flooding.
     """
 
     def __init__(self, most: int = 4096) -> None:
         self._most = most
         self._window: deque[tuple[str, bool, float]] = deque()
         self._count: dict[str, tuple[int, float]] = {}  # in the order in which they were last seen
-        self._held = 0  # arrivals, as far as they are no more than twice _EACH of a source
+        self._held = 0  # arrivals, counting at most 2 * _EACH of a source
         self.new = self.total = 0.0
         self.budget: float | None = None
         self.established = 0
@@ -55,19 +57,19 @@ class Arrivals:
         return len(self._window)
 
     def __iter__(self) -> Iterator[str]:
-        """The sources, last seen first."""
+        """Iterate over the sources, last seen first."""
         return reversed(self._count)
 
     def lately(self, most: int) -> list[str]:
-        """So many of them."""
+        """Return at most ``most`` sources, last seen first."""
         return list(islice(reversed(self._count), most))
 
     def count(self, source: str) -> float:
-        """Weight of this source's arrivals."""
+        """Return the weight of a source's arrivals."""
         return self._count.get(source, _NONE)[1]
 
     def add(self, source: str, *, new: bool, weight: float = 1.0) -> None:
-        """One more, by a source that is established or ``new``."""
+        """Add an arrival; ``new``: its source is not established."""
         count, weight = self._count, max(weight, 1.0)
         n, known = count.pop(source, _NONE)
         count[source] = n + 1, known + weight
@@ -95,7 +97,7 @@ class Arrivals:
             del self._count[source]
 
     def refresh(self, sources: Iterable[Source]) -> None:
-        """The budget anew, by the median source of those that are established, or of all."""
+        """Recompute the budget from the median of the established sources, or of all."""
         known = list(sources)
         earned = [s.name for s in known if s.taken >= EARNED]
         self.established = len(earned)
@@ -106,8 +108,8 @@ class Arrivals:
             return
         twice = 2.0 * counts[len(counts) // 2]
         self.budget = twice + 2.0 * twice**0.5 + _CHANCE
-        # what it used to send is by events before these: a flood that is taken does not become
-        # usual; while there are few before, by all
+        # The usual rate is taken from events before the window, so that a flood does not become
+        # usual; if there are few of these, from all events.
         total = sum(s.taken for s in known)
         early = total < 2.0 * self.total
         used = 2.0 * self.total / max(total if early else total - self.total, 1.0)

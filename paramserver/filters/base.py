@@ -1,7 +1,7 @@
-"""This module says what a filter is told, what it answers, and what it may keep of a source.
+"""The interface of a filter: its input (event and source), its opinion, and the source record.
 
-A filter never sees models, clocks or networks.  It judges an :class:`Event` without changing
-anything; what it has measured comes back to it in :meth:`Filter.learn` once the event's row is
+A filter has no access to models, clocks or networks.  It judges an :class:`Event` without changing
+anything.  Its measurements are passed back to it in :meth:`Filter.learn` once the event's row is
 written, in the order of the rows.
 """
 
@@ -25,16 +25,16 @@ ACCEPTED: Final = "accepted"
 CLIPPED: Final = "clipped"
 QUARANTINED: Final = "quarantined"
 REFUSED: Final = "refused"
-"""Verdicts.  ``refused`` is for what no row may hold: it is answered, counted, not written."""
+"""Verdicts.  ``refused`` events are invalid: they are answered and counted, but not written."""
 
 EVIDENCE_MAX: Final = 8.0
-"""Most log likelihood ratio that a test keeps for or against a source, in nats."""
+"""Greatest absolute evidence (log likelihood ratio, nats) of one test on a source."""
 
 STEP_MAX: Final = 2.0
-"""Most that one event adds to it."""
+"""Greatest absolute evidence of one event, in nats."""
 
 UNLIKELY: Final = "unlikely"
-"""Name of the test on unlikely labels, which keeps little for a source."""
+"""Name of the test on unlikely labels, which keeps little positive evidence."""
 
 _DOUBTED: Final = -1.0
 
@@ -43,9 +43,9 @@ _LINE: Final = 16
 
 
 class Favour(NamedTuple):
-    """A reward of a choice, and what was expected of the action; both as shares of the range.
+    """The reward of a choice and its expectation, both scaled to [0, 1].
 
-    ``action`` is a hash of its id.
+    ``action`` is a hash of the chosen action's id.
     """
 
     action: int
@@ -55,24 +55,24 @@ class Favour(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One piece of feedback, or one push of an untrusted pusher.
+    """One feedback event, or one push from an untrusted sender.
 
     Attributes:
-        source: Who sent it, 1 to 256 characters.
-        key: Its id, at most 64 bytes; all randomness is keyed by it.
-        gradient: float32 [d]: of the loss, by the parameters.  None for models without one (trees).
-        loss: Of the model's answer before this label was learned, finite, ≥ 0 (log loss: −log
-            p(label)); None if nothing was predicted.
-        version, base: Number of the parameters when it came, and of those that the gradient was
-            computed with: the same for feedback, earlier for pushes.
+        source: Name of the sender, 1 to 256 characters.
+        key: Id of the event, at most 64 bytes, which seeds all randomness.
+        gradient: Gradient of the loss, float32 [d]; None for models without one (trees).
+        loss: Loss of the model's prediction before the label was learned, finite, ≥ 0 (log loss:
+            −log p(label)); None without a prediction.
+        version, base: Version of the parameters when the event came, and of those with which the
+            gradient was computed: equal for feedback, older for pushes.
         label: The label's JSON text; None for pushes.
         digest: Hash of features and label text; None for pushes.
         features_digest: Hash of the features alone.
-        answer: JSON text of the label that the model gave; None if nothing was predicted.
-        weight: Of the event, > 0: ``gradient`` has it already, budgets count it.
-        favour: Of a reward; None: the event is none.
-        other: A label that was not said, and the loss that it would have had; None: of two labels
-            it is the other one, and of numbers there is none.
+        answer: JSON text of the predicted label; None without a prediction.
+        weight: Weight of the event, > 0, which the ``gradient`` includes and budgets count.
+        favour: The reward, if the event is one, or None.
+        other: Another label than the event's, and the loss that it would have had.  None for two
+            labels, where it is the other one, and for numbers, where there is none.
     """
 
     source: str
@@ -92,10 +92,9 @@ class Event:
 
     @property
     def square(self) -> float:
-        """Return the square of the gradient's length, in float32.
+        """The squared norm of the gradient in float32, computed once.
 
-        It is ∞ from 10³⁸ on, NaN if a number of the gradient is NaN, and 0 if there is no gradient.
-        All numbers are walked over, once.
+        It is ∞ above 10³⁸, NaN if an element of the gradient is NaN, and 0 without a gradient.
         """
         if not self._squares:
             x = self.gradient
@@ -106,21 +105,21 @@ class Event:
 
 @dataclass(slots=True)
 class Source:
-    """A record of what is known of a source.  It is bounded: a few hundred bytes.
+    """Statistics of one source, bounded to a few hundred bytes.
 
     Attributes:
-        name: Who it is.
-        evidence: For each test the log likelihood ratio of honest to hostile, within
+        name: Name of the source.
+        evidence: For each test, the log likelihood ratio of honest to hostile, within
             ±``EVIDENCE_MAX``.
-        means: Moving mean of what each test has measured of its events, over about 9.
-        taken: Events that were accepted or clipped.
-        offences, releases: Highest number of a quarantine and of a release; quarantined while the
-            first is larger.
-        shadow: Events scored since it was quarantined.
-        good: Whether some test has spoken clearly for it (evidence ≥ 4) since it last turned.
+        means: Moving average of each test's measurements over about 9 events.
+        taken: Number of events that were accepted or clipped.
+        offences, releases: Number of the last quarantine and of the last release; the source is
+            quarantined while the first is larger.
+        shadow: Number of events scored since it was quarantined.
+        good: Whether a test had clear evidence for it (≥ 4) since it last turned.
         turned_at: Number of the arrival at which it went from good to evidence below −2; 0: never.
         recent: ``(features, event)`` digests of its last events, for the sample checks.
-        labels: How often it gave each label; the least common ones are forgotten beyond eight.
+        labels: Count of each label it sent; beyond eight labels the rarest is dropped.
     """
 
     name: str
@@ -137,43 +136,42 @@ class Source:
 
     @property
     def quarantined(self) -> bool:
-        """Whether its events are set aside."""
+        """Whether the source is quarantined."""
         return self.offences > self.releases
 
     @property
     def standing(self) -> float:
-        """The worst of the tests' evidence; 0 if there is none."""
+        """The lowest evidence of any test; 0 without evidence."""
         return min(self.evidence.values(), default=0.0)
 
     @property
     def trust(self) -> float:
-        """The same of the tests that keep much for a source."""
+        """The lowest evidence of any test other than ``UNLIKELY``; 0 without evidence."""
         return min((e for test, e in self.evidence.items() if test != UNLIKELY), default=0.0)
 
     @property
     def doubted(self) -> bool:
-        """Whether its labels are so often unlikely that nobody is to be measured by them."""
+        """Whether its labels are so often unlikely that reference statistics leave them out."""
         return self.evidence.get(UNLIKELY, 0.0) < _DOUBTED
 
     def mean(self, test: str, x: float) -> None:
-        """Take one more measurement of a test into its moving mean."""
+        """Update a test's moving average with one measurement."""
         old = self.means.get(test)
         self.means[test] = x if old is None else old + (x - old) / 5.0
 
 
 class Opinion(msgspec.Struct, frozen=True, gc=False):
-    """A filter's answer on one event.
+    """A filter's opinion on one event.
 
     Attributes:
-        factor: In [0, 1]: how much of the event this filter lets through.
+        factor: Factor on the event's weight, in [0, 1].
         evidence: Nats for (> 0) or against (< 0) the source, within ±``STEP_MAX``.
-        score: What was measured, finite; to be shown.
-        detail: A second measurement that the filter wants back in :meth:`Filter.learn`.
-        reason: Why it is not let through whole; empty if it is.
-        stop: Set the event aside at once; later filters are not asked.
-        refuse: It can't be judged at all (not finite, wrong shape); nothing is learned from it.
-        off: The test says nothing about anybody now, and what it said of a source before doesn't
-            count.
+        score: The measured statistic, finite, for display.
+        detail: A second measurement, passed back in :meth:`Filter.learn`.
+        reason: Why the factor is below 1; empty otherwise.
+        stop: Quarantine the event at once; later filters are not called.
+        refuse: The event is invalid (not finite, wrong shape); nothing is learned from it.
+        off: The test is inactive now, and its earlier evidence does not count.
     """
 
     factor: float = 1.0
@@ -188,20 +186,20 @@ class Opinion(msgspec.Struct, frozen=True, gc=False):
 
 PASS: Final = Opinion()
 OFF: Final = Opinion(off=True)
-"""Of a test that can say nothing about anybody now."""
+"""The opinion of an inactive test."""
 
 
 class Filter:
-    """One test.  What it does not say of itself is as here, and the chain knows it by no more.
+    """The base class of tests; the chain uses no more than this interface.
 
     Attributes:
         name: Key of its evidence and its means.
-        budgets: Its factor is for how much a source sends, not for what an event is.
-        wrong: It was mistaken: sources that it condemned are pardoned.
-        turning: It says that the world has turned, not its sources.
-        bounds: Bounds on losses, none yet if it is empty; None: losses that others have taken are
-            nothing to it.
-        losses: Those that it keeps for the chain; None: it keeps none.
+        budgets: Whether its factor limits how much a source sends, rather than a single event.
+        wrong: Whether it was mistaken, so that sources quarantined because of it are pardoned.
+        turning: Whether it reports that the stream has changed, not the sources.
+        bounds: Bounds on losses (empty at first); None: the test does not use losses of other
+            replicas' events.
+        losses: Losses that it counts for the chain, or None.
     """
 
     name: str
@@ -212,65 +210,66 @@ class Filter:
     losses: Losses | None = None
 
     def watch(self, arrivals: Arrivals) -> None:
-        """Who sends now, as the chain counts it; told once."""
+        """Receive the chain's arrival statistics; called once at the start."""
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        """Answer on the event.  Changes nothing, takes any gradient, raises nothing."""
+        """Return an opinion on the event.  Changes nothing and never raises."""
         raise NotImplementedError
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        """The event is written; ``taken``: it was accepted or clipped.
+        """Learn from an event that was written; ``taken``: it was accepted or clipped.
 
-        Statistics that others are judged by are learned from taken events only.
+        Statistics by which other sources are judged are learned from taken events only.
         """
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
-        """Another replica has taken an event with this loss; asked of those with ``bounds``."""
+        """Learn the loss of an event that another replica has taken (only with ``bounds``)."""
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        """Draw nulls again; ``sources`` are those of the last arrivals."""
+        """Recompute null distributions; ``sources`` are those of the last arrivals."""
 
 
 def clipped_step(evidence: float) -> float:
-    """``evidence`` within ±``STEP_MAX``; 0 for NaN."""
+    """Return ``evidence`` clipped to ±``STEP_MAX``; 0 for NaN."""
     if evidence != evidence:
         return 0.0
     return min(max(evidence, -STEP_MAX), STEP_MAX)
 
 
 class Probes:
-    """Some of a gradient's numbers, drawn once: ``n`` of ``size``, or all if there are no more.
+    """A fixed random sample of a gradient's elements: ``n`` of ``size``, or all if fewer.
 
-    Lines of sixteen, as memory is read: of single ones, spread out, each would read a line.
+    Runs of sixteen elements are sampled, the size of a cache line, because reading a single element
+    loads a whole line.
     """
 
     def __init__(self, size: int, n: int, rng: np.random.Generator) -> None:
-        self._start = int(rng.integers(size % _LINE + 1))  # lest the last ones are never looked at
+        self._start = int(rng.integers(size % _LINE + 1))  # so that the last ones can be sampled
         self._stop = self._start + size // _LINE * _LINE
         self._lines: npt.NDArray[np.intp] | None = None
         if size > n:
             self._lines = np.sort(rng.choice(size // _LINE, n // _LINE, replace=False))
 
     def of(self, gradient: Gradient) -> Gradient:
-        """These numbers, in the order of their places."""
+        """Return the sampled elements of a gradient in their order."""
         if self._lines is None:
             return gradient
         lines = gradient[self._start : self._stop].reshape(-1, _LINE)
         return lines.take(self._lines, axis=0).reshape(-1)
 
     def of_each(self, gradients: Sequence[Gradient]) -> Gradient:
-        """Those of some gradients, [n, m]."""
+        """Return the sampled elements of several gradients, shape [n, m]."""
         if self._lines is None:
             return np.stack(gradients)
         out = np.empty((len(gradients), len(self._lines), _LINE), np.float32)
         for gradient, row in zip(gradients, out, strict=True):
             lines = gradient[self._start : self._stop].reshape(-1, _LINE)
-            lines.take(self._lines, axis=0, out=row, mode="clip")  # others are buffered
+            lines.take(self._lines, axis=0, out=row, mode="clip")  # other modes use a buffer
         return out.reshape(len(gradients), -1)
 
 
 def quantile(values: Iterable[float], level: float) -> float:
-    """Linear between the two nearest of one number or more; numpy's takes 26 µs for eighty."""
+    """Return a quantile of one or more numbers, interpolated; numpy's takes 26 µs for eighty."""
     order = sorted(values)
     at = level * (len(order) - 1)
     below = order[int(at)]
@@ -278,9 +277,9 @@ def quantile(values: Iterable[float], level: float) -> float:
 
 
 def keyed(key: bytes) -> np.random.Generator:
-    """A counter-based generator (Philox) that only the key decides.
+    """Return a counter-based generator (Philox) seeded by the key only.
 
-    The same event gives the same draws in every process and every repeat of learning.
+    So an event gives the same draws in every process and every replay.
     """
     words = np.frombuffer(key.ljust(16, b"\0")[:16], dtype="<u8")
     return np.random.Generator(np.random.Philox(key=words))

@@ -1,6 +1,6 @@
-"""The filters one after the other, and what follows from what they say.
+"""The chain of filters, which combines their opinions to a verdict on each event.
 
-``decide`` changes nothing and is final once its answer is written; ``observe`` is called for each
+``decide`` changes nothing; its verdict is final once it is written.  ``observe`` is called for each
 written event, in the order of the rows, with the verdict that was written.
 """
 
@@ -42,34 +42,34 @@ from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
 
 QUARANTINE_AT: Final = -6.0
-"""Wald: an honest source is condemned with probability of about e⁻⁶ = .25 %."""
+"""By Wald's bound an honest source is quarantined with probability of about e⁻⁶ = 0.25 %."""
 
 REFRESH_EVERY: Final = 10
 RELEASE_AFTER: Final = 20
 OFFENCES_MAX: Final = 3
-"""From this quarantine on only an operator releases."""
+"""From this quarantine on only an operator can release the source."""
 
 DRIFT_SHARE: Final = 0.4
 DRIFT_SOURCES_MIN: Final = 4
 LATELY_MAX: Final = 512
 HEARD_MAX: Final = 256
-"""Events of a source that are heard of at once from other replicas."""
+"""Greatest number of events of a source that are processed at once from other replicas."""
 
 _NOBODY: Final = "no test"
 _WHOLE: Final = 0.95
-"""Weights from here on are 1: what is learned of a source in good standing is learned whole."""
+"""Weights from here on count as 1, so that sources in good standing have full weight."""
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """A verdict is what is written beside an event.
+    """The verdict on an event.
 
     Attributes:
         verdict: ``accepted``, ``clipped``, ``quarantined`` or ``refused``.
-        weight: In [0, 1], by the standing of the source and its budget.
-        clip: In [0, 1], by what this event is.
-        score: What the deciding test measured, finite.
+        weight: Factor in [0, 1] for the source's standing and budget.
+        clip: Factor in [0, 1] for this event.
+        score: Statistic of the deciding test, finite.
         reason: ``test: why``, for people; empty if accepted.
-        opinions: Of each filter that was asked; not written, and given back to ``observe``.
+        opinions: Opinions of the filters called; not written, but passed back to ``observe``.
     """
 
     verdict: str
@@ -81,32 +81,32 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def factor(self) -> float:
-        """By how much the event's weight is multiplied when it is learned."""
+        """The factor on the event's weight when it is learned."""
         return self.weight * self.clip
 
     @property
     def taken(self) -> bool:
-        """Whether it is learned now."""
+        """Whether the event is learned (accepted or clipped)."""
         return self.verdict in (ACCEPTED, CLIPPED)
 
 
 class Chain:
-    """Filters over one model's feedback in one process.  Not safe for several threads.
+    """The filters of one model's feedback in one process.  Not thread-safe.
 
     Parameters:
-        filters: Asked in this order.
-        reference: The root set, drawn from at each refresh; None: there is none.
-        sources_max: Sources that are known.
-        refresh_every: Arrivals between two refreshes.
-        credit: Nats that a source is believed before its events weigh less.  0: one that nobody
-            knows weighs half.
+        filters: The filters, in the order in which they are called.
+        reference: The root set, sampled at each refresh, or None.
+        sources_max: Greatest number of sources with statistics.
+        refresh_every: Number of arrivals between two refreshes.
+        credit: Evidence in nats that every source is credited with when its weight is computed.
+            With 0, an unknown source has half of the weight.
 
     Attributes:
-        sources: What is known of each source.
-        losses: Those of taken events.
-        arrivals: Who sends now, here and at other replicas.
-        drift: Many sources have turned at once: the world has, not they.  Nobody is quarantined for
-            as long as it holds; clipping, events set aside one by one, and budgets stay.
+        sources: Statistics of the sources.
+        losses: Losses of taken events.
+        arrivals: The last arrivals, here and at other replicas.
+        drift: Whether many sources have turned at once, so that the stream has changed.  Meanwhile
+            no source is quarantined; clipping, quarantine of single events, and budgets go on.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Chain:
             test.watch(self.arrivals)
 
     def decide(self, event: Event) -> Verdict:
-        """The verdict on an event.  Changes nothing."""
+        """Return the verdict on an event.  Changes nothing."""
         source = self.sources.get(event.source)
         weight, clip, worst = 1.0, 1.0, PASS
         opinions: list[Opinion] = []
@@ -157,7 +157,7 @@ class Chain:
         if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
             reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
-        # a source of which no test says anything is not held to be half a liar
+        # without evidence a source has full weight, not 1/2
         trust = 1.0 if test_name == _NOBODY else 1.0 / (1.0 + exp(-standing - self._credit))
         weight *= 1.0 if trust >= _WHOLE else trust
         if weight * clip == 1.0:
@@ -166,7 +166,7 @@ class Chain:
         return Verdict(CLIPPED, weight, clip, worst.score or standing, reason, asked)
 
     def _standing_after(self, source: Source, opinions: Sequence[Opinion]) -> tuple[float, str]:
-        """The worst evidence if this event's is counted, and the test that it is of."""
+        """Return the lowest evidence including this event's, and the name of its test."""
         worst, name = EVIDENCE_MAX, _NOBODY
         for test, opinion in zip(self.filters, opinions, strict=False):
             known = source.evidence.get(test.name)
@@ -178,7 +178,7 @@ class Chain:
         return (0.0, name) if name == _NOBODY else (worst, name)
 
     def observe(self, event: Event, verdict: Verdict) -> None:
-        """The event is written with this verdict, after all that were observed before."""
+        """Learn from an event that was written with this verdict, in the order of the rows."""
         if verdict.verdict == REFUSED:
             return
         source, taken, drift = self.sources.touch(event.source), verdict.taken, self.drift
@@ -187,7 +187,7 @@ class Chain:
         self.arrivals.add(event.source, new=new, weight=event.weight)
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)
-            # what a turning world says of a source is not held against it
+            # evidence against sources does not count while the stream changes
             evidence = max(opinion.evidence, 0.0) if drift else opinion.evidence
             if evidence != 0.0:
                 self.sources.add(source, test.name, evidence, self._arrivals)
@@ -203,22 +203,23 @@ class Chain:
             self.refresh(event.key, event.version)
 
     def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
-        """Take back what an event said of its source: a later one has corrected it."""
+        """Revert the evidence of an event that a later one has corrected."""
         if evidence and not self.drift:
             known = self.sources.get(source)
             for test, nats in evidence.items():
                 self.sources.add(known, test, -nats, self._arrivals)
 
     def catch_up(self, key: bytes, version: int) -> None:
-        """Hear what other replicas have taken, before an event with this key is decided.
+        """Process events that other replicas have taken, before the event with this key is decided.
 
-        Whoever hears little is to judge as who hears all.  ``version``: as in :meth:`refresh`.
+        So a replica with few events of its own judges as one that receives all.  ``version``: as in
+        :meth:`refresh`.
         """
         if not self.sources.heard and not self.losses.heard:
             return
         taken, self.sources.heard = self.sources.heard, {}
         heard, self.losses.heard = self.losses.heard, []
-        if not taken:  # a replica that begins: losses are what it has
+        if not taken:  # a starting replica has only losses
             taken = Counter(name for name, _, _ in heard)
         before = self._arrivals // self._every
         for name, n in taken.items():
@@ -238,11 +239,11 @@ class Chain:
             self.refresh(key, version)
 
     def cut(self) -> Blocks:
-        """Return what the observed events did to the sources; it goes with their range's push."""
-        return self.sources.cut() | self.losses.cut()  # of other names
+        """Return the increments of the observed events, to be pushed with their range of rows."""
+        return self.sources.cut() | self.losses.cut()  # their block names differ
 
     def rebase(self, values: Blocks) -> None:
-        """Take the server's values, with what is open on top, and act on what all have seen."""
+        """Replace statistics by the server's plus open increments; quarantine by the result."""
         for name in self.losses.blocks:
             if (block := values.get(name)) is not None:
                 self.losses.rebase(block.data)
@@ -251,7 +252,7 @@ class Chain:
                 self.sources.quarantine(source)
 
     def reset(self, values: Blocks) -> None:
-        """Be exactly ``values``, with nothing open."""
+        """Replace all statistics by ``values``, with no open increments."""
         self.losses.reset()
         self.sources.reset({}, self._arrivals)
         self.rebase(values)
@@ -263,9 +264,10 @@ class Chain:
             self.sources.release(source)
 
     def refresh(self, key: bytes, version: int) -> None:
-        """Draw nulls again, keyed by the event after which it happens, and look for drift.
+        """Recompute null distributions, seeded by the last event's key, and check for drift.
 
-        ``version``: number of the parameters that the root set's gradients are computed with.
+        Parameters:
+            version: Version of the parameters with which the root set's gradients are computed.
         """
         rng = keyed(key)
         if self.reference is not None:
@@ -276,7 +278,7 @@ class Chain:
             test.refresh(rng, lately)
         self._look_for_drift(lately)
         for name in (test.name for test in self.filters if test.wrong):
-            for source in lately:  # what it said before it was known to be wrong
+            for source in lately:  # quarantined before the test was known to be wrong
                 mistaken = source.quarantined and condemned_by(source, name)
                 if mistaken and source.offences < OFFENCES_MAX:
                     self.sources.pardon(source)
@@ -289,7 +291,7 @@ class Chain:
         voting = [s for s in lately if s.name not in self.arrivals.flooding]
         turned = [s for s in voting if s.turned_at > since and has_turned(s)]
         many = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(voting))
-        # whoever sends most is condemned before the others have sent enough to turn
+        # the largest senders reach quarantine before the others have sent enough to turn
         turning = {test.name for test in self.filters if test.turning}
         drift = many or bool(turning)
         if drift and not self.drift:
@@ -300,7 +302,7 @@ class Chain:
 
 
 NAMES: Final = ("rate", "samples", "norm", "direction", "surprise")
-"""Tests that can be asked for by name, in the order in which they are asked."""
+"""Names of the tests that can be requested, in the order in which they are called."""
 
 NEED_GRADIENT: Final = frozenset({"norm", "direction"})
 
@@ -320,16 +322,18 @@ def by_name(
     numbers: bool = False,
     sources_max: int = SOURCES_MAX,
 ) -> Chain:
-    """The tests of these names over single rows; those that lack what they need are left out.
+    """Return a chain of the named tests for single rows, omitting tests whose inputs are missing.
 
-    A row is no mean of many: its length follows how wrong the model was, so only one that is long
-    beside 99 of 100 is capped, and none is set aside by itself: what one row says is evidence.  A
-    budget weighs down and sets nothing aside: what a flood weighs is bounded already.  Sources are
-    believed at first.
+    The gradient of a single row is not an average: its norm depends on how wrong the model was.  So
+    only the longest 1 % are clipped, and no event is quarantined by itself; each is only evidence.
+    Budgets reduce weights and quarantine nothing, because the total weight of a flood is bounded.
+    Sources are trusted at first.
 
-    ``answers``: labels that are looked at on their own for how often they surprise, a few.
-    ``rewards``: events are rewards of choices, and looked at by action, too.
-    ``numbers``: labels are numbers, each behind its side of the answer (+ or -).
+    Parameters:
+        size: Length of gradients, or None.
+        answers: A few labels whose predictions are also tested separately.
+        rewards: Whether events are rewards of choices, which are also tested by action.
+        numbers: Whether labels are numbers, prefixed by the sign of their error (+ or -).
     """
     filters: list[Filter] = [Schema(size)]
     for name in NAMES:

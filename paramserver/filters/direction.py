@@ -1,13 +1,14 @@
-"""Is the gradient a mix of honest ones?  A sequential test for each source.
+"""A sequential test of each source on the direction of its gradients.
 
-c = score of the gradient (:mod:`paramserver.filters.reference`).  Honest ones scatter as N(μ, σ)
-and hostile ones as N(ν, σ), so one event adds (c − (μ + ν)/2) · (μ − ν) / σ² nats (Wald 1945), at
-most 2 in either sense, to the evidence of its source.  μ is the median over the sources of their
-mean c, at most the nulls' upper quartile, and before there are sources the nulls' lower quartile;
-σ is the nulls'.  The line (μ + ν)/2 between the two lies at ``line`` · μ.
+c is the score of a gradient (:mod:`paramserver.filters.reference`).  Scores of honest gradients are
+modelled as N(μ, σ) and of hostile ones as N(ν, σ), so one event adds
+(c − (μ + ν)/2) · (μ − ν) / σ² nats (Wald 1945), clipped to ±2, to the evidence of its source.  μ is
+the median over the sources of their mean c, at most the null draws' upper quartile; before there
+are sources it is the null draws' lower quartile.  σ is that of the null draws.  The decision
+boundary (μ + ν)/2 is ``line`` · μ.
 
-When the root set loses its power, late in training or because the world has turned, μ goes down
-with the median source, and what was hostile before is usual now: the test fails open.
+When the root set loses its power, late in training or after a change of the stream, μ falls with
+the median source, and the test no longer rejects anything (it fails open).
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _NULLS_MIN: Final = 8
 _SOURCES_MIN: Final = 8
 _SD_MIN: Final = 0.02
 _POWER_MIN: Final = 0.05
-"""Least μ: below it honest gradients and noise look alike."""
+"""Least μ; below it honest gradients cannot be distinguished from noise."""
 
 _AGAINST: Final = 0.2
-"""Turned round, the event is a mix of honest ones so much better than as it is: it is set aside."""
+"""If the negated gradient scores higher by this much, the event is quarantined."""
 
 _HEARD: Final = 0.25
-"""Unless its source has evidence for it: then so much of it is learned, for the world may turn."""
+"""Weight of such an event if its source has positive evidence, as the stream may have changed."""
 
 _RATIO: Final = "direction / usual"
 _TURNED: Final = "direction, turned"
@@ -49,25 +50,24 @@ _LINE_MAX: Final = 0.8
 _MAD: Final = 1.4826  # of a normal distribution: deviation / median absolute deviation
 _SLACK: Final = 1.5
 _AMPLIFIED: Final = 1.0
-"""Nats against who sends more than ``_SLACK`` times the mass that nulls have; it is scaled down.
-
-By length alone this can't be seen: lengths of honest gradients differ by more."""
+"""Nats against a source whose gradient has more than ``_SLACK`` times the null draws' mass; the
+gradient is scaled down.  The norm alone does not show this, as honest norms vary by more."""
 
 _REASON: Final = "direction: against the root set"
 
 
 class Direction(Filter):
-    """The test on directions; off, with a reason, where the reference is.
+    """The test on directions; inactive if the reference is.
 
     Parameters:
-        line: Part of μ below which a score is evidence against its source.  Higher: quicker, and
-            honest sources that are unlike the others are at risk.
-        alone: Whether one event may be set aside or scaled down by itself.  Of single rows too many
-            honest ones are against the root set: they are evidence only.
+        line: Fraction of μ below which a score is evidence against its source.  Higher values
+            detect faster and endanger honest sources that differ from the others.
+        alone: Whether a single event may be quarantined or scaled down.  Too many honest single
+            rows point against the root set, so for them this is off and they are only evidence.
 
     Attributes:
-        wrong: Most sources disagree with the root set: it is wrong, or of yesterday, and the test
-            is off.
+        wrong: Whether most sources disagree with the root set, which is then wrong or outdated; the
+            test is inactive.
     """
 
     name = "direction"
@@ -108,14 +108,14 @@ class Direction(Filter):
         return self._reference.score(event.gradient, event.base, event.label)
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        """Every event moves its own source's mean, taken or not: that is what it is judged by."""
+        """Update the source's own means, also with events that were not taken."""
         if not opinion.off and opinion is not PASS:
             source.mean(self.name, opinion.score)
             source.mean(_TURNED, opinion.detail)
             old = source.means.get(_RATIO, 1.0)
             source.means[_RATIO] = old + (opinion.score / self.mu - old) / 16.0
             return
-        score = self._score(event)  # the test was off; the means tell when to begin again
+        score = self._score(event)  # the test was off; the means decide when it resumes
         if score is not None:
             source.mean(self.name, score.as_is)
             source.mean(_TURNED, score.turned - score.as_is)
@@ -142,7 +142,7 @@ class Direction(Filter):
         self.below = self.mu * self._line_between(sources)
 
     def _line_between(self, sources: Sequence[Source]) -> float:
-        """Lower where sources are less alike; of the hostile ones the median knows nothing."""
+        """Return the fraction for the boundary, lower the more the sources differ (by MAD)."""
         ratios = [s.means[_RATIO] for s in sources if _RATIO in s.means]
         if len(ratios) < _SOURCES_MIN:
             return self._line

@@ -1,14 +1,14 @@
-"""Does a source reward one action whatever it brings, or never?  A sequential test by action.
+"""A sequential test by action on sources that always, or never, reward one action.
 
-A reward of a choice is compared with what was to be expected of the chosen action: the model's own
-answer, and that as far off as it is for the median source, or was for all of them lately.  The
-highest of the three is the rate at which an honest source may reward it; one that sells the action
-rewards it in 98 % of cases.  The lowest of them stands against one that never does.  So noisy
-rewards are no surprise, and nobody is drowned in what it says of other actions.
+The reward of a choice is compared with three expectations for the chosen action: the model's
+estimate, the estimate plus the median source's deviation from it, and plus the recent deviation of
+all sources.  The highest is the rate at which an honest source may reward the action, against 98 %
+for a source that promotes it.  The lowest is used against a source that never rewards it.  So noisy
+rewards are expected, and the test is not diluted by a source's rewards of other actions.
 
-Nobody is condemned by it: a person who likes one thing only says the same.  Rewards of this one
-action by this source weigh a tenth, from two nats against it on, until others say so, too, or the
-source says something else.
+The test never leads to quarantine, because a person who likes only one thing behaves the same way.
+From two nats against it on, the source's rewards of this action get a tenth of their weight, until
+other sources agree or the source behaves differently.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from paramserver.filters.base import PASS, Event, Favour, Filter, Opinion, Sourc
 
 SOURCES_MAX: Final = 4096
 ACTIONS_MAX: Final = 256
-"""Sources, and actions of each, of which something is kept."""
+"""Greatest number of sources, and of actions of each, with statistics."""
 
 _ALWAYS: Final = 0.98
 _LEAST: Final = 0.05
 _MOST: Final = 0.8
-"""Rates that are taken as they are; above, a source that always rewards tells little apart."""
+"""Least honest rate (lower ones are raised to it), and rate above which there is no evidence."""
 
 _STEP_MAX: Final = 1.5
 _CREDIT_MAX: Final = 2.0
 _AGAINST: Final = -2.0
 _WEIGHT: Final = 0.1
 _SOURCES_MIN: Final = 4
-"""Sources that have rewarded an action before anybody is compared with them."""
+"""Least number of sources that must have rewarded an action for a comparison."""
 
 TURN_MAX: Final = 16
-"""Actions that are compared anew at a refresh, those rewarded longest ago first."""
+"""Number of actions updated per refresh, those waiting longest first."""
 
 USUAL_MAX: Final = 4096
-"""Actions of which it is known how far off the median source finds them, or that are to be."""
+"""Greatest number of actions with a median deviation, or waiting for one."""
 
 _OWN: Final = 1.0 / 8.0
 _ALL: Final = 1.0 / 32.0
-"""Shares by which moving means follow: of one source, and of all."""
+"""Rates of the moving averages: of one source, and of all sources."""
 
 _REASON: Final = "favours: the source says the same of this action, whatever it brings"
 
 
 class _Said:
-    """How far off a source finds an action, and nats for its not always, or never, rewarding it."""
+    """Deviation of a source's rewards of an action, and evidence against always/never rewarding."""
 
     __slots__ = ("high", "low", "off")
 
@@ -62,14 +62,14 @@ class _Said:
 
 
 class Favours(Filter):
-    """The test on rewards by action.  Says nothing of events that are no rewards of choices."""
+    """The test on rewards by action.  It ignores events that are not rewards of choices."""
 
     name = "favours"
 
     def __init__(self) -> None:
         self._said: OrderedDict[str, OrderedDict[int, _Said]] = OrderedDict()
         self._usual: OrderedDict[int, float] = OrderedDict()
-        self._touched: OrderedDict[int, None] = OrderedDict()  # rewarded since they were compared
+        self._touched: OrderedDict[int, None] = OrderedDict()  # rewarded since their last update
         self._lately: OrderedDict[int, float] = OrderedDict()
 
     def judge(self, event: Event, source: Source) -> Opinion:
@@ -114,7 +114,7 @@ class Favours(Filter):
             self._usual.popitem(last=False)
 
     def _of(self, source: str, favour: Favour) -> _Said:
-        """Return what is kept of the source and the action; it is the newest from now on."""
+        """Return the statistics of the source and action, and mark them as most recent."""
         actions = self._said.pop(source, None)
         self._said[source] = actions = OrderedDict() if actions is None else actions
         said = actions.pop(favour.action, None)
@@ -128,7 +128,7 @@ class Favours(Filter):
         return said
 
     def _steps(self, favour: Favour) -> tuple[float, float]:
-        """Nats for who does not always reward the action, and for who does at all."""
+        """Return nats against the hypotheses "always rewards" and "never rewards"."""
         usual = self._usual.get(favour.action)
         if usual is None:
             return 0.0, 0.0
@@ -138,7 +138,7 @@ class Favours(Filter):
 
 
 def _says(reward: float, rate: float) -> float:
-    """Nats for an honest source, which rewards at this rate, and against one that always does."""
+    """Return nats for an honest source with this rate against one that always rewards."""
     if rate > _MOST:
         return 0.0
     rate = max(rate, _LEAST)

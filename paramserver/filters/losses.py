@@ -134,14 +134,14 @@ class Losses:
 
     Attributes:
         numbers: As given.
-        two: Whether there are two labels.
+        answers, two: As given, and whether there are two labels.
         blocks: Names of the blocks that they stand in.
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
     def __init__(self, *, numbers: bool = False, answers: Sequence[str] = ()) -> None:
         self.numbers = numbers
-        self.two = len(answers) == 2
+        self.answers, self.two = tuple(answers), len(answers) == 2
         self._other = dict(zip(answers, reversed(answers), strict=True))
         self.blocks = (NUMBER_LOSSES,) if numbers else (LOSSES, UNSAID_LOSSES)
         self._edges: list[float] = []  # between the fifths of the numbers

@@ -1,13 +1,14 @@
-"""Mixes of two labels: how much of each a source sends, and how much of that the model denies.
+"""Adjusts the expected surprise rate of a source to its mix of two labels.
 
-Where the model answers *no*, a source that reports conversions only and never sends *no* surprises
-with each row: it sends those alone that the model has missed.  So the rate that the others have
-there is no measure for it.  By Bayes' rule the odds of *yes* where *no* is answered grow as the
-odds of *yes* among all that the source sends.
+Where the model predicts *no*, a source that only reports conversions (*yes*) surprises with every
+row, because these are the ones that the model has missed.  So other sources' rate of surprises is
+no standard for it.  By Bayes' rule the odds of *yes* given a prediction of *no* are proportional to
+the odds of *yes* among all of the source's events.
 
-That is so where hardly anybody sends both labels.  Where four sources do, they are the measure for
-all: true rows that the model knows hide lies among them from each comparison of one label with it.
-And it is so as long as its *yes* is denied about as often as that of the others who send it.
+This adjustment applies only while fewer than four sources send both labels.  Otherwise those
+sources are the standard for all, because an attacker can hide lies about one label among true rows
+of the other.  It also requires that the model contradicts the source's *yes* about as often as that
+of the other senders.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from typing import Final
 from paramserver.filters.losses import SOURCES_MIN
 
 _OVER: Final = 128.0
-"""Rows of a source over which its counts fade."""
+"""Time constant (rows of the source) of the exponentially decaying counts."""
 
 _FEW: Final = 4.0
 _ENOUGH: Final = 8.0
-"""Usual rows that each source begins with; and rows of a source that says what is usual."""
+"""Prior pseudo-rows of the usual mix for each source; and least rows to count in the median."""
 
 _BOTH: Final = 0.1
-"""Faded rows of its rarer label, of a source that sends both: one among its last three hundred."""
+"""Least decayed count of its rarer label for a source that sends both: one of the last 300 rows."""
 
 _OFTENER: Final = 1.25
 _MORE: Final = 0.01
 _CHANCE: Final = 0.75
-"""Denied labels of an honest source: so many times what is usual, so much more, and by chance so
-many standard deviations.  With twice the usual and .03, who turns one label in five into the other
-one was not found; with the usual and .02 an honest source in sixty was condemned."""
+"""Greatest rate of contradicted labels of an honest source: this factor times the usual rate, plus
+this offset, plus these standard deviations.  With a factor of 2 and 0.03, a source that flips one
+label in five was not detected; with 1 and 0.02, one honest source in sixty was quarantined."""
 
 _NOW: Final = 32
 _KNOWN: Final = 1024
@@ -44,7 +45,7 @@ _DENIED: Final = log(2.0)
 
 
 class _Counts:
-    """Rows of one source by label, and the denied ones; of two labels, the second is not first."""
+    """Decayed counts of one source's rows by label, and of those that the model contradicted."""
 
     __slots__ = ("denied", "said")
 
@@ -53,12 +54,12 @@ class _Counts:
 
 
 class Mixes:
-    """The mixes of the sources; says nothing of anybody before four have sent enough.
+    """The label mixes of the sources.
 
-    Nor while four send both labels.
+    It adjusts nothing before four sources have sent enough, nor while four send both labels.
 
     Parameters:
-        labels: JSON texts of the two labels; empty: there are not two, and nothing is said.
+        labels: JSON texts of the two labels; empty: not a task with two labels, no adjustment.
     """
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
@@ -68,7 +69,7 @@ class Mixes:
         self._denied: tuple[float | None, float | None] = (None, None)  # shares, likewise
 
     def hear(self, source: str, label: str | None, loss: float) -> None:
-        """One label, and what the answer lost."""
+        """Count a label and its loss."""
         at = self._at.get(label or "")
         if at is None:
             return
@@ -83,9 +84,9 @@ class Mixes:
         counts.denied[at] += loss > _DENIED
 
     def rate(self, rate: float, source: str, answer: str) -> float:
-        """How often an honest source denies this answer, if others with another mix do at ``rate``.
+        """Return the expected rate at which an honest source contradicts this prediction.
 
-        Never less: who sends more of the answer is judged as the others are.
+        ``rate`` is the rate of sources with the usual mix; the result is never lower.
         """
         counts, at = self._of.get(source), self._at.get(answer)
         if counts is None or at is None or self._usual is None:
@@ -101,7 +102,7 @@ class Mixes:
         return odds / (1.0 + odds)
 
     def _is_denied(self, counts: _Counts, at: int) -> bool:
-        """Whether the model denies this label of a source far more often than it is usual."""
+        """Return whether the model contradicts a source's label far more often than usual."""
         if (usual := self._denied[at]) is None:
             return False  # nobody else sends it
         most = min(_OFTENER * usual + _MORE, 1.0)
@@ -109,7 +110,7 @@ class Mixes:
         return counts.denied[at] > n * most + _CHANCE * sqrt(n * most * (1.0 - most))
 
     def refresh(self) -> None:
-        """Take the median source anew, of those that were heard last, if it is to be asked."""
+        """Recompute the medians over the sources that sent last, if the adjustment applies."""
         now = list(islice(reversed(self._of.values()), _NOW))
         shares = [
             (counts.said[1] + 0.5) / (total + 1.0)
@@ -124,7 +125,10 @@ class Mixes:
         self._denied = self._usually(now, 0), self._usually(now, 1)
 
     def _both(self) -> int:
-        """How many sources send both labels: of all, for who sends one only can take many names."""
+        """Return the number of sources that send both labels.
+
+        All known sources are counted, since attackers with one label may have many names.
+        """
         return sum(min(counts.said) >= _BOTH for counts in self._of.values())
 
     def _usually(self, now: Sequence[_Counts], at: int) -> float | None:

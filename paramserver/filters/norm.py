@@ -1,4 +1,4 @@
-"""No event moves the model further than honest ones do: long gradients are scaled down."""
+"""Clips the norm of gradients, so that no event moves the model further than honest ones do."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from paramserver.filters.reference import Reference
 _KEPT: Final = 200
 _ENOUGH: Final = 16
 _FAR: Final = 5.0
-"""So many caps long is no accident: it counts against the source, and the event is set aside."""
+"""An event longer than this many caps is quarantined and counts against its source."""
 
 
 class Norm(Filter):
-    """Cap = ``slack`` × the median of taken lengths; of the nulls' 90 % before there are enough.
+    """Clips to ``slack`` × a quantile of the norms of taken events (initially of the null draws).
 
-    Without nulls and before sixteen taken events nothing is capped.  The lengths of clipped events
-    are counted as clipped, so that nobody raises the cap by sending long ones.
+    Without null draws and before sixteen taken events nothing is clipped.  Clipped events count
+    with their clipped norm, so that nobody can raise the cap by sending long ones.
     """
 
     name = "norm"

@@ -1,8 +1,8 @@
-"""A budget of arrivals relative to the median source, and one pool for those without a name yet.
+"""Limits the rate of each source relative to the median source, and of all new sources together.
 
-The median is of sources, not of events: a flood doesn't move it while fewer than half of the
-sources that are active are hostile.  After the flood attack of "Robustifying Asynchronous SGD via
-Soft Throttling" (Otsuka, Meyer et al. 2026), which asynchronous defences before it ignored.
+The median is over sources, not events, so a flood does not move it while fewer than half of the
+active sources are hostile.  It defends against the flood attack of "Robustifying Asynchronous SGD
+via Soft Throttling" (Otsuka, Meyer et al. 2026), which earlier asynchronous defences ignored.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
 _TRUSTED: Final = 4.0
-"""Nats that all tests say for a source that may send what it likes: honest ones differ in size."""
+"""A source with this evidence (nats) in all tests has no budget: honest sources differ in size."""
 
 
 class Rate(Filter):
-    """Weigh down who sends more than twice as much as the median source.
+    """Reduces the weight of sources that send more than twice as much as the median source.
 
-    An arrival counts as its weight, and at least as one: each takes a place in the window.
-
-    With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the rest is for chance):
-    weight 1/r above 1, set aside from ``refuse_at``; not of a source in good standing.  Sources
-    with fewer than ``EARNED`` taken events share the pool: together they get ``pool_share`` of the
-    window once at least eight sources have earned their own.
+    An arrival counts as its weight, but at least as 1, since each takes a place in the window.
+    With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the other terms allow for
+    chance), the weight is 1/r for r > 1, and events are quarantined from ``refuse_at`` on.  Sources
+    in good standing are exempt.  Sources with fewer than ``EARNED`` taken events share a pool of
+    ``pool_share`` of the window, once at least eight sources are established.
 
     Parameters:
-        pool_share: Share of the window for all new sources together.  Smaller: slower growth, safer
-            from made-up identities.
+        refuse_at: Ratio r from which on events are quarantined.
+        pool_share: Share of the window for all new sources together.  Smaller values slow down
+            growth and protect better against made-up identities.
 
     Attributes:
-        arrivals: The window; the chain that asks this test counts arrivals in it.
+        arrivals: The window, in which the chain counts arrivals.
     """
 
     name = "rate"
@@ -64,5 +64,5 @@ class Rate(Filter):
         return known and source.taken < EARNED
 
     def watch(self, arrivals: Arrivals) -> None:
-        """Budgets are made of what the chain counts."""
+        """Use the arrivals that the chain counts."""
         self.arrivals = arrivals

@@ -1,22 +1,24 @@
-"""A pinned, curated root set: what honest gradients look like now, and how they scatter.
+"""Scores gradients against a curated root set, and draws the distribution of honest scores.
 
-An honest gradient is a mix of its classes': for some weights p ≥ 0 it is near Σ p_c V_c, where V_c
-is the root set's gradient of class c *by the parameters that it was computed with*.  Its score is
-the cosine to the nearest such mix, each number divided by its usual size.  Three things were
-measured to matter on digits (mean cosine of honest and hostile pushes, in deviations between them):
+An honest gradient is approximately a non-negative mixture Σ p_c V_c, where V_c is the root set's
+gradient of class c *with the parameters that the gradient was computed with*.  Its score is the
+cosine to the nearest such mixture, with each element divided by its usual size.  Three choices were
+found important on the digits data (distance between honest and hostile pushes in mean cosine, in
+standard deviations):
 
-* the parameters: sources are late, and two thirds of what a late gradient says is when it was
-  computed.  Sign flips are .9 deviations from honest ones against the newest parameters' mean, 3.0
-  against their own;
-* the mix: a source that sees three classes is no worse than one that sees all.  Flipped labels are
-  1.4 (.4 with three classes a source) deviations off by the mean gradient, 1.9 (2.2) by the mix;
-* the usual size: a trigger moves numbers that are seldom moved, and these then weigh more.
+* the parameters: sources are stale, and two thirds of a stale gradient are determined by the
+  parameters.  Sign flips differ from honest gradients by 0.9 deviations with the newest parameters,
+  and by 3.0 with their own;
+* the mixture: a source that sees three classes must not score lower than one that sees all.
+  Flipped labels differ by 1.4 (0.4 with three classes per source) deviations with the mean
+  gradient, and by 1.9 (2.2) with the mixture;
+* the usual size: a backdoor trigger changes rarely changed elements, which then weigh more.
 
-The rows are split into two halves with every class in each: mixes are of one half, and what honest
-scores are (the null) is drawn from the *other*.  They change places at each refresh.  A null drawn
-from the rows of the mix would score higher than any honest source.  Half of the null draws are of
-three classes only.  After Zeno++ (Xie et al. 2020) and FLTrust (Cao et al. 2021), which use one
-mean gradient and a fixed threshold.
+The rows are split into two halves, each with every class.  Mixtures use one half, and the
+distribution of honest scores (the null draws) uses the *other*; the halves are swapped at each
+refresh.  Null draws from the mixture's own rows would score higher than any honest source.  Half of
+the null draws have three classes only.  The method follows Zeno++ (Xie et al. 2020) and FLTrust
+(Cao et al. 2021), which use one mean gradient and a fixed threshold.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ from paramserver.filters.base import Gradient, Probes
 NULLS_KEPT: Final = 80
 CLASSES_OF_A_NARROW_DRAW: Final = 3
 ROWS_MIN: Final = 10
-"""Fewest rows of a root set that scores directions; below it the test is off, and says so."""
+"""Least number of rows in a root set; with fewer, directions are not scored."""
 
 CLASSES_MAX: Final = 32
 PROBES: Final = 8192
-"""Numbers of a gradient that are scored, drawn once; all of them if there are no more."""
+"""Number of elements of a gradient that are scored, sampled once; all if there are fewer."""
 
 FRAMES_KEPT: Final = 24
 _USUAL_KEEP: Final = 0.9
@@ -48,7 +50,7 @@ _USUAL_FLOOR: Final = 0.03
 _RIDGE: Final = 1e-4
 
 RootGradient = Callable[[npt.NDArray[np.intp]], Gradient]
-"""Mean gradient of these rows of the root set, float32 [d], by the present parameters."""
+"""Returns the mean gradient of rows of the root set, float32 [d], with the present parameters."""
 
 Half = list[npt.NDArray[np.intp]]
 """Rows of each class."""
@@ -56,10 +58,10 @@ Half = list[npt.NDArray[np.intp]]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a gradient is a mix of honest ones.
+    """The similarity of a gradient to a mixture of honest ones.
 
-    ``as_is`` and ``turned``: cosines, of it and of it turned round.  ``mass``: sum of the mix's
-    weights; those of a mean gradient sum to one, those of one three times as long to three.
+    ``as_is`` and ``turned`` are the cosines of the gradient and of its negative; ``mass`` is the
+    sum of the mixture's weights: 1 for a mean gradient, 3 for one three times as long.
     """
 
     as_is: float
@@ -71,9 +73,9 @@ class Score:
 class Frame:
     """The classes' gradients at one version of the parameters.
 
-    ``weighed`` [k, m]: of each class, divided by the square of each number's usual size, which is
-    1/√``inverse`` [m]; ``root`` [k, k]: the Cholesky factor of their products, upper;
-    ``unrooted``: the inverse of ``root`` turned.
+    ``weighed`` [k, m] has the gradient of each class, divided by the square of each element's usual
+    size, which is 1/√``inverse`` [m].  ``root`` [k, k] is the upper Cholesky factor of their inner
+    products, ``unrooted`` the inverse of its transpose.
     """
 
     version: int
@@ -84,11 +86,11 @@ class Frame:
     unrooted: npt.NDArray[np.float64]
 
     def score(self, probes: Gradient, of_class: int | None) -> Score:
-        """The score of a gradient's probes; ``of_class``: a row of that class, no mix."""
+        """Return the score of sampled elements; ``of_class``: class of a single row, or None."""
         return self.scores(probes[None], [of_class])[0]
 
     def scores(self, probes: Gradient, of_class: Sequence[int | None]) -> list[Score]:
-        """Those of some gradients' probes [n, m]."""
+        """Return the scores of several gradients' sampled elements, shape [n, m]."""
         lengths = np.sqrt((probes * probes) @ self.inverse).tolist()
         along = (probes @ self.weighed.T).astype(np.float64)
         return list(map(self._score, along, lengths, of_class))
@@ -105,33 +107,32 @@ class Frame:
         return Score(as_is / length, turned / length, mass)
 
     def _nearest(self, along: npt.NDArray[np.float64]) -> tuple[float, float]:
-        """Length of the projection onto the cone of mixes, and the mix's mass."""
+        """Return the norm of the projection onto the cone of mixtures, and the mixture's mass."""
         if not (along > 0.0).any():
             return 0.0, 0.0
         from scipy.optimize import nnls
 
         mix, _ = nnls(self.root, self.unrooted @ along)
-        # the nearest mix is at right angles to what is left: its square is its product with both
+        # the residual is orthogonal to the nearest mixture, whose squared norm is this product
         square = max(float(mix @ along), 0.0)
         return square**0.5, float(mix.sum())
 
 
 class Reference:
-    """Frames and nulls from a root set.
+    """Frames and null draws from a root set.
 
     Parameters:
-        labels: One for each row of the root set; as events' labels are written, if those are to be
-            used.
-        gradient: Asks the model; called once a class and ``draws`` times by :meth:`refresh`.
-        rows: Rows behind an honest gradient: 1 for feedback row by row, the batch for pushes.
-        draws: Null draws of a refresh.
+        labels: Label of each row of the root set, in the same form as events' labels.
+        gradient: Computes gradients; called once per class and ``draws`` times by :meth:`refresh`.
+        rows: Number of rows behind an honest gradient: 1 for single events, the batch for pushes.
+        draws: Number of null draws per refresh.
 
     Attributes:
-        problem: Why directions are not scored (too few rows, a class with one row); None: they are.
-        nulls: Scores of the last null draws, [n, 3]: as they are, turned, mass.
-        lengths: Their lengths.
-        alike: Cosines of null draws of one refresh to each other: how alike honest gradients are.
-        size: Numbers of a gradient; 0: none was drawn yet.
+        problem: Why directions are not scored (too few rows, a class with one row), or None.
+        nulls: Scores of the last null draws, shape [n, 3]: cosine, cosine of the negative, mass.
+        lengths: Norms of the last null draws.
+        alike: Cosines between null draws of one refresh, that is, between honest gradients.
+        size: Length of gradients; 0 before the first draw.
     """
 
     def __init__(
@@ -159,9 +160,9 @@ class Reference:
         self.size = 0
 
     def score(self, gradient: Gradient, base: int, label: Hashable | None) -> Score | None:
-        """Score of a gradient that was computed with version ``base``; None: nothing to compare.
+        """Return the score of a gradient computed with version ``base``; None without a frame.
 
-        By the newest frame that is not newer, or the oldest one.
+        The newest frame that is not newer than ``base`` is used, or else the oldest one.
         """
         frame: Frame | None = None
         for frame in reversed(self._frames):
@@ -169,13 +170,13 @@ class Reference:
                 break
         if frame is None:
             return None
-        # a label that the root set does not have can't be compared as one
+        # a label that is not in the root set is compared as a mixture
         of_class = None if label is None else self._class_of.get(label)
         assert self._probes is not None
         return frame.score(self._probes.of(gradient), of_class)
 
     def refresh(self, rng: np.random.Generator, version: int) -> None:
-        """Take a frame from one half and nulls from the other, by the present parameters."""
+        """Compute a frame from one half and null draws from the other, with present parameters."""
         if self.problem is not None:
             return
         mine, other = self._halves[self._turn], self._halves[1 - self._turn]
@@ -191,9 +192,9 @@ class Reference:
             labels.append(label)
             drawn.append(gradient)
         nulls = self._probes.of_each(drawn)
-        products = nulls @ nulls.copy().T  # numpy is slower with its own transpose
+        products = nulls @ nulls.copy().T  # numpy is slower with a transposed view of itself
         if not np.isfinite(products).all():
-            return  # the model has diverged: nothing is learned of it
+            return  # the model has diverged
         self.size = len(classes[0])
         self._keep_usual(nulls)
         frame = self._framed(of_class, version)
@@ -203,7 +204,7 @@ class Reference:
             if (square := float(products[i, i] * products[j, j])) > 0.0:
                 self.alike.append(float(products[i, j]) / square**0.5)
         if self._frames and self._frames[-1].version == version:
-            self._frames.pop()  # the ring is for versions, however many arrivals one lasts
+            self._frames.pop()  # keep one frame per version
         self._frames.append(frame)
         good = [i for i, length in enumerate(lengths) if 0.0 < length < float("inf")]
         if good:
@@ -259,7 +260,7 @@ def _problem(labels: Sequence[Hashable]) -> str | None:
 
 
 def _halves(labels: Sequence[Hashable]) -> tuple[Half, Half]:
-    """Rows of each class, every other one, in two halves; classes in the order of the labels."""
+    """Split the rows of each class alternately into two halves; classes in order of appearance."""
     rows: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
         rows.setdefault(label, []).append(i)

@@ -1,12 +1,15 @@
-"""Which sources send far more rows than they used to of which the model is not sure.
+"""Detects sources that suddenly send mostly rows on which the model is uncertain.
 
-A liar who asks the model first, and lies about rows of which it is not sure, says nothing that is
-unlikely: there an answer and its opposite are alike.  But such rows move the model most, and
-honest ones are few, so what the liar says there is learned until it is what the model says.  What
-gives it away is that hardly any of its rows is another one.  So rows by which a source is usual
-and those of a liar are compared in a sum of their log likelihood ratios that is never below zero
-(Page 1954): an honest source is unsure as often as the median one is, or as it has always been
-itself, and a twentieth more; of the rows of a liar nine in ten are.
+An attacker who queries the model first, and lies only about rows on which it is uncertain, sends no
+unlikely labels, because there both labels have similar probabilities.  But such rows move the model
+most and honest ones are few, so the model soon learns the lies.  The attacker is recognised by
+sending hardly any other rows.  The test is a CUSUM of log likelihood ratios (Page 1954): an honest
+source sends uncertain rows at the rate of the median source or at its own long-term rate, whichever
+is higher, plus 5 %; an attacker does so in nine of ten rows.
+
+The same test is run for each of two labels.  Attackers who suddenly sent only one of them, on rows
+whose true label was the other, were believed after some forty rows, because by then the label was
+usual.
 """
 
 from __future__ import annotations
@@ -16,37 +19,35 @@ from math import log
 from typing import Final
 
 _UNSURE: Final = (0.25, 1.5)
-"""Losses of a label, in nats, whose other one would have lost about as much: shares of .22 to .78
-both."""
+"""A row is uncertain if the loss of its label is in this range (nats): probability 0.22 to 0.78."""
 
 _LATELY: Final = 8.0
 _LONG: Final = 64.0
 _LONG_RISING: Final = 512.0
-"""Rows that the rates are over: of a source as large as the median one.  Who rises becomes usual to
-itself after the last, however young it is: so long is somebody honest held whose rows became hard.
-"""
+"""Time constants of the rates, in rows of a source of median size.  The last one holds while a
+source is rising: an honest source whose rows have become hard is suspected for about so long."""
 
 _ENOUGH: Final = 24.0
 _SOURCES: Final = 8
-"""Rows of a source before it is judged, and sources that are compared."""
+"""Least rows of a source before it is judged, and least number of sources to compare."""
 
 _MORE: Final = 0.05
 _LIES: Final = 0.9
 _RATE_MAX: Final = 0.7
-"""Unsure rows of an honest source beyond what is usual; of a hostile one; and of honest ones, from
-where on nothing is said."""
+"""Excess rate of uncertain rows allowed for an honest source; rate of an attacker; and usual rate
+from which on the test is inactive."""
 
 _BEGINS: Final = 4.0
 _ENDS: Final = 1.0
 _MOST: Final = 8.0
-"""Nats from where on a source rises, below which it does no more, and at most."""
+"""Threshold of the CUSUM (nats) at which a source starts to rise, below which it stops, and cap."""
 
 _NOW: Final = 32
 _KNOWN: Final = 1024
 
 
 class _Rate:
-    """How often one source is unsure, over some rows and over many; and the sum of the test."""
+    """One source's short-term and long-term rates of uncertain rows, and its CUSUM."""
 
     __slots__ = ("lately", "long", "n", "nats", "rises")
 
@@ -55,50 +56,58 @@ class _Rate:
 
 
 class Rising:
-    """The rates of all sources; says nothing of anybody before eight have sent enough."""
+    """The rates of all sources; inactive before eight sources have sent enough rows.
 
-    def __init__(self) -> None:
+    Parameters:
+        begins: Nats from where on a source rises.
+    """
+
+    def __init__(self, begins: float = _BEGINS) -> None:
+        self._begins = begins
         self._of: dict[str, _Rate] = {}  # last heard at the end
         self._usual: float | None = None  # of the median source
 
     def hear(self, source: str, loss: float, size: float) -> None:
-        """One label and what the answer lost; ``size``: of the source, in median ones, ≥ 1."""
+        """Count a label's loss; ``size``: the source's size in units of the median one, ≥ 1."""
+        self.note(source, _UNSURE[0] < loss < _UNSURE[1], size)
+
+    def note(self, source: str, hit: bool, size: float) -> None:
+        """Count one row of a source; ``hit``: it is of the kind that the test counts."""
         rate = self._of.pop(source, None) or _Rate()
         if len(self._of) >= _KNOWN:
             del self._of[next(iter(self._of))]
         self._of[source] = rate
-        unsure = _UNSURE[0] < loss < _UNSURE[1]
         rate.n += 1
         over = _LONG_RISING * size if rate.rises else min(rate.n, _LONG * size)
-        rate.long += (unsure - rate.long) / over
-        rate.lately += (unsure - rate.lately) / min(rate.n, _LATELY * size)
+        rate.long += (hit - rate.long) / over
+        rate.lately += (hit - rate.lately) / min(rate.n, _LATELY * size)
         if self._usual is None or rate.n < _ENOUGH * size:
             return
         usual = max(rate.long, self._usual) + _MORE
         if usual >= _RATE_MAX:
             rate.nats, rate.rises = 0.0, False
             return
-        nats = log(_LIES / usual) if unsure else log((1.0 - _LIES) / (1.0 - usual))
+        nats = log(_LIES / usual) if hit else log((1.0 - _LIES) / (1.0 - usual))
         rate.nats = min(max(rate.nats + nats / size, 0.0), _MOST)
-        rate.rises = rate.nats > (_ENDS if rate.rises else _BEGINS)
+        rate.rises = rate.nats > (_ENDS if rate.rises else self._begins)
 
     def rises(self, source: str) -> bool:
-        """Whether nearly all that the source sends of late is what the model is not sure of."""
+        """Return whether nearly all of the source's recent rows are uncertain."""
         rate = self._of.get(source)
         return rate is not None and rate.rises
 
     def forgive(self) -> None:
-        """All begin anew: it is the world that has turned."""
+        """Reset all sources, because the stream has changed."""
         for rate in self._of.values():
             rate.nats, rate.rises = 0.0, False
 
     def refresh(self) -> None:
-        """Take the median source anew, of those that were heard last."""
+        """Recompute the median rates over the sources that sent last."""
         enough = (rate for rate in reversed(self._of.values()) if rate.n >= _ENOUGH)
         now = list(islice(enough, _NOW))
         if len(now) < _SOURCES:
             self._usual = None
-            self.forgive()  # there is nobody to compare them with
+            self.forgive()  # too few sources to compare with
             return
         long, lately = sorted(r.long for r in now), sorted(r.lately for r in now)
         self._usual = max(long[len(now) // 2], lately[len(now) // 2])

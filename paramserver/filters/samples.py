@@ -1,11 +1,10 @@
-"""This module judges a source by what it says of its rows.
+"""Checks each source's events for duplicates, contradictory labels, and an unusual label mix.
 
-It looks for the same row again, two labels for one row, and a mix of labels.
-
-None of it condemns anybody: honest sensors repeat themselves and honest users know three classes
-of ten.  Repeats weigh less; a source that contradicts itself, and one with a mix of labels unlike
-the others' whose labels also surprise the model more than theirs, has a little evidence against it.
-Contradictions *between* sources are not looked at: whoever comes first could frame the other.
+None of these alone leads to quarantine: honest sensors repeat themselves, and honest users may know
+three classes of ten.  Duplicates get less weight.  There is a little evidence against a source that
+contradicts itself, and against one whose label mix differs from the others' and whose labels also
+surprise the model more often.  Contradictions *between* sources are not considered, because the
+first sender could incriminate the other.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _USUAL_MIN: Final = 0.1
 _USUAL_MAX: Final = 0.5
 _MIX: Final = -0.25
 _UNLIKE: Final = 25.0
-"""G beyond two for each label by this: less than one honest source of 10,000 by chance."""
+"""Threshold of G − 2 · labels, exceeded by chance by less than one honest source in 10,000."""
 
 
 class Samples(Filter):
-    """Duplicates, contradictions and label mix of a source (G-test against the mean source)."""
+    """Tests duplicates, contradictions and label mix (G-test against the mean source)."""
 
     name = "samples"
 
@@ -59,7 +58,7 @@ class Samples(Filter):
         return Opinion(1.0, self._made_good(source), max(unlike, 0.0))
 
     def _made_good(self, source: Source) -> float:
-        """Who contradicts itself as often as others do never gets far below 0."""
+        """Return positive evidence that offsets contradictions at the usual rate."""
         against = -source.evidence.get(self.name, 0.0)
         return (
             min(-_CONTRADICTION * self._usual / (1.0 - self._usual), against)

@@ -1,4 +1,4 @@
-"""The schema refuses what can't be judged: wrong shapes, non-finite numbers, overlong names."""
+"""Refuses events that cannot be judged: wrong shapes, non-finite numbers, overlong names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 SOURCE_CHARS_MAX: Final = 256
 LARGEST: Final = 1e6
-"""Longest gradient and largest loss.  Models whose gradients are longer have diverged."""
+"""Greatest norm of a gradient, and greatest loss.  Beyond that a model has diverged."""
 
 
 class Schema(Filter):
-    """First of a chain.
+    """The first filter of a chain, which validates events.
 
     Parameters:
-        size: Numbers of a gradient; None: models without one, whose events must have none.
-        longest: Longest gradient (Euclidean) and largest loss.
+        size: Length of gradients; None: the model has none, so events must have none.
+        longest: Greatest Euclidean norm of a gradient, and greatest loss.
     """
 
     name = "schema"
@@ -51,7 +51,7 @@ class Schema(Filter):
             return f"gradient of shape {shape}, expected ({self.size},)"
         if gradient.dtype != np.float32:
             return f"gradient of {gradient.dtype}, expected float32"
-        # NaN and infinity stay in a sum of squares; so does an overflow, which is too long anyway
+        # NaN, infinity and overflow are preserved in a sum of squares
         square = event.square
         if not math.isfinite(square):
             return "a number of the gradient is not finite, or its length overflows"

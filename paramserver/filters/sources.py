@@ -1,9 +1,9 @@
-"""This module keeps what is known of every source, bounded, as blocks that add up over replicas.
+"""The bounded table of source statistics, shared by replicas as blocks that add up.
 
-Evidence travels as increases: an attacker who spreads over replicas is one attacker.  Bounds on a
-sum are kept by whoever adds (what would lead beyond is not added), so two replicas at once may
-pass them by one step each; readers bound what they read.  Quarantine and release are numbers of
-which the largest counts, so two replicas that decide the same decide once.
+Evidence is exchanged as increments, so an attacker who spreads over replicas is seen as one.  The
+adder enforces bounds on sums (increments beyond them are dropped), so two replicas at the same time
+may exceed them by one step each; readers clip what they read.  Quarantines and releases are
+numbered and the largest number counts, so replicas that decide the same decide once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ EVIDENCE: Final = "filter.evidence."
 TAKEN: Final = "filter.taken"
 OFFENCES: Final = "filter.offences"
 RELEASES: Final = "filter.releases"
-"""Blocks: nats by source (and the test's name behind), events taken, numbers of the last quarantine
-and release."""
+"""Names of blocks by source: evidence in nats (followed by the test's name), taken events, numbers
+of the last quarantine and release."""
 
 _PREFIX: Final = "filter."
 _LEAVE_SHARE: Final = 16
@@ -38,13 +38,15 @@ _NONE: Final = (0.0, 0.0)
 def keep_bounds(
     values: Blocks, touched: Touched, sources_max: int, newest: Newest | None = None
 ) -> int:
-    """Keep what a server holds of sources in its bounds; how many sources have left.
+    """Enforce the bounds on a server's source statistics; return how many sources were evicted.
 
-    Evidence that was touched stays within ±``EVIDENCE_MAX``, so that nobody saves it up by way of
-    several replicas.  Above ``sources_max`` a sixteenth leaves, those of
-    which the fewest events were taken; quarantined ones last, or made-up names would free them.
-    Who has left comes back as a new source; a replica that still knows it does no harm.
-    ``newest`` is what was seen of the values' losses before; None: they are looked at whole.
+    Touched evidence is clipped to ±``EVIDENCE_MAX``, so that it cannot be accumulated through
+    several replicas.  Above ``sources_max`` a sixteenth is evicted, those with the fewest taken
+    events first and quarantined ones last, or made-up names could push them out.  An evicted source
+    returns as a new one; a replica that still knows it does no harm.
+
+    Parameters:
+        newest: Remembers which losses were seen before; None: examine all of them.
     """
     newest = newest or Newest()
     for name, keys in touched.items():
@@ -54,7 +56,7 @@ def keep_bounds(
                 data[source] = min(max(data[source], -EVIDENCE_MAX), EVIDENCE_MAX)
     for name in LOSS_BLOCKS & (touched.keys() or values.keys()):
         kept = newest.keep(values[name].data, name)
-        if kept is not None:  # anew: a snapshot may hold the old ones
+        if kept is not None:  # a new container, as a snapshot may share the old one
             values[name].data = kept
     blocks = [block for name, block in values.items() if _is_of_sources(name)]
     if all(len(block.data) <= sources_max for block in blocks):
@@ -70,48 +72,48 @@ def keep_bounds(
     known = dict.fromkeys(name for block in blocks for name in block.data)  # older ones first
     most = len(known) - sources_max + sources_max // _LEAVE_SHARE
     leaving = set(sorted(known, key=worth)[:most])
-    for block in blocks:  # anew: a snapshot may hold the old ones
+    for block in blocks:  # a new container, as a snapshot may share the old one
         block.data = {name: x for name, x in block.data.items() if name not in leaving}
     return len(leaving)
 
 
 def _is_of_sources(name: str) -> bool:
-    """Whether the block's keys are sources."""
+    """Return whether the block's keys are sources."""
     return name.startswith(_PREFIX) and name not in LOSS_BLOCKS
 
 
 def of_sources(blocks: Blocks) -> Blocks:
-    """Those that are about sources."""
+    """Return the blocks with source statistics."""
     return {name: block for name, block in blocks.items() if name.startswith(_PREFIX)}
 
 
 def has_turned(source: Source) -> bool:
-    """Whether a test still speaks against it: the unlucky are good again, and did not turn."""
+    """Return whether a test still has evidence against it; else it was only unlucky."""
     return any(e < 0.0 for test, e in source.evidence.items() if not test.startswith(ABOUT))
 
 
 def condemned_by(source: Source, test: str) -> bool:
-    """Whether this test alone speaks against it."""
+    """Return whether this test alone has evidence against the source."""
     against = {name for name, e in source.evidence.items() if e < 0.0}
     return against == {test}
 
 
 @cache
 def _block_of(test: str) -> str:
-    """The block of a test's evidence: its name is made once, and has its hash then."""
+    """Return the name of a test's evidence block; cached with its hash."""
     return EVIDENCE + test
 
 
 class Sources:
-    """The table of sources.
+    """The table of at most ``sources_max`` sources.
 
-    At most ``sources_max``.  The least recently seen one leaves, and comes back as a new one, which
-    has the pooled budget.  A quarter of the table is for sources that have not earned their own
-    budget: made-up identities push out each other, not those that are known.
+    The least recently seen source is evicted; if it returns, it is a new one with the pooled
+    budget.  A quarter of the table is reserved for sources that are not established, so made-up
+    identities evict each other and not the established ones.
 
     Attributes:
-        evicted: Sources that have left.
-        heard: Events by source that other replicas have taken, since somebody last looked.
+        evicted: Number of evicted sources.
+        heard: By source, events that other replicas have taken since this was last processed.
     """
 
     def __init__(self, sources_max: int = SOURCES_MAX) -> None:
@@ -131,11 +133,11 @@ class Sources:
         yield from self._new.values()
 
     def get(self, name: str) -> Source:
-        """Return what is known of a source, a new one if it is unknown.  Changes nothing."""
+        """Return the source, or a new record if it is unknown.  Changes nothing."""
         return self._known.get(name) or self._new.get(name) or Source(name)
 
     def touch(self, name: str) -> Source:
-        """The same, and it is the last one seen."""
+        """Return the source, adding it if it is unknown, and mark it as last seen."""
         if name in self._known:
             self._known.move_to_end(name)
             return self._known[name]
@@ -147,7 +149,7 @@ class Sources:
         return source
 
     def _settle(self, source: Source) -> None:
-        """Put it where it belongs, and keep both bounds."""
+        """Move the source to the table that it belongs to, and enforce both bounds."""
         if source.taken >= EARNED or source.quarantined:
             self._new.pop(source.name, None)
             self._known[source.name] = source
@@ -157,7 +159,7 @@ class Sources:
                 self.evicted += 1
 
     def add(self, source: Source, test: str, evidence: float, arrival: int) -> None:
-        """Add evidence of one event; it stays within ±``EVIDENCE_MAX``."""
+        """Add the evidence of one event, clipping the sum to ±``EVIDENCE_MAX``."""
         old = source.evidence.get(test, 0.0)
         new = min(max(old + clipped_step(evidence), -EVIDENCE_MAX), EVIDENCE_MAX)
         self._write(source, test, new, arrival)
@@ -166,7 +168,7 @@ class Sources:
 
     def _write(self, source: Source, test: str, evidence: float, arrival: int) -> None:
         source.evidence[test] = evidence
-        if test.startswith(ABOUT):  # which a lie that was learned turns for the honest, too
+        if test.startswith(ABOUT):  # learned poison turns this test against honest sources, too
             return
         if evidence >= _GOOD:
             source.good = True
@@ -174,14 +176,14 @@ class Sources:
             source.good, source.turned_at = False, arrival
 
     def take(self, source: Source) -> None:
-        """One more event of it was accepted or clipped."""
+        """Count one more accepted or clipped event of the source."""
         source.taken += 1
         self._increase(TAKEN, source.name, 1)
         if source.taken == EARNED:
             self._settle(source)
 
     def quarantine(self, source: Source) -> None:
-        """Set its events aside from now on."""
+        """Quarantine the source's events from now on."""
         if not source.quarantined:
             source.offences = source.releases + 1
             source.shadow = 0
@@ -189,14 +191,14 @@ class Sources:
             self._settle(source)
 
     def release(self, source: Source) -> None:
-        """Take its events again, with no evidence for or against it."""
+        """Release the source from quarantine, with no evidence for or against it."""
         if source.quarantined:
             source.releases = source.offences
             self._highest(RELEASES, source.name, source.releases)
             self.pardon(source)
 
     def pardon(self, source: Source) -> None:
-        """Forget the evidence for and against it, and release it if it is quarantined."""
+        """Reset the source's evidence to 0, and release it if it is quarantined."""
         if source.quarantined:
             self.release(source)
         else:
@@ -215,18 +217,12 @@ class Sources:
         data[key] = (0.0, float(number))
 
     def cut(self) -> Blocks:
-        """Return what the events since the last cut did, and begin anew.
-
-        It goes with the range's push.
-        """
+        """Return the increments since the last cut, to be pushed with the range of rows."""
         out, self._open = self._open, {}
         return out
 
     def rebase(self, values: Blocks, arrival: int) -> list[Source]:
-        """Take the server's values for what they name, with the open increases on top.
-
-        Returns the sources that were named.
-        """
+        """Replace statistics by the server's values plus open increments; return those sources."""
         named: dict[str, Source] = {}
         for block, got in values.items():
             if not _is_of_sources(block):
@@ -260,7 +256,7 @@ class Sources:
         return source
 
     def reset(self, values: Blocks, arrival: int = 0) -> None:
-        """Be exactly ``values``, with nothing open."""
+        """Replace all statistics by ``values``, with no open increments."""
         self._new.clear()
         self._known.clear()
         self._open = {}

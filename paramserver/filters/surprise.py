@@ -1,29 +1,31 @@
-"""How often is a source's label a surprise to the model?  A sequential test on the loss.
+"""A sequential test of each source on how often its labels surprise the model.
 
-It serves every model that answers with a loss, trees too.  Its rules:
+It works with every model that has a loss, including trees.  Its rules:
 
-- *A surprise* is a loss above the null of its label: the median over sources of the 90 % quantile
-  of their last taken losses with that label, as all replicas together have them
-  (:mod:`paramserver.filters.losses`).  One null for all labels would condemn honest sources that
-  send the harder ones; one quantile of all losses would be that of whoever lies or floods.
-- *The test* is Bernoulli's.  Honest sources surprise at a rate of at most q₀: twice the median over
-  the established sources that send now (:mod:`paramserver.filters.voices`), at least 20 %.  Hostile
-  ones do at 70 % or more.  Who sends alone is compared with nobody.
-- *Far off* is a loss of four times the null.  It is rarer with honest sources (5 %, or twice the
-  median), half of what hostile ones send, and counts for more: a model that learns fast believes a
-  lie that comes often, and then it surprises no more.  While more of the sources are far off than
-  the median source is, such events weigh less: sources are known before they are believed.
-- *When the world turns* all sources surprise and q₀ rises; from 60 % on the test says nothing.
-- *New sources* are judged together and not condemned, for a new name is free.  While they surprise
-  more than the established ones do, what surprises of them weighs a twentieth of what those send.
+- *A surprise* is a loss above the bound of its label: the median over sources of the 90 % quantile
+  of their last taken losses with that label, over all replicas
+  (:mod:`paramserver.filters.losses`).  One bound for all labels would reject honest sources that
+  send harder labels; a quantile of all losses would be determined by attackers or floods.
+- *The test* is a Bernoulli test.  Honest sources surprise at a rate of at most q₀: twice the median
+  over the active established sources (:mod:`paramserver.filters.voices`), at least 20 %.  Hostile
+  ones surprise at 70 % or more.  A source that is active alone is not tested.
+- *Far off* is a loss above four times the bound.  It is rare with honest sources (5 %, or twice the
+  median), half of what hostile ones send, and counts more, because a model that learns fast soon
+  believes a frequent lie, which then no longer surprises.  While far-off events are more frequent
+  than usual over all sources, they get less weight, until it is known which sources are hostile.
+- *When the stream changes*, all sources surprise and q₀ rises; from 60 % on the test is inactive.
+- *New sources* are judged together and are not quarantined, as new names are free.  While they
+  surprise more often than the established sources, their surprising events together get a twentieth
+  of the weight of the established sources' events.
 
-Where labels are numbers, rows weigh less only in floods, for where a level has moved each row that
-weighs less is learned late, and where an error is beyond what nine of ten are: it is learned as
-that, as one lie seven hundred times as large turned the model.  There, of what one source sends in
-a row the second and later rows say a fourth as much, for they are of one moment (to the test on
-unlikely labels the n-th says an n²-th), and what is far off says no more than a surprise.
+If labels are numbers, weights are reduced only in floods (after a shift of the level, reduced
+weights would delay learning), and for errors above the 90 % quantile, which are learned as if equal
+to it, because a single lie seven hundred times as large corrupted the model.  Of consecutive rows
+of one source the second and later ones count a quarter as evidence, because they belong to one
+moment (in the test on unlikely labels the n-th counts 1/n²), and far-off counts like a surprise.
 
-What other replicas have taken is heard as if it had come here, so who hears little judges as well.
+Events that other replicas have taken are processed like own ones, so a replica with few events of
+its own judges equally well.
 """
 
 from __future__ import annotations
@@ -51,13 +53,13 @@ _OF_A_RUN: Final = 0.25
 
 _FAR_HOSTILE: Final = 0.5
 _HEARD: Final = 0.3
-"""Weight of what is far off in a rush of it: the sources are known before it is believed."""
+"""Weight of far-off events while they are frequent over all sources."""
 
 _LARGEST: Final = 1.0
-"""Errors of what nine of ten labels that are numbers are not above, which one event may teach."""
+"""Greatest error that is learned with numeric labels, in units of the 90 % quantile."""
 
 ABOUT: Final = "surprise about "
-"""Name of a test of what is about one label, which follows."""
+"""Prefix of the names of tests on one label, which the label follows."""
 
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
 _LARGE_REASON: Final = (
@@ -66,28 +68,28 @@ _LARGE_REASON: Final = (
 
 
 class Surprise(Filter):
-    """The test on losses.  Says nothing before 64 taken events have a loss.
+    """The test on losses.  It is inactive before 64 taken events have a loss.
 
     Parameters:
-        answer: Judge only events to which the model gave this label (its JSON text): whoever lies
-            about a few things is not drowned in what it says of all others.  None: all events.
-        about: Those that were sent with this label, too: whoever lies about it either way is not
-            drowned in what else the model is asked.  Evidence only: it weighs no single event down.
-        enough: Taken events before it says anything.
-        losses: Those that another such test counts; None: it counts its own.
-        like: Another test of one answer, which looks back at the same losses; None: it keeps them.
-        numbers: Labels are numbers, as those of its losses say it.
-        answers: The two labels, if there are two, as its own losses are told them.
-        mixes: Another test's; None: it keeps its own.
+        answer: Judge only events for which the model predicted this label (its JSON text), so that
+            a source's lies about few things are not diluted by its other events.  None: all events.
+        about: Also judge events that were sent with this label, so that lies in both directions are
+            not diluted.  Such a test only gives evidence and reduces no event's weight.
+        enough: Number of taken events before the test is active.
+        losses: Losses counted by another such test; None: this test counts them.
+        like: Another test of one label whose recent losses are shared, or None.
+        numbers: Whether labels are numbers, in the form of :class:`Losses`.
+        answers: The two labels, if there are two, for :class:`Losses`.
+        mixes: Another test's label mixes; None: own ones.
 
     Attributes:
-        losses: What nulls are drawn from.
-        voices: How often each source surprises.
-        mixes: How much each source sends of which of two labels.
-        bounds: The nulls, by label.
-        again: Correlation of surprises, one and the next of another source.
-        turning: Whether nearly everybody surprises now: the world has turned.
-        arrivals: Who sends how much; the chain that asks this test counts them.
+        losses: Losses from which the bounds are computed.
+        voices: Rates of surprises by source.
+        mixes: Label mixes by source.
+        bounds: Bounds by label.
+        again: Correlation between surprises of consecutive events of different sources.
+        turning: Whether nearly all sources surprise now, so that the stream has changed.
+        arrivals: The last arrivals, which the chain counts.
     """
 
     name = "surprise"
@@ -116,7 +118,7 @@ class Surprise(Filter):
         self._new = Newcomers()
         self.bounds: dict[str | None, Null] = {}
         self.again = 0.0
-        self._fresh = 1.0  # how much of an event is new, after the one before
+        self._fresh = 1.0  # factor on evidence because surprises are correlated
         self.turning = False
 
     def judge(self, event: Event, source: Source) -> Opinion:
@@ -133,7 +135,7 @@ class Surprise(Filter):
         if rate is None or rate >= _RATE_MAX:
             return PASS
         hostile = max(_HOSTILE, rate + _APART)
-        # what one sends between two events of the others is about the same moment of the world
+        # events of a large source between two events of others are correlated
         fresh = self._fresh / self.voices.size(source.taken) ** 0.5
         if self.losses.numbers:
             fresh *= max(1.0 / self.voices.run(event.source) ** 2, _OF_A_RUN)
@@ -154,27 +156,27 @@ class Surprise(Filter):
         elif far:
             far_rate, rush = self.voices.far(event.source)
             least = math.log(rate / hostile)
-            if not self.losses.numbers:  # whose errors have no usual largest
+            if not self.losses.numbers:  # numeric errors have heavy tails
                 least = min(math.log(far_rate / _FAR_HOSTILE), least)
             evidence = max(fresh * least, -STEP_MAX)
             if rush and not self._about and weight > _HEARD:
-                weight, reason = _HEARD, _REASON  # the others have weighed it down already
+                weight, reason = _HEARD, _REASON  # the tests by label need not reduce it again
         elif hit:
             evidence = fresh * math.log(rate / hostile)
         else:
             evidence = fresh * math.log((1.0 - rate) / (1.0 - hostile))
             if flooding:
-                evidence *= allowed  # nobody buys itself free with what it sends too much of
+                evidence *= allowed  # a flood must not earn positive evidence by its volume
         return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else reason)
 
     def watch(self, arrivals: Arrivals) -> None:
-        """Who floods is allowed less."""
+        """Use the chain's arrivals, by which flooding sources get less weight."""
         self.arrivals = arrivals
 
     def _allowed(self, source: Source, *, new: bool, flooding: bool) -> float:
-        """Weight of the source's events, by how often it has surprised, and how much it sends."""
+        """Return the weight of the source's events from its surprises and its rate."""
         allowed = 1.0 if new else self.voices.weight(source.name, source.taken)
-        if flooding and (most := self.arrivals.budget) is not None:  # its rows may have left
+        if flooding and (most := self.arrivals.budget) is not None:
             allowed = min(allowed, most / max(self.arrivals.count(source.name), most))
         return allowed
 
@@ -202,10 +204,10 @@ class Surprise(Filter):
             self._lately.add(event.source, kind, event.loss)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
-        """Another replica has taken an event with this loss.
+        """Learn from an event that another replica has taken.
 
-        Where answers are looked at on their own there are two of them: what surprises by more than
-        a coin was answered by the other.
+        Tests of one predicted label exist only with two labels; so if the loss exceeds ln 2, the
+        model predicted the other label.
         """
         bounds = self.bounds.get(self.losses.kind(label))
         if bounds is None:
@@ -233,13 +235,12 @@ class Surprise(Filter):
             self.mixes.refresh()
         if self.losses.events >= self._enough:
             self.bounds = self.losses.nulls()
-            # honest labels that a lie has made the model deny are no turn of the world
+            # honest labels that contradict learned poison are no change of the stream
             self.turning = not self._about and self.voices.turning()
             if self.turning:
                 self.voices.forgive()
             self.again = self._lately.again(self.bounds)
-            # where surprises come in runs, so many events say what one would: the effective sample
-            # size of an autoregressive series
+            # correlated surprises carry less evidence: effective sample size of an AR(1) series
             self._fresh = (1.0 - self.again) / (1.0 + self.again)
         self.voices.flooding = self.arrivals.flooding
         taken = sorted(s.taken for s in sources if s.taken >= EARNED)
@@ -255,7 +256,7 @@ _NEW_REASON: Final = "surprise: new sources together say what established ones d
 
 
 class Newcomers:
-    """The sources that are not established, as one: how often they say what is a *hit*."""
+    """The rate of surprises (*hits*) of all sources together that are not established."""
 
     def __init__(self) -> None:
         self._rate = 0.0
@@ -263,23 +264,23 @@ class Newcomers:
         self._established = 0.0  # events of the others, lately
 
     def count(self, *, new: bool, hit: bool) -> None:
-        """Count one event, of a ``new`` source or not, that was a ``hit`` or not."""
+        """Count one event; ``new``: its source is not established."""
         self._surprises = self._surprises * _FADE + (new and hit)
         self._established = self._established * _FADE + (not new)
         if new:
             self._rate += (hit - self._rate) / _NEW_LATELY
 
     def weight(self, rate: float) -> float:
-        """Weight of a hit of theirs, if established sources have hits at most at this rate."""
+        """Return the weight of their hits, given the greatest rate of established sources."""
         if self._rate <= rate:
             return 1.0
         return min(_NEW_SHARE * self._established / (self._surprises + 1.0), 1.0)
 
 
 class _Lately:
-    """The last taken losses, in arrays: they are looked through at each refresh.
+    """The last taken losses, in arrays that are scanned at each refresh.
 
-    ``len``: labels that are known.
+    ``len`` is the number of known labels.
     """
 
     def __init__(self) -> None:
@@ -296,14 +297,14 @@ class _Lately:
         return len(self._labels)
 
     def add(self, source: str, label: str | None, loss: float) -> None:
-        """One more; the oldest is gone."""
+        """Add a loss, dropping the oldest."""
         self._again = None
         self._fresh.append((source, label, loss))
         if len(self._fresh) == _KEPT:
             self._take()
 
     def _take(self) -> None:
-        """Put what was added into the arrays."""
+        """Move new losses to the arrays."""
         fresh, self._fresh = self._fresh, []
         if self._n + len(fresh) > 2 * _KEPT:
             lately = slice(self._n - _KEPT, self._n)
@@ -320,7 +321,10 @@ class _Lately:
         self._label[new] = [place(label, len(self._labels)) for _, label, _ in fresh]
 
     def again(self, bounds: Mapping[str | None, Null]) -> float:
-        """The correlation ρ of surprises, one and the next of another source, within 0 … .8."""
+        """Return the correlation of surprises of consecutive events of different sources.
+
+        It is clipped to 0 … 0.8.
+        """
         if self._again is None or self._again[0] is not bounds:
             self._take()
             self._again = bounds, self._correlation(bounds)

@@ -1,27 +1,27 @@
-"""How likely is it that a source says what honest ones say?  A sequential test.
+"""A sequential test of each source on the likelihood that its labels are honest.
 
-:mod:`paramserver.filters.surprise` looks at losses that nine of ten honest ones are not above.
-Where the model is wrong in one of four, a lie is seldom so far off, and that test has no power.  So
-this one compares each loss with those of honest labels *and* of wrong ones
-(:mod:`paramserver.filters.odds`): where the model is right in three of five, a lie still says
-something, if less than where it is nearly always right.  An honest source is one of whose
-labels so many are wrong as of the median one *now*, and an eighth more, as each is different; of a
-hostile one three in four are, or a quarter more than of an honest one.  From seven of ten on the
-test says nothing, as when the world turns.  Of numbers and rewards no wrong ones are known: there
-*unlikely* is an error that four of five honest ones are not above.  Honest sources say it as often
-as the median one does, or is usual, and a tenth more; hostile ones in 70 % of cases, or a fifth
-more often.
+:mod:`paramserver.filters.surprise` tests losses above the 90 % quantile of honest ones.  If the
+model is wrong in one of four rows, lies rarely have such losses and that test has no power.  So
+this test compares each loss with those of honest labels *and* of wrong ones
+(:mod:`paramserver.filters.odds`): even if the model is right in only three of five rows, a lie is
+some evidence.  The share of wrong labels of an honest source is assumed to be that of the median
+source *at present* plus 12 %, to allow for differences; that of a hostile one is 75 %, or 25 % more
+than an honest one's.  If the honest share is 70 % or more, as when the stream changes, the test is
+inactive.  For numbers and rewards no wrong labels are known.  There *unlikely* is an error above
+the 80 % quantile of honest ones; honest sources have such errors at the median source's rate (at
+least the nominal one) plus 10 %, hostile ones in 70 % of cases, or 20 % more often.
 
-Three things differ from the other test, all because a flood of lies is believed after some forty
-and is likely from then on.  Good behaviour counts for two nats at most: who has behaved is not free
-to lie for long.  Events of one source are compared with how long ago its last one was: what makes
-sources surprise together is over after some events, so only who sends at once says less.  And
-before there is evidence enough to set anybody aside, those in *doubt* (the same test, less careful)
-share an allowance: together they weigh a tenth of what the others send.  One unlucky source among
-many hardly uses it; liars of whom there are many have little of it each.  So do those that flood,
-where the test says nothing, and those of whose rows the model is suddenly unsure
-(:mod:`paramserver.filters.rising`), too.  New sources are weighed together, as by the test on
-surprise: where lies seldom surprise, new names for ever were believed.
+There are three differences to the other test, because a flood of lies is learned after some forty
+events, and is likely from then on.  Positive evidence is limited to two nats, so that a source with
+good behaviour cannot lie for long.  Evidence is discounted by the time since the source's last
+event: what makes sources surprise together passes after some events, so only events in quick
+succession count less.  And before there is enough evidence for quarantine, sources in *doubt* (by
+the same test with a smaller margin) share an allowance: together they get a tenth of the weight of
+the other sources' events.  A single unlucky source hardly uses it up; of many liars each gets
+little.  The allowance also covers sources that flood while the test is inactive, and sources on
+whose rows the model is suddenly uncertain (:mod:`paramserver.filters.rising`).  New sources are
+weighted together, as in the test on surprise; otherwise lies under ever new names would be learned
+where lies rarely surprise.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ from paramserver.filters.voices import Voices
 
 _MORE: Final = 0.12
 _DOUBT_MORE: Final = 0.05
-"""Wrong labels of an honest source beyond those of the median one; for doubts there is less."""
+"""Margin for the share of wrong labels of an honest source above the median; smaller for doubts."""
 
 _LIES: Final = 0.75
 _APART: Final = 0.25
 _LIES_MAX: Final = 0.7
 _POWER_MIN: Final = 0.15
-"""Wrong labels of a hostile one; of honest ones, from where on nothing is said; and how much more
-often wrong ones are denied than honest ones, below which the model knows too little."""
+"""Share of wrong labels of a hostile source, and its least distance from an honest one's; honest
+share from which on the test is inactive; and the least difference between the rates at which wrong
+and honest labels speak for a lie, below which the model knows too little."""
 
 _RATE_MORE: Final = 0.1
 _RATE_MIN: Final = 0.3
@@ -67,17 +68,21 @@ _RATE_DOUBT_MIN: Final = 0.25
 _RATE_MAX: Final = 0.6
 _RATE_LIES: Final = 0.7
 _RATE_APART: Final = 0.2
-"""The same of numbers and rewards, as rates of what is unlikely."""
+"""The same for numbers and rewards, as rates of unlikely errors."""
 
 _CREDIT_MAX: Final = 2.0
 _DOUBTED: Final = -0.5
 _SHARE: Final = 0.1
 _DEPTH: Final = 3.0
-"""Allowance of those in doubt: so much of an event for each of the others; events at most."""
+"""Allowance of sources in doubt: events refilled per event of another source, and its maximum."""
 
 _UNPROVEN: Final = 1.0 / 16.0
-"""Weight of a label that few send, of a source whose rows it fits no better than others, or that
-is doubted, as its labels are counted no more."""
+"""Weight of a label that few sources send, from a source whose rows it fits no better than other
+rows, or from a doubted source, whose labels are no longer counted."""
+
+_ONE_LABEL: Final = 6.0
+"""Evidence in nats above which a source counts as suddenly sending one of two labels only.  With
+four, honest sources lost half a point on a stream whose labels come in runs."""
 
 _KNOWN: Final = 1024
 
@@ -89,14 +94,14 @@ _NEW_REASON: Final = "unlikely: new sources together say what others find unlike
 
 
 class Unlikely(Filter):
-    """The test on unlikely labels.  Says nothing before the test on surprise does.
+    """The test on unlikely labels.  It is inactive while the test on surprise is.
 
     Parameters:
-        surprise: The test on all events, whose nulls it shares.  It is to be refreshed first.
-        rewards: Events are rewards, of which no wrong ones are known, as of numbers.
+        surprise: The test on all events, whose bounds it shares; it must be refreshed first.
+        rewards: Whether events are rewards, for which no wrong labels are known, as for numbers.
 
     Attributes:
-        voices: How often each source says what is unlikely.
+        voices: Rates of unlikely labels by source.
     """
 
     name = UNLIKELY
@@ -106,12 +111,14 @@ class Unlikely(Filter):
         self._odds = NONE
         self.bounds: dict[str | None, Null] = {}
         self.voices = Voices()
-        self._of_label: dict[str, Voices] = {}  # the same of each label, if there are two
-        self._doubts: dict[str, float] = {}  # nats, last judged at the end
+        self._of_label: dict[str, Voices] = {}  # the same for each label, if there are two
+        self._doubts: dict[str, float] = {}  # nats by source, last judged at the end
         self._left = _DEPTH
         self._new = Newcomers()
-        # of several labels a lie says enough by itself
-        self._rising = Rising() if surprise.losses.two and not self._rates else None
+        # with more than two labels a single lie is enough evidence
+        two = surprise.losses.two and not self._rates
+        self._rising = Rising() if two else None
+        self._one_label = {label: Rising(_ONE_LABEL) for label in surprise.losses.answers if two}
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
@@ -134,7 +141,7 @@ class Unlikely(Filter):
         if evidence > 0.0:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
         if source.taken < EARNED:
-            hit = says.hit or self._odds.is_new(event.label, event.loss)  # names are cheap
+            hit = says.hit or self._odds.is_new(event.label, event.loss)  # new names cost nothing
             weight = self._new.weight(says.usual) if hit else 1.0
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
@@ -152,10 +159,12 @@ class Unlikely(Filter):
         return alone is not None and (source.name in alone or source.doubted)
 
     def _rises(self, source: str) -> bool:
-        return self._rising is not None and self._rising.rises(source)
+        return self._rising is not None and (
+            self._rising.rises(source) or any(x.rises(source) for x in self._one_label.values())
+        )
 
     def _says(self, source: str, label: str | None, loss: float) -> _Says | None:
-        """Tell what a loss says of its source; None: nothing, where nobody knows better."""
+        """Return the evidence of a loss on its source; None: it cannot be judged."""
         middle = self._middle(source, label)
         if middle is None:
             return None
@@ -173,10 +182,10 @@ class Unlikely(Filter):
         return _Says(said < unsaid, sure, less, max(middle, honest) + _RATE_MORE)
 
     def _middle(self, source: str, label: str | None) -> float | None:
-        """Return how often the median source says what speaks for a lie; None: there are too few.
+        """Return the median source's rate of labels that suggest a lie; None: too few sources.
 
-        With this label, if that is more often and hardly anybody else sends it: all is hard with
-        it now.
+        For a label that nearly only a few sources send, it is at least the rate with that label,
+        which may be hard at present.
         """
         middle, same = self.voices.middle(source), self._of_label.get(label or "")
         if middle is None or same is None or key_of(label or "") not in self._odds.held:
@@ -184,7 +193,7 @@ class Unlikely(Filter):
         return max(middle, same.middle(source) or 0.0)
 
     def _hit(self, label: str | None, loss: float) -> bool | None:
-        """Whether a loss speaks for a lie; None: it is not known."""
+        """Return whether a loss suggests a lie; None: unknown."""
         if self._rates:
             bounds = self.bounds.get(self._surprise.losses.kind(label))
             return None if bounds is None else loss > bounds.unlikely
@@ -202,21 +211,24 @@ class Unlikely(Filter):
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
         if event.loss is not None:
-            self._hear_rate(source, event.loss)
+            self._hear_rate(source, event.label, event.loss)
         if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
             self._count(source, event.label, event.loss, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
-        """Another replica has taken an event with this loss."""
-        self._hear_rate(source, loss)
+        """Learn from an event that another replica has taken."""
+        self._hear_rate(source, label, loss)
         if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
             self._count(source, label, loss, hit=hit)
 
-    def _hear_rate(self, source: Source, loss: float) -> None:
+    def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
         if self._rising is not None and not source.quarantined:
-            self._rising.hear(source.name, loss, self.voices.size(source.taken))
+            size = self.voices.size(source.taken)
+            self._rising.hear(source.name, loss, size)
+            for one, rising in self._one_label.items():
+                rising.note(source.name, label == one, size)
 
     def _refill(self) -> None:
         self._left = min(self._left + _SHARE, _DEPTH)
@@ -237,8 +249,9 @@ class Unlikely(Filter):
                     same.hear(source.name, source.taken, hit=hit, far=False)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        if self._rising is not None:
-            self._rising.refresh()
+        rising = [] if self._rising is None else [self._rising, *self._one_label.values()]
+        for test in rising:
+            test.refresh()
         surprise = self._surprise
         self.bounds = surprise.bounds
         if self.bounds and not self._rates:
@@ -248,12 +261,12 @@ class Unlikely(Filter):
             voices.many, voices.usual = surprise.voices.many, surprise.voices.usual
         if surprise.turning:
             self._doubts = {}
-            if self._rising is not None:
-                self._rising.forgive()
+            for test in rising:
+                test.forgive()
 
 
 class _Says(NamedTuple):
-    """Nats of one event for honesty, carefully and less so; how often such a *hit* is usual."""
+    """Evidence of one event (nats), with the larger and the smaller margin; usual rate of hits."""
 
     hit: bool
     evidence: float
@@ -265,13 +278,13 @@ _NOTHING: Final = _Says(hit=False, evidence=0.0, doubt=0.0, usual=1.0)
 
 
 def _ratio(said: float, unsaid: float, honest: float) -> float:
-    """Nats for honesty, if so many labels of an honest source are wrong."""
+    """Return nats for honesty, given the share of wrong labels of an honest source."""
     hostile = min(max(_LIES, honest + _APART), 1.0)
     return log((said + honest * (unsaid - said)) / (said + hostile * (unsaid - said)))
 
 
 def _of_number(hit: bool, middle: float) -> _Says | None:
-    """The same of a number, by what is unlikely of the median source."""
+    """Return the evidence of a number's error, given the median source's rate of unlikely ones."""
     usual = max(middle, 1.0 - MILD)
     rate = max(usual + _RATE_MORE, _RATE_MIN)
     if rate >= _RATE_MAX:
@@ -281,6 +294,6 @@ def _of_number(hit: bool, middle: float) -> _Says | None:
 
 
 def _by_rate(hit: bool, rate: float) -> float:
-    """Nats for honesty, if honest sources say what is unlikely at this rate."""
+    """Return nats for honesty, given an honest source's rate of unlikely errors."""
     hostile = max(_RATE_LIES, rate + _RATE_APART)
     return log(rate / hostile) if hit else log((1.0 - rate) / (1.0 - hostile))

@@ -1,9 +1,10 @@
-"""How often those sources surprise that send now, each counted once however much it sends.
+"""Rates at which the currently active sources surprise, each source counted once.
 
-Whoever surprises more often than the others has used up an allowance: what it sends weighs less
-from then on, long before there is evidence enough to set it aside.  It comes back as *others* send
-what is no surprise, so a flood does not earn it; who used to send more than the median source has
-so many times more of it; and when the world turns everybody has the whole of it again.
+A source that surprises more often than the others uses up an allowance; then its events get less
+weight, long before there is enough evidence for quarantine.  The allowance is refilled as *other*
+sources send events without surprise, so that a flood cannot refill its own.  A source that has
+always sent more than the median source has a proportionally larger allowance.  When the stream
+changes, all allowances are reset.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from paramserver.filters.losses import SOURCES_MIN
 
 _KNOWN: Final = 1024
 _NOW: Final = 32
-"""Sources that were heard last: what one saw, the others saw."""
+"""Number of last active sources that are compared, which saw the same period of the stream."""
 
 _ARRIVALS: Final = 256
-"""Events after which a source doesn't send now any more.  Where one sends after the other, nobody
-is compared; a flood of fifteen lies a row leaves sixteen events of the others."""
+"""Number of events after which a source is no longer active.  If sources send one after the other,
+none is compared; a flood of fifteen lies per row leaves sixteen events of the other sources."""
 
 _LATELY: Final = 5.0
 _JUST: Final = 2.0
@@ -28,18 +29,18 @@ _TURNING: Final = 0.4
 _RATE_MIN: Final = 0.2
 _TWICE_MAX: Final = 0.2
 _FAR_RATE_MIN: Final = 0.05
-_RUSH: Final = 1.5  # of twice the median's
+_RUSH: Final = 1.5  # times twice the median rate
 _RUSH_MIN: Final = 0.12
 _DEPTH: Final = 2.0
 _ROUND: Final = 0.4
-"""Allowance of a source: surprises that are learned whole, and what it gets back when each source
-has sent once what is no surprise, at least: more than honest ones use."""
+"""Allowance of a source in surprises with full weight; and the least amount refilled whenever each
+source has sent one event without surprise, more than honest sources use."""
 
-_FEW: Final = 4  # that are put in their places one by one
+_FEW: Final = 4  # up to so many changes are applied one by one to the sorted rates
 
 
 class _Voice:
-    """Moving means of a source, over about nine events and over about three; and its allowance."""
+    """A source's moving averages over about nine and about three events, and its allowance."""
 
     __slots__ = ("allowed", "at", "calm_at", "far", "just", "just_far", "rate")
 
@@ -49,24 +50,24 @@ class _Voice:
 
 
 class Voices:
-    """The established sources, each with how often it surprises.
+    """The established sources with their rates of surprises.
 
     Attributes:
-        many: How many of them send.
-        usual: Events that were taken of the median one.
-        flooding: Those that send far more than they used to: they have no say.
+        many: Number of active established sources.
+        usual: Number of taken events of the median source.
+        flooding: Sources that send far more than usual, which are left out of medians.
     """
 
     def __init__(self) -> None:
         self.many, self.usual = 1, 1
         self.flooding: frozenset[str] = frozenset()
         self._usual_rate = 0.0
-        self._calm = 0.0  # rounds of events that were no surprise
-        self._voices: dict[str, _Voice] = {}  # last heard at the end
+        self._calm = 0.0  # events without surprise, divided by the number of sources
+        self._voices: dict[str, _Voice] = {}  # last active at the end
         self._events = 0
-        self._now: dict[str, _Voice] | None = None  # last heard at the end
-        self._moved: dict[str, tuple[float, float]] = {}  # heard since, and their rates before
-        self._looked = self.flooding  # those that were left out then
+        self._now: dict[str, _Voice] | None = None  # active sources, last active at the end
+        self._moved: dict[str, tuple[float, float]] = {}  # changed since, with their old rates
+        self._looked = self.flooding  # the sources that were left out then
         self._oldest = 0
         self._rates: list[float] = []
         self._fars: list[float] = []
@@ -74,13 +75,13 @@ class Voices:
         self._last, self._run = "", 0
 
     def pass_by(self, source: str) -> None:
-        """An event of a source that is not heard."""
+        """Count an event of a source that is not established."""
         self._events += 1
         self._run = self._run + 1 if source == self._last else 1
         self._last = source
 
     def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
-        """An event that was a surprise or not, far off or not; ``taken``: those of its source."""
+        """Count an event: ``hit``, a surprise; ``far``, far off; ``taken``: its source's events."""
         self.pass_by(source)
         voice = self._voices.pop(source, None)
         if voice is None:
@@ -91,7 +92,7 @@ class Voices:
         voice.allowed = self._allowed(source, voice, taken)
         if hit:
             voice.allowed -= min(voice.allowed, 1.0)
-        elif voice.rate <= self._usual_rate or voice.allowed >= 1.0:  # not who often does
+        elif voice.rate <= self._usual_rate or voice.allowed >= 1.0:  # not from suspicious ones
             self._calm += 1.0 / self.many
         voice.calm_at = self._calm
         self._moved[source] = self._moved.pop(source, (voice.rate, voice.far))
@@ -102,7 +103,7 @@ class Voices:
         voice.at = self._events
 
     def size(self, taken: int) -> float:
-        """How many times the median source's events this is: some have always sent more."""
+        """Return the source's size relative to the median source's events, at least 1."""
         return max(taken / self.usual, 1.0)
 
     def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
@@ -111,15 +112,15 @@ class Voices:
         return min(voice.allowed + size * back, _DEPTH * size)
 
     def weight(self, source: str, taken: int) -> float:
-        """Weight of this source's events, by how often it has surprised of late."""
+        """Return the weight of a source's events from its remaining allowance."""
         voice = self._voices.get(source)
         return 1.0 if voice is None else min(self._allowed(source, voice, taken), 1.0)
 
     def _look(self) -> dict[str, _Voice]:
-        """Those that send now, with their rates in order.
+        """Return the active sources, and update their sorted rates.
 
-        A few of them that were heard are put where they belong now; all are looked at anew only
-        when others may have come or gone.
+        A few changed rates are moved to their new positions; everything is recomputed only if the
+        set of active sources may have changed.
         """
         now, moved = self._now, self._moved
         if now is not None and not moved:
@@ -133,7 +134,7 @@ class Voices:
                 voice = now[name] = now.pop(name)
                 if rate != voice.rate:
                     _replace(self._rates, rate, voice.rate)
-                if far != voice.far:  # hardly anything is far off
+                if far != voice.far:  # rarely changes
                     _replace(self._fars, far, voice.far)
         self._moved, self._rush = {}, None
         middle = _median(self._rates, None) if now else 0.0
@@ -157,21 +158,21 @@ class Voices:
         return dict(reversed(now.items()))
 
     def _rushing(self, now: dict[str, _Voice]) -> float:
-        """How often all of them are far off just now."""
+        """Return the mean recent rate of events that are far off."""
         if self._rush is None:
             just = [voice.just_far for voice in reversed(now.values())]
             self._rush = sum(just) / max(len(just), 1)
         return self._rush
 
     def rate(self, source: str) -> float | None:
-        """Twice the median rate of the others' surprises; None: there are too few of them."""
+        """Return twice the median rate of the other sources' surprises; None if too few."""
         middle = self.middle(source)
         return None if middle is None else max(middle + min(middle, _TWICE_MAX), _RATE_MIN)
 
     def far(self, source: str) -> tuple[float, bool]:
-        """Twice the median rate of what is far off, and whether all are far off more often.
+        """Return twice the median rate of far-off events, and whether all exceed it recently.
 
-        Only whoever judges what is far off asks, where :meth:`rate` has an answer.
+        Call it only if :meth:`rate` is not None.
         """
         now = self._look()
         own = now.get(source)
@@ -179,7 +180,7 @@ class Voices:
         return far, self._rushing(now) > max(_RUSH * far, _RUSH_MIN)
 
     def middle(self, source: str) -> float | None:
-        """Median rate of the others' surprises; None: there are too few of them."""
+        """Return the median rate of the other sources' surprises; None if too few."""
         now = self._look()
         own = now.get(source)
         if len(now) - (own is not None) < SOURCES_MIN:
@@ -187,34 +188,34 @@ class Voices:
         return _median(self._rates, None if own is None else own.rate)
 
     def gap(self, source: str) -> int:
-        """Events since this source's last one, counting the next."""
+        """Return the number of events since the source's last one, including the next."""
         voice = self._voices.get(source)
         return _ARRIVALS if voice is None else self._events + 1 - voice.at
 
     def run(self, source: str) -> int:
-        """How many events in a row this source has sent with the next, nobody else among them."""
+        """Return the number of consecutive events of this source, including the next one."""
         return self._run + 1 if source == self._last else 1
 
     def forgive(self) -> None:
-        """All have their whole allowance again: it is the world that surprises."""
+        """Reset all allowances, because the stream has changed."""
         for voice in self._voices.values():
             voice.allowed = _DEPTH
 
     def turning(self) -> bool:
-        """Whether even those two thirds of the sources surprise that do it least."""
+        """Return whether even the two thirds of the sources that surprise least often surprise."""
         order = sorted(v.just for v in self._look().values())
         calm = order[: len(order) - len(order) // 3]
         return len(calm) >= SOURCES_MIN and sum(calm) >= _TURNING * len(calm)
 
 
 def _replace(order: list[float], old: float, new: float) -> None:
-    """Put a number of a sorted list where another one belongs."""
+    """Replace a number in a sorted list by another one."""
     del order[bisect_left(order, old)]
     insort(order, new)
 
 
 def _median(order: list[float], without: float | None) -> float:
-    """The median of sorted numbers, one of them left out."""
+    """Return the median of sorted numbers, leaving one of them out."""
     if without is None:
         n = len(order)
         return (order[(n - 1) // 2] + order[n // 2]) / 2.0

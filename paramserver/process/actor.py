@@ -29,7 +29,7 @@ from paramserver.process.attempts import Attempts
 from paramserver.process.decisions import Decisions
 from paramserver.process.following import Following
 from paramserver.process.lineage import Lineage, recover
-from paramserver.process.near import Near
+from paramserver.process.local_socket import LocalSocketServer
 from paramserver.process.publishing import Publishing
 from paramserver.process.running import Running
 from paramserver.process.settings import FindGone, Host, ServerSettings, again_s, identity
@@ -87,7 +87,7 @@ class ParameterServer:
         self._publishing = Publishing(self._running, self._sharing)
         self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
-        self._near, self._refused = Near(self.sync), dict[str, str]()
+        self._near, self._refused = LocalSocketServer(self.sync), dict[str, str]()
         self._identity = ""  # computed in the thread, because it reads files
         self._started_s = self._running.host.monotonic()
         self._restore_s: float | None = None
@@ -214,7 +214,7 @@ class ParameterServer:
         return getattr(self._sharing, method)(*args)
 
     def near(self) -> tuple[bytes, bytes]:
-        """Return address and key of the local socket for :meth:`sync` (:class:`Near`)."""
+        """Return address and key of the local socket for ``sync``."""
         return self._near.way()
 
     # -- snapshots ---------------------------------------------------------------------------

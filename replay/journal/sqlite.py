@@ -41,7 +41,7 @@ from replay.journal.sqliteappend import Batch, stored_half
 from replay.journal.sqlitecheck import examine
 from replay.journal.sqliteerase import SqliteErasing
 from replay.journal.sqlitefile import SqliteFile, Synchronous, Tables
-from replay.journal.sqlitestand import stand_in
+from replay.journal.sqlitereplace import stand_in
 from replay.journal.sqlitetrim import trim
 
 _READ_PAGE = 1024

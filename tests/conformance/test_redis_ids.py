@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from online.rows.prediction_ids import event_key
-from online.service.check_state import Models
+from online.service.state.check_state import Models
 from online.settings import config
 from replay import codec
 from replay.example import Example

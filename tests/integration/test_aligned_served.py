@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from online.client import Client
-from online.commands.export import restored
+from online.commands.publish.export import restored
 from online.errors import StartRefused
 from online.rescore.snapshot import scored
 from online.service.embedded import Embedded

@@ -26,7 +26,7 @@ BOUND_S = 240.0
 BUSY = """
 import os
 
-import online.service.scaling as module
+import online.service.on_ray.scaling as module
 
 _real = module.Busy.__call__
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.faults import conversions_killed
-from online.commands import status as command
+from online.commands.operate import status as command
 from online.service.embedded import Embedded
 from online.settings.config import load
 

@@ -25,8 +25,8 @@ from online.client import Client, ServiceRefused
 from online.errors import ConfigError, StartRefused
 from online.models.errors import LearnerUnusable
 from online.models.loading.model_file import settings_of as settings_of_file
-from online.service.check_state import Models
 from online.service.embedded import Embedded
+from online.service.state.check_state import Models
 from online.settings.config import load
 
 HERE = Path(__file__).parent

@@ -178,9 +178,9 @@ main()
 """
 POINTS = [
     ("after", "online.rebuild.erase", "decide"),
-    ("after", "online.commands.erasing", "Erasing._withdraw"),
+    ("after", "online.commands.change.erasing", "Erasing._withdraw"),
     ("after", "online.rebuild.erase", "Erasure.rows"),
-    ("before", "online.commands.erasing", "Erasing._settle"),
+    ("before", "online.commands.change.erasing", "Erasing._settle"),
     ("after", "online.rebuild.certify", "write"),
 ]
 
@@ -278,8 +278,8 @@ def test_an_erasing_that_is_killed_is_ended_by_the_same_command(
 @pytest.mark.parametrize(
     ("step", "where"),
     [
-        ("online.commands.erasing Erasing._withdraw", ".snapshot"),
-        ("online.commands.erasing Erasing._settle", "journal.db"),
+        ("online.commands.change.erasing Erasing._withdraw", ".snapshot"),
+        ("online.commands.change.erasing Erasing._settle", "journal.db"),
     ],
 )
 def test_with_a_step_left_out_something_is_found(tmp_path: Path, step: str, where: str) -> None:

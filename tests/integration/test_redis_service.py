@@ -21,7 +21,7 @@ from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.redis_server import Server, find_binary
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.errors import StartRefused
-from online.service.check_state import Models
+from online.service.state.check_state import Models
 from online.settings.config import environment, load
 from online.settings.places import open_journal
 

@@ -12,7 +12,7 @@ import online
 from benchmarks.fixtures.learners import COUNT_LABEL
 from online.errors import StartRefused
 from online.rebuild.fsck import Findings, check
-from online.service import check_state
+from online.service.state import check_state
 from online.settings import config
 from paramserver.process import lineage
 

@@ -113,7 +113,7 @@ class Replica:
             self.acts_on = self.acts_on if learner.pushes(1) else learner.control
         request = SyncRequest(
             FORMAT, self.name, self.partition, pushes, learner.since, values, adopting,
-            control=self.acts_on, after=learner.arrival.after,
+            control=self.acts_on, after=learner.server.after,
         )  # fmt: skip
         self.asked = next(self.world.numbers)
         self.world.send(Message(self, served, self.asked, encode(request), None))

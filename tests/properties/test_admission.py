@@ -19,7 +19,7 @@ import pytest
 
 from online.learning.deltas import Pulled
 from paramserver.core import admission, wire
-from paramserver.core.admission import Keeper, Sights, TableBounds
+from paramserver.core.admission import Keeper, SightingSketch, TableBounds
 from paramserver.core.blocks import ROWS, Block, to_wire
 from paramserver.core.rows import Rows
 from paramserver.core.server import Server
@@ -177,7 +177,7 @@ def test_the_server_and_all_replicas_have_the_rows_that_the_rules_say() -> None:
     assert not {"changes", "all", "restart", "late", "waiting", "left"} - {*(+met)}, met
 
 
-_settle, _stays, _leave, _add = Keeper.settle, Keeper._stays, Keeper._leave, Sights.add
+_settle, _stays, _leave, _add = Keeper.settle, Keeper._stays, Keeper._leave, SightingSketch.add
 
 
 def _tells_nobody(self: Any, *given: Any) -> Any:
@@ -211,8 +211,8 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "a delta from before its row left is added": (Keeper, "_stays", _takes_late_ones),
     "no row leaves": (Keeper, "_leave", _never_leave),
     "the rows used most leave": (Keeper, "_leave", _most_used_leave),
-    "sights are not counted": (Sights, "add", lambda self, ids, window: None),
-    "sights do not age": (Sights, "add", lambda self, ids, window: _add(self, ids, 10**9)),
+    "sights are not counted": (SightingSketch, "add", lambda self, ids, window: None),
+    "sights do not age": (SightingSketch, "add", lambda self, ids, window: _add(self, ids, 10**9)),
     "uses are not kept in snapshots": (Keeper, "blocks", lambda self: {}),
     "what is gone stays in a replica": (Rows, "drop", lambda self, ids: None),
 }

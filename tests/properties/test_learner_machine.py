@@ -184,7 +184,7 @@ def _rewrites(old: str, new: str) -> Change:
 
 
 _NO_OVERLAP = "if push.first != clock + 1:"
-_OLD = "if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):"
+_OLD = "if (reply.epoch, reply.count) < max(self.version, (self.server.epoch, 0)):"
 _SOMEBODYS = _deltas(" for p in self._partitions if p in tracks}", " for p in self._partitions}")
 
 MUTANTS = {

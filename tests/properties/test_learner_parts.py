@@ -82,7 +82,8 @@ PARTS = {
         (
             _arrival("        self.values = coming\n", ""),
             _arrival(
-                "            coming = Arriving(", "            coming = self.values = Arriving("
+                "            coming = PartialValues(",
+                "            coming = self.values = PartialValues(",
             ),
         ),
         (14, 26, 33),
@@ -131,11 +132,11 @@ def check_a_new_server_is_pushed_to_at_once(learner: Any) -> None:
     before = made.serving
     _take(made, {OWN: 1}, "1:1", after=("w", 1))
     assert _sent(made) == [(2, 2, 2)], "row 1 is in what it started from"
-    assert (made.since, made.arrival.after) == (NEW, ("w", 1))
+    assert (made.since, made.server.after) == (NEW, ("w", 1))
     made.learn(_row(OWN, 3))
     assert (made.serving, made.version, made.own) == (before, (1, 0), 3)
     _take(made, {OWN: 2}, "other", start=("w", 1))
-    assert (made.since, made.arrival.after) == (NEW, None)
+    assert (made.since, made.server.after) == (NEW, None)
     made.on_reply(_reply((2, 6), "changes", {OWN: 2}, since=NEW,
                          blocks={"w": WireBlock("additive", {"1:2": 1.0})}))  # fmt: skip
     assert made.serving is not before
@@ -180,7 +181,7 @@ def check_an_older_server_is_not_heard_any_more(learner: Any) -> None:
 DIRECTED = [
     (
         check_a_new_server_is_pushed_to_at_once,
-        _learner("for d in ready[:limit]]", "for d in due[:limit] if self.arrival.values is None]"),
+        _learner("for d in ready[:limit]]", "for d in due[:limit] if self.server.values is None]"),
     ),
     (
         check_a_new_server_is_pushed_to_at_once,
@@ -204,7 +205,7 @@ DIRECTED = [
     ),
     (
         check_an_older_server_is_not_heard_any_more,
-        _learner("max(self.version, (self.arrival.epoch, 0))", "self.version"),
+        _learner("max(self.version, (self.server.epoch, 0))", "self.version"),
     ),
 ]
 

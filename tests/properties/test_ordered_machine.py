@@ -97,7 +97,7 @@ class Replica:
         may = learner.keeper and learner.unsent and (not self.world.loss or r.random() < 0.5)
         request = SyncRequest(
             FORMAT, self.name, self.partition, [], learner.since, learner.catching_up,
-            [p for p in learner.tracks if p != self.partition], after=learner.arrival.after,
+            [p for p in learner.tracks if p != self.partition], after=learner.server.after,
             role="ordered", state=learner.state() if may else None,
         )  # fmt: skip
         named = {request.partition, *request.adopting}

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.studies.drift.broken import verdicts
-from evaluation.report.limits import POINTS, WINDOW_N_MIN, Course
+from evaluation.report.limits import POINTS, WINDOW_N_MIN, ControlChart
 
 RANK = {"not_enough_data": 0, "ok": 0, "watch": 1, "act": 2}
 
 
-def course_of(errors: list[float], *, share: bool = True) -> Course:
-    course = Course(share=share)
+def course_of(errors: list[float], *, share: bool = True) -> ControlChart:
+    course = ControlChart(share=share)
     for row, error in enumerate(errors, 1):
         course.add(row, error)
     return course
@@ -38,7 +38,7 @@ def test_more_of_the_same_failure_never_lowers_the_level(
     seed: int, good: int, bad: int, before: float, worse: float
 ) -> None:
     errors = drawn(seed, (good, before), (bad, before + worse))
-    course, ranks, limits = Course(share=True), [0], []
+    course, ranks, limits = ControlChart(share=True), [0], []
     for row, error in enumerate(errors, 1):
         course.add(row, error)
         if row > good:
@@ -91,7 +91,7 @@ def test_one_that_gets_worse_bit_by_bit_is_measured_against_its_best_time(
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), rate=st.floats(0.02, 0.4), n=st.integers(400, 9_000))
 def test_a_steady_error_is_never_acted_on(seed: int, rate: float, n: int) -> None:
-    course = Course(share=True)
+    course = ControlChart(share=True)
     for row, error in enumerate(drawn(seed, (n, rate)), 1):
         course.add(row, error)
         assert course.level != "act", row

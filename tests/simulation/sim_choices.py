@@ -21,8 +21,8 @@ from sim_loop import Process
 from sim_network import answer_of
 
 import online.errors
-import online.rows.door
 import online.rows.prediction_ids
+import online.rows.validator
 import online.serving.choosing
 import online.serving.default_rewards
 import online.serving.defaults
@@ -66,13 +66,13 @@ def is_choice(event: str) -> bool:
 def serve(replica: Replica, spec: str) -> Any:
     """What chooses in a replica, as its shell builds it, on the simulated clocks."""
     model, world = replica.model, replica.world
-    door = online.rows.door.Door(model.settings, model.limits, numeric_only=False)
+    validator = online.rows.validator.Validator(model.settings, model.limits, numeric_only=False)
     keys = online.rows.prediction_ids.Keys([bytes(32)])
     nonces = online.rows.prediction_ids.Nonces(b"%06d" % int(replica.name.rpartition("-")[2]))
     tokens = online.rows.prediction_ids.Tokens(keys, model.settings.name, nonces)
-    serving = online.serving.serving.Serving(model, door, tokens, model.limits, spec)
+    serving = online.serving.serving.Serving(model, validator, tokens, model.limits, spec)
     settings = model.settings.choose
-    made = online.serving.choosing.Choosing(serving, door, model.limits, settings)
+    made = online.serving.choosing.Choosing(serving, validator, model.limits, settings)
     rule = online.serving.default_rewards.DefaultRewards(settings)
     made.defaults = online.serving.defaults.Defaults(model, rule, world.wall, world.loop.time)
     return made

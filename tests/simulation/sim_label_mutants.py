@@ -40,7 +40,7 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "a lesson is taken back at the weight that was sent": Mutant(
-        ((_FINALS, "weight=said.weight * lesson.factor,", "weight=said.weight,"),),
+        ((_FINALS, "weight=provisional.weight * lesson.factor,", "weight=provisional.weight,"),),
         climate=_LABELS,
         within=20,
     ),

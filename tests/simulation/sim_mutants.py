@@ -239,7 +239,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _LEARNER,
-                "if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):",
+                "if (reply.epoch, reply.count) < max(self.version, (self.server.epoch, 0)):",
                 "if reply.epoch == self.version[0] and reply.count < self.version[1]:",
             ),
         ),

@@ -96,7 +96,7 @@ class Operator(Actor):
         history.index()
         decisions = online.rows.history.Decisions(SPEC)
         decisions.read(journal, MODEL)
-        wanted = online.rebuild.rebuild.Wanted(source)
+        wanted = online.rebuild.rebuild.ForgetScope(source)
         found = online.rebuild.forget.influence(journal, MODEL, decisions, wanted, 0.0)
         online.rebuild.forget.check_reach(found, wanted)
         bases = online.rebuild.forget.Bases(journal, MODEL, decisions, journal.partitions(MODEL))

@@ -22,7 +22,7 @@ import online.replica.replica
 import online.settings.config
 import paramserver.process.actor
 import paramserver.process.lineage
-from online.replica.surroundings import Clocks, Outside, Who
+from online.replica.surroundings import Clocks, Identity, Services
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
 from paramserver.errors import ParamServerError
@@ -210,8 +210,8 @@ class Learner(Actor):
             settings,
             limits,
             learner,
-            Who(self.name, self.spec, learns),
-            Outside(
+            Identity(self.name, self.spec, learns),
+            Services(
                 journal,
                 client(world, [Client(self, shard) for shard in range(world.shards)], self.spec),
                 Peers(self) if climate.peers and isinstance(self, Replica) else None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
 
-_APART = "online.learning.apart"
+_APART = "online.learning.shard_divergence"
 _MERGED = "online.learning.merged"
 _CLIENT = "paramserver.clients.sharded_client"
 _SHARING = "paramserver.process.sharing"

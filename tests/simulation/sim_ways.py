@@ -36,7 +36,7 @@ class Peers:
         tasks: list[asyncio.Task[None]] = []
 
         async def tell() -> None:
-            told = await peer.model.tell(data) if peer.alive else None
+            told = await peer.model.answer_peer(data) if peer.alive else None
             world.network.send(peer.process, me.process, lambda: deliver(told))
 
         def ask() -> None:

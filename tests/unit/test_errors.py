@@ -29,8 +29,8 @@ BASES = {
 # The first runs, the others import Ray, whose flags the rest of a test run should not inherit.
 SKIPPED = (
     "online.__main__",
-    "online.service.deployment",
-    "online.service.serve_peers",
+    "online.service.on_ray.deployment",
+    "online.service.on_ray.serve_peers",
     "paramserver.clients.ray_client",
 )
 NO_ERRORS = ("Crash",)  # a stopped machine in the checks for snapshot stores: nobody catches it

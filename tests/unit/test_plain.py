@@ -1,4 +1,4 @@
-"""What a terminal would obey: refused at the door, and written out where older rows have it."""
+"""Terminal control characters: refused by the validator, and written out in older rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 import online.cli
 from evaluation.report import page as report_page
 from online.commands import base
-from online.commands import status as status_command
+from online.commands.operate import status as status_command
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving import events as events_module
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
@@ -68,7 +68,7 @@ def test_all_other_texts_stay_as_they_are(text: str) -> None:
     assert plain(text) == text
 
 
-# -- the door --------------------------------------------------------------------------------
+# -- the validator --------------------------------------------------------------------------------
 
 
 def event(**more: Any) -> FeedbackRequest:
@@ -123,18 +123,18 @@ def test_nothing_of_it_is_taken(tmp_path: Path, order: str) -> None:
 
 def test_a_class_is_a_name_and_a_text_value_is_none() -> None:
     model = ModelSettings.model_validate({"name": "m", "task": "multiclass", "learner": "linear"})
-    door = Door(model, Limits(), numeric_only=False)
+    validator = Validator(model, Limits(), numeric_only=False)
     with pytest.raises(RequestError) as caught:
-        door.label("a\x1b[2Jb", "label")
+        validator.label("a\x1b[2Jb", "label")
     assert refused(caught.value, "label")
-    assert door.label("a\x1b[2Jb", "label", recorded=True), "of a row that may be known"
+    assert validator.label("a\x1b[2Jb", "label", recorded=True), "of a row that may be known"
     letter = {"text": "two\nlines\tof a letter"}
-    assert door.features(letter, "features") is letter
+    assert validator.features(letter, "features") is letter
 
 
 @pytest.mark.parametrize("first", ["\x1b", "\u202e"])
 def test_a_repeat_of_an_older_row_is_answered(tmp_path: Path, first: str) -> None:
-    """Exactly once holds for rows from before the door was closed, by each of its ways."""
+    """Exactly once holds for rows from before the validator was closed, by each of its ways."""
 
     async def scene(world: worlds.World) -> None:
         replica = await world.replica()

@@ -1,1 +1,1 @@
-"""Requests are sent at a fixed rate here and counted by what became of them (`bench load`)."""
+"""Load generation at a fixed rate, with outcomes and latencies counted (`bench load`)."""

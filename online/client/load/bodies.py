@@ -1,4 +1,4 @@
-"""Bodies of requests, made of real rows; each feedback is an event of its own."""
+"""Request bodies made of real rows; each feedback body is a new event."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from replay.example import Features, Label
 
 
 class Bodies:
-    """Bodies for the service and for the peer, encoded beforehand as far as possible.
+    """Bodies for the service and for the peer, encoded in advance as far as possible.
 
     Parameters:
-        rows: Features, and the label as the service calls it (None: there is none).  They are used
-            again and again; default: 500 rows of Phishing.
-        source: What the feedback names as its source; None: nothing.
-        run: Begins each event id: another one for each run, or the events are repeats.
+        rows: Features, and the label as the service names it (None: no label), used cyclically;
+            default: 500 rows of Phishing.
+        source: Source of the feedback; None: not given.
+        run: Prefix of the event ids; it must differ between runs, or events are repeats.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Bodies:
         ]
 
     def predict(self, i: int) -> bytes:
-        """Features of one row."""
+        """Body of the ``i``-th prediction: features of one row."""
         return b'{"features":%b}' % self._features[i % len(self._features)]
 
     def feedback(self, i: int) -> bytes:
-        """One event with its id."""
+        """Body of the ``i``-th feedback: one event with its id."""
         event_id = b'"%b-%d"' % (str(self.run).encode(), i)
         return b'%b%b,"event_id":%b}' % (self._label(i), self._source, event_id)
 
     def peer_learn(self, i: int) -> bytes:
-        """One row for the peer to learn."""
+        """Body with one row for the peer to learn."""
         return b"%b}" % self._label(i)
 
     def instances(self, i: int, n: int) -> bytes:

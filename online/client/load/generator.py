@@ -1,8 +1,8 @@
 """A load generator on one event loop: keep-alive connections, closed loop or a fixed rate.
 
-At a fixed rate latency counts from the instant at which a request was due, so that a stalled
-server can't hide behind requests that were never sent (coordinated omission).  A request waits
-for a free connection, and what is still waiting at the end is counted with the time it has waited.
+At a fixed rate latency counts from the time when a request was due, so a stalled server is not
+hidden by requests that were never sent (coordinated omission).  Requests wait for a free
+connection; those that still wait at the end are counted with their waiting time.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from online.client.load.histogram import Histogram
 
 Body = Callable[[int], bytes]
 
-_LATE_S = 2.0  # what was due before the end is still sent for so long after it
-_ANSWER_S = 10.0  # and the last answers may take so long
+_LATE_S = 2.0  # requests that were due before the end are sent until this long after it
+_ANSWER_S = 10.0  # the last responses may take this long
 _TICK_S = 0.05
 _PROGRESS_S = 1.0
 _RECONNECT_S = 0.1
-_CPU_MAX = 0.9  # of a core; beyond it answers wait for the generator
-_OWN_SHARE = 0.2  # of the p99 may be the generator's own lateness
-_OWN_MS = 0.5  # and less than this is never complained about
-_SELECTABLE, _OWN_FILES = 1024, 16  # files that select() knows; a loop's own
+_CPU_MAX = 0.9  # of a core; beyond it responses wait for the generator
+_OWN_SHARE = 0.2  # acceptable share of the generator's own lateness in the p99
+_OWN_MS = 0.5  # lateness below this is never reported
+_SELECTABLE, _OWN_FILES = 1024, 16  # files that select() supports; files of an event loop
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -42,11 +42,10 @@ class Operation:
     """One kind of request.
 
     Attributes:
-        body: Body of the lane's ``i``-th request.
+        body: Makes the body of the lane's ``i``-th request.
         share: Weight among the operations of its lane.
         rows: Rows in each body.
-        receipts: The answer says of each row what became of it: it is counted, and `refused` is an
-            error.
+        receipts: Responses have an outcome per row, which is counted; `refused` is an error.
         headers: Further header lines, each ended by CR LF.
     """
 
@@ -70,11 +69,11 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Answers a second and latencies in ms of one run.
+    """Throughput, and latencies in ms, of one run.
 
-    ``rate`` and ``rows_rate`` count what was answered well.  ``errors`` are answers of another
-    status than 2xx, answers that did not come, and bodies with a refused row.  ``statuses``
-    counts HTTP statuses (and `no answer`, `no connection`), ``outcomes`` what became of rows.
+    ``rate`` and ``rows_rate`` count successful responses per second.  ``errors`` are responses with
+    a status other than 2xx, missing responses, and bodies with a refused row.  ``statuses`` counts
+    HTTP statuses (and `no answer`, `no connection`), ``outcomes`` the outcomes of rows.
     """
 
     what: str
@@ -95,13 +94,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report says what was measured, and whether it is the server that was measured.
+    """Result of a measurement, and whether the generator limited it.
 
     Attributes:
-        unfinished: Requests that were due and not sent, or under way when the run was interrupted.
-            They are in the percentiles with the time that they had waited: the true values are
+        unfinished: Requests that were due and not sent, or in progress when the run was
+            interrupted.  They are in the percentiles with their waiting time: the true values are
             higher.
-        waited_p99_ms: Sent so much after they were due because no connection was free.
+        waited_p99_ms: Delay between due time and sending because no connection was free.
         own_late_p99_ms, cpu_share: The generator's own lateness, and its share of a core.
     """
 
@@ -116,7 +115,7 @@ class Report:
 
     @property
     def bottleneck(self) -> str | None:
-        """Why the generator itself limits what is measured; None if it does not."""
+        """Why the generator itself limits the measurement; None if it does not."""
         if self.cpu_share > _CPU_MAX:
             return f"the generator takes {self.cpu_share:.0%} of a core"
         if self.own_late_p99_ms > max(_OWN_MS, _OWN_SHARE * self.total.p99_ms):
@@ -125,7 +124,7 @@ class Report:
 
 
 class _Tally:
-    """A tally counts what became of one operation's requests."""
+    """Counts the outcomes of one operation's requests."""
 
     def __init__(self, operation: Operation, host: str) -> None:
         self.operation = operation
@@ -139,7 +138,7 @@ class _Tally:
         ).encode()
 
     def request(self, i: int) -> bytes:
-        """The whole ``i``-th request."""
+        """The ``i``-th request: head and body."""
         data = self.operation.body(i)
         return b"%b%d\r\n\r\n%b" % (self._head, len(data), data)
 
@@ -195,7 +194,7 @@ def _load(what: str, tallies: Sequence[_Tally], seconds: float) -> Load:
 
 
 class _Schedule:
-    """Which request of a lane is next and when it is due; what all its connections count."""
+    """Assigns a lane's requests and their due times, and has counters for its connections."""
 
     def __init__(self, lane: Lane, host: str, seconds: float, own_late: Histogram) -> None:
         self._rate, self._seconds = lane.rate, seconds
@@ -205,12 +204,12 @@ class _Schedule:
         self._owed = [0.0] * len(self._shares)
         self._next = 0
         self.begun = 0.0
-        self._open = lane.connections  # those that still take requests
+        self._open = lane.connections  # connections that still take requests
         self.rested_at: float | None = None
         self.waited, self.own_late = Histogram(), own_late
 
     def next(self, now: float) -> tuple[_Tally, bytes, float] | None:
-        """Operation, request and when it is due; None when the lane is at its end."""
+        """The next operation, request and due time; None at the end of the lane."""
         after = now - self.begun if self._rate is None else self._next / self._rate
         if after >= self._seconds or now >= self.begun + self._seconds + _LATE_S:
             return None
@@ -220,7 +219,7 @@ class _Schedule:
         return tally, request, self.begun + after
 
     def _pick(self) -> _Tally:
-        """Each operation gets its share, evenly over time."""
+        """Choose operations by their shares, evenly over time."""
         at = 0
         for k, share in enumerate(self._shares):
             self._owed[k] += share
@@ -230,13 +229,13 @@ class _Schedule:
         return self.tallies[at]
 
     def rest(self, now: float) -> None:
-        """A connection takes no more requests; the last one ends the lane."""
+        """Note that a connection takes no more requests; the last one ends the lane."""
         self._open -= 1
         if self._open == 0:
             self.rested_at = now
 
     def count_unsent(self, now: float) -> int:
-        """Count what was due and never asked for, with the time it has waited; how many."""
+        """Count due requests that were never taken, with their waiting time; returns the number."""
         if self._rate is None:
             return 0
         until = min(self._seconds, now - self.begun)
@@ -250,7 +249,7 @@ class _Schedule:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection with one request due or under way.  It is opened again when it breaks."""
+    """One connection with at most one request; it reconnects after a failure."""
 
     def __init__(self, schedule: _Schedule, host: str, port: int) -> None:
         self._schedule, self._host, self._port = schedule, host, port
@@ -258,7 +257,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._held: tuple[_Tally, bytes, float] | None = None  # due, or under way
+        self._held: tuple[_Tally, bytes, float] | None = None  # the request, due or in progress
         self._under_way = False
         self._closed = False
         self._forget()
@@ -266,13 +265,13 @@ class _Connection(asyncio.Protocol):
     def _forget(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
-        self._need: int | None = None  # bytes of the whole answer, when its head is known
+        self._need: int | None = None  # bytes of the whole response, once its head is known
 
     async def open(self) -> None:
         await self._loop.create_connection(lambda: self, self._host, self._port)
 
     def close(self, *, interrupted: bool) -> int:
-        """Stop; what was held is counted.  1 if it is neither an answer nor an error."""
+        """Stop and count the request; returns 1 if that is neither a response nor an error."""
         self._closed = True
         for later in (self._task, self._timer):
             if later is not None:
@@ -300,7 +299,7 @@ class _Connection(asyncio.Protocol):
             self._arm(self._held[2])
 
     def _arm(self, due: float) -> None:
-        """Send what is held at its time, once."""
+        """Send the request at its due time, once."""
         if self._timer is not None:
             self._timer.cancel()
         now = self._loop.time()
@@ -311,7 +310,7 @@ class _Connection(asyncio.Protocol):
             self._timer = self._loop.call_at(due, self._on_time)
 
     def _on_time(self) -> None:
-        if self._transport is None or self._held is None:  # it is sent when it is open again
+        if self._transport is None or self._held is None:  # it is sent after the reconnect
             return
         self._schedule.own_late.add(self._loop.time() - self._held[2])
         self._schedule.waited.add(0)
@@ -383,7 +382,7 @@ class _Connection(asyncio.Protocol):
             self._under_way = False
             self._held[0].answer(head[9:12], body, late)
             if _CLOSES.search(head) and self._transport is not None:
-                self._held = None  # the next one is taken when the connection is open again
+                self._held = None  # the next one is taken after the reconnect
                 self._transport.close()
             else:
                 self.take()
@@ -398,11 +397,15 @@ def measure(
     progress: Callable[[float, Load], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Send each lane's requests for ``seconds``, all lanes at the same time.
+    """Send each lane's requests for ``seconds``, all lanes in parallel.
 
-    The connections of a lane go to each of the ports in turn.  ``progress`` is called each second
-    with the seconds and what was measured until then; once ``stopped`` says so the run ends, and
-    what was measured is returned.  Raises OSError if no connection can be made at the beginning.
+    Parameters:
+        ports: The connections of a lane are distributed over them.
+        progress: Called every second with the elapsed seconds and the load so far.
+        stopped: Ends the run once it returns true; the result so far is returned.
+
+    Raises:
+        OSError: No connection can be made at the beginning.
     """
 
     connections = sum(lane.connections for lane in lanes)
@@ -411,8 +414,8 @@ def measure(
 
 
 def _new_loop(connections: int) -> asyncio.AbstractEventLoop:
-    # epoll's time-outs are whole milliseconds: a request would be sent up to 1 ms late.  select's
-    # are not, but it knows no more than 1,024 files.
+    # epoll's timeouts are whole milliseconds: a request would be sent up to 1 ms late.  Those of
+    # select are not, but it supports no more than 1,024 files.
     opened = max(map(int, os.listdir("/dev/fd")))
     if opened + connections + _OWN_FILES < _SELECTABLE:
         return asyncio.SelectorEventLoop(selectors.SelectSelector())
@@ -478,9 +481,9 @@ def run(
     host: str, port: int | Sequence[int], path: str, body: Body, *, connections: int,
     seconds: float, rate: float | None = None,
 ) -> Load:  # fmt: skip
-    """Send ``body(i)`` to ``path`` for ``seconds``; ``rate`` requests/s, or as fast as it goes.
+    """Send ``body(i)`` to ``path`` for ``seconds``; ``rate`` requests/s, or as fast as possible.
 
-    With several ports the connections go to each of them in turn.
+    Connections are distributed over several ports.
     """
     ports = [port] if isinstance(port, int) else port
     lane = Lane([Operation("all", path, body)], connections, rate)

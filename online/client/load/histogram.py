@@ -1,4 +1,4 @@
-"""Lengths of time in constant memory."""
+"""A histogram of durations in constant memory."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 
 
 class Histogram:
-    """Lengths of time, log-linear as in HdrHistogram: each is known to 1/256 of itself or 1 µs."""
+    """Log-linear histogram of durations, as HdrHistogram: precise to 1/256 of a value or 1 µs."""
 
     def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()  # by the lower edge in µs
+        self._counts: Counter[int] = Counter()  # by the bucket's lower edge in µs
         self._max = 0
         self.count = 0
 
     def add(self, seconds: float, count: int = 1) -> None:
-        """Count a length of time; a negative one is 0."""
+        """Count a duration; a negative one counts as 0."""
         us = max(int(seconds * 1e6), 0)
         shift = max(us.bit_length() - 9, 0)
         self._counts[us >> shift << shift] += count
@@ -23,13 +23,13 @@ class Histogram:
         self._max = max(self._max, us)
 
     def merge(self, other: Histogram) -> None:
-        """Add all of another."""
+        """Add all durations of another histogram."""
         self._counts.update(other._counts)
         self.count += other.count
         self._max = max(self._max, other._max)
 
     def ms(self, share: float) -> float:
-        """Percentile in ms (``share`` in 0…1), rounded up to its bucket's edge; 0 if empty."""
+        """Percentile in ms (``share`` in [0, 1]), rounded up to its bucket's edge; 0 if empty."""
         rank, seen = math.ceil(share * self.count), 0
         for edge in sorted(self._counts):
             seen += self._counts[edge]
@@ -39,7 +39,7 @@ class Histogram:
         return self._max / 1e3
 
     def bars(self) -> tuple[tuple[float, int], ...]:
-        """``(up to ms, count)`` by powers of two, from the shortest to the longest."""
+        """Pairs ``(upper edge in ms, count)`` by powers of two, in ascending order."""
         bars: Counter[int] = Counter()
         for edge, count in self._counts.items():
             bars[edge.bit_length()] += count

@@ -1,4 +1,4 @@
-"""A service of its own for one measurement: own processes, a free port, a folder that goes away."""
+"""Starts a temporary service for one measurement, with its own processes, port and folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from online.errors import StartRefused
 from online.settings import config
 
-_START_S = 180.0  # 10 to 15 on two idle cores
+_START_S = 180.0  # it takes 10 to 15 s on two idle cores
 _STOP_S = 120.0
 
 
@@ -36,11 +36,14 @@ def start(
     environment: Mapping[str, str] | None = None,
     file: Path | None = None,
 ) -> tuple[subprocess.Popen[str], str, str]:
-    """`online serve` on the folder's settings: its process, what it has printed, its URL.
+    """Start `online serve` on the folder's settings; returns its process, its output and its URL.
 
-    ``environment`` is the whole one; None: this process's own.  ``file``: of the settings, or of a
-    model; None: ``online.yaml`` in the folder.  Raises StartRefused if it ends, or does not start
-    in time.
+    Parameters:
+        environment: The whole environment; None: this process's own.
+        file: Settings file or model file; None: ``online.yaml`` in the folder.
+
+    Raises:
+        StartRefused: It has ended, or does not start in time.
     """
     served = str(file or folder / "online.yaml")
     deadline = time.monotonic() + _START_S
@@ -53,7 +56,7 @@ def start(
     log.close()
     try:
         return process, *_started(process, folder / "serve.log", deadline)
-    except BaseException:  # Ctrl-C, too, would leave it to go on starting
+    except BaseException:  # after Ctrl-C, too, it would continue to start
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
@@ -62,7 +65,7 @@ def start(
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Send SIGTERM to a service that runs, and wait for its end."""
+    """Send SIGTERM to a running service, and wait for its end."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         process.wait(_STOP_S)
@@ -70,7 +73,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 @contextlib.contextmanager
 def service(settings: Mapping[str, Any]) -> Iterator[str]:
-    """URL of a service with these settings, in a folder of its own that is removed at the end."""
+    """Run a service with these settings in a temporary folder; yields its URL."""
     with tempfile.TemporaryDirectory(prefix="online-load-") as name:
         folder = Path(name)
         write_settings(folder, settings)
@@ -82,9 +85,9 @@ def service(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _started(process: subprocess.Popen[str], log: Path, deadline: float) -> tuple[str, str]:
-    """Wait until the service has printed its URL; return all that it has said, and the URL.
+    """Wait until the service has printed its URL; returns its output and the URL.
 
-    Raises StartRefused if it ends, or does not start in time.
+    Raises StartRefused if it has ended, or does not start in time.
     """
     while True:
         text = log.read_text()

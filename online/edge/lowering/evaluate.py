@@ -45,7 +45,7 @@ def outputs(model: EdgeModel, rows: Sequence[Row]) -> Floats:
 
 
 def scaled(model: EdgeModel, x: Floats) -> Floats:
-    """z of x; NaN where x is missing."""
+    """The scaled numbers z; NaN where x is missing."""
     columns = model.columns
     z: Floats = (x - columns.center) * columns.factor
     return np.clip(z, -columns.limit, columns.limit)
@@ -64,7 +64,7 @@ def _linear(body: Linear, z: Floats, rows: Sequence[Row]) -> Floats:
 
 
 def tents(z: Floats) -> Floats:
-    """How high each column's tents are at z, shape (rows, columns, TENTS); 0 where z is missing."""
+    """Heights of each column's tents at z, shape (rows, columns, TENTS); 0 where z is missing."""
     p = (TENTS - 1) / (1.0 + np.exp(-SQUASH * z))
     high: Floats = np.maximum(1.0 - np.abs(p[:, :, None] - np.arange(TENTS)), 0.0)
     return np.nan_to_num(high, nan=0.0)
@@ -142,7 +142,7 @@ def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
 
 
 def _leaf(body: Forest, tree: int, leaf: int, z: Floats) -> Floats:
-    """Return what a leaf adds for rows that come to it."""
+    """Return a leaf's contribution for the rows that reach it."""
     terms = slice(int(body.term_start[leaf]), int(body.term_start[leaf + 1]))
     value = z[:, body.term_feature[terms], None]
     slope, base = body.slope[terms], body.base[leaf]

@@ -1,4 +1,4 @@
-"""This module reads what stands before a model: scalers of river, a hasher, a one-hot encoder."""
+"""Reads the steps in front of a model: river's scalers, a hasher or a one-hot encoder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _KNOWN: Final = {
     preprocessing.MaxAbsScaler: "abs_max",
     LimitedScaler: "held",
 }
-"""Scalers, and where they keep the names that they have met."""
+"""Scalers, with the attribute that contains the names they have seen."""
 
 
 class Front:
-    """Scalers in their order, and what makes tokens if something does.
+    """Scalers in their order, and how tokens are made, if they are.
 
     Attributes:
-        tokens: How values become tokens, without rows; None: they are columns.
+        tokens: How values become tokens, without rows; None: values are columns.
     """
 
     def __init__(self, scalers: Sequence[Any], tokens: Tokens | None) -> None:
@@ -40,22 +40,22 @@ class Front:
 
     @property
     def limited(self) -> bool:
-        """Whether what comes out of the scaler is cut at the limit."""
+        """Whether the scaler's output is clipped at the limit."""
         return any(type(scaler) is LimitedScaler for scaler in self._scalers)
 
     def knows(self, name: str) -> bool:
-        """Whether all scalers have met the name: rows' other names are left out."""
+        """Whether all scalers have seen the name; other names of rows are ignored."""
         return all(name in getattr(s, _KNOWN[type(s)]) for s in self._scalers)
 
     def transform(self, name: str, value: float) -> float:
-        """One value through river's own scalers."""
+        """Transform one value with river's own scalers."""
         x: dict[str, Any] = {name: value}
         for scaler in self._scalers:
             x = scaler.transform_one(x)
         return float(x[name])
 
     def affine(self, name: str) -> tuple[float, float]:
-        """Center and factor of a column.  A name that was never met has 0 and 0."""
+        """Center and factor of a column; 0 and 0 for a name that was never seen."""
         center, factor = 0.0, 1.0
         if not self.knows(name):
             return 0.0, 0.0
@@ -80,7 +80,7 @@ class Front:
 
 
 def front_of(before: Sequence[Any]) -> Front:
-    """The steps before the last one.  Raises ExportRefused for any other step."""
+    """Read the steps before the last one.  Raises ExportRefused for any unknown step."""
     scalers: list[Any] = []
     for step in before:
         name = type(step).__name__
@@ -115,7 +115,7 @@ def _one_hot(step: Any) -> Tokens:
 
 
 def _affine(scaler: Any, name: str) -> tuple[float, float]:
-    """Center and factor as the scaler is now: a window's moments stand still in an export."""
+    """Center and factor at this moment: moments of a rolling window are frozen in an export."""
     if type(scaler) is preprocessing.StandardScaler:
         rolling = scaler.window_size is not None
         mean, var = scaler.means[name], 1.0

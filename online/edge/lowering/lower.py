@@ -1,8 +1,8 @@
-"""From a served model to :class:`~online.edge.lowering.ir.EdgeModel`: exactly, or not at all.
+"""Lowers a served model to an :class:`~online.edge.lowering.ir.EdgeModel`, exactly or not at all.
 
-The lowering reads what the adapters of :mod:`online.models` hold, their own attributes included:
-it is a view of their state, as their blocks are.  Types are compared strictly, since a subclass
-may answer otherwise.  Whatever can't be the same function is refused by name.
+It reads the attributes of the adapters in :mod:`online.models`, private ones included: like their
+blocks it is a view of their state.  Types are compared strictly, because a subclass may predict
+differently.  Whatever can't be expressed as the same function is refused by name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from online.models.state.scalers import Standard
 from online.models.structure import steps
 from replay.example import Label
 
-_BIAS: Final = "bias"  # of hashed rows: no hash is spelled so
+_BIAS: Final = "bias"  # key among hashed rows; no hash is spelled like this
 _BIASES: Final = frozenset({_BIAS, f"b{_BIAS}", f"c{_BIAS}"})
 _GLMS: Final = (
     linear_model.LogisticRegression, linear_model.LinearRegression, linear_model.Perceptron,
@@ -49,10 +49,10 @@ _TREES: Final = (
 
 
 def lower(model: Model, task: Task) -> EdgeModel:
-    """The model as it answers now.
+    """Lower the model in its present state.
 
     Raises:
-        ExportRefused: A part of it has no exact form here, or nothing was learned yet.
+        ExportRefused: A part has no exact form here, or nothing was learned yet.
     """
     if isinstance(model, (ServedLinear, Opaque)):
         return _river(model.estimator, task)
@@ -69,7 +69,8 @@ def lower(model: Model, task: Task) -> EdgeModel:
     if isinstance(model, RewardModel):
         problem = (
             "it weighs all actions at once: use `online export`, whose file of choices is no "
-            "release; `learner: linear` has one that answers the reward of one action's row"
+            "release; `learner: linear` has one that answers the reward of one action's row, by "
+            "which the same action is best in every context"
         )
         raise ExportRefused("rewards", problem)
     network = sys.modules.get("online.models.network")
@@ -139,7 +140,7 @@ def _linear(
     task: Task,
     classes: tuple[Label, ...],
 ) -> EdgeModel:
-    """A linear body of weights by name, or by hash behind a hasher."""
+    """Make a linear body of weights by name, or by hash if a hasher stands in front."""
     wide = len(bias)
     if front.tokens is not None:
         kept = {key: w for key, w in weights.items() if np.any(w != 0)}
@@ -210,7 +211,7 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
         by_key[key] = np.array(numbers[: len(votes)])
     if task == "binary":
         return _hashed(model._rows, by_key, len(votes), votes, "sigmoid", task, (False, True))
-    # The experts' numbers are mean + spread · output, and votes sum to 1: one linear output.
+    # The experts' predictions are mean + spread · output, and votes sum to 1: one linear output.
     targets: Any = model
     mean, spread = float(targets._targets.means.get("", 0.0)), float(targets._spread())
     mixed = {key: np.array([spread * float(votes @ w)]) for key, w in by_key.items()}
@@ -219,7 +220,7 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
 
 
 def _views(model: SeveralViews, task: Task) -> EdgeModel:
-    """The straight view and the bent one, as further experts on the same columns and tokens."""
+    """Lower the straight and the bent view to further experts on the same columns and tokens."""
     tented, paired = model._mixture.active_views()
     if paired:
         raise ExportRefused("auto", "its crossed view has no form; with five numbers it is silent")
@@ -231,7 +232,7 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
     scale = votes * model._spread() if isinstance(model, Regression) else None
 
     def of(straight: str, bent: str) -> Floats:
-        """Return what the experts have under a key of each view, in a row; "" is nobody's."""
+        """Return the experts' weights under a key of each view, in one row; "" has none."""
         found = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
         return found.reshape(-1) if scale is None else scale @ found
 
@@ -271,7 +272,7 @@ def _hashed(
     task: Task,
     classes: tuple[Label, ...],
 ) -> EdgeModel:
-    """Weights by hash: those of standardised numbers by name, the rest by token."""
+    """Make a linear body of hashed weights: standardised numbers by name, the rest by token."""
     scaler, limit = rows._scaler, math.inf
     names: list[str] = []
     moments: list[tuple[float, float]] = []
@@ -309,7 +310,7 @@ def _place(name: str, rows: Hashed) -> str:
 
 
 def _sklearn(model: Any, task: Task) -> EdgeModel:
-    """SGDRegressor, and SGDClassifier of two classes with the log loss."""
+    """Lower an SGDRegressor, or an SGDClassifier of two classes with log loss."""
     estimator = model._estimator
     kind = type(estimator).__name__
     if task == "multiclass":

@@ -1,4 +1,4 @@
-"""A torch module as layers."""
+"""Lowers a torch module to dense layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ACTIVATIONS: Final[dict[type[nn.Module], Activation]] = {
 
 
 def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
-    """A ``Sequential`` of ``Linear`` layers and activations.
+    """Lower a ``Sequential`` of ``Linear`` layers and activations.
 
     Raises ExportRefused for any other part.
     """

@@ -1,4 +1,4 @@
-"""Rows of features as a model's columns and tokens: the reference of what clients do."""
+"""Converts rows of features to a model's columns and tokens: the reference for clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 def spell(tokens: Tokens, name: str, value: Any) -> list[tuple[str, float]]:
-    """The texts that a value is looked up by, with their numbers."""
+    """The texts under which a value is looked up, with their numbers."""
     if isinstance(value, bool):
         if tokens.spelling == "river":
             return [(name, float(value))]
@@ -46,7 +46,7 @@ def spell(tokens: Tokens, name: str, value: Any) -> list[tuple[str, float]]:
 
 
 def place(tokens: Tokens, text: str) -> tuple[int, float]:
-    """The hash that a text is found by, and the sign of its number."""
+    """The hash of a text, and the sign of its number."""
     if tokens.spelling == "river":
         h = mmh3.hash(text, tokens.seed, signed=True)
         return h % tokens.buckets, -1.0 if tokens.signed and h < 0 else 1.0
@@ -54,7 +54,7 @@ def place(tokens: Tokens, text: str) -> tuple[int, float]:
 
 
 class Encoder:
-    """Takes rows for one model."""
+    """Encodes rows for one model."""
 
     def __init__(self, model: EdgeModel) -> None:
         columns, self._tokens = model.columns, model.tokens
@@ -69,7 +69,7 @@ class Encoder:
             self._rows = {key: i for i, key in enumerate(found)}
 
     def row(self, features: Mapping[str, Any]) -> Row:
-        """One row.  NaN, null and what is no number are missing in a column."""
+        """Encode one row.  NaN, null and non-numbers count as missing in a column."""
         x = np.full(len(self._at), math.nan)
         tokens: list[tuple[int, float]] = []
         for name, value in features.items():
@@ -92,7 +92,7 @@ class Encoder:
         return Row(x, tokens)
 
     def texts(self, features: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """The tokens of a row as texts with their numbers, before they are looked up."""
+        """The tokens of a row as texts with their numbers, before the lookup."""
         if (tokens := self._tokens) is None:
             return []
         return [

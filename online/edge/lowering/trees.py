@@ -1,14 +1,14 @@
-"""Hoeffding trees and adaptive random forests of river as tables.
+"""Lowers river's Hoeffding trees and adaptive random forests to tables.
 
-A scaler in front is folded into the thresholds: scaling never decreases, also as rounded, so the
-rows that go left are those up to the last number that river would send left.  It is searched for
-with river's own scaler, number by number, so routing stays exact.
+A scaler in front is folded into the thresholds: scaling is monotonic, also after rounding, so the
+rows that go left are those up to the last number that river would send left.  That number is found
+by a search with river's own scaler, so routing stays exact.
 
-A naive-Bayes leaf (river's ``do_naive_bayes_prediction``) is a sum over the features that it has
-observed: log prior + Σ (½ log(s / π) - s · (z - μ)²) with s = 1 / 2σ².  Quirks that are kept: a
-class without variance in a feature leaves that feature out, a class of weight 0 votes with e⁰, and
-an inactive leaf, or an adaptive one whose majority was right more often, answers with its class
-shares.
+A naive Bayes leaf (river's ``do_naive_bayes_prediction``) is a sum over the features that it has
+observed: log prior + Σ (½ log(s / π) - s · (z - μ)²) with s = 1 / 2σ².  These details of river are
+reproduced: a class without variance in a feature omits that feature, a class of weight 0 votes with
+e⁰, and an inactive leaf, or an adaptive one whose majority vote was right more often, predicts its
+class shares.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from replay.example import Label
 
 
 def lower_forest(estimator: Any, front: Front, task: Task) -> EdgeModel:
-    """A tree or a forest.  Raises ExportRefused."""
+    """Lower a tree or a forest.  Raises ExportRefused."""
     kind = type(estimator).__name__
     if front.tokens is not None:
         raise ExportRefused(kind, "hashed or one-hot features in front of trees are not exported")
@@ -57,7 +57,7 @@ def lower_forest(estimator: Any, front: Front, task: Task) -> EdgeModel:
 
 
 def _members(estimator: Any) -> tuple[list[Any], list[float]]:
-    """The trees, and what each one's answer is multiplied by."""
+    """The trees, and the factor of each one's prediction."""
     if isinstance(estimator, forest.ARFClassifier):
         metrics = [m.get() for m in estimator._metrics]
         voted = not estimator.disable_weighted_vote
@@ -77,7 +77,7 @@ def _members(estimator: Any) -> tuple[list[Any], list[float]]:
 
 
 def _classes(trees: list[Any], task: Task) -> list[Any]:
-    """Classes in the order in which river's answer lists them."""
+    """Classes in the order of river's predictions."""
     if task == "regression":
         return []
     ordered: dict[Any, None] = {}
@@ -89,7 +89,7 @@ def _classes(trees: list[Any], task: Task) -> list[Any]:
 
 @dataclass
 class _Leaf:
-    """A leaf's tables.  ``terms``: of each column (slope, mean) by output."""
+    """The tables of a leaf.  ``terms``: (slope, mean) by output, for each column."""
 
     base: Floats
     bayes: bool = False
@@ -98,7 +98,7 @@ class _Leaf:
 
 
 class _Maker:
-    """Collects branches and leaves of trees."""
+    """Collects the branches and leaves of trees."""
 
     def __init__(self, front: Front, task: Task, classes: list[Any], *, median: bool) -> None:
         self._front, self._task, self._classes = front, task, classes
@@ -116,7 +116,7 @@ class _Maker:
         self._words: dict[str, list[str]] = {}
 
     def add(self, one: Any, weight: float) -> None:
-        """A tree whose answer counts ``weight`` times."""
+        """Add a tree whose prediction counts ``weight`` times."""
         before = len(self._leaves)
         root = one._root
         if root is None:
@@ -135,7 +135,7 @@ class _Maker:
     # -- branches ----------------------------------------------------------------------------
 
     def _walk(self, root: Any, one: Any) -> int:
-        """Branches and leaves in preorder, without recursion: a tree may be deep."""
+        """Add branches and leaves in preorder, without recursion, as trees may be deep."""
         top: list[int] = [0]
         todo: list[tuple[Any, list[int], int]] = [(root, top, 0)]
         while todo:
@@ -161,9 +161,9 @@ class _Maker:
         return len(self._feature) - 1
 
     def _tests(self, node: Any) -> list[tuple[Any, float, int, Any, Any]]:
-        """A branch as tests of two ways: feature, threshold, flags, left, right.
+        """A branch as binary tests: feature, threshold, flags, left, right.
 
-        Of several, each is the right of the one before.
+        Each further test is the right child of the one before.
         """
         if getattr(node, "_alternate_tree", None) is not None:
             raise ExportRefused(type(node).__name__, "an alternate tree votes beside it")
@@ -176,7 +176,7 @@ class _Maker:
         if isinstance(node, branches.NominalBinaryBranch):
             return [(name, self._code(name, node.value), EQUAL | missing, *children)]
         if isinstance(node, branches.NominalMultiwayBranch):
-            # The way of an unknown or missing value comes last, as the right of all tests.
+            # The branch of unknown and missing values comes last, as the right child of all tests.
             others = [i for i in range(len(children)) if i != common] or [common]
             return [
                 (name, self._code(name, node._r_mapping[i]), EQUAL, children[i], children[common])
@@ -185,7 +185,7 @@ class _Maker:
         raise ExportRefused(type(node).__name__, "this kind of branch is not exported")
 
     def _threshold_before(self, name: str, threshold: float) -> float:
-        """The last number in front of the scalers that goes left behind them."""
+        """The largest unscaled number that goes left after scaling."""
         if not self._front.scaled:
             return threshold
         center, factor = self._front.affine(name)
@@ -240,9 +240,9 @@ class _Maker:
         return _Leaf(base, empty=not base.any())
 
     def _answers_by_bayes(self, node: Any, one: Any) -> bool:
-        """Return whether a leaf answers by naive Bayes, as its ``prediction`` decides.
+        """Return whether a leaf predicts by naive Bayes, as its ``prediction`` decides.
 
-        An adaptive tree's leaf asks the tree.
+        In an adaptive tree, the tree's setting decides.
         """
         if not node.is_active():
             return False
@@ -283,7 +283,7 @@ class _Maker:
     # -- tables ------------------------------------------------------------------------------
 
     def finish(self) -> EdgeModel:
-        """The model of all trees added."""
+        """Make the model of all trees that were added."""
         kind: Literal["table", "bayes", "linear"] = "table"
         if any(leaf.bayes for leaf in self._leaves):
             kind = "bayes"

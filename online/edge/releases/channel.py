@@ -1,11 +1,11 @@
-"""A channel says which releases a model's devices use, and how many devices take the newest.
+"""The channel of a model's releases: which release devices use, and how many use the newest.
 
-The head manifest is the newest release, and says which devices take it (``cohort``) and which
-release the others keep (``before``, by hash).  Two numbers order heads: ``sequence`` counts
-releases, ``revision`` what was said of one.  A device never follows a lower pair.
+The head manifest is the newest release, with the devices that use it (``cohort``) and the release
+that the others keep (``before``, by hash).  Heads are ordered by two numbers: ``sequence`` counts
+releases, ``revision`` counts changes of one release's state.  A device never accepts a lower pair.
 
-A device decides by itself, by a hash of its own id and the sequence: it belongs to the first
-percents of one release and to the last of another, and tells nobody.
+A device decides by itself, by a hash of its own id and the sequence, so it is among the first
+percents of one release and among the last of another, and reveals nothing.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from online.edge.errors import PublishRefused
 from online.edge.manifest import canonical
 
 STEPS: Final = (1, 10, 50, 100)
-"""Percents of the devices that a release goes to, one step a promotion."""
+"""Percentages of devices that a release goes to, one step per promotion."""
 
 KEEP: Final = 8
-"""Releases whose files are kept, to go back to."""
+"""Releases whose files are kept for rollbacks."""
 
 BUCKETS: Final = 10_000
 
 FAILED_LEAST, FAILED_SHARE = 3, 0.05
-"""Devices that must have failed, and their share of those that have reported, to halt a release."""
+"""Least number of failed devices, and their least share of reports, to halt a release."""
 
 COMPARED_LEAST: Final = 20
-"""Rows that release and service must both have answered on a device, to say how they differ."""
+"""Rows that both release and service must have predicted on a device to compare them."""
 
 DIFFER_SHARE: Final = 0.2
-"""Of a device's rows with another label: the device differs.  The service learns on meanwhile."""
+"""Share of rows with a different label above which a device differs; the service keeps learning."""
 
 DIFFERING_LEAST, DIFFERING_SHARE = 3, 0.1
-"""Devices that must differ, and their share of those that compared, to halt a release."""
+"""Least number of differing devices, and their least share of compared ones, to halt a release."""
 
 
 def bucket(device: str, sequence: int) -> int:
-    """Where a device stands among 10,000 for a release."""
+    """Rank of a device among 10,000 for a release."""
     digest = sha256(f"{device}:{sequence}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % BUCKETS
 
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """These counts say what devices report of a release.
+    """Counts of devices' reports on a release.
 
     Attributes:
-        used, failed: Devices that use it, and on which it did not pass its test.
-        compared, differing: Devices that asked the service for :data:`COMPARED_LEAST` of the same
-            rows, and those on which the labels differ.
+        used, failed: Devices that use it, and devices on which its check failed.
+        compared, differing: Devices that compared :data:`COMPARED_LEAST` rows with the service, and
+            those on which the labels differ.
     """
 
     used: int = 0
@@ -62,7 +62,7 @@ class Reports:
 
     @property
     def bad(self) -> str | None:
-        """Why it is not to go on; None if it may."""
+        """Why the release must not be promoted; None if it may."""
         failed, counted = self.failed, self.used + self.failed
         if failed >= FAILED_LEAST and failed > FAILED_SHARE * counted:
             return f"did not pass its test on {failed} devices, {self.used} use it"
@@ -74,12 +74,12 @@ class Reports:
 
 @dataclass(frozen=True)
 class Release:
-    """A release is one document for devices, and its place in the channel.
+    """A release: a document for devices, and its state in the channel.
 
     Attributes:
         sequence: 1, 2, 3 …
-        about: Its document: what the manifest says but for whom it is.
-        whole: It has been given to all devices.
+        about: The document: the manifest without its cohort.
+        whole: Whether it has been given to all devices.
     """
 
     sequence: int
@@ -87,11 +87,11 @@ class Release:
     whole: bool = False
 
     def document(self) -> bytes:
-        """The document's bytes, which the head of a later release names by their hash."""
+        """The document's bytes; heads of later releases refer to them by hash."""
         return canonical(self.about)
 
     def files(self) -> set[str]:
-        """SHA-256 of every file that the document names, and of itself."""
+        """SHA-256 of the document and of every file that it names."""
         named = {sha256(self.document()).hexdigest()}
         for target in self.about["targets"].values():
             parity = target["parity"]
@@ -107,9 +107,9 @@ class Channel:
     """A model's releases, oldest first, and the state of the newest.
 
     Attributes:
-        sequence, revision: The highest that were signed.
-        percent: Of the devices that take the newest release.
-        halted: None does: it was found to be bad.
+        sequence, revision: The highest numbers that were signed.
+        percent: Share of devices that use the newest release.
+        halted: No device uses it, because it was found to be bad.
     """
 
     sequence: int = 0
@@ -120,18 +120,18 @@ class Channel:
 
     @property
     def newest(self) -> Release:
-        """Raises PublishRefused: there is none."""
+        """The newest release.  Raises PublishRefused if there is none."""
         if not self.releases:
             raise PublishRefused("nothing is published yet", "online edge publish")
         return self.releases[-1]
 
     @property
     def before(self) -> Release | None:
-        """Return what devices outside the cohort use: the newest release that all had."""
+        """Return the release of devices outside the cohort: the newest one that all had."""
         return _stable(self.releases[:-1])
 
     def published(self, about: Mapping[str, Any], percent: int) -> Channel:
-        """With a new release; ``about`` lacks the sequence only."""
+        """Add a release; ``about`` lacks only the sequence."""
         sequence = self.sequence + 1
         release = Release(sequence, {**about, "sequence": sequence}, whole=percent == 100)
         kept = (*self.releases, release)[-KEEP:]
@@ -140,15 +140,15 @@ class Channel:
         return Channel(sequence, 0, percent, False, kept)
 
     def returned(self, about: Mapping[str, Any]) -> Channel:
-        """With an older release's document as a new one, for all; nobody comes back to the newest.
+        """Publish an older release's document as a new one for all devices.
 
-        Raises PublishRefused if nothing is published.
+        The present newest release can't be returned to.  Raises PublishRefused if there is none.
         """
         left = (*self.releases[:-1], replace(self.newest, whole=False))
         return replace(self, releases=left).published(about, 100)
 
     def promoted(self, to: int | None, reports: Reports) -> Channel:
-        """The newest release for more devices; ``to`` None: the next step.  PublishRefused."""
+        """Give the newest release to more devices; ``to`` None: the next step.  PublishRefused."""
         newest = self.newest
         if (bad := reports.bad) is not None:
             raise PublishRefused(
@@ -172,7 +172,7 @@ class Channel:
         return replace(self, revision=self.revision + 1, percent=to, releases=kept)
 
     def stopped(self) -> Channel:
-        """The newest release for nobody: devices use the one before.  PublishRefused."""
+        """Withdraw the newest release: devices use the previous one.  Raises PublishRefused."""
         newest = self.newest
         if self.before is None:
             raise PublishRefused(
@@ -183,11 +183,11 @@ class Channel:
         return replace(self, revision=self.revision + 1, percent=0, halted=True, releases=kept)
 
     def again(self) -> Channel:
-        """The same, to be signed anew: by another key, for a longer time."""
+        """The same state with a new revision, to be signed by another key or for a longer time."""
         return replace(self, revision=self.revision + 1)
 
     def named(self, sequence: int | None) -> Release:
-        """The release to go back to; None: what all devices had before.  PublishRefused."""
+        """The release to return to; None: the last one that all devices had.  PublishRefused."""
         if sequence is None:
             found = self.before
         else:

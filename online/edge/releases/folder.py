@@ -1,12 +1,12 @@
-"""The folder from which a model's devices are served: a name is whole or absent.
+"""The folder that a model's devices are served from; each file is complete or absent.
 
 =================== ===========================================================================
-``head``            64 bytes of signature and the manifest, replaced in one step
+``head``            64 bytes of signature and the manifest, replaced atomically
 ``roots.json``      the chain of key lists (:mod:`online.edge.releases.roots`)
-``files/SHA-256``   packs, golden rows, differences, and documents of older releases
-``channel.json``    which releases there are; never served
-``reports/SEQUENCE`` what devices say of a release, a line each
-``lock``            held by whoever publishes
+``files/SHA-256``   packs, golden rows, deltas, and documents of older releases
+``channel.json``    the list of releases; never served
+``reports/SEQUENCE`` reports of devices on a release, one per line
+``lock``            held by a publisher
 =================== ===========================================================================
 """
 
@@ -37,23 +37,23 @@ from online.edge.releases.channel import (
 from online.edge.targets import golden
 
 FILE_BYTES_MAX: Final = 8 << 20
-"""Of one published file."""
+"""Largest published file, in bytes."""
 
 SIGNATURE_BYTES: Final = 64
 
 REPORTS_BYTES_MAX: Final = 1 << 20
-"""Of one release: some 20,000 devices.  More are not counted."""
+"""Largest file of reports on one release: some 20,000 devices.  Further ones are not counted."""
 
 
 class Folder:
-    """The folder of one model's releases, which is made when something is published."""
+    """The folder of one model's releases; created by the first publication."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One publisher at a time.  Raises PublishRefused if there is another."""
+        """Hold the publisher's lock.  Raises PublishRefused if another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a") as file:
             try:
@@ -65,7 +65,7 @@ class Folder:
             yield
 
     def channel(self) -> Channel:
-        """Return what is published; an empty channel if nothing is."""
+        """Return the published channel; an empty one if nothing is published."""
         try:
             made = json.loads((self.path / "channel.json").read_bytes())
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class Folder:
         )
 
     def file(self, digest: str) -> bytes:
-        """A published file by its hash.  FileNotFoundError."""
+        """A published file by its hash.  Raises FileNotFoundError."""
         return (self.path / "files" / digest).read_bytes()
 
     def newest_pack(self) -> bytes | None:
@@ -89,10 +89,10 @@ class Folder:
         return None if target is None else self.file(target["sha256"])
 
     def golden_rows(self, origin: str) -> tuple[list[str], tuple[Mapping[str, Any], ...]] | None:
-        """Names of the features, and the golden rows that devices of the newest release have.
+        """Names of the features, and the golden rows of the newest release.
 
-        None if there are none of this ``origin``, or if every release that is kept has them: rows
-        of callers do not stay for ever.
+        None if there are none of this ``origin``, or if every stored release has them: callers'
+        rows must not be kept for ever.
         """
         releases = self.channel().releases
         had = [_golden_rows(release) for release in releases]
@@ -101,16 +101,18 @@ class Folder:
         return list(releases[-1].about["features"]), golden.rows_of(self.file(had[-1][1]))
 
     def head(self) -> tuple[bytes, bytes]:
-        """The manifest's bytes and their signature.  FileNotFoundError."""
+        """The manifest's bytes and their signature.  Raises FileNotFoundError."""
         data = (self.path / "head").read_bytes()
         return data[SIGNATURE_BYTES:], data[:SIGNATURE_BYTES]
 
     def report(
         self, sequence: int, device: str, outcome: str, asked: int = 0, differ: int = 0
     ) -> bool:
-        """Note what a device says of the newest release; False: it is not counted.
+        """Record a device's report on the newest release; returns False if it is not counted.
 
-        ``asked``: rows that release and service answered both, ``differ``: with another label.
+        Parameters:
+            asked: Rows that both the release and the service have predicted.
+            differ: Those of them with different labels.
         """
         try:
             if json.loads(self.head()[0])["sequence"] != sequence:
@@ -120,14 +122,14 @@ class Folder:
         path = self.path / "reports" / str(sequence)
         path.parent.mkdir(exist_ok=True)
         line = json.dumps([device, outcome, asked, differ]).encode() + b"\n"
-        with path.open("ab", buffering=0) as file:  # one write each: lines do not mix
+        with path.open("ab", buffering=0) as file:  # one write per line, so lines do not mix
             if file.tell() + len(line) > REPORTS_BYTES_MAX:
                 return False
             file.write(line)
         return True
 
     def reports(self, sequence: int) -> Reports:
-        """Count what devices say of a release; each counts once, with the last that it said."""
+        """Count the reports on a release; each device counts once, with its last report."""
         try:
             lines = (self.path / "reports" / str(sequence)).read_bytes().splitlines()
         except FileNotFoundError:
@@ -141,7 +143,7 @@ class Folder:
         return Reports(len(said) - failed, failed, len(counts), differing)
 
     def standing(self) -> dict[str, Any]:
-        """How the releases stand, newest first, as plain data; for pages and histories."""
+        """State of the releases, newest first, as plain data for pages and histories."""
         channel = self.channel()
         before, reports = channel.before, asdict(self.reports(channel.sequence))
         with contextlib.suppress(FileNotFoundError):
@@ -169,8 +171,8 @@ class Folder:
     ) -> None:
         """Write a channel and its head; call it within :meth:`locked`.
 
-        The channel comes before the head, so that no sequence is ever used for two heads,
-        wherever this stops.
+        The channel is written before the head, so that no sequence is used for two heads even after
+        an interruption.
         """
         documents = [release.document() for release in channel.releases]
         made = {**(files or {}), **{sha256(data).hexdigest(): data for data in documents}}
@@ -205,12 +207,12 @@ class Folder:
 
 
 def releases_in(state_dir: Path) -> Callable[[str], dict[str, Any]]:
-    """Return what tells, by a model's name, how its releases stand in a state folder."""
+    """Return a function from a model's name to the state of its releases in a state folder."""
     return lambda model: Folder(state_dir / "edge" / model).standing()
 
 
 def _release_data(release: Release, channel: Channel) -> dict[str, Any]:
-    """One release: what it was made of, and who uses it."""
+    """One release as plain data: its origin, quality, and users."""
     about, before, percent = release.about, channel.before, channel.percent
     fresh = about.get("freshness", {})
     state = "kept"
@@ -231,13 +233,13 @@ def _release_data(release: Release, channel: Channel) -> dict[str, Any]:
 
 
 def _golden_rows(release: Release) -> tuple[str, str] | None:
-    """Whence the golden rows of a release come, and their hash."""
+    """Origin of a release's golden rows, and their hash; None without any."""
     parity = release.about["targets"].get("edgepack", {}).get("parity", {})
     return (parity["origin"], parity["parts"]["rows"]["sha256"]) if "parts" in parity else None
 
 
 def write(path: Path, data: bytes, mode: int | None = None) -> None:
-    """A file, whole and durable, or what was there before; ``mode``: whatever the umask."""
+    """Write a file atomically and durably; ``mode``: permissions, regardless of the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode or 0o666)
@@ -249,7 +251,7 @@ def write(path: Path, data: bytes, mode: int | None = None) -> None:
             file.flush()
             os.fsync(descriptor)
         part.replace(path)
-    except BaseException:  # a full disk, Ctrl-C: half a file is in everybody's way
+    except BaseException:  # a full disk, or Ctrl-C: remove the partial file
         part.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)

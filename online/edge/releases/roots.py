@@ -1,8 +1,7 @@
-"""Which keys sign manifests: a chain of lists, each signed by the root key of the one before.
+"""The keys that may sign manifests: a chain of lists, each signed by the previous root key.
 
-A device holds the first root key, or the first list that it ever saw, and follows the chain; a key
-that the newest list does not have signs nothing any more.  One root key is enough to sign: there is
-no threshold.
+A device has the first root key, or the first list that it saw, and follows the chain; keys that are
+not in the newest list are revoked.  A single root key signs: there is no threshold.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from online.edge.manifest import canonical
 
 SPEC: Final = 1
 BYTES_MAX: Final = 65_536
-"""Of a chain: some 120 lists."""
+"""Largest chain in bytes: some 120 lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +28,8 @@ class Root:
 
     Attributes:
         version: 1, 2, 3 …
-        root: The public key that signs the next list; 64 hexadecimal digits, as those below.
-        keys: Those that may sign manifests.
+        root: The public key that signs the next list, as 64 hexadecimal digits.
+        keys: Public keys that may sign manifests, in the same form.
     """
 
     version: int
@@ -39,20 +38,20 @@ class Root:
 
 
 def spelled(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
-    """A public key, or that of a private one, as 64 hexadecimal digits."""
+    """The public key, or that of a private key, as 64 hexadecimal digits."""
     public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
     return public.public_bytes_raw().hex()
 
 
 def extended(chain: bytes | None, by: Ed25519PrivateKey, root: str, keys: Sequence[str],
              root_key: Ed25519PrivateKey | None = None) -> bytes:  # fmt: skip
-    """The chain with one more list.
+    """Append a list to the chain.
 
     Parameters:
-        chain: None: it begins.
+        chain: None begins a chain.
         by: The root key of the newest list; at the beginning that of the first one.
-        root, keys: Of the list that is added.
-        root_key: The private key of ``root``, if it is another one than ``by``.
+        root, keys: Content of the new list.
+        root_key: The private key of ``root``, if it is not ``by``.
 
     Raises ManifestRefused if ``by`` is not the root key of the newest list.
     """
@@ -73,7 +72,7 @@ def extended(chain: bytes | None, by: Ed25519PrivateKey, root: str, keys: Sequen
 
 
 def followed(chain: bytes) -> Root:
-    """The newest list of a chain that begins with its own first root key.  ManifestRefused."""
+    """Verify a chain and return its newest list.  Raises ManifestRefused."""
     if len(chain) > BYTES_MAX:
         raise ManifestRefused(f"the chain of key lists has {len(chain)} bytes of {BYTES_MAX}")
     newest: Root | None = None

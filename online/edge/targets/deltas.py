@@ -1,13 +1,13 @@
-"""From the pack that a client has to the next one, exactly.
+"""Exact deltas from a client's pack to the next one.
 
 =========== ================================================================================
-``EPD0``    every byte exclusive-or'ed with the old one, in byte planes of four
-``EPD8``    before that, float32 tensors moved by whole steps: a scale (float32) of each tensor,
-            then the steps, a signed byte each; 127 and -128 go on with the next byte
+``EPD0``    every byte XORed with the old one, in four byte planes
+``EPD8``    before that, float32 tensors are moved by whole steps: a scale (float32) per tensor,
+            then the steps, a signed byte each; 127 and -128 continue in the next byte
 =========== ================================================================================
 
-Both are raw deflate, and need packs of one structure; trees that have grown, or a table with new
-keys, travel whole.  Steps are for packs whose weights stand on a grid
+Both are compressed with raw deflate, and need packs of one structure; trees that have grown, or a
+table with new keys, are sent completely.  Steps are for packs whose weights are on a grid
 (:mod:`online.edge.targets.grid`).
 """
 
@@ -26,16 +26,16 @@ from online.edge.targets.pack import tensors_of
 _BYTES: Final = b"EPD0"
 STEPS: Final = b"EPD8"
 _PLANES: Final = 4
-_UP, _DOWN = 127, -128  # a byte that goes on
-_LONG_MAX: Final = 2  # bytes of steps a number, on average
+_UP, _DOWN = 127, -128  # bytes that continue in the next one
+_LONG_MAX: Final = 2  # average number of bytes per step, at most
 
 Bytes = npt.NDArray[np.uint8]
 
 
 def smallest(old: bytes, new: bytes) -> bytes:
-    """Return the smallest difference that makes ``new`` of ``old``.
+    """Return the smallest delta from ``old`` to ``new``.
 
-    Raises DifferenceUnfit if they are of different length.
+    Raises DifferenceUnfit if their lengths differ.
     """
     ways = [exact(old, new)]
     with contextlib.suppress(DifferenceUnfit):
@@ -44,15 +44,15 @@ def smallest(old: bytes, new: bytes) -> bytes:
 
 
 def exact(old: bytes, new: bytes) -> bytes:
-    """The difference of any two packs of one length.  Raises DifferenceUnfit if they are not."""
+    """The delta of any two packs of equal length.  Raises DifferenceUnfit."""
     a, b = _pair(old, new)
     return _BYTES + _deflate(_planes(a ^ b))
 
 
 def steps(old: bytes, new: bytes) -> bytes:
-    """The difference of two packs on a grid.
+    """The delta of two packs on a grid.
 
-    Raises DifferenceUnfit if they are of two structures, or if their difference is no whole steps.
+    Raises DifferenceUnfit if their structures differ, or their difference is not in whole steps.
     """
     a, b = _pair(old, new)
     if tensors_of(old) != tensors_of(new):
@@ -74,9 +74,9 @@ def steps(old: bytes, new: bytes) -> bytes:
 
 
 def apply(old: bytes, delta: bytes) -> bytes:
-    """The pack that a difference makes of ``old``; its hash says if it is the one meant.
+    """Apply a delta to ``old``; the result's hash tells whether it is the intended pack.
 
-    Raises PackCorrupt for bytes that are no difference to ``old``.
+    Raises PackCorrupt for bytes that are no delta of ``old``.
     """
     if delta[:4] not in (_BYTES, STEPS):
         raise PackCorrupt("it is no difference")
@@ -111,7 +111,7 @@ def _planes(differing: Bytes) -> bytes:
 
 
 def _written(q: npt.NDArray[np.int64]) -> bytes:
-    """Each number as bytes that add up to it, of which only the last is no end of the range."""
+    """Encode each number as bytes that sum to it; all but the last are ends of the range."""
     edge = np.where(q >= 0, _UP, _DOWN)
     times = q // edge
     out = np.repeat(edge, times + 1)
@@ -120,7 +120,7 @@ def _written(q: npt.NDArray[np.int64]) -> bytes:
 
 
 def _read_back(taken: npt.NDArray[np.int8], numbers: int) -> tuple[npt.NDArray[np.int64], int]:
-    """So many numbers, and how many bytes they took.  ValueError if there are fewer."""
+    """Decode ``numbers`` numbers; also return how many bytes they took.  Raises ValueError."""
     ends = np.flatnonzero((taken != _UP) & (taken != _DOWN))[:numbers]
     if len(ends) < numbers:
         raise ValueError(f"{len(ends)} steps of {numbers}")
@@ -130,7 +130,7 @@ def _read_back(taken: npt.NDArray[np.int8], numbers: int) -> tuple[npt.NDArray[n
 
 
 def step_of(numbers: npt.NDArray[Any]) -> float:
-    """The largest power of two of which all of them are whole multiples; 1.0 if all are zero."""
+    """The largest power of two that divides all numbers; 1.0 if all are zero."""
     present = np.asarray(numbers, dtype=np.float64).ravel()
     present = present[present != 0]
     if not present.size:
@@ -148,7 +148,7 @@ def _pair(old: bytes, new: bytes) -> tuple[Bytes, Bytes]:
 
 
 def _float32(pack: bytes) -> list[tuple[int, int]]:
-    """Offset and numbers of each float32 tensor, in the file's order."""
+    """Offset and count of numbers of each float32 tensor, in the file's order."""
     return [
         (at, int(np.prod(shape, dtype=np.int64)))
         for _, kind, shape, at in tensors_of(pack)
@@ -162,7 +162,7 @@ def _deflate(data: bytes) -> bytes:
 
 
 def _inflate(data: bytes, most: int) -> bytes:
-    """At most so many bytes: nothing endless is read."""
+    """Decompress at most ``most`` bytes, so that a decompression bomb is refused."""
     reader = zlib.decompressobj(-15)
     try:
         out = reader.decompress(data, most + 1)

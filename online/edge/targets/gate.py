@@ -1,4 +1,4 @@
-"""The parity gate: a file's answers beside the model's, and what they may differ by."""
+"""The parity gate: compares a file's predictions with the model's, within fixed bounds."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from online.edge.targets.golden import Golden
 from online.edge.targets.pack import Precision
 
 BOUNDS: Final[dict[Precision, float]] = {"float64": 1e-12, "float32": 1e-6}
-"""Largest difference of a probability; of a number in regression, as a share of its size if that
-is above 1."""
+"""Largest difference of a probability; in regression, of a number, relative to its size if that is
+above 1."""
 
 TIE: Final = 2e-6
-"""Probabilities closer than this are a tie: either label is the answer."""
+"""Probabilities closer than this are a tie: either label is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How a file answered the golden rows.
+    """Comparison of a file's outputs with the golden rows.
 
     Attributes:
-        rows: How many there were.
+        rows: Number of rows.
         max_abs: Largest difference, see :data:`BOUNDS`.
-        agree: Share of the rows outside ties with the model's own label (1.0 in regression).
-        worst: The row of ``max_abs``.
+        agree: Share of the rows outside ties with the model's label (1.0 in regression).
+        worst: Index of the row of ``max_abs``.
     """
 
     rows: int
@@ -38,7 +38,7 @@ class Parity:
 
 
 def compare(found: Floats, golden: Golden) -> Parity:
-    """Outputs of a file for the golden rows beside what is expected."""
+    """Compare a file's outputs for the golden rows with the expected ones."""
     expected = golden.expected
     if found.shape != expected.shape:
         raise ValueError(f"answers of shape {found.shape} for {expected.shape}")
@@ -52,7 +52,7 @@ def compare(found: Floats, golden: Golden) -> Parity:
 def gate(
     target: str, found: Floats, golden: Golden, bound: float, least_agree: float = 1.0
 ) -> Parity:
-    """The comparison.  Raises ParityFailed beyond the bound, or if too many labels are others."""
+    """Compare; raise ParityFailed if the bound is exceeded or too many labels differ."""
     parity = compare(found, golden)
     if parity.max_abs > bound:
         raise ParityFailed(target, parity.max_abs, bound, parity.worst)

@@ -1,9 +1,9 @@
-"""Golden rows: what a file must answer before it is published, and before a device uses it.
+"""Golden rows: inputs with expected outputs, verified before publishing and on each device.
 
-Rows of the caller (from the journal, or a stream), and rows that look for trouble: at each
-threshold and the next number on both sides, in float64 and in float32; missing, as absent and as
-NaN; constant columns that move; names, words and texts that were never seen, in several scripts.
-What they must give is what the served model answers.
+They are real rows (from the journal or a stream) and generated edge cases: each threshold and its
+neighbours in float64 and float32; missing values, as absent and as NaN; constant columns that
+change; unseen names, words and texts in several scripts.  The expected outputs are those of the
+served model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from online.models.base import Model, Prediction
 from replay.example import Features
 
 THRESHOLDS_MAX: Final = 32
-"""Branches whose threshold is tried; each gives five rows."""
+"""Most branches whose thresholds are tested; each gives five rows."""
 
 TEXTS: Final = (
     "", "free", "FREE prize! Call 08001234", "naïve café", "İstanbul ΣΊΣΥΦΟΣ", "汉字 かな 한글",
@@ -33,10 +33,10 @@ TEXTS: Final = (
 
 @dataclass(frozen=True)
 class Golden:
-    """Rows, and what the model answers.
+    """Rows, and the model's outputs.
 
     Attributes:
-        rows: Features; a NaN is a missing number.
+        rows: Features; NaN is a missing number.
         expected: Outputs, shape (rows, outputs).
         labels: Whether the outputs are probabilities of labels.
     """
@@ -46,14 +46,14 @@ class Golden:
     labels: bool
 
     def file(self) -> bytes:
-        """Return rows and answers as canonical JSON.
+        """Return rows and outputs as canonical JSON.
 
-        NaN is named beside the row: JSON has none.
+        NaN values are listed beside the row, because JSON has none.
         """
         return _json({"rows": self._spelled(), "expected": self.expected.tolist()})
 
     def parts(self) -> dict[str, bytes]:
-        """The rows and what they must give, each as canonical JSON: ``rows`` and ``expected``."""
+        """``rows`` and ``expected``, each as canonical JSON."""
         return {"rows": _json(self._spelled()), "expected": _json(self.expected.tolist())}
 
     def _spelled(self) -> list[dict[str, Any]]:
@@ -66,21 +66,21 @@ class Golden:
         ]
 
     def last(self, count: int) -> Golden:
-        """So many of the rows from the end."""
+        """The last ``count`` rows."""
         return Golden(self.rows[-count:], self.expected[-count:], self.labels)
 
     def some(self, most: int) -> Golden:
-        """At most so many of the rows, evenly: real ones and those that look for trouble."""
+        """At most ``most`` rows, evenly spaced, so that real rows and edge cases are included."""
         at = np.unique(np.linspace(0, len(self.rows) - 1, most).round().astype(int))
         return Golden(tuple(self.rows[i] for i in at), self.expected[at], self.labels)
 
     def name(self) -> str:
-        """Name of the file, after its content."""
+        """Name of the file, derived from its content."""
         return f"golden-{sha256(self.file()).hexdigest()[:32]}.json"
 
 
 def rows_of(part: bytes) -> tuple[Mapping[str, Any], ...]:
-    """The rows that :meth:`Golden.parts` has written."""
+    """Parse the rows that :meth:`Golden.parts` has written."""
     return tuple(
         {**row["x"], **dict.fromkeys(row["nan"], math.nan)} for row in json.loads(part)
     )  # fmt: skip
@@ -96,15 +96,14 @@ def golden(
     thresholds: int = THRESHOLDS_MAX,
     held: Sequence[Mapping[str, Any]] = (),
 ) -> Golden:
-    """The rows given, those that look for trouble, and those held.
+    """Make golden rows: the given rows, generated edge cases, and the rows that devices have.
 
     Parameters:
         served, edge: The model, and its lowering with the model's own labels.
-        rows: Real ones; none: numbers are drawn around the columns' centers.
-        precision: ``float32``: numbers are rounded to it first, since such a target is given
-            float32.
-        thresholds: Branches that are tried, drawn by ``rng``.
-        held: Rows that devices have: they come last, all of them.
+        rows: Real rows; if empty, numbers are drawn around the columns' centers.
+        precision: ``float32``: numbers are rounded first, because the target's inputs are float32.
+        thresholds: Number of branches to test, drawn by ``rng``.
+        held: Rows that devices have; all of them come last.
     """
     real: list[dict[str, Any]] = [dict(row) for row in rows] or list(_drawn(edge, rng))
     beside = _at_thresholds(edge, real, rng, thresholds)
@@ -119,7 +118,7 @@ def golden(
 
 
 def _within(edge: EdgeModel, row: dict[str, Any]) -> dict[str, Any]:
-    """The row as the service asks its model."""
+    """The row as the service passes it to its model, with numbers clipped to their bounds."""
     if edge.columns.ends is None:
         return row
     out = dict(row)
@@ -132,7 +131,7 @@ def _within(edge: EdgeModel, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer(edge: EdgeModel, given: Prediction) -> list[float]:
-    """The served model's answer as outputs."""
+    """Convert the served model's prediction to outputs."""
     if edge.task == "regression":
         return [float(given.label or 0.0)]
     shares = given.probabilities or {}
@@ -169,7 +168,7 @@ def _typical(body: Forest, column: int) -> tuple[float, float]:
 def _at_thresholds(
     edge: EdgeModel, real: Sequence[Mapping[str, Any]], rng: np.random.Generator, most: int
 ) -> Iterator[dict[str, Any]]:
-    """Real rows of which one number is moved to a threshold that they come to, and beside it."""
+    """Real rows with one number replaced by a threshold that they are compared with, or next to."""
     body = edge.body
     if not isinstance(body, Forest) or not len(body.feature):
         return
@@ -191,7 +190,7 @@ def _at_thresholds(
 def _branches_on_the_way(
     edge: EdgeModel, body: Forest, real: Sequence[Mapping[str, Any]]
 ) -> dict[int, Mapping[str, Any]]:
-    """Branches that real rows come to, each with a row."""
+    """Branches that real rows reach, each with such a row."""
     found: dict[int, Mapping[str, Any]] = {}
     for row in real[:256]:
         for at in body.roots.tolist():
@@ -204,7 +203,7 @@ def _branches_on_the_way(
 
 
 def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Numbers that are absent, NaN, constant until now, or far away; names never seen."""
+    """Rows with numbers that are absent, NaN, new for a constant column, or far away; new names."""
     names = [n for n in edge.columns.names if n not in edge.columns.vocabularies]
     if not real:
         return
@@ -226,7 +225,7 @@ def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
 
 
 def _beyond(columns: Columns, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Numbers at the ends that are taken as they are, and beyond them."""
+    """Rows with numbers just inside the clipping bounds, and beyond them."""
     if columns.ends is None:
         return
     ends = zip(columns.names, columns.ends.T.tolist(), strict=True)

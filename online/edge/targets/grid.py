@@ -1,14 +1,14 @@
-"""Weights as whole steps of a power of two, so that an update is a few small whole numbers.
+"""Quantizes weights to multiples of a power of two, so that updates are small integers.
 
-A model's own weights move in all their digits with every row; the difference between two of its
-files is nearly as long as a file.  On a grid, what has moved by less than half a step has not
-moved, and the difference between any two files is whole steps: exact, whichever file a client has,
-so that errors can't add up.  The step of each tensor is the widest that the answers allow.
+Every row changes all digits of a model's weights, so the delta between two exact files is nearly as
+large as a file.  On a grid, a weight that has moved by less than half a step has not changed, and
+the difference between any two files is in whole steps: exact from any file that a client has, so
+errors do not accumulate.  The step of each tensor is the widest that the predictions allow.
 
-Means and deviations of the scaler stay those of the file before, while they are near; else they
-have few digits.  The first layer takes up what they are off, which is the same function of a row
-that lacks nothing.  What a missing number, or one that is cut off, then differs by is part of what
-is compared.
+Means and deviations of the scaler stay those of the previous file while they are close; else they
+are stored with few digits.  The first layer compensates the difference, which gives the same
+function for rows without missing numbers.  The remaining difference for missing or clipped numbers
+is part of the comparison.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ from online.edge.targets import deltas, pack
 from online.edge.targets.gate import agreement
 
 OFF_MAX: Final = 5e-3
-"""Largest difference from the model's own answer; of a number above 1, its share."""
+"""Largest difference from the model's prediction; relative for numbers above 1."""
 
 AGREE_LEAST: Final = 0.999
-"""Share of rows with the model's own label, without ties (:data:`online.edge.targets.gate.TIE`)."""
+"""Least share of rows with the model's label, apart from ties (``TIE`` of the gate)."""
 
 _CROSSED: Final = 7
-"""Rows that are made for each one given, of two of them: more is looked at than what came."""
+"""Rows that are generated per given row by crossing two rows, to test more than those given."""
 
 _SCALER: Final = 0.5
-"""Share of what is allowed that an old scaler may cost; else the new one is sent."""
+"""Share of the allowed difference that an old scaler may cause; else the new one is sent."""
 
 _AFFORDED: Final = 0.04
-"""Share of the file that a difference may take on the grid that clients have: then it stays."""
+"""Share of the file's size that a delta on the clients' present grid may have to keep that grid."""
 
 _WORTH: Final = 1.25
-"""How much larger the difference may be than on the coarsest grid, to keep the one there is."""
+"""Factor by which a delta may exceed that on the coarsest grid, to keep the present grid."""
 
 _FIRST: Final = 8.0
-"""How much finer the grid of a first file is: where few weights move, it stays."""
+"""Factor by which the first file's grid is finer: it stays if few weights change."""
 
 _DIGITS: Final = (6, 9, 12, 16)
 """Binary digits of a scaler, tried in this order."""
 
 _BITS: Final = 23
-"""Below the largest weight of a tensor: float32 has no more."""
+"""Most binary digits below the largest weight of a tensor, as many as float32 has."""
 
 _Off = Callable[[EdgeModel], float]
 _Allowed = Callable[[EdgeModel], bool]
@@ -76,15 +76,15 @@ def on_grid(
     rows: Sequence[Mapping[str, Any]],
     rng: np.random.Generator,
 ) -> bytes:
-    """An edgepack of the model with its weights on a grid.
+    """Make an edgepack of the model with its weights on a grid.
 
-    It is as coarse as :data:`OFF_MAX` allows, or that of ``held`` if the difference is small on it,
-    too: where few weights move, as in tables of ids, a fine one costs nothing.
+    The grid is as coarse as :data:`OFF_MAX` allows, or that of ``held`` if the delta is small on it
+    as well: where few weights change, as in embedding tables, a fine grid costs nothing.
 
     Parameters:
-        held: The pack that clients have; None, or one of another structure: nothing that counts.
-        rows: Features to compare answers by; rows crossed of two of them, drawn by ``rng``, are
-            added.
+        held: The clients' present pack; None, or one of another structure, has no influence.
+        rows: Features for comparing predictions; rows crossed from two of them, drawn by ``rng``,
+            are added.
 
     Raises StepsUnfit for trees, and if no grid is fine enough.
     """
@@ -129,10 +129,10 @@ def on_grid(
 
 
 def _scaled(model: EdgeModel, held: Columns | None, near: _Allowed) -> EdgeModel:
-    """The model behind the scaler that clients have, or one of few digits, or its own.
+    """The model with the clients' scaler, or with a scaler of few digits, or with its own.
 
-    Labels count here, too: no step of the weights, however small, gives back one that the scaler
-    has changed.
+    Labels are compared here, too: no grid of the weights, however fine, can restore a label that
+    the scaler has changed.
     """
     own = model.columns
     tried = [_short(own, digits) for digits in _DIGITS]
@@ -145,7 +145,7 @@ def _scaled(model: EdgeModel, held: Columns | None, near: _Allowed) -> EdgeModel
 
 
 def _short(columns: Columns, digits: int) -> Columns:
-    """Means to 2^-digits of a deviation, factors to so many binary digits."""
+    """Round means to 2^-digits of a deviation, and factors to that many binary digits."""
     factor = columns.factor
     mantissa, exponent = np.frexp(factor)
     short = np.ldexp(np.rint(mantissa * 2.0**digits), exponent - digits)
@@ -155,7 +155,7 @@ def _short(columns: Columns, digits: int) -> Columns:
 
 
 def behind(model: EdgeModel, other: Columns) -> EdgeModel:
-    """The same function, of rows that lack nothing, behind another scaler of the same columns.
+    """The same function of rows without missing numbers, with another scaler of the same columns.
 
     A column that is constant there (its factor is 0) must be constant here.
     """
@@ -181,7 +181,7 @@ def behind(model: EdgeModel, other: Columns) -> EdgeModel:
 
 
 def _searched(model: EdgeModel, off: _Off) -> dict[str, float]:
-    """The widest step of each tensor alone that costs no more than its share of what is allowed."""
+    """The widest step of each tensor that uses at most its share of the allowed difference."""
     tables = _weights(model)
     numbers = sum(table.size for table in tables.values())
     steps = {}
@@ -200,7 +200,7 @@ def _searched(model: EdgeModel, off: _Off) -> dict[str, float]:
 
 
 def _fine(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
-    """These steps, halved as often as it takes."""
+    """The steps, halved until the result is allowed.  Raises StepsUnfit."""
     found = dict(steps)
     for _ in range(_BITS):
         if allowed(_on(model, found)):
@@ -210,7 +210,7 @@ def _fine(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float
 
 
 def _wider(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
-    """These steps, those of the largest tensors first doubled while it may be."""
+    """The steps, doubled while the result is allowed, largest tensors first."""
     tables, found = _weights(model), dict(steps)
     for name in sorted(tables, key=lambda n: -tables[n].size):
         while found[name] <= np.abs(tables[name]).max():
@@ -225,7 +225,7 @@ def _on(model: EdgeModel, steps: _Steps) -> EdgeModel:
 
 
 def _off(found: Floats, expected: Floats) -> float:
-    """Return the largest difference as a share of what is allowed."""
+    """Return the largest difference as a share of the allowed one."""
     off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
     return float(off.max(initial=0.0)) / OFF_MAX
 
@@ -246,7 +246,7 @@ def _rounded(table: Array, step: float) -> Floats:
 
 
 def _weights(model: EdgeModel) -> dict[str, Array]:
-    """Tensors that stand on the grid."""
+    """The tensors that are quantized."""
     _, tables = take_apart(model)
     kinds = ("weights", "bias", "table", "rows")
     return {n: t for n, t in tables.items() if n.rstrip("0123456789") in kinds and t.size}

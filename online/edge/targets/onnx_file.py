@@ -1,12 +1,13 @@
-"""A model as an ONNX file: opset 18, ai.onnx.ml 3, IR 8, which ONNX Runtime reads from 1.15 on.
+"""Writes a model as ONNX: opset 18, ai.onnx.ml 3, IR 8, which ONNX Runtime reads since 1.15.
 
-Inputs: ``x`` (rows, columns), NaN where a number is missing; with tokens ``tokens`` (rows, texts)
-of strings and ``values`` (rows, texts) of their numbers, 0 for padding.  Output: ``y`` (rows,
-outputs).  Hashing is inside (``com.microsoft``'s MurmurHash3).  No names, paths or text of any kind
-come into the file but the words of a vocabulary.
+Inputs: ``x`` (rows, columns), NaN for missing numbers; with tokens also ``tokens`` (rows, texts) of
+strings and ``values`` (rows, texts) of their numbers, 0 for padding.  Output: ``y`` (rows,
+outputs).  Hashing is part of the graph (``com.microsoft``'s MurmurHash3).  The file contains no
+names, paths or other text, except for the words of a vocabulary.
 
-A float32 graph takes float32 rows.  Its thresholds are rounded down, so each float32 goes where the
-float64 threshold sends it; centers are two float32, so that subtracting them loses nothing.
+A float32 graph has float32 inputs.  Its thresholds are rounded down, so that each float32 goes
+where the float64 threshold sends it; centers are pairs of float32, so that subtracting them is
+exact.
 """
 
 from __future__ import annotations
@@ -49,17 +50,17 @@ _DENSE_MAX: Final = 2**24  # numbers of a leaf table that is dense in this targe
 
 
 def convert(model: EdgeModel, precision: Precision = "float32") -> bytes:
-    """The file.  Deterministic.  Raises ExportRefused."""
+    """Convert the model; the result is deterministic.  Raises ExportRefused."""
     return write(model, precision, initializers(model, precision))
 
 
 def write(model: EdgeModel, precision: Precision, tensors: Mapping[str, Array]) -> bytes:
-    """The file with these tensors, of the names and shapes that :func:`initializers` gives."""
+    """Write a file with these tensors, which have the names and shapes of :func:`initializers`."""
     return _Graph(model, precision).file(tensors)
 
 
 def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
-    """The tensors of the graph by name, as they are written."""
+    """The tensors of the graph by name, as they are stored."""
     dtype = np.dtype(precision)
     columns, body = model.columns, model.body
     found: dict[str, Floats] = {}
@@ -100,7 +101,7 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
 
 
 def _doubled(model: EdgeModel) -> bool:
-    """Whether leaves compute in float64 in any precision: their terms are large and cancel."""
+    """Whether leaves compute in float64 in any precision, because large terms cancel."""
     return isinstance(model.body, Forest) and model.body.kind == "bayes"
 
 
@@ -111,13 +112,13 @@ def _scaled(model: EdgeModel) -> bool:
 
 
 def _folded(model: EdgeModel) -> bool:
-    """Whether the factor is in the weights: it saves a node and a tensor."""
+    """Whether the factor is folded into the weights, which saves a node and a tensor."""
     bent = isinstance(model.body, Linear) and model.body.bent is not None
     return isinstance(model.body, Linear) and model.columns.limit == float("inf") and not bent
 
 
 def _leaf_tables(body: Forest, width: int) -> dict[str, Floats]:
-    """Leaf tables by leaf, dense over the columns: ONNX gathers whole rows."""
+    """Tables by leaf, dense over the columns, because ONNX gathers whole rows."""
     leaves, outputs = body.base.shape
     if body.kind == "table":
         return {"l": body.base}
@@ -138,7 +139,7 @@ def _leaf_tables(body: Forest, width: int) -> dict[str, Floats]:
 
 
 class _Graph:
-    """Nodes as they come; the name of the last value is handed on."""
+    """Builds the graph; each method returns the name of its last value."""
 
     def __init__(self, model: EdgeModel, precision: Precision) -> None:
         self._model, self._precision = model, precision
@@ -203,12 +204,12 @@ class _Graph:
         return self._node("Cast", value, to=TensorProto.DOUBLE)
 
     def _within(self, x: str) -> str:
-        """Numbers beyond the ends as others; NaN, which is less than nothing, stays."""
+        """Clip numbers to the ends; NaN stays, as comparisons with it are false."""
         near = self._node("Where", self._node("Less", x, "lo"), "le", x)
         return self._node("Where", self._node("Greater", x, "hi"), "mo", near)
 
     def _scale(self, tensors: Mapping[str, Array], *, double: bool = False) -> str:
-        """z, NaN where x is missing."""
+        """The scaled numbers z, NaN where x is missing."""
         z = self._double(self._x) if double else self._x
         for name, kind in (("c", "Sub"), ("d", "Sub"), ("f", "Mul")):
             if name in tensors:
@@ -216,7 +217,7 @@ class _Graph:
         return self._node("Clip", z, "m", "n") if "m" in tensors else z
 
     def _filled(self, z: str) -> tuple[str, str]:
-        """Where z is missing, and z with 0 there."""
+        """A mask of missing numbers, and z with 0 in their place."""
         gone = self._node("IsNaN", z)
         dtype = np.float64 if _doubled(self._model) else None
         return gone, self._node("Where", gone, self._constant("o", 0.0, dtype), z)
@@ -276,7 +277,7 @@ class _Graph:
         return self._node("ReduceSum", shares, self._constant("e", [1], np.int64), keepdims=0)
 
     def _tents(self, gone: str, z: str) -> str:
-        """Return what each column's tents add: those of a missing number add nothing."""
+        """Return the contribution of each column's tents; missing numbers contribute nothing."""
         last, one = self._constant("ta", [2], np.int64), self._constant("to", 1.0)
         squashed = self._node("Sigmoid", self._node("Mul", z, self._constant("ts", SQUASH)))
         p = self._node("Mul", squashed, self._constant("tg", TENTS - 1.0))
@@ -304,7 +305,7 @@ class _Graph:
         return self._link(body.link, h)
 
     def _embedded(self, body: Mlp, z: str) -> str:
-        """Numbers, and a row of each table: ``floor(x) mod rows``."""
+        """Concatenate the numbers and a row of each table: ``floor(x) mod rows``."""
         numbers = self._width - len(body.embeddings)
         found = []
         if numbers:

@@ -1,8 +1,8 @@
-"""A model as a TensorFlow.js layers model: ``model.json``, written by hand, and its weights.
+"""Writes a model as a TensorFlow.js layers model: ``model.json`` and its weights.
 
-Scaling is a BatchNormalization layer, the rest are Dense layers; columns stand in the manifest's
-order.  There is no layer for a missing number: the caller puts in the column's center, which the
-file has as ``moving_mean``.  tfjs computes in float32.
+Scaling is a BatchNormalization layer, all others are Dense layers; columns are in the manifest's
+order.  No layer handles missing numbers: the caller substitutes the column's center, which the file
+has as ``moving_mean``.  tfjs computes in float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ACTIVATIONS: Final = {"none": "linear", "identity": "linear"}
 
 
 def convert(model: EdgeModel) -> bytes:
-    """``model.json``; it names the weights' file by its hash.  Raises ExportRefused."""
+    """Make ``model.json``, which names the weights' file by its hash.  Raises ExportRefused."""
     names = len(model.columns.names)
     layers: list[dict[str, Any]] = [
         {
@@ -53,7 +53,7 @@ def convert(model: EdgeModel) -> bytes:
 
 
 def weights_file(model: EdgeModel) -> tuple[str, bytes]:
-    """The weights: name after their content, and bytes."""
+    """The file of weights: a name derived from its content, and its bytes."""
     data = b"".join(table.tobytes() for table in _tensors(model).values())
     return f"weights-{sha256(data).hexdigest()[:32]}.bin", data
 
@@ -61,7 +61,7 @@ def weights_file(model: EdgeModel) -> tuple[str, bytes]:
 def evaluate(
     data: bytes, weights: bytes, model: EdgeModel, rows: Sequence[Mapping[str, Any]]
 ) -> Floats:
-    """Return what the two files answer; their layers are computed in NumPy, in float32."""
+    """Evaluate the two files on rows; their layers are computed in NumPy, in float32."""
     written = json.loads(data)
     tables: dict[str, Array] = {}
     at = 0
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def inputs(model: EdgeModel, rows: Sequence[Mapping[str, Any]]) -> Array:
-    """Rows as the model takes them, float32, shape (rows, columns)."""
+    """Encode rows as the model's inputs, float32, shape (rows, columns)."""
     encoder = Encoder(model)
     x = np.array([encoder.row(row).x for row in rows]).reshape(len(rows), -1)
     filled: Array = np.where(np.isnan(x), model.columns.center, x).astype(np.float32)

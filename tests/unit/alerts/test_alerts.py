@@ -26,7 +26,7 @@ from online.cli import application
 from online.errors import ConfigError
 from online.history.recording import Look, Recording
 from online.history.samples import Mark
-from online.service.rollout import changes
+from online.service.on_ray.rollout import changes
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.alerts import Alerts, Kind, Mail, Webhook
 from online.settings.config import Settings, load

@@ -358,11 +358,11 @@ def test_what_the_other_lineage_undoes_is_learned_around(tmp_path: Path, kind: s
     assert world.shadow().decisions.undone.count == 40
     recovered = msgspec.structs.replace(note, undone={}, again=True)
     world.journal.write_control("m", "rollback", "r2", msgspec.json.encode(recovered))
-    version = shadow.learner.arrival.met
+    version = shadow.learner.server.met
     assert not shadow.superseded
     world.catch_up(shadow)
     assert shadow.superseded, "another process took the lineage since"
-    assert shadow.learner.arrival.met == version
+    assert shadow.learner.server.met == version
 
 
 def apart(

@@ -16,11 +16,11 @@ from online.challenger import promotion
 from online.challenger.promotion import decision
 from online.errors import StartRefused
 from online.models.loading.from_settings import load_model
-from online.service import parameter_servers
-from online.service.challengers import Challengers
-from online.service.check_state import Models
-from online.service.patience import Patience
+from online.service.on_ray.challengers import Challengers
 from online.service.service import Service
+from online.service.state import parameter_servers
+from online.service.state.check_state import Models
+from online.service.state.deadline import StartDeadline
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
@@ -166,14 +166,14 @@ def test_a_service_begins_and_ends_todays_defaults_beside_a_model(
     def start(self: Challengers, settings: Settings) -> None:
         begun.append(settings.models[0].challenger)
 
-    monkeypatch.setattr("online.service.rollout.deploy", deploy)
+    monkeypatch.setattr("online.service.on_ray.rollout.deploy", deploy)
     monkeypatch.setattr(parameter_servers, "start", lambda *_: None)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", start)
     monkeypatch.setattr("online.processes.note", lambda *_: None)
     service = Service(given, lambda _: None)
     service._loaded = Models(given, lambda _: None).load()
-    service._tending = SimpleNamespace(journal=journal)  # type: ignore[assignment]
+    service._upkeep = SimpleNamespace(journal=journal)  # type: ignore[assignment]
     assert service.decided() is None
     for number, on in enumerate((True, False)):
         note = msgspec.json.encode(Upgrade(on))
@@ -210,7 +210,7 @@ def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
     loaded = {model.name: load_model(model, settings, b"0" * 32) for model in models}
     for only, wanted in ((None, 2), ({"mails"}, 1)):
         started.clear()
-        parameter_servers.start(settings, loaded, lambda line: None, Patience(1.0), only=only)
+        parameter_servers.start(settings, loaded, lambda line: None, StartDeadline(1.0), only=only)
         assert len(started) == wanted
         assert any("mails" in name for name in started)
 
@@ -239,11 +239,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_servers_of_some_models_are_started(tmp_path: Path, started: list[str]) -> None:
     given = two(tmp_path, A, B)
     loaded = Models(given, lambda _: None).load()
-    parameter_servers.start(given, loaded, lambda _: None, Patience(1.0), only={"m"})
+    parameter_servers.start(given, loaded, lambda _: None, StartDeadline(1.0), only={"m"})
     assert started == ["m"]
-    parameter_servers.start(given, loaded, lambda _: None, Patience(1.0), only=())
+    parameter_servers.start(given, loaded, lambda _: None, StartDeadline(1.0), only=())
     assert started == ["m"], "none of them"
-    parameter_servers.start(given, loaded, lambda _: None, Patience(1.0))
+    parameter_servers.start(given, loaded, lambda _: None, StartDeadline(1.0))
     assert started == ["m", "m", "n"]
 
 
@@ -265,8 +265,10 @@ def test_a_promotion_leaves_the_servers_of_other_models_alone(
 
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda specs: [])
-    monkeypatch.setattr("online.service.rollout.deploy", deploy)
-    monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: ends == "exchanged")
+    monkeypatch.setattr("online.service.on_ray.rollout.deploy", deploy)
+    monkeypatch.setattr(
+        "online.service.on_ray.rollout.wait_swapped", lambda *_: ends == "exchanged"
+    )
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
     monkeypatch.setattr("online.processes.note", lambda *_: None)
@@ -275,10 +277,10 @@ def test_a_promotion_leaves_the_servers_of_other_models_alone(
     promote(tmp_path, journal, A, B)
     if fails:
         with pytest.raises(StartRefused, match="no replica starts"):
-            service.go_over()
+            service.switch_models()
         assert deployed == [B, A]
     else:
-        (line,) = service.go_over()
+        (line,) = service.switch_models()
         assert "model m: linear serves now" in line
         assert deployed == ([] if ends == "exchanged" else [B])
     assert started == ["m"]

@@ -28,7 +28,7 @@ from online.client.load import generator
 from online.client.load.bodies import Bodies
 from online.client.load.generator import Lane, Load, Operation, Report
 from online.client.load.histogram import Histogram
-from online.commands.load import bars, find
+from online.commands.operate.load import bars, find
 from online.errors import ConfigError
 
 Answer = Callable[[str, bytes], tuple[int, bytes]]

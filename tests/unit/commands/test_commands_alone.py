@@ -96,7 +96,7 @@ import sys
 import time
 
 import online.service.service
-import online.commands.serve as serve
+import online.commands.operate.serve as serve
 from online.cli import main
 from online.errors import StartRefused
 

@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from online import cli
-from online.commands.init_choices import logged_of
+from online.commands.setup.init_choices import logged_of
 from online.errors import ConfigError, StartRefused
 from online.models.loading.from_settings import load_model
 from online.models.rewards import RewardModel

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from online import cli
-from online.commands import init
+from online.commands.setup import init
 
 BREAKS: Final = ("\n", "\r", "\r\n", "\x85", "\u2028", "\u2029")
 """All that PyYAML takes for the end of a line, and with it of a comment."""

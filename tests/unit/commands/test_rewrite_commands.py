@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from online.cli import app
-from online.commands import base, forget, rewrites
+from online.commands import base
+from online.commands.change import forget, rewrites
 from online.errors import ConfigError, StartRefused
 from online.rebuild.forget import Base
-from online.rebuild.rebuild import Built, Wanted
+from online.rebuild.rebuild import Built, ForgetScope
 from online.settings.config import load
 from online.settings.model import ModelSettings
 from paramserver.core.state import Contained, SnapshotState
@@ -28,7 +29,7 @@ _EVENT = {
 }  # fmt: skip
 
 
-_WHAT_GOES = rewrites._what_goes
+_WHAT_GOES = rewrites._to_be_undone
 
 
 class Service:
@@ -58,7 +59,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     monkeypatch.setattr(base.Context, "connect", connect)
     monkeypatch.setattr(rewrites.time, "sleep", lambda _: None)
     monkeypatch.setattr(
-        rewrites, "_what_goes", lambda *_: {"rows": 1234, "since": 0.0, "version": (1, 2)}
+        rewrites, "_to_be_undone", lambda *_: {"rows": 1234, "since": 0.0, "version": (1, 2)}
     )
     return made
 
@@ -218,7 +219,7 @@ def test_a_state_aside_is_removed_if_nothing_leads_to_it(
     work: Any = object.__new__(forget._Work)
     work.name, work._client = "m", base.Context().connect()
     work._model = ModelSettings(name="m", task="binary", learner="logreg")
-    work._wanted, work._history = Wanted("bot"), Place()
+    work._wanted, work._history = ForgetScope("bot"), Place()
     work._base = Base("1-1", Contained({}, frozenset()))
     built = Built(SnapshotState("m", "s", "", (1, 1), {}, {}), {1: [0, 2]}, 5, 0)
     monkeypatch.setattr(forget._Work, "_built", lambda *_, **__: built)
@@ -255,7 +256,7 @@ def test_another_base_is_chosen_if_retention_has_removed_the_first() -> None:
 
 def test_nothing_is_built_before_every_replica_knows_the_ban(service: Service) -> None:
     work: Any = object.__new__(forget._Work)
-    work.name, work._client, work._wanted = "m", base.Context().connect(), Wanted("bot")
+    work.name, work._client, work._wanted = "m", base.Context().connect(), ForgetScope("bot")
     service.answers = [(200, {"complete": False, "missing": ["r2"]})]
     with pytest.raises(StartRefused, match="r2"):
         work.swap(as_json=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from online.commands.events import _print
-from online.commands.top import row, totals
+from online.commands.operate.events import _print
+from online.commands.operate.top import row, totals
 
 
 def status(task: str, **more: Any) -> dict[str, Any]:

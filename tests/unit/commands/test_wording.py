@@ -17,9 +17,11 @@ from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
 from online.client import play
 from online.client.calls import Retry
-from online.commands import base, serve, snapshot
+from online.commands import base
+from online.commands.change import snapshot
+from online.commands.operate import serve
 from online.errors import ConfigError, RequestError
-from online.http.app import _unknown
+from online.http.app import _unknown_model
 from online.http.refusing import answer_errors
 from online.messages.bodies import JSON, MSGPACK, decode, decode_events
 from online.settings.config import load
@@ -210,9 +212,9 @@ def test_a_value_of_another_form_is_told_what_stands_there(
 
 
 def test_an_unknown_model_names_the_one_that_is_meant() -> None:
-    hint = _unknown("phising", {"phishing": 1, "prices": 2}).hint
+    hint = _unknown_model("phising", {"phishing": 1, "prices": 2}).hint
     assert hint == "Did you mean `phishing`? Served here: phishing, prices"
-    assert _unknown("zzz", {"phishing": 1}).hint == "Served here: phishing"
+    assert _unknown_model("zzz", {"phishing": 1}).hint == "Served here: phishing"
 
 
 class Body(BaseModel):

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from online.cli import application
-from online.commands import evaluate
+from online.commands.inspect import evaluate
 from online.decide import obp
 from online.decide.dsjson import line
 from online.decide.obp import COLUMNS_MAX, Feedback

@@ -185,9 +185,20 @@ def test_the_command_writes_the_file_of_a_model_that_chooses(tmp_path: Path) -> 
 
 
 def test_a_release_of_rewards_is_refused_with_what_has_one() -> None:
-    with pytest.raises(ExportRefused, match=r"use `online export`.*`learner: linear` has one"):
+    with pytest.raises(
+        ExportRefused, match=r"use `online export`.*`learner: linear` has one.*in every context"
+    ):
         lower(Rewards(bits=8).model_for("regression"), "regression")
-    linear = SelfRate().model_for("regression")
-    for i in range(20):
-        linear.learn({"@": "ab"[i % 2], "hour": float(i % 3)}, float(i % 2), 1.0)
+    linear: Any = SelfRate().model_for("regression")
+    rewards: Any = Rewards(bits=14).model_for("regression")
+    for i in range(300):  # b is best in the first hour, a in the others
+        told = {"@": "ab"[i % 2], "hour": float(i % 3)}
+        for model in (linear, rewards):
+            model.learn(dict(told), float((i % 2 == 1) == (i % 3 == 0)), 1.0)
     assert isinstance(lower(linear, "regression"), EdgeModel)
+    asked = [[{"@": name, "hour": float(hour)} for name in "ab"] for hour in (0, 2)]
+    best = [
+        [max(pair, key=lambda one: float(model.predict(one).label or 0.0))["@"] for pair in asked]
+        for model in (linear, rewards)
+    ]
+    assert best == [["a", "a"], ["b", "a"]]

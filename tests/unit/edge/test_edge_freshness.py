@@ -14,8 +14,8 @@ import pytest
 from fastapi import FastAPI
 from replica_world import SPEC, row
 
-from online.commands import edge
-from online.commands.export import freshness, left_behind
+from online.commands.publish import edge
+from online.commands.publish.export import freshness, left_behind
 from online.edge.errors import PublishRefused
 from online.edge.manifest import canonical
 from online.edge.releases.channel import COMPARED_LEAST, DIFFERING_LEAST, Channel, Reports

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from evaluation.streams import open_stream
 from online.cli import app
-from online.commands import edge
+from online.commands.publish import edge
 from online.edge import manifest
 from online.edge.errors import ManifestRefused, PublishRefused
 from online.edge.releases import folder, roots

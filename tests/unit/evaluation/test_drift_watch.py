@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.drift import past
+from evaluation.drift import error_history
 from evaluation.drift.alarm import Alarm
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 from evaluation.drift.glr import Glr
@@ -143,7 +143,7 @@ def test_what_a_model_was_before_it_had_learned_is_not_its_past(
     assert alarms(changed=False) == []
     (row,) = alarms(changed=True)
     assert 1_200 < row < 1_264
-    monkeypatch.setattr(past, "_learned", lambda before, size: before)
+    monkeypatch.setattr(error_history, "_learned", lambda before, size: before)
     assert alarms(changed=True) == [], "as high as it was at first"
 
 

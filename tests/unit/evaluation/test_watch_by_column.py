@@ -10,9 +10,9 @@ import pytest
 
 from evaluation.drift.alarm import Alarm
 from evaluation.drift.detectors import DETECTORS, detector, updates
+from evaluation.drift.error_history import ErrorHistory
 from evaluation.drift.glr import Glr
 from evaluation.drift.labelfree import LabelFree
-from evaluation.drift.past import Past
 from evaluation.drift.profile import Window
 from evaluation.drift.watch import Watch, WatchSettings
 
@@ -57,7 +57,7 @@ def told(watch: Watch) -> list[Any]:
     scores: list[Any] = [one for _, one in watch._score]
     return [
         watch.state(), list(watch.alarms), window, watch.alarm_count, rising.raised, rising._level,
-        rising._past.__dict__, [_plain(one) for _, one in rising._detectors],
+        rising._history.__dict__, [_plain(one) for _, one in rising._detectors],
         vars(watch._order), [(one._n, one._sum) for one in scores],
     ]  # fmt: skip
 
@@ -106,7 +106,7 @@ CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         Window, "add_all", lambda self, rows: [self.add(x) for x in rows[1:]]
     ),
     "a past of errors alone": lambda patch: patch.setattr(
-        Past, "add_all", lambda self, errors, rules: [self.add(e) for e in errors]
+        ErrorHistory, "add_all", lambda self, errors, rules: [self.add(e) for e in errors]
     ),
     "a block that is left open": lambda patch: patch.setattr(
         Glr, "update_all", lambda self, xs: [self.update(x) for x in xs] and []

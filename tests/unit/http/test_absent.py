@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from online.http.absent import Application, Bounded, Replicas
+from online.http.no_replica import Application, NoReplicaGuard, Replicas
 
 
 async def never(scope: Any, receive: Any, send: Any) -> None:
@@ -36,7 +36,7 @@ def ask(behind: Application, *looks: Replicas | Exception, path: str = "/readyz"
         sent.append(message)
 
     async def scene() -> None:
-        application = Bounded(behind, look, look_s=0.01, wait_s=0.03)
+        application = NoReplicaGuard(behind, look, look_s=0.01, wait_s=0.03)
         async with asyncio.timeout(240):
             await application({"type": "http", "path": path}, None, send)
 

@@ -158,7 +158,7 @@ def test_a_guard_that_is_off_is_noticed(
 ) -> None:
     """The test above, with each of the guards taken out."""
     if off != "all":
-        check, hot = Browsers.check, "_admit" if off == "hot" else "_through"
+        check, hot = Browsers.check, "_admit" if off == "hot" else "_forward"
 
         def checked(self: Browsers, method: str, path: str, headers: Any) -> None:
             frame = inspect.currentframe()

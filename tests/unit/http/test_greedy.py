@@ -15,7 +15,7 @@ import replica_world as worlds
 from online.errors import RequestError
 from online.http.app import App
 from online.messages import bodies
-from online.messages.bodies import JSON, Arriving, decode, decode_events
+from online.messages.bodies import JSON, Transfers, decode, decode_events
 from online.serving.personalizer import features_of
 from online.settings.config import Limits
 
@@ -96,7 +96,7 @@ def test_an_answer_that_nobody_takes_is_given_up(tmp_path: Path) -> None:
 def test_without_a_clock_they_would_hold_all_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def plainly(_: Arriving, send: Any, message: Any) -> bool:
+    async def plainly(_: Transfers, send: Any, message: Any) -> bool:
         await send(message)
         return True
 
@@ -108,7 +108,7 @@ def test_without_a_clock_they_would_hold_all_places(
             one.takes.set()
             assert await one.answered() == 200
 
-    monkeypatch.setattr(Arriving, "give", plainly)
+    monkeypatch.setattr(Transfers, "give", plainly)
     play(tmp_path, scene)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from online.client.asking import Answer, NoAnswer
-from online.commands import events, top
+from online.client.simple_client import Answer, NoAnswer
+from online.commands.operate import events, top
 from online.http import ring as module
 from online.http.ring import Ring
 from online.messages.choices import Action, ChooseRequest, Chosen, Ranked, Reward, RewardRequest

@@ -22,9 +22,9 @@ from online.http.openinference import EXTENSIONS
 from online.learning.merged import Learner
 from online.models.adapters.linear import Linear
 from online.replica.replica import ModelReplica
-from online.replica.surroundings import Outside, Who
-from online.rows.door import Door
+from online.replica.surroundings import Identity, Services
 from online.rows.prediction_ids import Keys, Nonces, Tokens
+from online.rows.validator import Validator
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
@@ -60,11 +60,11 @@ def serving(folder: Path, nonces: Nonces, estimator: Any, task: str, **settings:
     )
     journal = worlds.SqliteJournal(folder / f"{task}.db", disk_low_mb=0)
     replica = ModelReplica(
-        model, LIMITS, learner, Who("r", worlds.SPEC), Outside(journal, None)  # type: ignore[arg-type]
+        model, LIMITS, learner, Identity("r", worlds.SPEC), Services(journal, None)  # type: ignore[arg-type]
     )  # fmt: skip
-    door = Door(model, LIMITS, numeric_only=True)
+    validator = Validator(model, LIMITS, numeric_only=True)
     tokens = Tokens(Keys([bytes(32)]), task, nonces)
-    return Serving(replica, door, tokens, LIMITS, worlds.SPEC)
+    return Serving(replica, validator, tokens, LIMITS, worlds.SPEC)
 
 
 @pytest.fixture

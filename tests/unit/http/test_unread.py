@@ -12,7 +12,7 @@ import pytest
 from fastapi import routing
 
 from online.http import app as application
-from online.http.unread import endpoints
+from online.http.fastapi_warmup import endpoints
 
 
 def ask(app: Any, method: str, path: str, **body: Any) -> None:

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from online.http.access_log import AccessLog
 from online.http.app import App
-from online.http.untaken_answers import Untaken
+from online.http.unread_answers import UnreadAnswers
 from online.messages import bodies
 from online.settings.config import Limits
 
@@ -118,7 +118,7 @@ def play(
 @pytest.fixture
 def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nobody looked at what is left."""
-    monkeypatch.setattr(Untaken, "ends", lambda *_: None)
+    monkeypatch.setattr(UnreadAnswers, "ends", lambda *_: None)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_an_answer_that_can_not_be_sent_ends_its_connection(
     async def scene(service: Service) -> None:
         await stuck(service)
         monkeypatch.setattr(bodies, "_PATIENCE_S", -1.0)  # uvloop counts milliseconds
-        assert service.app._arriving.push_out()
+        assert service.app._transfers.push_out()
         await service.ended()
         assert service.replica.counts["answers_not_taken"] == 1
         assert errors() == []
@@ -189,13 +189,13 @@ def test_whoever_takes_its_answers_keeps_its_connection(tmp_path: Path, loop: An
         service.keeps_alive()
         caller = await service.caller()
         await service.asks(caller, ROWS)
-        await until(lambda: service.app._untaken._left != {})
+        await until(lambda: service.app._unread._left != {})
         got, size = b"", len(request(ROWS))
         while len(got) < size:
             got += await asyncio.get_running_loop().sock_recv(caller, 1 << 20)
             if found := re.match(rb".*?content-length: (\d+)\r\n.*?\r\n\r\n", got, re.S):
                 size = found.end() + int(found[1])
-        await until(lambda: service.app._untaken._left == {})
+        await until(lambda: service.app._unread._left == {})
         assert len(service.state.connections) == 1
         assert service.replica.counts["answers_not_taken"] == 0
 
@@ -253,7 +253,7 @@ def test_the_time_begins_anew_with_an_answer_after_those_that_were_taken(
     taken: bool, again: int
 ) -> None:
     async def scene() -> None:
-        untaken = Untaken(NEVER_S, 100, lambda _: None)
+        untaken = UnreadAnswers(NEVER_S, 100, lambda _: None)
         wire = _Wire(250)
         receive = _Cycle(wire).receive
         untaken.ends(receive, "/")

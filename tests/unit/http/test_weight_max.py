@@ -22,7 +22,7 @@ from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.messages.tensors import InferRequest
 from online.models.adapters.linear import Linear
 from online.models.loading.load import logreg
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Limits
 from online.settings.tokens import WEIGHT_MAX, Grant
 from online.trust.filtering import Filtering
@@ -181,7 +181,7 @@ def test_a_token_s_own_bound_and_none_without_filters(tmp_path: Path) -> None:
             await _features(serving, 3.0, 3)
         sender.set(Grant())
         plain = replica.settings.model_copy(update={"filters": "none"})
-        serving._reader._door = Door(plain, LIMITS, numeric_only=True)
+        serving._reader._validator = Validator(plain, LIMITS, numeric_only=True)
         assert await _features(serving, WEIGHT_MAX, 4) == "learned"
         with pytest.raises(RequestError):
             await _features(serving, WEIGHT_MAX * 2, 5)

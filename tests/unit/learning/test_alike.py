@@ -103,7 +103,7 @@ def state_of(learner: Learner) -> list[Any]:
     tally, bounds = learner.tally, learner.bounds
     return [
         pushes, learner.own, tally.counters, tally.digest, tally.seen, tally.newest(),
-        tally.majority(), bounds._n, bounds._lately._spans, learner.known(),
+        tally.majority(), bounds._n, bounds._recent._spans, learner.known(),
         len(learner.vocabulary),
         {name: (h.low, h.high, h.rows, h.beyond, h.until) for name, h in bounds._ranges.items()},
     ]  # fmt: skip

@@ -154,7 +154,7 @@ def test_many_values_never_hold_the_loop(tmp_path: Path, monkeypatch: pytest.Mon
         assert len({turn for turn, _ in decoded}) == PIECES, "one piece a turn"
         assert max(taken) == PIECE, "no step takes more, the last one included"
 
-        await until(lambda: not replica.learner.arrival._left, 240.0)
+        await until(lambda: not replica.learner.server._left, 240.0)
         assert sum(dropped) >= KEYS
         assert max(dropped) <= PIECE
         for feature in ("key 7", f"key {KEYS - 1}", "before", "meanwhile"):

@@ -18,7 +18,7 @@ from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.adapters.opaque import Opaque
 from online.models.loading.load import logreg
-from online.rebuild.rebuild import Wanted
+from online.rebuild.rebuild import ForgetScope
 from online.settings.model import ModelSettings
 from online.trust.filtering import SOURCES_MIN, filtering_for
 from paramserver.core.blocks import Blocks
@@ -215,7 +215,7 @@ def test_after_a_forget_ranges_are_those_of_a_run_without_the_source(tmp_path: P
         await replica.stop(1.0)
         world.server.snapshot()
         made, _ = built(
-            world.journal(), world.folder / "snapshots", Wanted("bad"), plain, task="binary"
+            world.journal(), world.folder / "snapshots", ForgetScope("bad"), plain, task="binary"
         )
         values.append(made.state.values)
 

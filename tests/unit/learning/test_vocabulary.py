@@ -20,7 +20,7 @@ from online.models.adapters.linear import Linear
 from online.models.features.hashed import Words
 from online.models.ftrl import Ftrl
 from online.models.loading import load
-from online.rebuild.rebuild import Wanted
+from online.rebuild.rebuild import ForgetScope
 from online.settings.config import Limits
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks
@@ -346,7 +346,7 @@ def test_after_a_start_and_after_a_forget(tmp_path: Path) -> None:
         assert len(again.learner.vocabulary) == 6
         await again.stop(1.0)
         made, _ = built(
-            world.journal(), world.folder / "snapshots", Wanted("bad"), plain, task="binary"
+            world.journal(), world.folder / "snapshots", ForgetScope("bad"), plain, task="binary"
         )
         values = made.state.values
         assert set(values[NAMES].data) == {"a", "b"}

@@ -23,7 +23,7 @@ import yaml
 from online import cli
 from online.errors import StartRefused
 from online.service import worker_setup
-from online.service.ray_flags import ray_flags
+from online.service.on_ray.ray_flags import ray_flags
 from online.service.serve_deploy import Arguments, build
 from online.settings import config
 

@@ -150,7 +150,7 @@ def test_wrong_usage_is_explained(arguments: list[str], problem: str) -> None:
 
 
 def test_there_is_a_hint_for_every_check() -> None:
-    from online.commands.models import HINTS
+    from online.commands.setup.models import HINTS
     from online.models.loading.checks import yield_checks
 
     names = [one.__name__.removeprefix("check_").replace("_", " ") for one in yield_checks()]

@@ -127,9 +127,9 @@ def test_serving_imports_nothing_that_only_extras_bring() -> None:
     assert label == "True"
     imported = set(json.loads(modules))
     assert imported >= {
-        "online.service.deployment",
-        "online.service.challenger_process",
-        "online.commands.serve",
+        "online.service.on_ray.deployment",
+        "online.service.on_ray.challenger_process",
+        "online.commands.operate.serve",
     }
     assert not {name.partition(".")[0] for name in imported} & _absent()
 

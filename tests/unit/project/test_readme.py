@@ -20,8 +20,8 @@ from online import cli
 from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.loading.load import load
-from online.rows.door import Door
-from online.serving import serving
+from online.rows.validator import Validator
+from online.serving import receipts
 from online.settings import config
 
 ROOT: Final = Path(__file__).parents[3]
@@ -261,7 +261,7 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
         "feedback", "feedback",
     ]  # fmt: skip
     settings = config.load(None, {}, {})
-    door = Door(settings.models[0], settings.limits, numeric_only=True)
+    validator = Validator(settings.models[0], settings.limits, numeric_only=True)
     for url, action, body in found:
         model = settings.models[0].name
         at = f"http://{settings.host}:{settings.port}/{_VERSIONS[action]}/models/{model}/{action}"
@@ -272,11 +272,11 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
         request: Any = msgspec.json.decode(body, type=_BODIES[action])
         for one in getattr(request, "events", None) or [request]:
             if one.features is not None:
-                door.features(one.features, "features")
+                validator.features(one.features, "features")
             if action == "feedback":
-                door.label(one.label, "label")
+                validator.label(one.label, "label")
         for features in getattr(request, "instances", None) or ():
-            door.features(features, "instances")
+            validator.features(features, "instances")
 
 
 def test_the_label_for_the_own_model_is_one_of_its_classes() -> None:
@@ -312,7 +312,7 @@ def test_fields_and_statuses_explained_exist() -> None:
     structs = (Prediction, Receipt)
     assert named <= {f.name for s in structs for f in msgspec.structs.fields(s)}
     statuses = set(re.findall(r"^\| `(\w+)` \| (?:\d+|as)", table, re.M))
-    assert statuses == {*serving.HTTP, "refused"}
+    assert statuses == {*receipts.HTTP, "refused"}
 
 
 def test_example_settings_hold_only_yaml_that_is_used() -> None:

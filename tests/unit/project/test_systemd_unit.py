@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from online.commands.serve import _STOP_S
+from online.commands.operate.serve import _STOP_S
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 UNIT, WORKER = DEPLOY / "online.service", DEPLOY / "ray-worker.service"

@@ -17,7 +17,7 @@ from online.learning.scores import score_of
 from online.models.base import learn_example
 from online.models.choices.scores import Served, served_of, unanswered
 from online.models.selfrate import SelfRate
-from online.rebuild.rebuild import Wanted, asked_again
+from online.rebuild.rebuild import ForgetScope, asked_again
 from online.rows.prediction_ids import event_key
 from paramserver.core.blocks import Blocks
 from replay import codec
@@ -68,7 +68,9 @@ def forgotten(folder: Path, task: Task) -> tuple[Blocks, Blocks]:
         for i, (source, payload) in enumerate(rows)
     ]
     journal.append(partition, 0, made)
-    state, _ = built(journal, folder / "snapshots", Wanted("liar"), lambda: build(task), task=task)
+    state, _ = built(
+        journal, folder / "snapshots", ForgetScope("liar"), lambda: build(task), task=task
+    )
     journal.close()
     _, clean = served(task, liar=False)
     return {name: state.state.values[name] for name in clean}, clean

@@ -25,7 +25,7 @@ from online.rebuild import fsck
 from online.rebuild.backfill import TaughtAlready, Teacher
 from online.rebuild.forget import Base, Bases
 from online.rows.history import Decisions
-from online.service.check_state import Models
+from online.service.state.check_state import Models
 from online.settings.places import open_journal
 from online.tables.errors import InputRefused
 from paramserver.core import rewrites

@@ -243,7 +243,7 @@ def test_what_does_not_add_up_is_not_certified(world: World) -> None:
 
 
 def test_a_history_of_an_older_version_loses_the_values_that_it_names(world: World) -> None:
-    erase.forget_course(world.folder, "m")  # there is none
+    erase.scrub_time_series(world.folder, "m")  # there is none
     series = Series(world.folder / FOLDER, "m")
     marks = [
         Mark(1.0, "incident", "it may have a trigger: city = Oslo"),
@@ -252,7 +252,7 @@ def test_a_history_of_an_older_version_loses_the_values_that_it_names(world: Wor
     series._db.executemany(
         "INSERT INTO marks VALUES (?, ?, ?)", map(msgspec.structs.astuple, marks)
     )
-    erase.forget_course(world.folder, "m")
+    erase.scrub_time_series(world.folder, "m")
     left = series._db.execute("SELECT text FROM marks").fetchall()
     series.close()
     assert left == [("a: b",)]

@@ -23,7 +23,7 @@ from online.models.base import learn_example
 from online.models.fm import Fm
 from online.models.state.factors import TABLE
 from online.rebuild.forget import Bases, check_reach, influence
-from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing, runs
+from online.rebuild.rebuild import NOBODY, ForgetScope, Method, Rebuild, nothing, runs
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
 from paramserver.core import blocks as algebra
@@ -168,7 +168,7 @@ def test_as_if_it_had_never_sent_anything(tmp_path: Path, name: str) -> None:
     assert seen.values() != close_to(clean.values()), "the poison is in"
     seen.server.ban("s9", True)
     made, base = built(
-        seen.journal, tmp_path / "seen" / "snapshots", Wanted("s9"), logistic, task="binary"
+        seen.journal, tmp_path / "seen" / "snapshots", ForgetScope("s9"), logistic, task="binary"
     )
     assert base == "1-57", "the newest snapshot from before its first row"
     late = [row for row in honest if row[0] >= 2900]
@@ -205,7 +205,7 @@ def test_from_nothing_it_is_one_learner_bit_for_bit(tmp_path: Path) -> None:
     one.send(rows)
     one.server.ban("s9", True)
     made, base = built(
-        one.journal, tmp_path / "one" / "snapshots", Wanted("s9"), logistic, task="binary"
+        one.journal, tmp_path / "one" / "snapshots", ForgetScope("s9"), logistic, task="binary"
     )
     assert base is None
     plain = logistic()
@@ -248,7 +248,7 @@ class Ledger:
         self.server.snapshot()
         return str(self.server.snapshots()[0]["name"])
 
-    def base(self, wanted: Wanted, named: str | None = None) -> str | None:
+    def base(self, wanted: ForgetScope, named: str | None = None) -> str | None:
         decisions = Decisions(SPEC)
         decisions.read(self.journal, "m")
         found = influence(self.journal, "m", decisions, wanted, 1e9)
@@ -271,21 +271,23 @@ def test_the_newest_snapshot_from_before_the_first_row(tmp_path: Path) -> None:
     second = ledger.snapshot()
     ledger.send("bot", 2)
     third = ledger.snapshot()
-    assert ledger.base(Wanted("bot")) == second
-    assert ledger.base(Wanted("bot", since=8.0)) == second, "its first row of then is in the third"
-    assert ledger.base(Wanted("bot", since=9.0)) == third
-    assert ledger.base(Wanted("good")) is None, "from the first row on"
-    assert ledger.base(Wanted("good", since=4.0)) == first
+    assert ledger.base(ForgetScope("bot")) == second
+    assert ledger.base(ForgetScope("bot", since=8.0)) == second, (
+        "its first row of then is in the third"
+    )
+    assert ledger.base(ForgetScope("bot", since=9.0)) == third
+    assert ledger.base(ForgetScope("good")) is None, "from the first row on"
+    assert ledger.base(ForgetScope("good", since=4.0)) == first
     ledger.server.rollback(second)
     ledger.send("good", 2)
     fourth = ledger.snapshot()
-    assert ledger.base(Wanted("bot")) == fourth, "its rows were undone by the rollback"
-    assert ledger.base(Wanted("good", since=9.0)) == second, "the third holds what is undone"
+    assert ledger.base(ForgetScope("bot")) == fourth, "its rows were undone by the rollback"
+    assert ledger.base(ForgetScope("good", since=9.0)) == second, "the third holds what is undone"
     with pytest.raises(StartRefused, match="undone by now"):
-        ledger.base(Wanted("good"), third)
+        ledger.base(ForgetScope("good"), third)
     with pytest.raises(StartRefused, match="no snapshot that"):
-        ledger.base(Wanted("good"), "9-9")
-    assert ledger.base(Wanted("good"), first) == first
+        ledger.base(ForgetScope("good"), "9-9")
+    assert ledger.base(ForgetScope("good"), first) == first
 
 
 def test_what_the_journal_has_no_longer_got_is_said(tmp_path: Path) -> None:
@@ -298,12 +300,12 @@ def test_what_the_journal_has_no_longer_got_is_said(tmp_path: Path) -> None:
     assert ledger.journal.trim("m", SPEC, epoch, {ledger.partition: 6}, 6.5, 99) == 6
     for since in (None, 6.0):
         with pytest.raises(StartRefused, match="reaches back to 7"):
-            ledger.base(Wanted("bot", since))
-    assert ledger.base(Wanted("bot", 7.0)) == second
+            ledger.base(ForgetScope("bot", since))
+    assert ledger.base(ForgetScope("bot", 7.0)) == second
     with pytest.raises(StartRefused, match="no snapshot from before"):
-        ledger.base(Wanted("good", 7.0))
+        ledger.base(ForgetScope("good", 7.0))
     with pytest.raises(StartRefused, match="2 rows behind it were removed"):
-        ledger.base(Wanted("good"), "1-1")
+        ledger.base(ForgetScope("good"), "1-1")
 
 
 def test_rows_as_spans() -> None:
@@ -365,7 +367,7 @@ def test_a_decision_meanwhile_stops_it(tmp_path: Path) -> None:
     ledger.send("bot", 1)
     decisions = Decisions(SPEC)
     rebuild = Rebuild(
-        ledger.journal, decisions, Wanted("bot"), nothing("m", SPEC, "{}", {}),
+        ledger.journal, decisions, ForgetScope("bot"), nothing("m", SPEC, "{}", {}),
         Method(worlds.counting, "regression", rows_max=8),
     )  # fmt: skip
     rebuild.run()
@@ -395,7 +397,7 @@ def test_what_can_not_be_learned_without_it_is_taken_out_too(tmp_path: Path) -> 
         loss = optim.losses.Absolute()
         return Needy(linear_model.LinearRegression(optim.SGD(step), loss=loss, intercept_lr=0.0))
 
-    made, base = built(journal, tmp_path / "snapshots", Wanted("bot"), build)
+    made, base = built(journal, tmp_path / "snapshots", ForgetScope("bot"), build)
     assert (base, made.learned, made.unlearned) == (None, 1, 1)
     assert made.undone == {partition: [0, 2]}
     assert made.state.values["digest"].data["count"] == 1
@@ -410,6 +412,6 @@ def test_what_its_rows_said_of_it_goes_with_them(tmp_path: Path) -> None:
         example = Example({name: 1.0}, 1e9, judged=Judged(0.5, "", {"surprise": 1.5}))
         rows.append(replace(worlds.row(name), source=source, payload=codec.encode(example)))
     journal.append(partition, 0, rows)
-    made, _ = built(journal, tmp_path / "snapshots", Wanted("bot"), worlds.counting)
+    made, _ = built(journal, tmp_path / "snapshots", ForgetScope("bot"), worlds.counting)
     said = {name: block.data for name, block in made.state.values.items() if "surprise" in name}
     assert [set(data) for data in said.values()] == [{"good"}]

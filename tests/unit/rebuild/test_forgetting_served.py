@@ -16,7 +16,7 @@ from online.errors import RequestError, StartRefused
 from online.learning.counters import event_hash
 from online.messages.structs import FeedbackRequest
 from online.rebuild.forget import Bases
-from online.rebuild.rebuild import Wanted
+from online.rebuild.rebuild import ForgetScope
 from online.replica.follower import Follower
 from online.replica.ordered_follower import OrderedFollower
 from online.rows.history import Decisions
@@ -96,7 +96,7 @@ async def forgotten(world: Any, ordered: bool = False) -> None:
     assert (await one.ban("m", "bot", banned=True))["complete"]
 
     made, base = await asyncio.to_thread(
-        built, world.journal(), world.folder / "snapshots", Wanted("bot"), worlds.counting,
+        built, world.journal(), world.folder / "snapshots", ForgetScope("bot"), worlds.counting,
         ordered=ordered,
     )  # fmt: skip
     assert base != poisoned
@@ -155,7 +155,7 @@ def test_who_waits_for_a_row_that_came_with_the_values_is_answered(
             late = asyncio.create_task(send(serving, "good", "late"))
             await worlds.until(lambda: replica.writer.known == 3)
             made, base = await asyncio.to_thread(
-                built, world.journal(), world.folder / "snapshots", Wanted("bot"),
+                built, world.journal(), world.folder / "snapshots", ForgetScope("bot"),
                 worlds.counting, ordered=ordered,
             )  # fmt: skip
             done = await one.forget("m", "aside-1", "bot", None, base, made.undone)
@@ -179,7 +179,7 @@ def test_a_source_is_forgotten_by_every_replica(tmp_path: Path, ordered: bool) -
     [
         (rewrites.Forget, "taken", lambda self: {}),
         (rewrites, "brings_back", lambda *given: None),
-        (Wanted, "meant", lambda self, row: False),
+        (ForgetScope, "meant", lambda self, row: False),
         (Bases, "clock", lambda self, c: {p.id: 0 for p in self._partitions}),
         (lineage, "needed", lambda history, name: history.load(history.listed()[0].name)),
         (Decisions, "banned", lambda self, source: False),

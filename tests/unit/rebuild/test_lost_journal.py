@@ -25,10 +25,10 @@ from replica_world import SPEC, until
 
 from online.errors import StartRefused
 from online.rebuild.forget import Bases, check_reach, influence
-from online.rebuild.rebuild import Wanted
+from online.rebuild.rebuild import ForgetScope
 from online.rebuild.relearn import window_of
 from online.rows.history import Decisions
-from online.service.check_state import Models
+from online.service.state.check_state import Models
 from paramserver.errors import PublishFailed, RollbackRefused
 from paramserver.process import shortfall
 from replay.errors import JournalDamaged, JournalUnavailable
@@ -221,12 +221,12 @@ def test_what_would_learn_into_the_gap_refuses(world: LossWorld) -> None:
         decisions.read(journal, "m")
         assert decisions.bans == ["late"], "the copy did not know it"
         assert decisions.summary()["lost"] == {"control": decisions.seq, "events": 12, "at": 5e9}
-        found = influence(journal, "m", decisions, Wanted("test"), 0.0)
+        found = influence(journal, "m", decisions, ForgetScope("test"), 0.0)
         with pytest.raises(StartRefused, match=r"lost 12 events .* may have been of 'test'"):
-            check_reach(found, Wanted("test"))
+            check_reach(found, ForgetScope("test"))
         with pytest.raises(StartRefused, match="since 5000000000"):
-            check_reach(found, Wanted("test", 4.9e9))
-        check_reach(found, Wanted("test", 5e9))
+            check_reach(found, ForgetScope("test", 4.9e9))
+        check_reach(found, ForgetScope("test", 5e9))
         bases = Bases(journal, "m", decisions, journal.partitions("m"))
         history = history_of(world.folder)
         history.index()

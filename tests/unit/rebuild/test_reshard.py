@@ -12,15 +12,15 @@ import pytest
 from reshard_world import World, decided, handed_on, one, saying
 
 from online.challenger import promotion
-from online.commands import models
+from online.commands.setup import models
 from online.errors import StartRefused
 from online.models.loaded import Loaded
 from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
-from online.service import handing_on, parameter_servers
-from online.service.challengers import Challengers
-from online.service.check_state import Models
+from online.service.on_ray.challengers import Challengers
 from online.service.service import Service
+from online.service.state import parameter_servers, server_count
+from online.service.state.check_state import Models
 from online.settings.config import Settings
 from online.settings.whole import histories_of
 from paramserver.core import resharding, rewrites
@@ -129,10 +129,10 @@ def start(world: World, given: int) -> int:
     """As a service starts with a file that says so; how many servers it has then."""
     settings = world.settings(given)
     served, _ = promotion.as_served(settings, world.journal)
-    handing_on.note_given(settings, served, world.journal)
+    server_count.record_given(settings, served, world.journal)
     shards = served.models[0].shards
     model, loaded = served.models[0], world.loaded(shards)
-    handing_on.at_start(world.journal, served, model, loaded, lambda _: None, again=False)
+    server_count.at_start(world.journal, served, model, loaded, lambda _: None, again=False)
     return shards
 
 
@@ -162,7 +162,7 @@ def test_a_wish_that_says_what_the_file_says_stands(world: World) -> None:
     Keys.from_file(world.settings(2).key_path)
     write(world, 2, 2, 3)
     write(world, 3, 3, 5, done=False)
-    handing_on.note_given(world.settings(3), world.settings(3), world.journal)
+    server_count.record_given(world.settings(3), world.settings(3), world.journal)
     newest = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
     assert newest is not None
     assert not newest[1].done
@@ -192,7 +192,7 @@ def test_a_wish_is_fulfilled_or_answered(
 
     monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
     monkeypatch.setattr(parameter_servers, "publishes", publishes)
-    monkeypatch.setattr(handing_on, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(server_count, "_PAUSE_S", 0.0)
     challengers, serving = Challengers(), {"m": world.spec}
     wish = saying(world, 2, 2, 3)
     reshard.note(world.journal, "m", wish)
@@ -201,13 +201,13 @@ def test_a_wish_is_fulfilled_or_answered(
     assert not challengers.resharded(), "it is told once"
     said: list[str] = []
     if cut:
-        handing_on.hand_on(world.settings(2), serving, said.append)
+        server_count.reshard_pending(world.settings(2), serving, said.append)
         assert said == [
             "model m: 3 parameter servers instead of 2, from snapshot 3-1 with 9 events"
         ]
     else:
         with pytest.raises(StartRefused, match="there is no snapshot with the same rows"):
-            handing_on.hand_on(world.settings(2), serving, said.append)
+            server_count.reshard_pending(world.settings(2), serving, said.append)
     newest = resharding.newest(world.journal.controls("m", 0), one(world), done=True)
     assert newest is not None
     expected = Reshard(one(world), 2, 3, 2, True, "failed", wish.serves, wish.was)
@@ -217,7 +217,7 @@ def test_a_wish_is_fulfilled_or_answered(
     assert decided(world, 2) == (3 if cut else 2)
     before = len(asked)
     assert before == (1 if cut else 2), "it is not asked again beside itself"
-    handing_on.hand_on(world.settings(2), serving, said.append)
+    server_count.reshard_pending(world.settings(2), serving, said.append)
     assert len(asked) == before, "nothing is wished any more"
     challengers.promoted(world.journal, serving)
     assert not challengers.resharded()
@@ -233,13 +233,13 @@ def test_from_the_wish_on_what_served_decides_nothing_until_it_serves_again(worl
     assert which() == [2]
     reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True))
     assert which() == [2]
-    handing_on.take_back(world.journal, world.settings(2))
+    server_count.revert(world.journal, world.settings(2))
     assert which() == [3]
     for done in (False, True):
         reshard.note(world.journal, "m", saying(world, 2, 2, 4, done=done))
     assert which() == [2, 3]
     reshard.note(world.journal, "m", saying(world, 2, 4, 2))
-    handing_on.refuse_wishes(world.settings(4), world.journal)
+    server_count.reject_requests(world.settings(4), world.journal)
     assert which() == [2, 3], "who can't fulfil a wish says so"
 
 
@@ -255,7 +255,7 @@ def test_who_does_not_answer_after_the_wish_decides_nothing_any_more(
     monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: answers)
     monkeypatch.setattr(parameter_servers, "publishes", lambda *_: False)
     reshard.note(world.journal, "m", saying(world, 2, 2, 3))
-    handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
+    server_count.reshard_pending(world.settings(2), {"m": world.spec}, lambda _: None)
     assert world.journal.head("m", world.spec).epoch == (3 if answers else 4)
 
 
@@ -264,10 +264,10 @@ def test_the_running_service_says_how_many_servers_there_are(world: World) -> No
     Keys.from_file(world.settings(2).key_path)
     edited = world.settings(3)
     with pytest.raises(StartRefused, match="has 2 parameter servers"):
-        models._wish(edited, "m", 2, world.spec)
+        models._request(edited, "m", 2, world.spec)
     with pytest.raises(StartRefused, match="describes another model m than the one that serves"):
-        models._wish(edited, "m", 4, "0" * 64)
-    spec, now, row = models._wish(edited, "m", 3, world.spec)
+        models._request(edited, "m", 4, "0" * 64)
+    spec, now, row = models._request(edited, "m", 3, world.spec)
     assert (spec, now, row) == (world.loaded(3).spec_hash, 2, (1, one(world)))
     found = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
     assert found is not None
@@ -294,7 +294,7 @@ def test_a_wish_is_told_again_if_the_journal_did_not_answer(world: World) -> Non
 def test_what_can_not_be_served_is_taken_back(world: World) -> None:
     world.publish(1, 9, 9)
     world.reshard(3)
-    handing_on.take_back(world.journal, world.settings(2))
+    server_count.revert(world.journal, world.settings(2))
     specs = reshard.specs_of(world.model(1), world.settings(1))
     assert reshard.served(world.journal, "m", specs) == 2
 
@@ -329,8 +329,8 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda *_: [])
     monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
     monkeypatch.setattr(parameter_servers, "publishes", lambda *_: True)
-    monkeypatch.setattr("online.service.rollout.deploy", deploy)
-    monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: not fails)
+    monkeypatch.setattr("online.service.on_ray.rollout.deploy", deploy)
+    monkeypatch.setattr("online.service.on_ray.rollout.wait_swapped", lambda *_: not fails)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
     monkeypatch.setattr("online.processes.note", lambda *_: None)
@@ -342,17 +342,17 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
         if fails in ("loading", "unread"):
             broken.setattr(Models, "load", load if fails == "loading" else unread)
         if fails == "untaken":
-            broken.setattr(handing_on, "_TRY_S", 0.0)
+            broken.setattr(server_count, "_TRY_S", 0.0)
             broken.setattr(promotion, "take_back_all", unread)
         if fails:
             with pytest.raises((StartRefused, JournalUnavailable), match=r"no replica|is away"):
-                service.go_over()
+                service.switch_models()
             assert deployed[1:] == ([2] if deployed else []), "what served is served again"
     if fails == "untaken":  # the journal says still that the others serve
         assert decided(world, 2) == 3
-        handing_on.take_all_back(world.journal, service._specs(), world.settings(2))
+        server_count.revert_all(world.journal, service._specs(), world.settings(2))
     if fails in ("", "unread"):  # what the journal did not answer to is tried again
-        service.go_over()
+        service.switch_models()
         fails = ""
     new, old = world.loaded(3).spec_hash, world.spec
     names = [f"ParameterServer:m{of}:{new[:16]}" for of in ("", "+1", "+2")]
@@ -361,4 +361,4 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     assert [one for one in ended if one] == ([] if fails == "loading" else [left])
     assert service._specs() == {"m": old if fails else new}
     assert decided(world, 2) == decided(world, 2, running=True) == (2 if fails else 3)
-    assert service.go_over() == []
+    assert service.switch_models() == []

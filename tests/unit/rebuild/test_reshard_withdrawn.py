@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from reshard_world import World, decided, handed_on, one, saying
 
-from online.commands import models
+from online.commands.setup import models
 from online.errors import StartRefused
 from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
-from online.service import handing_on, parameter_servers
+from online.service.state import parameter_servers, server_count
 from paramserver.core import resharding, rewrites
 from paramserver.core.resharding import Reshard
 from replay.errors import JournalUnavailable
@@ -36,23 +36,23 @@ def newest_of(world: World, *, done: bool = False) -> Reshard:
 def test_a_wish_is_withdrawn_with_the_number_that_there_is(world: World) -> None:
     Keys.from_file(world.settings(2).key_path)
     settings = world.settings(2)
-    models._wish(settings, "m", 3, world.spec)
+    models._request(settings, "m", 3, world.spec)
     assert handed_on(world, 2)
-    assert models._wish(settings, "m", 2, world.spec) == (world.spec, 2, None)
+    assert models._request(settings, "m", 2, world.spec) == (world.spec, 2, None)
     assert not handed_on(world, 2), "who serves decides again"
     assert (decided(world, 2), newest_of(world).why) == (2, "failed")
     with pytest.raises(StartRefused, match="has 2 parameter servers"):
-        models._wish(settings, "m", 2, world.spec)
+        models._request(settings, "m", 2, world.spec)
 
 
 def test_the_same_wish_again_is_the_same_wish(world: World) -> None:
     """What was begun for it is not begun again."""
     Keys.from_file(world.settings(2).key_path)
     settings = world.settings(2)
-    first = models._wish(settings, "m", 3, world.spec)
-    assert models._wish(settings, "m", 3, world.spec) == first
-    assert models._wish(settings, "m", 4, world.spec)[2] != first[2], "another one is another"
-    assert models._wish(settings, "m", 3, world.spec)[2] != first[2], "which is taken back so"
+    first = models._request(settings, "m", 3, world.spec)
+    assert models._request(settings, "m", 3, world.spec) == first
+    assert models._request(settings, "m", 4, world.spec)[2] != first[2], "another one is another"
+    assert models._request(settings, "m", 3, world.spec)[2] != first[2], "which is taken back so"
 
 
 def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
@@ -60,15 +60,15 @@ def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
 ) -> None:
     Keys.from_file(world.settings(2).key_path)
     monkeypatch.setattr(models, "_LOOK_S", 0.0)
-    monkeypatch.setattr("online.service.run_file.running", lambda _: {})
+    monkeypatch.setattr("online.service.state.run_file.running", lambda _: {})
     settings = world.settings(2)
-    spec, _, row = models._wish(settings, "m", 3, world.spec)
+    spec, _, row = models._request(settings, "m", 3, world.spec)
     assert row is not None
     monkeypatch.setattr(models, "_RESHARD_S", -1.0)
     with pytest.raises(StartRefused, match=r"others have not begun in .* are no longer wished"):
         models._wait_for_reshard(settings, "m", spec, row)
     assert not handed_on(world, 2)
-    spec, _, row = models._wish(settings, "m", 3, world.spec)
+    spec, _, row = models._request(settings, "m", 3, world.spec)
     assert row is not None
     reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True), row[0])
     with pytest.raises(StartRefused, match="its replicas have not gone over"):
@@ -99,14 +99,14 @@ def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
     def withdraw() -> None:
         assert reshard.withdraw(world.journal, "m", one(world)) == 3
 
-    place, name = (reshard, "begin") if late else (handing_on, "_have_cut")
+    place, name = (reshard, "begin") if late else (server_count, "_have_cut")
     monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))
     for other, stands in ((withdraw, "failed"), (again, "operator")):
         others = [other]
         reshard.note(world.journal, "m", saying(world, 2, 2, 3))
         why = "somebody else has decided" if late else "no longer are"
         with pytest.raises(StartRefused, match=why):
-            handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
+            server_count.reshard_pending(world.settings(2), {"m": world.spec}, lambda _: None)
         assert newest_of(world).why == stands
         assert decided(world, 2) == 2
         if late:
@@ -132,12 +132,12 @@ def test_a_journal_that_is_away_is_asked_again_to_take_back(
             raise JournalUnavailable("it is away")
         return write(*given)
 
-    monkeypatch.setattr(handing_on, "_TRY_S", 0.0)
+    monkeypatch.setattr(server_count, "_TRY_S", 0.0)
     monkeypatch.setattr(world.journal, "write_control", unanswered)
     if away > 1:
         with pytest.raises(JournalUnavailable):
-            handing_on.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
-        assert left[0] == away - handing_on._TRIES
+            server_count.revert_all(world.journal, {"m": world.spec}, world.settings(2))
+        assert left[0] == away - server_count._TRIES
     else:
-        handing_on.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
+        server_count.revert_all(world.journal, {"m": world.spec}, world.settings(2))
     assert handed_on(world, 2) == (away > 1)

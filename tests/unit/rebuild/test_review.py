@@ -12,7 +12,7 @@ from river import linear_model, optim
 
 from online.learning.ordered import OrderedLearner
 from online.models.adapters.linear import Linear
-from online.rebuild.rebuild import Method, Rebuild, Wanted, nothing
+from online.rebuild.rebuild import ForgetScope, Method, Rebuild, nothing
 from online.rebuild.verdicts_again import Review
 from online.rows.history import Decisions
 from online.settings.model import ModelSettings
@@ -50,7 +50,7 @@ def reviewed(folder: Path, rows: list[NewRow], wanted: str) -> Review:
     partition = journal.register("m", "r", SPEC, 0.0).id
     journal.append(partition, 0, rows)
     rebuild = Rebuild(
-        journal, Decisions(SPEC), Wanted(wanted), nothing("m", SPEC, "{}", {}),
+        journal, Decisions(SPEC), ForgetScope(wanted), nothing("m", SPEC, "{}", {}),
         Method(logistic, "binary"), review=reviewing,
     )  # fmt: skip
     rebuild.run()

@@ -35,7 +35,7 @@ def test_learning_waits_no_longer_for_a_row_than_whoever_asked(tmp_path: Path) -
         waiting = waiting_for([row], None, asyncio.get_running_loop().create_future())
         answers.requests += 1
         async with asyncio.timeout(60.0):  # without a bound it would never end
-            await answers.stand_for([Waiter(waiting, 0)])
+            await answers.answer_rewritten([Waiter(waiting, 0)])
         with pytest.raises(RequestError) as caught:
             await waiting.done
         assert (caught.value.status, caught.value.code) == (503, "journal_unavailable")

@@ -334,7 +334,7 @@ def test_a_push_before_the_failure_is_written_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        online.replica.follower.Follower, "unsaid",
+        online.replica.follower.Follower, "failure_unwritten",
         property(lambda self: False, lambda self, value: None),
         raising=False,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from online.models.loading.from_settings import merge_rule
 from online.replica.learning_cost import SHARE_MAX, Cost
-from online.service.check_state import Models
+from online.service.state.check_state import Models
 from online.settings.config import Settings
 from online.settings.model import ModelSettings, Sync
 from online.settings.places import snapshots_path

@@ -212,7 +212,7 @@ def test_the_mutant_that_reports_at_once_is_noticed(
     source = textwrap.dedent(inspect.getsource(online.replica.exchange.Exchange._act_on))
     # either of them holds back the report of a row that is being committed
     for rule in (
-        "if self._learner.frozen and owes:",
+        "if self._learner.frozen and unfinished:",
         "if writer.committing and writer.judged_by < self._learner.control:",
     ):
         assert source.count(rule) == 1

@@ -57,7 +57,7 @@ def test_a_failed_row_is_said_once_the_file_is_back_and_pushes_go_on(tmp_path: P
         assert not sent.done(), "neither answered nor pushed before it is written"
         journal.put_back()
         assert worlds.statuses(await sent) == [("failed", False)]
-        assert not replica._follower.unsaid
+        assert not replica._follower.failure_unwritten
         assert worlds.statuses(await replica.writer.record([worlds.row("y")])) == [
             ("learned", False)
         ]

@@ -113,7 +113,7 @@ def test_many_values_come_in_pieces_of_one_version(tmp_path: Path) -> None:
 
     async def scene(world: World) -> None:
         old = await _with_many(world)
-        told: Any = old.tell
+        told: Any = old.answer_peer
         peer = told.__self__
 
         class Busy(Peers):
@@ -197,7 +197,7 @@ def test_a_replica_that_has_nothing_or_learns_in_order_tells_nothing(
     async def scene(world: World) -> None:
         one = await world.replica("one", ordered=ordered)
         one.learner.ready = one.learner.ready and ordered
-        assert await one.tell(wire.encode(_request())) is None
+        assert await one.answer_peer(wire.encode(_request())) is None
         one.learner.ready = True
         await one.stop(5)
 

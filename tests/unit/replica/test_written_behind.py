@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from online.replica.written_behind import Behind
+from online.replica.written_behind import WriteBehindQueue
 from replay.journal.base import Half, NewRow, Verdict
 
 
@@ -16,7 +16,7 @@ def halves(source: str, n: int, size: int = 1) -> list[NewRow]:
     ]
 
 
-def fill(behind: Behind, source: str, n: int, size: int = 1) -> int:
+def fill(behind: WriteBehindQueue, source: str, n: int, size: int = 1) -> int:
     """How many of many requests are taken."""
     taken = 0
     while taken < 1000 and behind.put(halves(source, n, size)):
@@ -25,7 +25,7 @@ def fill(behind: Behind, source: str, n: int, size: int = 1) -> int:
 
 
 def test_who_asks_without_end_leaves_room_for_others() -> None:
-    behind = Behind(64, 1000)
+    behind = WriteBehindQueue(64, 1000)
     assert fill(behind, "flood", 1) == 32
     assert fill(behind, "till", 1) == 16
     assert behind.put(halves("shop", 4))
@@ -38,7 +38,7 @@ def test_who_asks_without_end_leaves_room_for_others() -> None:
 
 
 def test_it_is_told_whether_the_share_of_a_source_or_all_room_is_taken() -> None:
-    behind = Behind(64, 1000)
+    behind = WriteBehindQueue(64, 1000)
     assert behind.put(halves("shop", 4))
     assert fill(behind, "flood", 1) == 30
     assert behind.beyond_share(halves("flood", 1)) == 30
@@ -49,13 +49,13 @@ def test_it_is_told_whether_the_share_of_a_source_or_all_room_is_taken() -> None
 
 
 def test_nor_does_it_take_all_bytes() -> None:
-    behind = Behind(64, 1000)
+    behind = WriteBehindQueue(64, 1000)
     assert fill(behind, "flood", 1, 100) == 5
     assert behind.put(halves("till", 1, 100))
 
 
 def test_one_body_takes_what_there_is() -> None:
-    behind = Behind(64, 1000)
+    behind = WriteBehindQueue(64, 1000)
     assert behind.put(halves("shop", 64))
     assert not behind.put(halves("till", 1))
     behind.put_back(behind.take(64))
@@ -66,4 +66,4 @@ def test_one_body_takes_what_there_is() -> None:
 
 @pytest.mark.parametrize(("rows", "bytes_"), [(64, 1000), (1000, 64)])
 def test_without_tokens_all_are_one(rows: int, bytes_: int) -> None:
-    assert fill(Behind(rows, bytes_), "", 1) == 64
+    assert fill(WriteBehindQueue(rows, bytes_), "", 1) == 64

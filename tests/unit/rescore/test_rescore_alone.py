@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import rescore_world as worlds
 
-from online.commands import rescore
+from online.commands.publish import rescore
 from online.rescore import pool
 from online.rescore.plan import Plan
 from online.rescore.run import Request, execute

@@ -11,7 +11,7 @@ from online.errors import RequestError
 from online.models.choices.interactions import alike, row
 from online.models.rewards import RewardModel, Rewards
 from online.rows.crossing import Crossing
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from replay.example import Features
@@ -69,27 +69,27 @@ def test_no_choice_crosses_more_than_is_counted() -> None:
 
 
 def test_a_row_of_one_action_is_counted_as_a_choice_is() -> None:
-    door = Door(shop(), Limits(products_max=1_000), numeric_only=False)
+    validator = Validator(shop(), Limits(products_max=1_000), numeric_only=False)
     wide = row({f"c-{i}": "x" for i in range(40)}, "a", {f"f-{i}": "y" for i in range(40)})
     assert made(model(), *_split(wide)) > 1_000
     with pytest.raises(RequestError, match="products") as caught:
-        door.features(wide, "features")
+        validator.features(wide, "features")
     assert (caught.value.status, caught.value.code) == (422, "invalid_value")
     assert "limits.products_max" in str(caught.value.hint)
-    assert not door.takes(list(wide))
+    assert not validator.takes(list(wide))
     narrow = row({f"c-{i}": "x" for i in range(10)}, "a", {"f": "y"})
-    assert door.features(narrow, "features") == narrow
-    assert door.takes(list(narrow))
-    door.many([narrow] * 3)
+    assert validator.features(narrow, "features") == narrow
+    assert validator.takes(list(narrow))
+    validator.many([narrow] * 3)
     with pytest.raises(RequestError, match="products"):
-        door.many([narrow] * 30)  # together they are as many as a wide one
+        validator.many([narrow] * 30)  # together they are as many as a wide one
 
 
 def test_other_models_are_not_asked_what_they_cross() -> None:
     settings = ModelSettings(name="m", task="binary", learner="linear")
-    door = Door(settings, Limits(products_max=1_000), numeric_only=False)
-    assert door.crossing is None
-    assert door.features({f"@{i}": 1.0 for i in range(2_000)}, "features")
+    validator = Validator(settings, Limits(products_max=1_000), numeric_only=False)
+    assert validator.crossing is None
+    assert validator.features({f"@{i}": 1.0 for i in range(2_000)}, "features")
 
 
 def shop() -> ModelSettings:

@@ -17,7 +17,7 @@ from evaluation.report.build import report_on
 from evaluation.report.page import render
 from evaluation.report.values import to_json
 from online.cli import app
-from online.commands.report import when
+from online.commands.inspect.report import when
 from online.errors import ConfigError
 from online.rows.journal_rows import JournalRows, origin
 from online.settings.model import ModelSettings

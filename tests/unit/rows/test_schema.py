@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from online.errors import ConfigError, RequestError
-from online.rows.door import Door
 from online.rows.schema import Schema, declared_columns
+from online.rows.validator import Validator
 from online.settings.config import Limits, load
 from online.settings.model import Feature, ModelSettings
 from online.tables.layout import Column
@@ -29,23 +29,23 @@ def model(**more: Any) -> ModelSettings:
     return ModelSettings.model_validate(given | more)
 
 
-def door(**more: Any) -> Door:
-    return Door(model(**more), Limits(features_max=8), numeric_only=False)
+def validator(**more: Any) -> Validator:
+    return Validator(model(**more), Limits(features_max=8), numeric_only=False)
 
 
 def refused(row: dict[str, Any], **more: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        door(**more).features(row, "features")
+        validator(**more).features(row, "features")
     assert (caught.value.status, caught.value.code) == (422, "invalid_value")
     return caught.value
 
 
 def test_what_is_declared_comes_through_as_it_is() -> None:
-    assert door().features(GOOD, "features") is GOOD
+    assert validator().features(GOOD, "features") is GOOD
     few = {"amount": 0}
-    assert door().features(few, "features") is few
+    assert validator().features(few, "features") is few
     absent = {"amount": 1000, "city": None}
-    assert door().features(absent, "features") is absent
+    assert validator().features(absent, "features") is absent
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_another_type_is_refused_with_field_value_and_remedy(
 
 def test_names_that_are_not_declared_are_left_out_and_named() -> None:
     sent = {"amount": 1.0, "amuont": "x" * 5000, "zzz": {}}
-    taken = door().features(sent, "features")
+    taken = validator().features(sent, "features")
     assert taken == {"amount": 1.0}, "and their values are nobody's business"
-    schema = door().schema
+    schema = validator().schema
     assert schema is not None
     assert schema.unknown(sent) == ["amuont", "zzz"]
     assert schema.missing(sent) == ["city", "note", "member", "age"]
@@ -97,7 +97,7 @@ def test_strict_refuses_them_with_the_name_that_is_meant() -> None:
     error = refused({"amount": 1.0, "q\x1b[2J": 1}, strict=True)
     assert "\x1b" not in f"{error.field}{error.message}"
     assert error.hint == "Declared: amount, city, note, member, age"
-    assert door(strict=True).features(GOOD, "features") is GOOD
+    assert validator(strict=True).features(GOOD, "features") is GOOD
 
 
 def test_a_row_without_any_declared_name_is_refused() -> None:
@@ -109,22 +109,24 @@ def test_a_row_without_any_declared_name_is_refused() -> None:
 def test_a_recorded_row_is_not_judged_again() -> None:
     """A repeat of an event from before the declaration is answered with what it was."""
     old = {"amount": -5.0, "other": 1.0}
-    assert door().features(old, "features", recorded=True) == {"amount": -5.0}
-    assert door().undeclared(old, "features") is not None
-    assert door(features=None).undeclared(old, "features") is None
+    assert validator().features(old, "features", recorded=True) == {"amount": -5.0}
+    assert validator().undeclared(old, "features") is not None
+    assert validator(features=None).undeclared(old, "features") is None
 
 
 def test_rows_of_numbers_are_taken_together_only_if_each_would_be() -> None:
-    one = door(features={"a": "number", "b": "number", "c": {"type": "number", "range": [0, 1]}})
+    one = validator(
+        features={"a": "number", "b": "number", "c": {"type": "number", "range": [0, 1]}}
+    )
     assert one.takes(["a", "b"])
     assert not one.takes(["a", "c"]), "its range is looked at row by row"
     assert not one.takes(["a", "z"])
     assert bool not in one.numbers
-    needed = door(features={"a": "number", "b": {"type": "number", "required": True}})
+    needed = validator(features={"a": "number", "b": {"type": "number", "required": True}})
     assert not needed.takes(["a"])
     assert needed.takes(["a", "b"])
-    assert door(features=None).takes(["z"])
-    assert bool in door(features=None).numbers
+    assert validator(features=None).takes(["z"])
+    assert bool in validator(features=None).numbers
 
 
 def test_an_example_is_a_row_that_is_taken() -> None:
@@ -133,7 +135,7 @@ def test_an_example_is_a_row_that_is_taken() -> None:
         {"a": {"type": "number", "range": [None, -3]}, "b": {"type": "number", "range": [5, None]}},
         {"a": {"type": "number", "example": 0.25}, "c": {"type": "category", "example": "Bonn"}},
     ):
-        one = door(features=features, strict=True)
+        one = validator(features=features, strict=True)
         assert one.schema is not None
         example = one.schema.example()
         assert one.features(example, "features") is example

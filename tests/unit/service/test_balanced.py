@@ -11,8 +11,8 @@ from subprocess import PIPE
 
 import pytest
 
-from online.service import balancer
-from online.service.balancer import balanced
+from online.service.on_ray import balancer
+from online.service.on_ray.balancer import balanced
 
 
 def _write(folder: Path, replicas: int, age_s: float) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from online.service.ray_flags import ray_flags
+from online.service.on_ray.ray_flags import ray_flags
 from online.settings.config import load
 
 MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from online.messages.structs import Event, Receipt
-from online.service.garbage import collect_seldom
+from online.service.parts.garbage import collect_seldom
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from online.service import going_over
-from online.service.going_over import GoingOver
+from online.service.parts import model_swap
+from online.service.parts.model_swap import ModelSwap
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver.core.resharding import RESHARD
@@ -50,7 +50,7 @@ class World:
         self.made: list[Replica] = []
         self.failing = 0
         self.parts = {"m": self.part(Replica(A, answers=True))}
-        self.going = GoingOver(
+        self.going = ModelSwap(
             "m", self.parts, self.parts.__setitem__, self.make, self.load, self.as_served
         )
 
@@ -88,7 +88,7 @@ class World:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_LOOK_S", "_QUIET_S", "_FAILED_S"):
-        monkeypatch.setattr(going_over, name, 0.001)
+        monkeypatch.setattr(model_swap, name, 0.001)
 
 
 def play(
@@ -96,7 +96,7 @@ def play(
 ) -> World:
     async def played() -> World:
         world = World(**as_)
-        monkeypatch.setattr(going_over, "merge_rule", lambda model, _: world.rule)
+        monkeypatch.setattr(model_swap, "merge_rule", lambda model, _: world.rule)
         world.going.start()
         await scene(world)
         await world.going.stop(240)

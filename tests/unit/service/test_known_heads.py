@@ -17,8 +17,8 @@ from uvicorn.server import ServerState
 from online.http.app import _send
 from online.http.whole_answers import written
 from online.service import serve_middleware
-from online.service.known_heads import Known
-from online.service.request_heads import Heads
+from online.service.parts.head_cache import CachedHeads
+from online.service.parts.request_heads import BoundedHeads
 
 WAIT_S: Final = 60.0  # what hangs ends
 HEAD: Final = "POST /v1/models/m/predict?a=%20 HTTP/1.1\r\nHost: x\r\n"
@@ -145,12 +145,12 @@ def test_the_application_sees_the_same_however_requests_come(
         pieces = [piece for piece in pieces if piece]
     slow = data.draw(st.booleans())
     plain = seen(HttpToolsProtocol, pieces, slow=slow)[:3]
-    assert seen(Known, pieces, slow=slow)[:3] == plain
-    assert seen(Heads, pieces, slow=slow)[:3] == plain
+    assert seen(CachedHeads, pieces, slow=slow)[:3] == plain
+    assert seen(BoundedHeads, pieces, slow=slow)[:3] == plain
 
 
-@pytest.mark.parametrize("kind", [Known, Heads])
-def test_only_the_first_of_requests_that_are_alike_is_read(kind: type[Known]) -> None:
+@pytest.mark.parametrize("kind", [CachedHeads, BoundedHeads])
+def test_only_the_first_of_requests_that_are_alike_is_read(kind: type[CachedHeads]) -> None:
     asked, _, _, begun = seen(kind, [request(b"x" * size) for size in (1, 12, 0, 5_000)])
     assert [len(body) for _, body in asked] == [1, 12, 0, 5_000]
     assert begun == 1
@@ -160,7 +160,7 @@ GET: Final = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 FEEDBACK: Final = HEAD.replace("predict", "feedback")
 
 
-@pytest.mark.parametrize("kind", [Known, Heads])
+@pytest.mark.parametrize("kind", [CachedHeads, BoundedHeads])
 @pytest.mark.parametrize(
     ("pieces", "read"),
     [
@@ -172,7 +172,7 @@ FEEDBACK: Final = HEAD.replace("predict", "feedback")
     ids=["two in turn", "others between", "after heads that never come again", "and among them"],
 )
 def test_what_else_is_asked_makes_a_connection_forget_nothing(
-    kind: type[Known], pieces: list[bytes], read: int
+    kind: type[CachedHeads], pieces: list[bytes], read: int
 ) -> None:
     asked, _, _, begun = seen(kind, pieces)
     assert (len(asked), begun) == (len(pieces), read)
@@ -212,16 +212,16 @@ def test_what_else_is_asked_makes_a_connection_forget_nothing(
 def test_after_an_odd_request_the_application_sees_the_same(first: bytes, second: bytes) -> None:
     pieces = [first, second, request(b"{3}")]
     plain = seen(HttpToolsProtocol, pieces)[:3]
-    assert seen(Known, pieces)[:3] == plain
-    assert seen(Heads, pieces)[:3] == plain
+    assert seen(CachedHeads, pieces)[:3] == plain
+    assert seen(BoundedHeads, pieces)[:3] == plain
     assert (
-        seen(Known, [request(b"{}"), *pieces])[:3]
+        seen(CachedHeads, [request(b"{}"), *pieces])[:3]
         == seen(HttpToolsProtocol, [request(b"{}"), *pieces])[:3]
     )
 
 
 def test_control_a_head_of_which_only_the_beginning_is_compared_is_noticed() -> None:
-    class Hasty(Known):
+    class Hasty(CachedHeads):
         def _takes(self, data: bytes) -> bool:
             for head in self._heads:
                 if data.startswith(head.before):
@@ -238,7 +238,7 @@ def test_control_a_head_of_which_only_the_beginning_is_compared_is_noticed() -> 
 def test_an_uvicorn_that_starts_requests_otherwise_reads_all_heads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Older(Known):
+    class Older(CachedHeads):
         _start_asgi_task = HttpToolsProtocol._start_asgi_task  # the newer one's reading needs it
 
         def begins(self, *_: Any) -> None:
@@ -252,8 +252,10 @@ def test_an_uvicorn_that_starts_requests_otherwise_reads_all_heads(
 def test_behind_known_requests_a_head_that_does_not_come_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Heads, "head_s", 0.0)
-    *_, said, closed, begun = seen(Heads, [request(b"{}"), request(b"{}"), request(b"{}")[:30]])
+    monkeypatch.setattr(BoundedHeads, "head_s", 0.0)
+    *_, said, closed, begun = seen(
+        BoundedHeads, [request(b"{}"), request(b"{}"), request(b"{}")[:30]]
+    )
     assert (b" 408 " in said, closed, begun) == (True, True, 2)
 
 
@@ -262,4 +264,4 @@ def test_replicas_of_ray_serve_read_requests_so(monkeypatch: pytest.MonkeyPatch)
     serve_middleware.middlewares()
     config = uvicorn.Config(lambda: None, factory=True, log_config=None)
     config.load()
-    assert config.http_protocol_class is Known
+    assert config.http_protocol_class is CachedHeads

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from online.service import worker_setup
-from online.service.ray_processes import fewest_processes, without_agents
+from online.service.on_ray.ray_processes import fewest_processes, without_agents
 
 _HEAVY = {
     "httpx", "matplotlib", "onnx", "onnxruntime", "pandas", "pyarrow", "scipy.optimize",
@@ -75,8 +75,8 @@ def test_a_root_set_brings_what_it_needs(tmp_path: Path) -> None:
     [
         ("paramserver.clients.ray_client", {"ray"}),  # the process of a parameter server
         ("online.service.service", set()),  # of `online serve`
-        ("online.service.deployment", {"ray", "fastapi"}),  # what it hands to Ray Serve
-        ("online.service.replica_parts", {"ray", "fastapi", "river"}),  # a replica's process
+        ("online.service.on_ray.deployment", {"ray", "fastapi"}),  # what it hands to Ray Serve
+        ("online.service.on_ray.replica_parts", {"ray", "fastapi", "river"}),  # a replica's process
     ],
 )
 def test_what_a_process_imports(module: str, wanted: set[str]) -> None:
@@ -111,7 +111,7 @@ def test_rays_pickles_know_tables_of_pyarrow_only_without_the_setup() -> None:
 def test_ray_starts_without_a_look_at_its_dashboard() -> None:
     script = "import sys\nfrom ray._private import utils\n"
     look = "assert utils.get_dashboard_dependency_error() is {}\n"
-    spared = "from online.service.ray_processes import fewest_processes\n"
+    spared = "from online.service.on_ray.ray_processes import fewest_processes\n"
     spared += "with fewest_processes():\n    error = utils.get_dashboard_dependency_error()\n"
     spared += "assert isinstance(error, ImportError) and 'aiohttp' not in sys.modules\n"
     heavy(script + spared + look.format("None") + "assert 'aiohttp' in sys.modules\n")
@@ -140,14 +140,14 @@ def test_a_balancer_that_knows_no_application_says_so(changed: bool) -> None:
 def test_another_text_of_ray_for_its_balancer_is_left_alone_and_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert worker_setup.unlike() is None, "this Ray's text is known"
+    assert worker_setup.template_warning() is None, "this Ray's text is known"
     other = "from online.service import worker_setup\nworker_setup._UNKNOWN = 'another'\n"
     other += "worker_setup.begin()\nimport ray.serve._private.haproxy as found\n"
     heavy(other + "assert 'status 404 ' in found.HAPROXY_CONFIG_TEMPLATE\n")
     monkeypatch.setattr(worker_setup, "_UNKNOWN", "another")
-    assert "404 in plain text" in str(worker_setup.unlike())
+    assert "404 in plain text" in str(worker_setup.template_warning())
     monkeypatch.setattr(worker_setup, "_templates", lambda: None)
-    assert "404 in plain text" in str(worker_setup.unlike()), "and with none at all"
+    assert "404 in plain text" in str(worker_setup.template_warning()), "and with none at all"
 
 
 def test_raylet_is_started_with_nobody_in_the_place_of_its_agents(tmp_path: Path) -> None:

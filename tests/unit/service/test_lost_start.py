@@ -14,8 +14,8 @@ from online.learning.counters import DIGEST, event_hash
 from online.models.loading.from_settings import load_model
 from online.rebuild import fsck
 from online.rows.prediction_ids import event_key
-from online.service import check_state
-from online.service.check_state import Models, counted
+from online.service.state import check_state
+from online.service.state.check_state import Models, counted
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
 from paramserver import errors
@@ -103,7 +103,7 @@ def test_what_is_left_behind_is_told_by_a_query(
 
     monkeypatch.setattr(SqliteJournal, "restore_ids", restore)
     with closing(open_journal(made.settings)) as journal:
-        (line,) = check_state._left_behind(made.settings, journal, keyless=True)
+        (line,) = check_state._unreachable_state(made.settings, journal, keyless=True)
         assert "was not there, and is made anew" in line
         assert not restored
         (line,) = check_state.restore_ids(made.settings, journal)

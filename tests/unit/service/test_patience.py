@@ -9,14 +9,14 @@ from types import ModuleType
 import pytest
 
 from online.errors import StartRefused
-from online.service import rollout
-from online.service.patience import Patience
+from online.service.on_ray import rollout
+from online.service.state.deadline import StartDeadline
 from online.settings import config
 
 
 def test_it_ends_once_for_all_waits() -> None:
     now = [100.0]
-    patience = Patience(30.0, lambda: now[0])
+    patience = StartDeadline(30.0, lambda: now[0])
     now[0] += 29.5
     assert patience.left_s() == 0.5
     patience.check("nothing")
@@ -45,7 +45,7 @@ def test_serve_waits_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in modules:
         monkeypatch.setattr(module, "HTTP_PROXY_TIMEOUT", 60)  # fails if Serve has it no more
     monkeypatch.setattr(client, "CLIENT_POLLING_INTERVAL_S", 1.0)
-    rollout.be_patient(600.0)
+    rollout.set_proxy_timeout(600.0)
     assert [module.HTTP_PROXY_TIMEOUT for module in modules] == [600.0, 600.0]
     assert client.CLIENT_POLLING_INTERVAL_S == 0.05
 

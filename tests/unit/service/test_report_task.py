@@ -16,9 +16,9 @@ import online
 from online.errors import RequestError
 from online.http.past import report_routes
 from online.http.refusing import answer_errors
-from online.service.command_settings import clear, settings_file
-from online.service.report_task import Reporting
-from online.service.trigger_task import SearchResult, forgotten
+from online.service.on_ray.trigger_task import SearchResult, forgotten
+from online.service.parts.command_settings import clear, settings_file
+from online.service.parts.report_task import Reporting
 from online.settings.config import Settings, load
 from online.settings.tokens import ROLES, digest
 from online.trust.triggers import Trigger

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from online.service import embedded
-from online.service.request_heads import HEAD_BYTES_MAX, Heads
+from online.service.parts.request_heads import HEAD_BYTES_MAX, BoundedHeads
 
 WAIT_S: Final = 60.0  # what hangs ends
 SHORT_S: Final = 0.05
@@ -36,7 +36,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def play(talk: Talk, kind: type[HttpToolsProtocol] = Heads) -> None:
+def play(talk: Talk, kind: type[HttpToolsProtocol] = BoundedHeads) -> None:
     async def scene() -> None:
         config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=3600)
         config.load()
@@ -122,14 +122,14 @@ def test_a_head_that_does_not_come_ends_the_connection(
         if second:
             writer.write(ASKS + b"\r\n")
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n0")
-        monkeypatch.setattr(Heads, "head_s", SHORT_S)
+        monkeypatch.setattr(BoundedHeads, "head_s", SHORT_S)
         writer.write(said)
         try:
             assert b" 408 " in await reader.read()
         except ConnectionError:
             pass  # on a slow machine it has ended before the test had said anything
 
-    monkeypatch.setattr(Heads, "head_s", WAIT_S if second else SHORT_S)
+    monkeypatch.setattr(BoundedHeads, "head_s", WAIT_S if second else SHORT_S)
     play(talk)
 
 
@@ -138,7 +138,7 @@ def test_the_beginning_of_another_head_costs_nobody_the_answer_that_is_due(
 ) -> None:
     late = asyncio.Event()
 
-    class Short(Heads):
+    class Short(BoundedHeads):
         head_s = SHORT_S
 
         def _end_late(self) -> None:
@@ -159,7 +159,7 @@ def test_the_beginning_of_another_head_costs_nobody_the_answer_that_is_due(
 
 
 def test_a_connection_that_asks_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Heads, "head_s", SHORT_S)
+    monkeypatch.setattr(BoundedHeads, "head_s", SHORT_S)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert b" 408 " in await reader.read()
@@ -168,9 +168,9 @@ def test_a_connection_that_asks_nothing_ends(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_connection_between_two_requests_waits_as_long_as_it_is_kept() -> None:
-    made = list[Heads]()
+    made = list[BoundedHeads]()
 
-    class Noted(Heads):
+    class Noted(BoundedHeads):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             made.append(self)
@@ -179,11 +179,11 @@ def test_a_connection_between_two_requests_waits_as_long_as_it_is_kept() -> None
         for _ in range(2):
             writer.write(ASKS + b"\r\n")
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n0")
-            assert made[0]._late is None
+            assert made[0]._timer is None
             assert made[0].timeout_keep_alive_task is not None
 
     play(talk, Noted)
 
 
 def test_the_service_of_one_process_reads_heads_so() -> None:
-    assert embedded._protocol() is Heads
+    assert embedded._protocol() is BoundedHeads

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from online.errors import StartRefused
-from online.service import origin
-from online.service.origin import Origin
-from online.service.rollout import Changes, absent, changes, reason
+from online.service.on_ray import origin
+from online.service.on_ray.origin import Origin
+from online.service.on_ray.rollout import Changes, absent, changes, reason
 from online.service.service import check_nodes
 from online.settings.config import Settings, load
 
@@ -142,7 +142,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def move() -> None:
         other = SimpleNamespace(gethostname=lambda: "elsewhere")
-        monkeypatch.setattr("online.service.origin.socket", other)
+        monkeypatch.setattr("online.service.on_ray.origin.socket", other)
 
     return move
 
@@ -193,7 +193,9 @@ def test_a_reload_notices_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, noticed: bool
 ) -> None:
     """Scripts of a journal in Redis are code, too: replicas read them at their start."""
-    monkeypatch.setattr(origin, "__file__", str(tmp_path / "online" / "service" / "origin.py"))
+    monkeypatch.setattr(
+        origin, "__file__", str(tmp_path / "online" / "service" / "on_ray" / "origin.py")
+    )
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text("as it was")

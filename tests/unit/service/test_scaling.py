@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from online.service import scaling
-from online.service.scaling import BUSY, Busy, policy, wanted
+from online.service.on_ray import scaling
+from online.service.on_ray.scaling import BUSY, Busy, policy, wanted
 from online.settings.replicas import ReplicaRange
 
 

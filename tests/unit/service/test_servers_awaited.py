@@ -11,9 +11,9 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
 from online.errors import StartRefused
-from online.service import parameter_servers
-from online.service.parameter_servers import Begun
-from online.service.patience import Patience
+from online.service.state import parameter_servers
+from online.service.state.deadline import StartDeadline
+from online.service.state.parameter_servers import Begun
 
 SERVING = {"state": "serving", "reason": "", "epoch": 3, "count": 7, "refused": {}}
 RESTORING = {"state": "restoring", "reason": ""}
@@ -33,8 +33,8 @@ def waited(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
 
     monkeypatch.setattr(ray, "get", answer)
     clock = iter(float(i) for i in range(1000))
-    patience = Patience(20.0, lambda: next(clock))
-    parameter_servers.wait_for([Begun("m", answer)], said.append, patience)
+    deadline = StartDeadline(20.0, lambda: next(clock))
+    parameter_servers.wait_for([Begun("m", answer)], said.append, deadline)
     assert not left
     return said
 

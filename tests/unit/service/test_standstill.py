@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from online.processes import runs
-from online.service.standing_still import Look, Standstill, look
+from online.service.state.stalled_process import Look, Standstill, look
 from replay.errors import JournalHeld
 from replay.journal.filelock import flock_holder
 from replay.journal.sqlite import SqliteJournal

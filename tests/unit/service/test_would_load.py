@@ -10,8 +10,9 @@ import pytest
 
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
-from online.service import rollout, tending
-from online.service.tending import Tending
+from online.service.on_ray import rollout
+from online.service.state import journal_upkeep
+from online.service.state.journal_upkeep import JournalUpkeep
 from online.service.would_load import why_not
 from online.settings import config
 from online.settings.config import Settings
@@ -70,11 +71,11 @@ def test_who_answers_is_told_until_the_model_loads_again(
         def once(self, folder: Path, replicas: int) -> bool:
             return self.looks.pop(0)
 
-    monkeypatch.setattr(tending, "why_not", lambda *_: reasons.pop(0))
-    monkeypatch.setattr(tending, "_AGAIN_S", 0.01)
-    monkeypatch.setattr(tending, "Children", Gone)
+    monkeypatch.setattr(journal_upkeep, "why_not", lambda *_: reasons.pop(0))
+    monkeypatch.setattr(journal_upkeep, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(journal_upkeep, "Children", Gone)
     monkeypatch.setattr(rollout, "note_absence", note)
-    tended = Tending(10.0, lambda line: None)
+    tended = JournalUpkeep(10.0, lambda line: None)
     tended.once(settings, (1, 2), {"counting": "spec"})
     tended.once(settings, (1, 2), {"counting": "spec"})
     assert mended.wait(240)

@@ -19,8 +19,8 @@ from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.choices import interactions
 from online.models.rewards import Rewards
-from online.rows.door import Door
-from online.serving.at_once import AtOnce
+from online.rows.validator import Validator
+from online.serving.batcher import Batcher
 from online.serving.choosing import Choosing
 from replay import codec
 
@@ -29,13 +29,13 @@ async def chooser(world: Any, name: str = "r", **choose: Any) -> Choosing:
     replica = await world.replica(
         name, build=lambda: Rewards(bits=10).model_for("regression"), choose=choose
     )
-    door = Door(replica.settings, replica.limits, numeric_only=False)
-    return Choosing(world.serving(replica), door, replica.limits, replica.settings.choose)
+    validator = Validator(replica.settings, replica.limits, numeric_only=False)
+    return Choosing(world.serving(replica), validator, replica.limits, replica.settings.choose)
 
 
 def logged(choosing: Choosing, token: str) -> Any:
     """The record that travels in a token."""
-    packed = choosing.serving.issued.tokens.read(token)[1].choice
+    packed = choosing.serving.answer_ids.tokens.read(token)[1].choice
     assert packed is not None
     return unpack(packed)
 
@@ -172,7 +172,7 @@ def test_one_that_can_not_be_worked_out_fails_alone() -> None:
             return await together.ask(n)
 
         who: ContextVar[int] = ContextVar("who")
-        together = AtOnce(find, answer)
+        together = Batcher(find, answer)
         said = await asyncio.gather(*map(ask, [1, 0, 2, 4]), return_exceptions=True)
         assert said[0] == "1: 1.0 for 1"
         assert isinstance(said[1], ZeroDivisionError)

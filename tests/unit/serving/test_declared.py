@@ -25,7 +25,7 @@ from online.messages.structs import (
 )
 from online.models.errors import LearnerUnusable
 from online.models.loading.from_settings import load_model
-from online.serving.ordinary import Asked
+from online.serving.ordinary import EventRow
 from online.serving.scores import ScoresRequest, many
 from online.serving.serving import Serving
 from online.settings.config import Limits, Settings
@@ -184,7 +184,7 @@ def test_rows_read_together_are_those_read_one_by_one(tmp_path: Path) -> None:
         await serving.record(first)
         events = [Event(1.0, features=dict(row), event_id=f"e{i}") for i, row in enumerate(rows)]
         together = serving._reader.ordinary.read(events)
-        assert [isinstance(one, Asked) for one in together] == [True, True] + [False] * 7
+        assert [isinstance(one, EventRow) for one in together] == [True, True] + [False] * 7
         receipts = await serving.record(events)
         assert [receipt.status for receipt in receipts] == wanted
         assert receipts[6].unknown == ["zz"]

@@ -15,8 +15,8 @@ from online.decide.record import unpack
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import RewardModel, Rewards
-from online.rows.door import Door
 from online.rows.prediction_ids import event_key
+from online.rows.validator import Validator
 from online.serving.choosing import Choosing
 from online.serving.default_rewards import DefaultRewards
 from online.serving.defaults import PAGE, Defaults
@@ -39,10 +39,10 @@ class Shop:
 
     def __init__(self, world: Any, replica: Any, clock: worlds.Clock, wall: worlds.Clock) -> None:
         self.replica, self.clock, self.wall = replica, clock, wall
-        door = Door(replica.settings, replica.limits, numeric_only=False)
+        validator = Validator(replica.settings, replica.limits, numeric_only=False)
         settings = replica.settings.choose
-        self.choosing = Choosing(world.serving(replica), door, replica.limits, settings)
-        self.choosing.serving._reader._door = door
+        self.choosing = Choosing(world.serving(replica), validator, replica.limits, settings)
+        self.choosing.serving._reader._validator = validator
         self.choosing.defaults = Defaults(replica, DefaultRewards(settings), wall, clock)
 
     async def choose(self, own: str | None = None, *, defer: bool = False) -> str:

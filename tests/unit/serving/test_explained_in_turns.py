@@ -16,7 +16,7 @@ from online.errors import RequestError
 from online.messages.structs import Explanation, FeedbackRequest, Prediction, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
-from online.replica.standstill import Standstill
+from online.replica.change_lock import ChangeLock
 from online.serving import explained
 from online.serving.explained import Explained
 from online.serving.serving import Serving
@@ -56,7 +56,7 @@ async def slow(world: worlds.World, limits: Limits | None = None) -> tuple[Servi
     model = replica.learner.serving
     assert isinstance(model, Slow)
     serving = world.serving(replica)
-    serving._explained = Explained(replica, serving._door, lambda: model.now_s)
+    serving._explained = Explained(replica, serving._validator, lambda: model.now_s)
     return serving, model
 
 
@@ -97,13 +97,13 @@ def test_nothing_is_learned_while_an_answer_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool
 ) -> None:
     if not guarded:  # the control
-        monkeypatch.setattr(Standstill, "held", False)
+        monkeypatch.setattr(ChangeLock, "held", False)
 
     async def scene(world: worlds.World) -> None:
         serving, _ = await slow(world)
         replica = serving.replica
         event = FeedbackRequest(features={"other": 1.0}, label=1.0, event_id="e")
-        async with replica.still.hold():
+        async with replica.change_lock.hold():
             feedback = asyncio.create_task(serving.feedback(event))
             await worlds.until(lambda: replica.writer.known > 0, 240.0)
             for _ in range(100):  # turns of the loop: learning needs two
@@ -125,7 +125,7 @@ def test_an_explanation_is_of_the_answer_that_it_comes_with(tmp_path: Path) -> N
         task = asyncio.create_task(serving.explained(WHY))
         while model.asked < 2:
             await asyncio.sleep(0)
-        assert replica.still.held
+        assert replica.change_lock.held
         status, _ = await serving.feedback(event)
         assert status == 200
         assert task.done()
@@ -146,14 +146,14 @@ def test_learning_has_a_turn_between_two_explanations(tmp_path: Path) -> None:
         replica, learned = serving.replica, list[int]()
 
         async def another() -> None:
-            async with replica.still.hold():
+            async with replica.change_lock.hold():
                 learned.append(replica.counts["learned"])
 
         event = FeedbackRequest(features={"other": 1.0}, label=1.0, event_id="e")
-        async with replica.still.hold():
+        async with replica.change_lock.hold():
             others = [asyncio.create_task(another()) for _ in range(3)]
             feedback = asyncio.create_task(serving.feedback(event))
-            await worlds.until(lambda: replica.still._waited, 240.0)
+            await worlds.until(lambda: replica.change_lock._waited, 240.0)
         await asyncio.gather(*others, feedback)
         assert learned == [1, 1, 1]
         await replica.stop(1.0)
@@ -165,12 +165,12 @@ def test_what_takes_too_long_is_refused(tmp_path: Path) -> None:
     async def scene(world: worlds.World) -> None:
         serving, _ = await slow(world, Limits(explain_s=0.01))
         replica = serving.replica
-        async with replica.still.hold():  # somebody else's explanation, which does not end
+        async with replica.change_lock.hold():  # somebody else's explanation, which does not end
             with pytest.raises(RequestError, match=r"within 0\.01 s") as error:
                 await serving.explained(WHY)
         assert (error.value.status, error.value.code) == (503, "explain_too_slow")
         assert replica.counts["predictions"] == 0
-        async with replica.still.hold():  # it is given up: nobody waits in the line for it
+        async with replica.change_lock.hold():  # it is given up: nobody waits in the line for it
             pass
         await replica.stop(1.0)
 

@@ -11,9 +11,9 @@ from replica_world import SPEC, World, play, until
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import FeedbackRequest, PredictRequest
-from online.rows.door import Door
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Keys, Nonces, Tokens
+from online.rows.validator import Validator
 from online.serving.serving import Serving
 from online.settings.tokens import Grant
 from replay import codec
@@ -29,9 +29,9 @@ class Desk:
     """One replica, asked with the tokens of several senders."""
 
     def __init__(self, world: World, replica: Any) -> None:
-        door = Door(replica.settings, replica.limits, numeric_only=True)
+        validator = Validator(replica.settings, replica.limits, numeric_only=True)
         tokens = Tokens(Keys([bytes(32)]), "m", Nonces(b"tokens"))
-        self._serving = Serving(replica, door, tokens, replica.limits, SPEC, ASKERS)
+        self._serving = Serving(replica, validator, tokens, replica.limits, SPEC, ASKERS)
         self._world, self._replica = world, replica
 
     async def predict(self, grant: Grant, feature: str, own: str | None = "visit-9001") -> str:

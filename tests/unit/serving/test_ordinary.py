@@ -15,7 +15,7 @@ from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, Receipts
 from online.models.adapters.linear import Linear
-from online.serving.ordinary import Asked, Ordinary, Unfit
+from online.serving.ordinary import EventRow, Ordinary, Unfit
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.tokens import Grant
@@ -44,7 +44,7 @@ async def taught(world: worlds.World, **settings: Any) -> Serving:
     return serving
 
 
-def same(one: Asked, other: Asked) -> None:
+def same(one: EventRow, other: EventRow) -> None:
     """Both are the same row, up to the last bits of what the model has answered."""
     parts = [msgspec.structs.asdict(asked.row) for asked in (one, other)]
     for part in parts:
@@ -72,9 +72,9 @@ def test_rows_are_those_of_one_by_one(tmp_path: Path) -> None:
         rng.shuffle(events)
         together = serving._reader.ordinary.read(events)
         for one, asked in zip(events, together, strict=True):
-            assert isinstance(asked, Asked), one
+            assert isinstance(asked, EventRow), one
             alone = await serving._reader.read(one, "")
-            assert isinstance(alone, Asked)
+            assert isinstance(alone, EventRow)
             same(asked, alone)
         await serving.replica.stop(1.0)
 
@@ -84,8 +84,8 @@ def test_rows_are_those_of_one_by_one(tmp_path: Path) -> None:
 ODD: dict[str, dict[str, Any]] = {
     "an outlier": {"features": dict.fromkeys(NAMES, 1e6)},
     "not a number": {"features": dict.fromkeys(NAMES, float("nan"))},
-    "beyond the door": {"features": dict.fromkeys(NAMES, 1e101)},
-    "an integer beyond the door": {"features": dict.fromkeys(NAMES, 2**53 + 1)},
+    "beyond the validator": {"features": dict.fromkeys(NAMES, 1e101)},
+    "an integer beyond the validator": {"features": dict.fromkeys(NAMES, 2**53 + 1)},
     "an integer beyond all floats": {"features": dict.fromkeys(NAMES, 10**400)},
     "a new name": {"features": {"z": 0.5}},
     "text": {"features": {"a": "x"}},
@@ -181,8 +181,8 @@ def test_a_row_that_no_row_may_hold_is_refused_once(
         reader = serving._reader
         reader.ordinary = Ordinary(
             serving.replica,
-            serving._door,
-            reader.issued.known,
+            serving._validator,
+            reader.answer_ids.known,
             Odd(serving.replica),
             serving._now_s,
         )

@@ -27,7 +27,7 @@ import online.replica.corrections
 import online.rows.history
 from online.learning.base import BaseLearner
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.rebuild.rebuild import Wanted
+from online.rebuild.rebuild import ForgetScope
 from online.replica.corrections import Lesson
 from online.rows import history
 from online.rows.finals import corrected
@@ -251,7 +251,7 @@ def test_forgetting_one_of_both_sources_leaves_the_lesson_of_the_other(
         await replica.writer.record([replace(asked.row, source="shop")], [asked.example])
         assert weight(replica, "a") == 1.0
         journal = world.journal()
-        made, _ = forgetting.built(journal, world.folder / "snapshots", Wanted(source), half)
+        made, _ = forgetting.built(journal, world.folder / "snapshots", ForgetScope(source), half)
         journal.close()
         weights = made.state.values["weights"].data
         assert weights["a"] == left

@@ -58,7 +58,7 @@ class Asked:
         self.asked, self.reads = asked, 0
 
     def __getattr__(self, name: str) -> Any:
-        self.reads += name in ("read", "surely", "current")
+        self.reads += name in ("read", "read_retrying", "current")
         return getattr(self.asked, name)
 
 

@@ -17,7 +17,7 @@ import rescore_world as rescored
 
 from benchmarks.fixtures.redis_server import Server, find_binary
 from online.errors import ConfigError
-from online.http.app import App, Some
+from online.http.app import App, ModelExtras
 from online.rescore.errors import RunRefused, StoreFailed
 from online.rescore.published import Current, Run
 from online.rescore.stores import (
@@ -286,7 +286,8 @@ def play(tmp_path: Path, scene: Any, *, published: bool = True) -> None:
         replica = await world.replica()
         reader = Reader(threaded(store, ThreadPoolExecutor(1)), lambda: 0.0)
         limits = Limits(rows_max=8)
-        app: Any = App({"m": world.serving(replica)}, None, limits, None, Some({"m": reader}))  # type: ignore[arg-type]
+        some = ModelExtras({"m": reader})
+        app: Any = App({"m": world.serving(replica)}, None, limits, None, some)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
             await scene(client)

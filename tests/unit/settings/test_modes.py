@@ -21,7 +21,7 @@ from online.errors import ConfigError, StartRefused
 from online.processes import Owner, note
 from online.rescore.published import Current
 from online.rescore.stores import SqliteScores
-from online.service.run_file import running
+from online.service.state.run_file import running
 from online.settings import config
 from online.settings.file_modes import looser, umask_of
 from paramserver.process.actor import ParameterServer, ServerSettings

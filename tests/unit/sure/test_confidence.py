@@ -16,7 +16,7 @@ from evaluation.metrics import Task
 from online.learning.counters import Tally
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.adapters.linear import Linear
-from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing
+from online.rebuild.rebuild import NOBODY, ForgetScope, Method, Rebuild, nothing
 from online.rows.history import Decisions
 from online.sure import conformal
 from online.sure.conformal import CONFIDENCE, STAMP, Confidence
@@ -301,7 +301,7 @@ def test_forgetting_a_source_leaves_what_the_others_rows_say(tmp_path: Path) -> 
     partition = journal.register("m", "r", worlds.SPEC, 0.0).id
     journal.append(partition, 0, rows)
 
-    def values(wanted: Wanted) -> dict[str, float]:
+    def values(wanted: ForgetScope) -> dict[str, float]:
         views = partial(list, [Confidence("binary", 0.9)])
         method = Method(logistic, "binary", views=views)
         start = nothing("m", worlds.SPEC, "{}", {})
@@ -310,7 +310,7 @@ def test_forgetting_a_source_leaves_what_the_others_rows_say(tmp_path: Path) -> 
         block = rebuild.built((1, 0), 0, 5.0).state.values[CONFIDENCE]
         return dict(block.data)
 
-    for wanted in (NOBODY, Wanted("bot")):
+    for wanted in (NOBODY, ForgetScope("bot")):
         again = Confidence("binary", 0.9)
         for row in rows:
             if row.source != wanted.source:

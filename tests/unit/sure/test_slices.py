@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from evaluation.metrics import Task
-from online.commands import status as command
+from online.commands.operate import status as command
 from online.messages.structs import Event
 from online.models.selfrate import SelfRate
 from online.settings.model import ModelSettings

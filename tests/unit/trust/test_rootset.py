@@ -13,7 +13,7 @@ from online.models.adapters.linear import Linear
 from online.models.base import Model
 from online.models.gradients import HasGradient
 from online.models.loading.load import logreg, mlp, softmax
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
@@ -49,15 +49,15 @@ def test_slopes_are_those_of_the_loss() -> None:
     assert network.slope(x, 9, None) is None
 
 
-def door() -> Door:
+def validator() -> Validator:
     settings = ModelSettings(name="m", task="binary", learner="logreg")
-    return Door(settings, Limits(), numeric_only=True)
+    return Validator(settings, Limits(), numeric_only=True)
 
 
 def root_of(path: Path, text: str, model: Model | None = None) -> RootSet:
     path.write_text(text)
     model = model or Linear(logreg())
-    return RootSet(path, read(path, door(), 40), lambda: model)
+    return RootSet(path, read(path, validator(), 40), lambda: model)
 
 
 def test_root_sets_are_read_or_refused(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_root_sets_are_read_or_refused(tmp_path: Path) -> None:
         with pytest.raises(StartRefused, match=why):
             root_of(csv, text)
     with pytest.raises(StartRefused, match="No such file"):
-        read(tmp_path / "none.csv", door(), 40)
+        read(tmp_path / "none.csv", validator(), 40)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ class Service:
             snapshots_path(folder.settings), background=False,
         )  # fmt: skip
         assert self.server.restore()
-        monkeypatch.setattr("online.commands.backfill._running", lambda *_: self.client())
+        monkeypatch.setattr("online.commands.change.backfill._running", lambda *_: self.client())
 
     def client(self) -> httpx.Client:
         return httpx.Client(transport=httpx.MockTransport(self.answer), base_url="http://service")

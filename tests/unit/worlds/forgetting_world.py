@@ -9,7 +9,7 @@ from typing import Any
 import replica_world as worlds
 
 from online.rebuild.forget import Bases, check_reach, influence
-from online.rebuild.rebuild import Built, Method, Rebuild, Wanted, nothing
+from online.rebuild.rebuild import Built, ForgetScope, Method, Rebuild, nothing
 from online.rows.history import Decisions
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -22,7 +22,7 @@ SPEC = worlds.SPEC
 def built(
     journal: SqliteJournal,
     folder: Path,
-    wanted: Wanted,
+    wanted: ForgetScope,
     build: Callable[[], Any],
     *,
     task: Any = "regression",

@@ -19,9 +19,9 @@ from online.learning.overlay import OverlayLearner
 from online.models.adapters.linear import Linear
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
-from online.replica.surroundings import Clocks, Outside, Who
-from online.rows.door import Door
+from online.replica.surroundings import Clocks, Identity, Services
 from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
+from online.rows.validator import Validator
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
@@ -114,7 +114,7 @@ class Peers:
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
         await asyncio.sleep(0)
-        told = await self.other.tell(wire.encode(request))
+        told = await self.other.answer_peer(wire.encode(request))
         if told is None:
             raise ServerUnavailable("a peer", "nothing")
         reply = wire.decode_reply(told)
@@ -174,8 +174,8 @@ class World:
             model,
             limits,
             learner,
-            Who(name, SPEC, learns),
-            Outside(journal, client or self.client, peers, ask, relearn, crossing=crossing),
+            Identity(name, SPEC, learns),
+            Services(journal, client or self.client, peers, ask, relearn, crossing=crossing),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )
@@ -184,10 +184,10 @@ class World:
 
     def serving(self, replica: ModelReplica) -> Serving:
         """Predict and feedback of a replica, with the same key in each."""
-        door = Door(replica.settings, replica.limits, numeric_only=True)
+        validator = Validator(replica.settings, replica.limits, numeric_only=True)
         nonces = Nonces(replica.replica.encode()[:6].ljust(6))
         tokens = Tokens(Keys([bytes(32)]), "m", nonces)
-        return Serving(replica, door, tokens, replica.limits, SPEC)
+        return Serving(replica, validator, tokens, replica.limits, SPEC)
 
     def journal(self) -> SqliteJournal:
         """The journal, for looking at it and for adding to it."""

@@ -27,7 +27,7 @@ from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.fm import Fm
 from online.models.loading.from_settings import load_model
 from online.replica.memory_settings import why_no_replay
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Limits, Settings, load
 from paramserver.core.blocks import Blocks, copy, from_wire, merge, to_wire
 from replay import codec
@@ -308,10 +308,12 @@ def test_it_is_neither_exported_nor_rehearsed_and_says_why() -> None:
 
 def test_the_door_takes_texts_under_keys_only() -> None:
     settings = settings_of(learner="logreg", task="binary", entity="who").models[0]
-    door = Door(settings, Limits(), numeric_only=model_of("logreg", "binary").numeric_only)
-    assert door.features({"who": "ada", "x": 1.0}, "f") == {"who": "ada", "x": 1.0}
+    validator = Validator(
+        settings, Limits(), numeric_only=model_of("logreg", "binary").numeric_only
+    )
+    assert validator.features({"who": "ada", "x": 1.0}, "f") == {"who": "ada", "x": 1.0}
     with pytest.raises(RequestError, match="a number is needed"):
-        door.features({"who": "ada", "x": "much"}, "f")
+        validator.features({"who": "ada", "x": "much"}, "f")
 
 
 def test_two_replicas_have_the_same_offsets_once_each_has_what_the_other_learned(

@@ -14,10 +14,10 @@ from online.models.choices.expert_table import Table
 from online.models.experts.linear import EXPERTS
 from online.models.fm import FmModel
 from online.models.state.factors import TABLE, TableLines
-from online.service.parameter_servers import settings_of
+from online.service.state.parameter_servers import settings_of
 from online.settings import config
 from paramserver.core import wire
-from paramserver.core.admission import KEPT, Keeper, Sights, TableBounds
+from paramserver.core.admission import KEPT, Keeper, SightingSketch, TableBounds
 from paramserver.core.blocks import ROWS, Block, Blocks, from_wire, to_wire
 from paramserver.core.rows import Rows
 from paramserver.core.server import Server
@@ -151,7 +151,7 @@ def test_a_new_replica_gets_a_bounded_table_in_parts_while_rows_leave() -> None:
 
 def test_sights_are_counted_apart_under_a_key_and_half_are_forgotten() -> None:
     ids = np.arange(400, dtype=np.uint64)
-    one, other = (Sights(np.random.default_rng(k).bytes(24), 1 << 10) for k in (3, 7))
+    one, other = (SightingSketch(np.random.default_rng(k).bytes(24), 1 << 10) for k in (3, 7))
     for n in range(1, 4):
         one.add(ids[:100], 10**9)
         other.add(ids[:100], 10**9)
@@ -160,7 +160,7 @@ def test_sights_are_counted_apart_under_a_key_and_half_are_forgotten() -> None:
     there = [tuple(at) for at in zip(*one._at(ids), strict=True)]
     assert len(set(there)) > 390
     assert there != [tuple(at) for at in zip(*other._at(ids), strict=True)], "each key its own"
-    again = Sights.read(one.packed())
+    again = SightingSketch.read(one.packed())
     assert again.of(ids).tolist() == one.of(ids).tolist()
     again.add(ids[:1], 301)
     assert int(again.of(ids[1:100]).max()) == 1, "three halved"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from online.learning.values_in_parts import Arrival
+from online.learning.values_in_parts import ServerView
 from paramserver.core import wire
-from paramserver.core.applied import WALKS_MAX, Walks
+from paramserver.core.applied import PULLS_MAX, PartialPulls
 from paramserver.core.blocks import Block, Blocks, from_wire, merge, to_wire
 from paramserver.core.parts import PART_KEYS, Parts
 from paramserver.core.rows import Rows
@@ -228,20 +228,20 @@ def test_several_replicas_that_start_at_once_all_get_the_rows() -> None:
     arrives(40, readers=3)
 
 
-def _no_walks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Walks, "touched_since", lambda self, reader, since: None)
+def _no_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PartialPulls, "touched_since", lambda self, reader, since: None)
 
 
 def _never_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    _no_walks(monkeypatch)
+    _no_pulls(monkeypatch)
     monkeypatch.setattr(Parts, "_brought_up", lambda *given: {})
 
 
 def _deaf(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Walks, "note", lambda self, touched: None)
+    monkeypatch.setattr(PartialPulls, "note", lambda self, touched: None)
 
 
-@pytest.mark.parametrize(("spoil", "between"), [(_no_walks, 40), (_never_reached, 31), (_deaf, 40)])
+@pytest.mark.parametrize(("spoil", "between"), [(_no_pulls, 40), (_never_reached, 31), (_deaf, 40)])
 def test_without_one_of_the_rules_they_do_not_arrive(
     spoil: Callable[[pytest.MonkeyPatch], None],
     between: int,
@@ -253,18 +253,18 @@ def test_without_one_of_the_rules_they_do_not_arrive(
 
 
 def test_readers_that_are_gone_are_forgotten() -> None:
-    walks = Walks()
-    for i in range(WALKS_MAX + 5):
-        walks.begin(f"r{i}", (1, i))
-        walks.note({"t": [np.array([i], dtype=np.uint64)]})
-    assert walks.touched_since("r0", (1, 0)) is None
-    known = walks.touched_since(f"r{WALKS_MAX + 4}", (1, WALKS_MAX + 4))
+    pulls = PartialPulls()
+    for i in range(PULLS_MAX + 5):
+        pulls.begin(f"r{i}", (1, i))
+        pulls.note({"t": [np.array([i], dtype=np.uint64)]})
+    assert pulls.touched_since("r0", (1, 0)) is None
+    known = pulls.touched_since(f"r{PULLS_MAX + 4}", (1, PULLS_MAX + 4))
     assert known is not None
     assert list(known) == ["t"]
-    assert walks.touched_since(f"r{WALKS_MAX + 4}", (1, 0)) is None, "of another version"
-    walks.ask(f"r{WALKS_MAX + 4}", (1, 99))
-    assert walks.touched_since(f"r{WALKS_MAX + 4}", (1, WALKS_MAX + 4)) is None, "it went on"
-    assert walks.touched_since(f"r{WALKS_MAX + 3}", (1, WALKS_MAX + 3)) is not None
+    assert pulls.touched_since(f"r{PULLS_MAX + 4}", (1, 0)) is None, "of another version"
+    pulls.ask(f"r{PULLS_MAX + 4}", (1, 99))
+    assert pulls.touched_since(f"r{PULLS_MAX + 4}", (1, PULLS_MAX + 4)) is None, "it went on"
+    assert pulls.touched_since(f"r{PULLS_MAX + 3}", (1, PULLS_MAX + 3)) is not None
 
 
 def test_what_was_begun_with_a_replica_that_was_further_begins_anew() -> None:
@@ -286,7 +286,7 @@ def test_what_was_begun_with_a_replica_that_was_further_begins_anew() -> None:
 
 
 def test_changes_of_a_replica_that_was_not_as_far_complete_nothing() -> None:
-    arrival = Arrival(None)
+    arrival = ServerView(None)
     values = {"w0": Block("additive", {"k": 2.0})}
     part = _reply("part", 5, pieces=[wire.encode_piece(to_wire(values))])
     for _ in arrival.take(part):
@@ -298,7 +298,7 @@ def test_changes_of_a_replica_that_was_not_as_far_complete_nothing() -> None:
 @pytest.mark.parametrize(("begun", "went_on"), [("", "a"), ("a", "b"), ("a", "")])
 def test_what_another_teller_has_begun_is_begun_anew(begun: str, went_on: str) -> None:
     """Also of the same version: the keys before a place are others in the order of each."""
-    arrival, place = Arrival(None), ("w0", 1)
+    arrival, place = ServerView(None), ("w0", 1)
 
     def take(teller: str, key: str, **more: Any) -> None:
         pieces = [wire.encode_piece(to_wire({"w0": Block("additive", {key: 1.0})}))]

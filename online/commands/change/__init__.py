@@ -1,0 +1,1 @@
+"""Commands that change what a model has learned: roll back, forget, backfill, promote."""

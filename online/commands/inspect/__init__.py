@@ -1,0 +1,1 @@
+"""Commands that evaluate a model and its history of decisions without changing either."""

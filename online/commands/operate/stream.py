@@ -1,0 +1,82 @@
+"""`online stream`: plays a data set against the running service, test then learn."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from typing import Annotated
+
+import typer
+
+from online.commands.base import Context, Model, client_of, common, pick
+from online.errors import ConfigError, StartRefused
+from online.settings import config
+
+
+@common(model=False)
+def stream(
+    context: Context,
+    name: Annotated[str, typer.Argument(help="name of a stream, or a CSV file with a header")],
+    model: Model = None,
+    rate: Annotated[str, typer.Option(help="rows per second, or `max`")] = "100",
+    rows: Annotated[int | None, typer.Option(min=1, help="play only this many rows")] = None,
+    times: Annotated[int, typer.Option(min=1, help="play the stream this many times")] = 1,
+    label: Annotated[str | None, typer.Option(help="label column of a CSV file")] = None,
+    source: Annotated[str, typer.Option(help="source of the feedback")] = "stream",
+    url: Annotated[
+        str | None, typer.Option(help="URL of the service; its token: ONLINE_TOKEN")
+    ] = None,
+) -> None:
+    """Play a data set against the running service, test then learn.
+
+    Example: online stream phishing --rate max
+    """
+    from evaluation.streams import open_stream
+    from online.client.play import line, play
+
+    per_s = None if rate == "max" else _rate(rate)
+    played = open_stream(name, config.data_dir(), label=label)
+    reached = context.reached(url)
+    stopped = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    client = client_of(reached)
+    served = pick(client, model)
+    n_rows = min(rows or played.n_rows, played.n_rows)
+    begun = shown = time.monotonic()
+    score = None
+    terminal = sys.stderr.isatty() and not context.as_json
+    for score in play(
+        played, reached.url, served, rate=per_s, rows=rows, times=times, source=source,
+        stopped=stopped.is_set, token=reached.token,
+    ):  # fmt: skip
+        if not context.as_json and time.monotonic() - shown >= (0.2 if terminal else 5.0):
+            shown = time.monotonic()
+            end = "\r" if terminal else "\n"
+            print(f"{line(score, n_rows)}", end=end, file=sys.stderr, flush=True)
+    if score is None:
+        raise StartRefused(f"{name} has no rows", "Name another stream")
+    elapsed = time.monotonic() - begun
+    result = {
+        "stream": played.name, "model": served, "rows": score.rows, "retries": score.retries,
+        "rows_per_s": round(score.rows / elapsed, 1), **score.summary(),
+        "rows_played_again": max(score.rows - n_rows, 0), "interrupted": stopped.is_set(),
+    }  # fmt: skip
+    if context.as_json:
+        print(json.dumps(result))
+    else:
+        print(f"{line(score, n_rows)}" + " " * 20)
+        print(f"{score.rows:,} rows in {elapsed:.1f} s, {result['rows_per_s']:,} rows/s")
+    raise typer.Exit(130 if stopped.is_set() else 0)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ConfigError("--rate", f"{text!r} is not a rate", "Give rows a second, or `max`")
+    return value

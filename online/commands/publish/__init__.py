@@ -1,0 +1,1 @@
+"""Commands that publish snapshots outside the service: scored tables and edge exports."""

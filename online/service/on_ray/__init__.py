@@ -1,0 +1,1 @@
+"""Ray actors, Ray Serve deployments and Ray settings of a service that runs on a cluster."""

@@ -1,0 +1,211 @@
+"""Deploys the replicas as one Ray Serve application: start, scaling, rolling replacement."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from online.errors import StartRefused
+from online.service.on_ray import scaling
+from online.service.on_ray.origin import APP, Origin
+from online.service.state import parameter_servers
+from online.settings.access_tokens import WITH_SECRETS
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from replay.errors import JournalHeld, JournalUnavailable
+from replay.journal.base import Journal
+
+_STOP_REPLICA_S = 2.0
+_POLL_S = 0.05  # between two polls of Serve whether replicas run
+_HEALTH_S = 2.0  # a dead replica is replaced this soon
+_LOOK_S = 0.1
+_ABSENCE = b"absence"
+_SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
+
+_BY_REPLICAS = ("limits", "tokens", "origins", "hosts", "telemetry")
+_AT_ONCE = ("start_wait_s", "alerts")  # used only by the process that owns the service
+_BY_RESTART = ("task", "learner", "params", "classes", "state_of", "entity", "shards")  # its spec
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Differences between two versions of the settings, as dotted names.
+
+    Attributes:
+        restart: Applied only by a restart of the service.
+        rolling: Read by replicas at their start: applied by replacing each replica.
+        scaled: Whether the number of replicas changes.
+        at_once: Used only by the owner process, which applies them immediately.
+    """
+
+    restart: tuple[str, ...]
+    rolling: tuple[str, ...]
+    scaled: bool
+    at_once: tuple[str, ...] = ()
+
+
+def changes(old: Settings, new: Settings) -> Changes:
+    """Compare the settings that a service runs on with new ones."""
+    restart = [
+        name
+        for name in Settings.model_fields
+        if name not in ("replicas", "models", *_AT_ONCE, *_BY_REPLICAS)
+        and getattr(old, name) != getattr(new, name)
+    ]
+    rolling = [name for name in _BY_REPLICAS if getattr(old, name) != getattr(new, name)]
+    if [m.name for m in old.models] != [m.name for m in new.models]:
+        restart.append("models")
+    else:
+        for was, model in zip(old.models, new.models, strict=True):
+            for name in ModelSettings.model_fields:
+                if getattr(was, name) != getattr(model, name):
+                    found = restart if name in _BY_RESTART else rolling
+                    found.append(f"models.{model.name}.{name}")
+    at_once = [name for name in _AT_ONCE if getattr(old, name) != getattr(new, name)]
+    scaled = old.replicas != new.replicas
+    return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once))
+
+
+def application(
+    replica: type[Any], settings: Settings, origin: Origin, version: int | None = None
+) -> Any:
+    """The replicas as a Ray Serve application.
+
+    Parameters:
+        replica: The class that Serve runs in each replica's process.
+        origin: Facts that a replica compares with its own environment.
+        version: Replicas of another version are replaced; with the same version only their number
+            changes.  None: Serve derives it from the code and the arguments.
+    """
+    from ray import serve
+
+    limits = settings.limits
+    deployment = serve.deployment(
+        replica,
+        name="Replica",
+        **scaling.options(settings.replicas),
+        max_ongoing_requests=limits.ongoing_max,
+        max_queued_requests=2 * limits.ongoing_max,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        health_check_period_s=_HEALTH_S,
+        graceful_shutdown_timeout_s=_STOP_REPLICA_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        ray_actor_options={"num_cpus": 0.01},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        max_surge_percent=_SURGE_PERCENT,
+    )
+    if version is not None:
+        # Serve would generate a new version per call, and so replace all replicas to scale.
+        deployment = deployment.options(version=str(version), _internal=True)
+    return deployment.bind(settings.model_dump(mode="json", context=WITH_SECRETS), origin)
+
+
+def set_proxy_timeout(wait_s: float) -> None:
+    """Set Serve's timeout for its proxies and its poll interval, which are constants there."""
+    from ray.serve._private import api, client
+
+    for module in (api, client):
+        if hasattr(module, "HTTP_PROXY_TIMEOUT"):
+            module.HTTP_PROXY_TIMEOUT = wait_s
+    if hasattr(client, "CLIENT_POLLING_INTERVAL_S"):  # 1 s, which wastes half a second on average
+        client.CLIENT_POLLING_INTERVAL_S = _POLL_S
+
+
+def start_serve(host: str, port: int, wait_s: float) -> None:
+    """Start Ray Serve's controller, which starts the proxies; replicas can be deployed at once.
+
+    `serve.start` would wait for the proxies first; here the deployment waits for them at its end,
+    up to ``wait_s``.
+    """
+    from ray.serve._private import api
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    set_proxy_timeout(wait_s)
+    controller, _ = api._create_controller_and_proxy_refs(
+        {"host": host, "port": port}, None, None, None, api._coerce_controller_options(None)
+    )
+    api._set_global_client(api.ServeControllerClient(controller))
+
+
+def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int) -> None:
+    """Deploy the replicas with these settings; returns when all of them answer.
+
+    Raises StartRefused if replicas do not start.
+    """
+    from ray import serve
+
+    try:
+        serve.run(application(replica, settings, origin, version), name=APP)
+    except RuntimeError as error:
+        message = serve.status().applications[APP].deployments["Replica"].message
+        raise StartRefused(
+            f"the replicas do not start: {reason(message) or error}", "Mend what it says"
+        ) from error
+
+
+def wait_swapped(
+    journal: Journal, before: Mapping[str, str], after: Mapping[str, str], wait_s: float
+) -> bool:
+    """Wait until all replicas have swapped their model; False if some have not within ``wait_s``.
+
+    A replica has swapped once it has sealed the partition of the previous model.  Replicas that the
+    previous model's server has not heard from lately are not waited for: they read the journal
+    when they continue.
+
+    Parameters:
+        before, after: Spec hashes of the previous and the new lineages, by model.
+    """
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        over = False
+        with contextlib.suppress(JournalUnavailable, JournalHeld):
+            over = all(
+                parameter_servers.recent_replicas(name, after[name])
+                and not _open(journal, name, spec) & parameter_servers.recent_replicas(name, spec)
+                for name, spec in before.items()
+            )
+        if over or time.monotonic() > deadline_s:
+            return over
+        time.sleep(_LOOK_S)
+
+
+def _open(journal: Journal, model: str, spec: str) -> set[str]:
+    """Names of replicas with an unsealed partition of this spec."""
+    return {p.replica for p in journal.partitions(model) if p.spec == spec and not p.sealed}
+
+
+def absent(state: str, message: str, known: str | None) -> str | None:
+    """The reason why a replica does not start, from Serve's state and message; None if all is well.
+
+    Parameters:
+        known: The previous result, which holds while Serve's message is about something else.
+    """
+    if "failed to start" in message:
+        return reason(message)
+    return known if message and state != "HEALTHY" else None
+
+
+def note_absence(why: str | None) -> None:
+    """Tell all processes of the service why no other replica can start; None: nothing is known."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(_ABSENCE, (why or "").encode(), namespace=APP.encode())
+
+
+def noted_absence() -> str | None:
+    """Return what the service's own process has told of it."""
+    from ray.experimental import internal_kv
+
+    told = internal_kv._internal_kv_get(_ABSENCE, namespace=APP.encode())
+    return told.decode() if told else None
+
+
+def reason(message: str) -> str:
+    """The exception of a replica's constructor, extracted from Serve's message with traceback."""
+    errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", message, re.MULTILINE)
+    return errors[-1] if errors else message.strip().rpartition("\n")[2]

@@ -1,0 +1,1 @@
+"""The parts of one serving process, the same with and without Ray."""

@@ -1,0 +1,460 @@
+"""Checks before a start whether the state on disk belongs to the models of the settings.
+
+A changed model is a new lineage over the same journal: it relearns the journal or begins without
+it, as the operator chooses.  State of another spec is never loaded into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from online.audit.log import note_start, started_with
+from online.challenger.promotion import spec_of_challenger
+from online.client.simple_client import SimpleClient
+from online.errors import StartRefused
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model, merge_rule
+from online.rebuild import acceptance
+from online.replica.learning_cost import SHARE_MAX
+from online.replica.memory_settings import memory_for
+from online.rows.prediction_ids import Keys
+from online.service.state.deadline import StartDeadline
+from online.service.state.server_count import at_start
+from online.settings.config import Settings, environment, own_token
+from online.settings.model import ModelSettings
+from online.settings.places import open_journal, snapshots_path
+from online.settings.sharded import check_whole
+from online.trust.root_set import root_rows
+from paramserver.core import rewrites
+from paramserver.core.blocks import Blocks
+from paramserver.core.shards import ShardStore, shard_place
+from paramserver.core.state import SnapshotState
+from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
+from paramserver.process import bases, shortfall
+from paramserver.process.lineage import Lineage, begin_epoch, publish
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from paramserver.store import Store
+from replay.journal.base import Control, Journal
+
+_FOLLOW_S = 2.0  # between two lines about progress
+_LOOK_S = 0.01  # between two polls of what is still to be learned
+
+
+def counted(events: int) -> str:
+    """A number of events in words, such as ``1 event`` or ``1,234 events``."""
+    return f"{events:,} event{'' if events == 1 else 's'}"
+
+
+def _backfilled_rows(controls: Sequence[Control]) -> int:
+    """Number of table rows that the lineage of the newest backfill has learned."""
+    specs = [
+        bases.backfill_of(control).spec for control in controls if control.kind == rewrites.BACKFILL
+    ]
+    taught = bases.backfills(controls, specs[-1]) if specs else ()
+    return sum(based.note.learned for based in taught)
+
+
+def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> SnapshotState:
+    """The state that a backfill has published.  Raises StartRefused if it can't be loaded."""
+    try:
+        return history.load(base.snapshot)
+    except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
+        files = ", ".join(file.name for file in base.files)
+        raise StartRefused(
+            f"model {name} begins with what {files} has taught it, and the snapshot "
+            f"{base.snapshot} of that can't be used ({error})",
+            "Put a good copy of it back, or learn the tables again: online backfill --relearn",
+        ) from error
+
+
+def histories_of(
+    settings: Settings, model: str, specs: Collection[str]
+) -> dict[str, SnapshotHistory]:
+    """Snapshot histories of these lineages of a model, by spec hash."""
+    path = snapshots_path(settings)
+    places = {spec: lineage_place(path, model, spec) for spec in sorted(specs)}
+    return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
+
+
+def restore_ids(settings: Settings, journal: Journal) -> list[str]:
+    """Restore the ids that a journal has lost; whose, and how many, as lines."""
+    names = sorted(model.name for model in settings.models)
+    return [
+        f"model {name}: {restored:,} ids were gone from the journal, and are taken from its rows "
+        "again; repeats that came meanwhile were learned twice"
+        for name in names
+        if (restored := journal.restore_ids(name))
+    ]
+
+
+def _unreachable_state(settings: Settings, journal: Journal, *, keyless: bool) -> Iterator[str]:
+    """Report state that neither the settings nor the key file lead to any more."""
+    names = {model.name for model in settings.models}
+    for name in sorted(started_with(journal) - names):
+        if events := sum(p.end for p in journal.partitions(name)):
+            yield (
+                f"model {name} was served from this state before, which has {counted(events)} of "
+                "it, and these settings have no model of that name; if it was renamed, give it "
+                "its old name: what a model has learned goes by its name"
+            )
+    if keyless and any(p.end for name in names for p in journal.partitions(name)):
+        yield (
+            f"{settings.key_path} was not there, and is made anew: ids of predictions from before "
+            "are unknown to it; if there is a copy of the old one, stop and put it back"
+        )
+
+
+def _servers(
+    settings: Settings, journal: Journal, name: str, spec: str
+) -> list[tuple[Store, SnapshotHistory]]:
+    """Return each parameter server's view of the journal and its snapshots."""
+    found: list[tuple[Store, SnapshotHistory]] = []
+    model = next(one for one in settings.models if one.name == name)
+    for shard in range(model.shards):
+        place = lineage_place(shard_place(snapshots_path(settings), shard), name, spec)
+        store: Store = ShardStore(journal, shard) if shard else journal
+        found.append((store, SnapshotHistory(open_snapshots(place), Retention())))
+    return found
+
+
+def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
+    """Begin one epoch for all servers of a lineage, larger than any of their epochs."""
+    epochs = [begin_epoch(store, lineage) for store in stores]
+    for shard, store in enumerate(stores):
+        while epochs[shard] < max(epochs):
+            epochs[shard] = begin_epoch(store, lineage)
+    return max(epochs)
+
+
+def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+    """Offsets that the lineage skipped when it was last begun, by partition."""
+    begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
+    return dict(begun[-1].clock) if begun else {}
+
+
+def _accepted(missing: str, *, accept: bool) -> str:
+    """Return the line that reports an accepted loss.  Raises StartRefused if it is not accepted."""
+    if not accept:
+        raise StartRefused(
+            missing,
+            "Put the journal's newest copy back, with its log; or go on without what no snapshot "
+            "has of them, of whatever model: online serve --accept-loss",
+        )
+    return f"{missing}; what no snapshot has of them is gone"
+
+
+class Models:
+    """Loads and checks the models of the settings against the journal and the snapshots."""
+
+    def __init__(self, settings: Settings, progress: Callable[[str], None]) -> None:
+        self._settings, self._progress = settings, progress
+        self._last_partition = 0
+        self._again: dict[str, int] = {}  # number of events to relearn, by model
+
+    def load(self) -> dict[str, Loaded]:
+        """Load every model of the settings, without learned state."""
+        keys = Keys.from_file(self._settings.key_path)
+        out = {}
+        for model in self._settings.models:
+            loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
+            memory_for(model, loaded.model, merge_rule(model, loaded.model))  # may refuse
+            if spec_of_challenger(self._settings, model) == loaded.spec_hash:
+                raise StartRefused(
+                    f"model {model.name}: its challenger is the same model",
+                    "Name another learner or other params in `challenger`, or leave it out",
+                )
+            root_rows(model, self._settings, numeric_only=loaded.model.numeric_only)  # may refuse
+            out[model.name] = loaded
+        return out
+
+    def check(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> dict[str, Loaded]:
+        """Load every model and check that it can be served on the stored state.
+
+        Parameters:
+            fresh, relearn: Begin without the stored events; learn all of them again.
+            accept_loss: Go on without events that the journal has lost and snapshots still contain.
+
+        Raises StartRefused, with the remedy, if a model can't be served on this state.
+        """
+        keyless = not self._settings.key_path.exists()
+        out = self.load()
+        with contextlib.closing(open_journal(self._settings)) as journal:
+            missing = acceptance.without_a_trace(journal)
+            for model in self._settings.models:
+                self._check_loss(journal, model, out[model.name], accept=accept_loss)
+            if missing is not None:
+                self._progress(_accepted(missing, accept=accept_loss))
+            for model in self._settings.models:
+                loaded = out[model.name]
+                if relearn and not accept_loss:
+                    self._check_gap(journal, model.name, loaded.spec_hash)
+                at_start(journal, self._settings, model, loaded, self._progress, fresh or relearn)
+                self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
+                self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")
+            restored = restore_ids(self._settings, journal)
+            for line in [*restored, *_unreachable_state(self._settings, journal, keyless=keyless)]:
+                self._progress(line)
+            note_start(journal, [model.name for model in self._settings.models])
+        return out
+
+    def _check_loss(
+        self, journal: Journal, model: ModelSettings, loaded: Loaded, *, accept: bool
+    ) -> None:
+        """Refuse a journal that is older than any lineage's snapshots, unless loss is accepted."""
+        specs = {*journal.lineages(model.name), loaded.spec_hash}
+        if (rival := spec_of_challenger(self._settings, model)) is not None:
+            specs.add(rival)
+        histories = histories_of(self._settings, model.name, specs)
+        if not accept:
+            for spec, history in histories.items():
+                shortfall.check(journal, history, model.name, spec)
+            return
+        check_whole(model, "going on without lost events")
+        for note in acceptance.accept(journal, model.name, histories, time.time()):
+            self._progress(
+                f"model {model.name}: goes on from {note.snapshot} (of {note.base}), without "
+                f"{note.events:,} events that the journal has lost; a repeat of one of them is "
+                "learned again"
+            )
+
+    @staticmethod
+    def _check_gap(journal: Journal, name: str, spec: str) -> None:
+        """Refuse to relearn a journal that has lost events of the model."""
+        loss = shortfall.accepted(journal.controls(name, 0), spec)
+        if loss is not None:
+            raise StartRefused(
+                f"model {name}: {loss.note.events:,} events that it has learned are no more in the "
+                f"journal (control row {loss.seq}), so learning it again would lose them",
+                "Start without --relearn; or begin without them: --relearn --accept-loss",
+            )
+
+    def chosen(self, loaded: Mapping[str, Loaded]) -> Settings:
+        """Return the settings with ``merge: auto`` resolved from the cost of learning.
+
+        If learning took more than ``SHARE_MAX`` of a core, as the newest snapshot says, one process
+        learns for all replicas.
+        """
+        models = tuple(self._chosen(model, loaded[model.name]) for model in self._settings.models)
+        return self._settings.model_copy(update={"models": models})
+
+    def _chosen(self, model: ModelSettings, loaded: Loaded) -> ModelSettings:
+        if model.sync.merge != "auto" or merge_rule(model, loaded.model) != "ordered":
+            return model
+        place = lineage_place(snapshots_path(self._settings), model.name, loaded.spec_hash)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        history.index()
+        listed = history.listed()
+        share = listed[0].metrics.get("learn_share", 0.0) if listed else 0.0
+        if share <= SHARE_MAX:
+            return model
+        self._progress(
+            f"model {model.name}: learning took {share:.0%} of a core in each replica; "
+            "now one process learns for all (merge: overlay)"
+        )
+        sync = model.sync.model_copy(update={"merge": "overlay"})
+        return model.model_copy(update={"sync": sync})
+
+    def _check_lineage(
+        self, journal: Journal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool
+    ) -> None:
+        known = journal.lineages(name)
+        partitions = journal.partitions(name)
+        self._last_partition = max((p.id for p in partitions), default=self._last_partition)
+        rows = sum(p.end for p in partitions)
+        controls = journal.controls(name, 0)
+        taught = bases.backfills(controls, loaded.spec_hash)
+        if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
+            base = taught[-1].note if taught and not fresh else None
+            self._begin_again(journal, name, loaded, base, without=fresh)
+        elif not fresh and loaded.spec_hash not in known and (n := _backfilled_rows(controls)):
+            message = f"model {name}: its code or settings have changed since tables were learned"
+            remedy = (
+                f"Teach it the {n:,} rows again: online backfill --relearn; or begin without them: "
+                "online serve --fresh; or put the old model back"
+            )
+            if not relearn:
+                raise StartRefused(message, remedy)
+            self._progress(f"{message}: it begins without their {n:,} rows (online backfill)")
+        elif rows and loaded.alike in known and loaded.spec_hash not in known and not relearn:
+            raise StartRefused(
+                f"model {name}: the state in {self._settings.state_dir} was learned by a model "
+                "that is built alike, from other code (as an object that a program served)",
+                "Take it up with `state_of: structure` in the model's settings, or learn the "
+                f"{counted(rows)} of the journal again: --relearn",
+            )
+        elif rows and known and loaded.spec_hash not in known and not relearn:
+            raise StartRefused(
+                f"model {name}: its code or settings have changed since the state in "
+                f"{self._settings.state_dir} was learned",
+                f"Start with --relearn (in Python: relearn=True) to learn the {counted(rows)} of "
+                "the journal again, with --fresh (fresh=True) to begin without them, or put the "
+                "old model back",
+            )
+        if rows and relearn and not fresh:
+            self._progress(f"model {name}: learning {counted(rows)} of the journal again")
+            self._again[name] = rows
+
+    def check_for_backfill(self, journal: Journal, model: str, loaded: Loaded) -> None:
+        """Raise StartRefused if another model learned the journal's events, or some are lost."""
+        chosen = next(one for one in self._settings.models if one.name == model)
+        self._check_loss(journal, chosen, loaded, accept=False)
+        self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
+
+    def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
+        """Begin the lineage empty; a start relearns all.  Raises StartRefused after a loss."""
+        chosen = next(one for one in self._settings.models if one.name == model)
+        self._check_loss(journal, chosen, loaded, accept=False)
+        self._begin_again(journal, model, loaded, None, without=False)
+
+    def _begin_again(
+        self,
+        journal: Journal,
+        name: str,
+        loaded: Loaded,
+        base: bases.Backfill | None,
+        *,
+        without: bool,
+    ) -> None:
+        """Publish a snapshot that contains only the state of the ``base``, if there is one.
+
+        Its clock stands before every row of the journal, or after all of them with ``without``.
+        """
+        lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
+        servers = _servers(self._settings, journal, name, loaded.spec_hash)
+        epoch = _next_epoch([store for store, _ in servers], lineage)
+        ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
+        gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
+        clock = ends if without else gone
+        controls = journal.controls(name, 0)
+        values: Blocks = {}
+        skipped, closed, position = clock, frozenset[int](), 0
+        rewrite = rewrites.newest_rewrite(controls)  # undone events stay undone
+        if base is not None:
+            values = _base(servers[0][1], name, base).values
+            skipped = _skipped(controls, loaded.spec_hash)
+            skipped |= {p: n for p, n in gone.items() if p not in base.clock}
+            closed, position = frozenset(base.closed), base.position
+            clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
+            clock = {p: n for p, n in clock.items() if p not in closed}
+            rewrite = max(rewrite, bases.backfills(controls, loaded.spec_hash)[-1].seq)
+        if without:
+            position = journal.follow(name, 2**62, 1).upto
+        empty = SnapshotState(
+            model=name,
+            spec=loaded.spec_hash,
+            spec_text=loaded.spec_text,
+            version=(epoch, 0),
+            values=values,
+            clock=clock,
+            closed=closed,
+            control=controls[-1].seq if controls else 0,
+            rewrite=rewrite,
+            frozen=rewrites.frozen_by(controls),
+            position=position,
+            created_at=time.time(),
+        )
+        begun = rewrites.Begun(loaded.spec_hash, skipped, None if base is None else base.snapshot)
+        key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
+        journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
+        for store, history in servers:
+            publish(store, history, empty, None)
+        if without:
+            before = sum(ends.values())
+            self._progress(f"model {name}: begins without the {before:,} events before")
+        if base is not None:
+            self._progress(
+                f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
+            )
+
+    def follow(self, url: str) -> None:
+        """Report the progress of relearning until it is complete; the service answers meanwhile."""
+        if not self._again:
+            return
+        token = own_token(self._settings, environment())
+        asking = SimpleClient(url, token, 10.0)
+
+        def ask(name: str) -> dict[str, Any] | None:
+            answer = asking.get(f"/v1/models/{name}")
+            return None if answer.status_code in (401, 403) else answer.json()
+
+        self.follow_by(ask)
+
+    def follow_by(self, ask: Callable[[str], dict[str, Any] | None]) -> None:
+        """Report the progress of relearning; ``ask`` returns a model's status, None if denied."""
+        for name, rows in self._again.items():
+            self._follow(ask, name, rows)
+
+    def _follow(self, ask: Callable[[str], dict[str, Any] | None], name: str, rows: int) -> None:
+        shown = 0.0
+        while True:
+            if (status := ask(name)) is None:
+                self._progress(f"model {name}: learns again; ONLINE_TOKEN would show how far")
+                return
+            learned, behind = status["learned"], self._behind(name, status["server"] or {})
+            if behind == 0:
+                self._progress(f"model {name}: learned {counted(learned)} again{_failures(status)}")
+                return
+            if time.monotonic() - shown >= _FOLLOW_S:
+                shown = time.monotonic()
+                done = rows - behind
+                self._progress(f"model {name}: {done:,} of {rows:,} rows ({done / rows:.0%})")
+            time.sleep(0.05)
+
+    def catch_up(self, ask: Callable[[str], dict[str, Any]], wait_s: float | None) -> None:
+        """Wait until the models have learned what earlier services left in the journal.
+
+        A frozen model does not learn and is not waited for.
+
+        Parameters:
+            ask: Returns a model's status.
+            wait_s: After so many seconds the remaining rows are reported, and the wait ends.
+
+        Raises:
+            StartRefused: Learning made no progress for ``start_wait_s``.
+        """
+        until_s = None if wait_s is None else time.monotonic() + wait_s
+        for model in self._settings.models:
+            if model.name in self._again:  # :meth:`follow` reports its progress
+                continue
+            deadline, least = StartDeadline(self._settings.start_wait_s), None
+            while (status := ask(model.name))["server"] is None or not status["server"]["frozen"]:
+                behind = self._to_learn(status)
+                if behind == 0:
+                    break
+                if until_s is not None and time.monotonic() > until_s:
+                    self._progress(f"model {model.name}: learns the last {behind:,} rows meanwhile")
+                    break
+                if least is None or behind < least:
+                    deadline, least = StartDeadline(self._settings.start_wait_s), behind
+                deadline.check(f"model {model.name} lacks {behind:,} rows of the journal")
+                time.sleep(_LOOK_S)
+
+    def _to_learn(self, status: dict[str, Any]) -> int:
+        """Rows of earlier services that the answering model lacks; 1 or more if unknown."""
+        if status["merge"] == "ordered":  # each replica reads the journal to its end by itself
+            behind = status["updates_behind"]
+            return 1 if behind is None else int(behind)
+        return 1 if status["server"] is None else self._behind(status["model"], status["server"])
+
+    def _behind(self, name: str, server: dict[str, Any]) -> int:
+        """Rows of earlier partitions that the server has not applied yet."""
+        clock = {int(p): c for p, c in server.get("clock", {}).items()}
+        with contextlib.closing(open_journal(self._settings)) as journal:
+            old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
+        closed = server.get("closed", ())
+        return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)
+
+
+def _failures(status: Mapping[str, Any]) -> str:
+    """Text about the events that the model failed to learn; empty if there are none."""
+    decided = status["rewrites"] or {}
+    if not (failed := decided.get("failed")):
+        return ""
+    return f", {failed:,} failed: {decided['failed_reason']}"

@@ -1,0 +1,451 @@
+"""What comes behind a head that is known is answered as in the usual way, without a task each."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import replica_world as worlds
+import uvicorn
+from online.service.request_heads import Heads
+from test_ordinary import NAMES, event, taught
+from uvicorn.server import ServerState
+
+from online.http.access import Access
+from online.http.app import App
+from online.http.direct import Direct, Way
+from online.messages.bodies import JSON
+from online.messages.structs import Event
+from online.service.parts.head_cache import CachedHeads
+from online.serving.serving import Serving
+from online.settings.config import Limits
+from online.settings.tokens import Grant
+from replay.errors import JournalFull
+
+TOKEN: Final = "a-token-0123456789abcdefghijkl"
+OTHER: Final = "b-token-0123456789abcdefghijkl"
+LIMITS: Final = Limits(feedback_wait_s=60)
+
+
+class _Wire:
+    """A transport that remembers what was written, without a socket."""
+
+    def __init__(self) -> None:
+        self.said = b""
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed, "written after the close"
+        self.said += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str) -> Any:
+        return {"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)}.get(name)
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+def _rounded(number: str) -> float:
+    """Between two lives of a service a model merges what it has learned."""
+    return round(float(number), 9)
+
+
+class Caller:
+    """A connection to the application, and what was answered on it."""
+
+    def __init__(self, app: App, kind: type[CachedHeads] = Heads, token: str = TOKEN) -> None:
+        config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=3600)
+        config.load()
+        self.state, self.wire, self._token = ServerState(), _Wire(), token
+        self.protocol: Any = kind(config, self.state, {})
+        self.protocol.access_log = False
+        self.protocol.connection_made(self.wire)
+        self.asked = 0
+
+    def request(self, one: Event | bytes, action: str = "feedback") -> bytes:
+        body = one if isinstance(one, bytes) else JSON.encode(one)
+        lines = (
+            f"POST /v1/models/m/{action} HTTP/1.1", "host: localhost",
+            f"authorization: Bearer {self._token}", f"content-length: {len(body)}",
+        )  # fmt: skip
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+    def sends(self, *events: Event | bytes, action: str = "feedback") -> None:
+        for one in events:
+            self.asked += 1
+            self.protocol.data_received(self.request(one, action))
+
+    @property
+    def answers(self) -> list[tuple[int, dict[str, Any]]]:
+        out, left = [], self.wire.said
+        while found := re.match(
+            rb"HTTP/1.1 (\d+).*?content-length: (\d+)\r\n.*?\r\n\r\n", left, re.S
+        ):
+            end = found.end() + int(found[2])
+            said = json.loads(left[found.end() : end], parse_float=_rounded)
+            out.append((int(found[1]), said))
+            left = left[end:]
+        assert not left
+        return out
+
+    async def answered(self) -> tuple[int, dict[str, Any]]:
+        await worlds.until(lambda: len(self.answers) == self.asked or self.wire.closed)
+        return self.answers[-1]
+
+
+def ways(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
+    """Whether requests behind a known head were taken past the application, from now on."""
+    taken: Counter[bool] = Counter()
+    takes = Way.takes
+
+    def counted(self: Way, *given: Any) -> bool:
+        went = takes(self, *given)
+        taken[went] += 1
+        return went
+
+    monkeypatch.setattr(Way, "takes", counted)
+    return taken
+
+
+def play(
+    tmp_path: Path,
+    scene: Callable[[Serving, App, worlds.World], Awaitable[None]],
+    limits: Limits = LIMITS,
+) -> None:
+    async def inside(world: worlds.World) -> None:
+        serving = await taught(world, limits=limits)
+        access = Access(
+            {"feedback": [TOKEN, OTHER], "predict": [TOKEN]},
+            {
+                **{(role, TOKEN): Grant(source="one") for role in ("feedback", "predict")},
+                ("feedback", OTHER): Grant(source="two"),
+            },
+        )
+        app = App({"m": serving}, None, limits, access)  # type: ignore[arg-type]
+        await scene(serving, app, world)
+        assert app._direct.under_way == app._under_way == 0
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, inside)
+
+
+QUESTIONS: Final = [
+    b'{"features": {"a": 0.5, "b": 1}}',
+    b'{"features": {"a": 0.5, "new": 1.0}, "details": true}',
+    b'{"features": {"a": 0.5}, "explain": true}',
+    b'{"features": {"a": 0.5}, "max_age_ms": 0}',
+    b'{"features": {"a": 0.5}, "after": "nonsense"}',
+    b'{"features": {"a": "text"}}',
+    b'{"features": {"a": 0.5}, "id": "own-1"}',
+    b'{"instances": [{"a": 0.5}, {"a": 1.5}]}',
+    b'{"instances": [], "features": {}}',
+    b'{"features": {"a": 0.5}, "nearest": 1}',
+    b"{",
+]
+
+
+def test_each_question_is_answered_as_in_the_usual_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        caller, taken = Caller(app), ways(monkeypatch)
+        before, said = Counter(serving.replica.counts), []
+        monkeypatch.setattr(type(serving.replica), "age_ms", property(lambda _: 7.0))
+        for one in QUESTIONS:
+            for body in (QUESTIONS[0], one):
+                caller.sends(body, action="predict")
+                status, answer = await caller.answered()
+                left_out = ("id", "version", "own", "updates_behind")
+                said.append((status, {k: v for k, v in answer.items() if k not in left_out}))
+        counts = Counter(serving.replica.counts) - before
+        found.append((said, {k: n for k, n in counts.items() if k.startswith("predict")}, taken))
+
+    for name in ("direct", "usual"):
+        (tmp_path / name).mkdir()
+        play(tmp_path / name, scene)
+        monkeypatch.setattr(Direct, "offer", lambda *_: None)
+    (*direct, taken), (*usual, never) = found
+    for one, other in zip(direct[0], usual[0], strict=True):
+        assert one == other
+    assert direct[1] == usual[1]
+    assert {200, 400, 422, 503, 403} == {status for status, _ in direct[0]}
+    assert taken[True] >= 8
+    assert taken[False] >= 4
+    assert never == {}
+
+
+async def known(app: App, n: int, kind: type[CachedHeads] = Heads) -> list[Caller]:
+    """Callers whose heads are known."""
+    rng, callers = random.Random(9), [Caller(app, kind) for _ in range(n)]
+    for i, caller in enumerate(callers):
+        caller.sends(event(rng, 900 + i, source="one"))
+        status, said = await caller.answered()
+        assert (status, said["status"]) == (200, "learned"), said
+    return callers
+
+
+def script() -> list[Event | bytes]:
+    """Events of one turn: ordinary ones, and what has to be answered in other ways."""
+    rng = random.Random(4)
+    of = {"source": "one"}
+    good = [event(rng, 1000 + i, **of) for i in range(8)]
+    return [
+        *good, good[0], Event(not good[1].label, None, good[1].features, "e1001", "one"),
+        event(rng, 2000, features=dict.fromkeys(NAMES, 1e6), **of), event(rng, 2001, weight=0.5),
+        event(rng, 2002, features=None, **of), event(rng, 2003, source="two"),
+        event(rng, 2004, label="neither", **of), b"{", b"", b'{"label": true, "id": "nonsense"}',
+        b'{"events": []}', b'{"label": true, "odd": 1}', event(rng, 2005, weight=99.0, **of),
+    ]  # fmt: skip
+
+
+def told(answers: list[tuple[int, dict[str, Any]]]) -> list[Any]:
+    """What is the same however long it took: not the versions that were met."""
+    left_out = ("version", "version_before", "seen")
+    return [
+        (status, {name: value for name, value in said.items() if name not in left_out})
+        for status, said in answers
+    ]
+
+
+def test_a_label_of_a_prediction_is_answered_as_in_the_usual_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        caller, other, taken = Caller(app), Caller(app, token=OTHER), ways(monkeypatch)
+        for _ in range(3):
+            caller.sends(QUESTIONS[0], action="predict")
+            await caller.answered()
+        first, second, third = [said["id"] for _, said in caller.answers]
+        bodies = [
+            {"id": first, "label": True}, {"id": second, "label": True},
+            {"id": second, "label": True}, {"id": second, "label": False},
+            {"id": third[:-4] + "AAAA", "label": True}, {"id": third, "label": "odd"},
+            {"id": third, "label": True, "event_id": "x"}, {"id": third},
+        ]  # fmt: skip
+        for body in bodies:
+            caller.sends(json.dumps(body).encode())
+            await caller.answered()
+        other.sends(*[json.dumps(bodies[0]).encode()])
+        await other.answered()
+        other.sends(json.dumps({"id": third, "label": True}).encode())
+        await other.answered()
+        said = told([*caller.answers[3:], *other.answers])
+        for _, answer in said:
+            answer.pop("event_id", None)
+        counts = serving.replica.counts
+        refused = {name: n for name, n in counts.items() if name.startswith("feedback_")}
+        found.append((said, refused, serving.replica.learner.tally.digest[0], taken))
+
+    for name in ("direct", "usual"):
+        (tmp_path / name).mkdir()
+        play(tmp_path / name, scene)
+        monkeypatch.setattr(Direct, "offer", lambda *_: None)
+    (*direct, taken), (*usual, never) = found
+    assert direct == usual
+    assert [status for status, _ in direct[0]] == [200, 200, 200, 409, 404, 422, 422, 422, 403, 403]
+    assert taken[True] >= 8
+    assert never == {}
+
+
+@pytest.mark.parametrize("kind", [CachedHeads, Heads])
+def test_each_event_is_answered_as_in_the_usual_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[CachedHeads]
+) -> None:
+    found: list[Any] = []
+
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers = await known(app, len(script()), kind)
+        before, taken = Counter(serving.replica.counts), ways(monkeypatch)
+        for caller, one in zip(callers, script(), strict=True):
+            caller.sends(one)
+        said = [await caller.answered() for caller in callers]
+        counts = Counter(serving.replica.counts) - before
+        feedback = {name: n for name, n in counts.items() if name.startswith("feedback_")}
+        found.append((told(said), feedback, serving.replica.learner.tally.digest, taken))
+        assert {len(caller.answers) for caller in callers} == {2}
+
+    (tmp_path / "a").mkdir()
+    play(tmp_path / "a", scene)
+    monkeypatch.setattr(Direct, "offer", lambda *_: None)
+    (tmp_path / "b").mkdir()
+    play(tmp_path / "b", scene)
+    (*direct, taken), (*usual, never) = found
+    assert direct == usual
+    statuses = [status for status, _ in direct[0]]
+    assert statuses[:11] == [200] * 9 + [409, 200]
+    assert {202, 403, 400, 422} <= set(statuses)
+    assert taken[True] >= 12
+    assert never == {}
+
+
+def test_all_answers_of_a_turn_need_no_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers = await known(app, 40)
+        rng, begun = random.Random(5), list[Any]()
+        start = CachedHeads._start_asgi_task
+
+        def noted(*given: Any) -> None:
+            begun.append(given)
+            start(*given)
+
+        monkeypatch.setattr(CachedHeads, "_start_asgi_task", noted)
+        for i, caller in enumerate(callers):
+            caller.sends(event(rng, 3000 + i, source="one"))
+        for caller in callers:
+            assert (await caller.answered())[1]["status"] == "learned"
+        assert begun == []
+        for i, caller in enumerate(callers[:3]):  # one that comes alone is read alone
+            caller.sends(event(rng, 4000 + i, source="one"))
+            assert (await caller.answered())[1]["status"] == "learned"
+            assert len(begun) == i + 1
+
+    play(tmp_path, scene)
+
+
+def test_an_event_is_of_the_one_who_sends_it(tmp_path: Path) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers = [Caller(app, token=token) for token in (TOKEN, OTHER, TOKEN, OTHER)]
+        rng = random.Random(6)
+        for n in range(2):
+            for i, caller in enumerate(callers):
+                caller.sends(event(rng, 5000 + 10 * n + i, source=("one", "two")[i % 2]))
+            for caller in callers:
+                assert (await caller.answered())[0] == 200
+        for caller in callers:
+            caller.sends(event(rng, 5100, source="three"))
+        for caller in callers:
+            status, said = await caller.answered()
+            assert (status, said["error"]["code"]) == (403, "source_fixed")
+
+    play(tmp_path, scene)
+
+
+def test_who_goes_away_before_the_commit_is_learned_from_and_told_nothing(tmp_path: Path) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers = await known(app, 3)
+        before, rng = serving.replica.learner.tally.digest[0], random.Random(7)
+        for i, caller in enumerate(callers):
+            caller.sends(event(rng, 6000 + i, source="one"))
+        gone, closing, stays = callers
+        said = gone.wire.said
+        gone.wire.closed = True
+        gone.protocol.connection_lost(None)
+        closing.protocol.shutdown()  # the server ends: the answer is the last one
+        await stays.answered()
+        await worlds.until(lambda: app._direct.under_way == 0)
+        assert gone.wire.said == said
+        assert closing.wire.closed
+        assert closing.answers[-1][1]["status"] == "learned"
+        assert not stays.wire.closed
+        assert serving.replica.learner.tally.digest[0] == before + 3
+
+    play(tmp_path, scene)
+
+
+def test_what_comes_before_the_answer_waits_for_it(tmp_path: Path) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers, rng = await known(app, 2), random.Random(8)
+        first, second = callers
+        first.sends(event(rng, 7000, source="one"), event(rng, 7001, source="one"))
+        second.sends(event(rng, 7002, source="one"))
+        await first.answered()
+        await second.answered()
+        assert [said["event_id"] for _, said in first.answers[1:]] == ["e7000", "e7001"]
+        first.sends(event(rng, 7003, source="one"))
+        half = first.request(event(rng, 7004, source="one"))
+        first.protocol.data_received(half[:70])  # alone in its turn: it is read by the application
+        await worlds.until(lambda: len(first.answers) == first.asked)
+        first.asked += 1
+        first.protocol.data_received(half[70:])
+        assert (await first.answered())[1]["event_id"] == "e7004"
+
+    play(tmp_path, scene)
+
+
+def test_there_is_room_for_as_many_as_in_the_usual_way(tmp_path: Path) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers, rng = await known(app, 20), random.Random(9)
+        for i, caller in enumerate(callers):
+            caller.sends(event(rng, 8000 + i, source="one"))
+        statuses = Counter([(await caller.answered())[0] for caller in callers])
+        assert statuses[429] >= 4
+        assert statuses[200] + statuses[429] == 20
+
+    play(tmp_path, scene, Limits(feedback_wait_s=60, ongoing_max=16))
+
+
+def test_a_journal_that_is_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers, rng = await known(app, 4), random.Random(10)
+
+        async def full(rows: Any) -> Any:
+            raise JournalFull(1.0, 2.0)
+
+        monkeypatch.setattr(serving.replica.writer._at, "append", full)
+        for i, caller in enumerate(callers):
+            caller.sends(event(rng, 8500 + i, source="one"))
+        for caller in callers:
+            status, said = await caller.answered()
+            assert (status, said["error"]["code"]) == (503, "journal_full")
+        assert serving.replica.counts["feedback_refused_journal_full"] == 4
+
+    play(tmp_path, scene)
+
+
+def test_an_answer_that_fails_is_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers, rng, at_once = await known(app, 4), random.Random(11), serving.alone.told_at_once
+
+        def fails(asked: Any, recorded: Any) -> Any:
+            if asked.row.event_id == "e8801":
+                raise ValueError("it fails")
+            return at_once(asked, recorded)
+
+        monkeypatch.setattr(serving.alone, "told_at_once", fails)
+        for i, caller in enumerate(callers):
+            caller.sends(event(rng, 8800 + i, source="one"))
+        assert [(await caller.answered())[0] for caller in callers] == [200, 500, 200, 200]
+
+    play(tmp_path, scene)
+
+
+def test_what_answers_for_the_model_now_takes_the_event(tmp_path: Path) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        callers, rng = await known(app, 4), random.Random(12)
+        replica = await world.replica("another", build=worlds.counting, task="binary")
+        replica.counts.clear()
+        app._servings["m"] = world.serving(replica)  # type: ignore[index]
+        for i, caller in enumerate(callers):
+            caller.sends(event(rng, 8900 + i, source="one"))
+        for caller in callers:
+            assert (await caller.answered())[0] == 200
+        assert replica.counts["feedback_learned"] == 4
+        await replica.stop(1.0)
+
+    play(tmp_path, scene)
