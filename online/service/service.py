@@ -310,8 +310,7 @@ class Service:
 
         They are applied completely or not at all: if one setting needs a restart, none is changed.
 
-        Raises:
-            StartRefused: The new settings can't be served; the service goes on with the old ones.
+        Raises StartRefused if they can't be served; the service goes on with the old ones.
         """
         given, settings = settings, self._as_served(settings)
         new = Models(settings, self._progress)
@@ -361,8 +360,7 @@ class Service:
     def switch_models(self) -> list[str]:
         """Switch to promoted models while the service answers; return what was done, as lines.
 
-        Raises StartRefused if they can't be served; the promotion is then reverted, and the models
-        from before are served on.
+        Raises StartRefused if they can't be served; the promotion is then reverted.
         """
         begun_s = time.monotonic()
         server_count.reshard_pending(self._settings, self._specs(), self._progress)

@@ -13,7 +13,6 @@ from typing import Any, Final
 import pytest
 import replica_world as worlds
 import uvicorn
-from online.service.request_heads import Heads
 from test_ordinary import NAMES, event, taught
 from uvicorn.server import ServerState
 
@@ -23,6 +22,7 @@ from online.http.direct import Direct, Way
 from online.messages.bodies import JSON
 from online.messages.structs import Event
 from online.service.parts.head_cache import CachedHeads
+from online.service.parts.request_heads import BoundedHeads
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.tokens import Grant
@@ -71,7 +71,9 @@ def _rounded(number: str) -> float:
 class Caller:
     """A connection to the application, and what was answered on it."""
 
-    def __init__(self, app: App, kind: type[CachedHeads] = Heads, token: str = TOKEN) -> None:
+    def __init__(
+        self, app: App, kind: type[CachedHeads] = BoundedHeads, token: str = TOKEN
+    ) -> None:
         config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=3600)
         config.load()
         self.state, self.wire, self._token = ServerState(), _Wire(), token
@@ -194,7 +196,7 @@ def test_each_question_is_answered_as_in_the_usual_way(
     assert never == {}
 
 
-async def known(app: App, n: int, kind: type[CachedHeads] = Heads) -> list[Caller]:
+async def known(app: App, n: int, kind: type[CachedHeads] = BoundedHeads) -> list[Caller]:
     """Callers whose heads are known."""
     rng, callers = random.Random(9), [Caller(app, kind) for _ in range(n)]
     for i, caller in enumerate(callers):
@@ -269,7 +271,7 @@ def test_a_label_of_a_prediction_is_answered_as_in_the_usual_way(
     assert never == {}
 
 
-@pytest.mark.parametrize("kind", [CachedHeads, Heads])
+@pytest.mark.parametrize("kind", [CachedHeads, BoundedHeads])
 def test_each_event_is_answered_as_in_the_usual_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[CachedHeads]
 ) -> None:
