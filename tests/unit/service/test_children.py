@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from online.processes import runs
-from online.service import children
-from online.service.children import Children
+from online.service.state import children
+from online.service.state.children import Children
 
 SLEEP = "import sys, time; time.sleep(600)"
 

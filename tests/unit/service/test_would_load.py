@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
-from online.service.on_ray import rollout
-from online.service.state import journal_upkeep
-from online.service.state.journal_upkeep import JournalUpkeep
-from online.service.would_load import why_not
+from online.service.on_ray import next_replica, rollout
+from online.service.on_ray.next_replica import NextReplica
+from online.service.on_ray.would_load import why_not
 from online.settings import config
 from online.settings.config import Settings
 
@@ -62,22 +60,9 @@ def test_who_answers_is_told_until_the_model_loads_again(
         if why is None:
             mended.set()
 
-    class Gone:
-        """One replica has gone at the first look."""
-
-        def __init__(self, *_: Any) -> None:
-            self.looks = [True, False]
-
-        def once(self, folder: Path, replicas: int) -> bool:
-            return self.looks.pop(0)
-
-    monkeypatch.setattr(journal_upkeep, "why_not", lambda *_: reasons.pop(0))
-    monkeypatch.setattr(journal_upkeep, "_AGAIN_S", 0.01)
-    monkeypatch.setattr(journal_upkeep, "Children", Gone)
+    monkeypatch.setattr(next_replica, "why_not", lambda *_: reasons.pop(0))
+    monkeypatch.setattr(next_replica, "_AGAIN_S", 0.01)
     monkeypatch.setattr(rollout, "note_absence", note)
-    tended = JournalUpkeep(10.0, lambda line: None)
-    tended.once(settings, (1, 2), {"counting": "spec"})
-    tended.once(settings, (1, 2), {"counting": "spec"})
+    NextReplica().find_out(settings, {"counting": "spec"})
     assert mended.wait(240)
     assert told == ["broken", "otherwise", None]
-    tended.close()
