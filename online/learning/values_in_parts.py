@@ -28,12 +28,13 @@ class PartialValues:
         self.after: Place | None = None
         self.whole = False
         self.pulled, self.model = Pulled(), model
+        self._names: dict[str, str] = {}
         if model is not None:
             model.reset({})
 
     def take(self, piece: bytes) -> None:
         """Take a piece of the next part."""
-        blocks = algebra.from_wire(decode_piece(piece))
+        blocks = algebra.from_wire(decode_piece(piece), names=self._names)
         self.pulled.put(blocks)
         if self.model is not None:
             self.model.rebase(blocks)
