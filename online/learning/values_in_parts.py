@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from online.learning.deltas import Pulled
 from online.models.base import Forgetful, Model
 from paramserver.core import blocks as algebra
+from paramserver.core.names import Names
 from paramserver.core.wire import Place, SyncReply, Version, decode_piece
 
 _DROPPED_KEYS = 1024  # in one turn of the loop
@@ -28,7 +29,7 @@ class PartialValues:
         self.after: Place | None = None
         self.whole = False
         self.pulled, self.model = Pulled(), model
-        self._names: dict[str, str] = {}
+        self._names = Names()
         if model is not None:
             model.reset({})
 

@@ -50,6 +50,7 @@ from paramserver.core.entries import (
     check_moments,
 )
 from paramserver.core.ids import IdArray, distinct
+from paramserver.core.names import Names
 from paramserver.core.rows import Rows, read_rows
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
@@ -412,14 +413,14 @@ def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
 def from_wire(
     wire: Mapping[str, WireBlock],
     limits: Limits = DEFAULT_LIMITS,
-    names: dict[str, str] | None = None,
+    names: Names | None = None,
 ) -> Blocks:
     """Return the blocks of a message in new containers, after checking every field.
 
     Equal keys of several blocks become one string, which is hashed and stored once.
 
     Parameters:
-        names: Keys of earlier messages, by themselves; those of this one are added.
+        names: Keys of earlier messages; those of this one are added.
 
     Raises:
         BlockError: A bound is exceeded, or a kind, shape or number is invalid.  The error names
@@ -428,7 +429,7 @@ def from_wire(
     if len(wire) > limits.blocks:
         raise BlockError("*", None, f"{len(wire)} blocks; at most {limits.blocks} are taken")
     out: Blocks = {}
-    keys, names = 0, {} if names is None else names
+    keys, names = 0, Names() if names is None else names
     for name, block in wire.items():
         _check_name(name, None, name, limits)
         data = _check_data(name, block.kind, block.data, limits, names)
@@ -439,7 +440,7 @@ def from_wire(
     return out
 
 
-def _check_data(name: str, kind: str, data: Any, limits: Limits, names: dict[str, str]) -> Any:
+def _check_data(name: str, kind: str, data: Any, limits: Limits, names: Names) -> Any:
     if kind in BYTES:
         if not isinstance(data, bytes):
             raise BlockError(name, None, f"{kind} data is bytes, not {type(data).__name__}")
@@ -459,13 +460,13 @@ def _check_data(name: str, kind: str, data: Any, limits: Limits, names: dict[str
     if (at_once := _AT_ONCE.get(kind)) is not None and len(data) >= _MANY:
         numbers = at_once(data.values()) if _all_names(data, limits) else None
         if numbers is not None:
-            return dict(zip(map(names.setdefault, data, data), numbers, strict=True))
+            return dict(zip(names.shared([*data]), numbers, strict=True))
     check = _CHECKS[kind]
     out: dict[str, Any] = {}
     for key, x in data.items():
         _check_name(name, key, key, limits)
-        out[names.setdefault(key, key)] = check(name, key, x)
-    return out
+        out[key] = check(name, key, x)
+    return dict(zip(names.shared([*out]), out.values(), strict=True))
 
 
 def _check_array(name: str, data: bytes) -> None:

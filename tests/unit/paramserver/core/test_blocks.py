@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from typing import Any
 
@@ -26,6 +27,7 @@ from paramserver.core.blocks import (
     size_bytes,
     to_wire,
 )
+from paramserver.core.names import Names
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
 from paramserver.snapshots.format import equal
@@ -305,8 +307,20 @@ def test_a_name_in_several_blocks_is_one_string(n: int) -> None:
         }
         for _ in range(2)
     ]
-    names: dict[str, str] = {}
+    names = Names()
     first, second = (from_wire(sent, names=names) for sent in wires)
     blocks = [block.data for taken in (first, second) for block in taken.values()]
     for keys in zip(*blocks, strict=True):
         assert len({id(key) for key in keys}) == 1
+
+
+def test_names_in_any_order_are_one_string_each() -> None:
+    draw, names = random.Random(3), Names()
+    first: dict[str, str] = {}
+    for _ in range(300):
+        keys = [f"k {n}" for n in range(draw.randrange(9), draw.randint(0, 60))]
+        if draw.random() < 0.3:
+            draw.shuffle(keys)
+        for key, shared in zip(keys, names.shared(keys), strict=True):
+            assert key == shared
+            assert first.setdefault(key, shared) is shared
