@@ -52,6 +52,7 @@ from online.learning.ranges import (
     data_of,
     own_range,
     ranges_of,
+    rebase_ranges,
     widths,
 )  # fmt: skip
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
@@ -333,7 +334,8 @@ class Bounds:
         if begun:
             ranges.update(ranges_of(values))
         else:
-            self._rebase_ranges(values)
+            opened = (self._open_ranges, self._open_rows, self._open_beyond, self._open_until)
+            rebase_ranges(ranges, values, *opened)
         found = ranges.pop(SENT_LABEL, None)
         if target is None and found is not None:
             target = TargetRange(found.low, found.high)
@@ -347,31 +349,6 @@ class Bounds:
             for name in data_of(values, block):
                 if (held := ranges.get(name)) is not None:
                     self._note(name, held)
-
-    def _rebase_ranges(self, values: Blocks) -> None:
-        ranges = self._ranges
-        for name, (low, high) in data_of(values, RANGE).items():
-            own = self._open_ranges.get(name, (low, high))
-            low, high = min(low, own[0]), max(high, own[1])
-            held = ranges.get(name)
-            if held is None:
-                ranges[name] = Range(low, high)
-            elif not (held.shared and low and held.low == low and held.high == high):
-                held = own_range(ranges, name)
-                held.low, held.high = low, high
-        for name, n in data_of(values, ROWS).items():
-            if name in ranges:
-                own_range(ranges, name).rows = n + self._open_rows.get(name, 0)
-        for name, x in data_of(values, BEYOND).items():
-            if name in ranges:
-                own_range(ranges, name).beyond = max(x + self._open_beyond.get(name, 0.0), 0.0)
-        for name, ends in data_of(values, UNTIL).items():
-            if (held := ranges.get(name)) is not None:
-                own = self._open_until.get(name, ends)
-                first, until = min(ends[0], own[0]), max(ends[1], own[1])
-                if (held.first, held.until) != (first, until):
-                    held = own_range(ranges, name)
-                    held.first, held.until = first, until
 
     def reset(self, values: Blocks) -> None:
         """Replace the state by exactly ``values``, with an empty open delta."""

@@ -314,6 +314,39 @@ def ranges_of(values: Blocks) -> dict[str, Range]:
     return found
 
 
+def rebase_ranges(
+    ranges: dict[str, Range],
+    values: Blocks,
+    open_ranges: Mapping[str, tuple[float, float]],
+    open_rows: Mapping[str, int],
+    open_beyond: Mapping[str, float],
+    open_until: Mapping[str, tuple[float, float]],
+) -> None:
+    """Set the ranges that are in these values, with the open delta on top."""
+    for name, (low, high) in data_of(values, RANGE).items():
+        own = open_ranges.get(name, (low, high))
+        low, high = min(low, own[0]), max(high, own[1])
+        held = ranges.get(name)
+        if held is None:
+            ranges[name] = Range(low, high)
+        elif not (held.shared and low and held.low == low and held.high == high):
+            held = own_range(ranges, name)
+            held.low, held.high = low, high
+    for name, n in data_of(values, ROWS).items():
+        if name in ranges:
+            own_range(ranges, name).rows = n + open_rows.get(name, 0)
+    for name, x in data_of(values, BEYOND).items():
+        if name in ranges:
+            own_range(ranges, name).beyond = max(x + open_beyond.get(name, 0.0), 0.0)
+    for name, ends in data_of(values, UNTIL).items():
+        if (held := ranges.get(name)) is not None:
+            own = open_until.get(name, ends)
+            first, until = min(ends[0], own[0]), max(ends[1], own[1])
+            if (held.first, held.until) != (first, until):
+                held = own_range(ranges, name)
+                held.first, held.until = first, until
+
+
 def own_range(ranges: dict[str, Range], name: str) -> Range:
     """Return a name's range, as an object of its own."""
     if (held := ranges[name]).shared:
