@@ -117,7 +117,7 @@ _GAUGES: Final = {
     "triggers": "Triggers found by the newest search.",
 }
 _COUNTERS: Final = {
-    "predictions": "Rows predicted.",
+    "predictions": "Rows for which a prediction was answered.",
     "choices": "Choices among actions that were answered.",
     "choices_written": "Choices that were written before they were answered.",
     "choices_repeated": "Choices repeated under an id, answered as the first time.",
@@ -362,7 +362,7 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     sure = model.get("confidence") or {}
     text = "Share of sets or intervals that contained the label."
     yield "confidence_coverage", text, sure.get("coverage")
-    yield "confidence_level", "Requested coverage.", sure.get("level")
+    yield "confidence_level", "Coverage that was requested.", sure.get("level")
     yield "confidence_size", "Mean number of labels in a set.", sure.get("size")
     yield "confidence_width", "Mean width of an interval.", sure.get("width")
     sharp = model.get("calibration") or {}

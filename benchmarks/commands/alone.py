@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.commands.table import AsJson, Rows, app, show
+from benchmarks.commands.table import AsJson, Rows, app, one_of, show
 
 
 @app.command()
@@ -215,15 +215,22 @@ def defaults(
     Needs the streams in ONLINE_DATA_DIR that are named; all learners on all streams take an hour
     of the processor.  Example: python -m benchmarks defaults --stream phishing --learner auto
     """
-    from benchmarks.fixtures.sources import STREAMS
+    from benchmarks.fixtures import sources
     from benchmarks.quality import defaults as bench
     from online.settings.config import data_dir
 
+    learners = one_of(learner, (*bench.LEARNERS, "mlp", *bench.VOWPAL))
     delays = [f" {n} late" for n in late or ()] or [""]
+    streams = [name + after for name in stream or sources.STREAMS for after in delays]
+    for name in streams:
+        try:
+            sources.named(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
     found = bench.run(
         data_dir() or Path(),
-        streams=[name + after for name in stream or STREAMS for after in delays],
-        learners=learner or [*bench.LEARNERS, "mlp", *bench.VOWPAL],
+        streams=streams,
+        learners=learners,
         rows=rows,
         kept=kept,
         progress=lambda x: print(x, file=sys.stderr),
@@ -245,10 +252,12 @@ def asleep(
 
     Exits 1 if it is less than .95 of them.  Example: python -m benchmarks asleep --stream elec2
     """
+    from benchmarks.fixtures.sources import STREAMS
     from benchmarks.quality import asleep as bench
     from online.settings.config import data_dir
 
     names = stream or ["elec2", "insects", "acs", "demand"]
+    one_of(names, STREAMS)
     found = bench.run(data_dir() or Path(), streams=names, rows=rows, pairs=pairs)
     show("auto asleep beside linear", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)
@@ -337,11 +346,9 @@ def factors(
     from benchmarks.quality import factors as bench
     from online.settings.config import data_dir
 
+    names = one_of(learner, bench.LEARNERS)
     if (data := data_dir()) is None:
         raise typer.BadParameter("set ONLINE_DATA_DIR: the ratings are read from there")
-    names = learner or list(bench.LEARNERS)
-    if unknown := [name for name in names if name not in bench.LEARNERS]:
-        raise typer.BadParameter(f"{unknown[0]}: known are {', '.join(bench.LEARNERS)}")
     told = partial(print, file=sys.stderr)
     found = bench.run(bench.ratings(data, "proof")[:rows], names, progress=told)
     title = "stars of films, and whether four or more"
@@ -364,13 +371,11 @@ def offsets(
     from online.settings.config import data_dir
 
     data, told = data_dir(), partial(print, file=sys.stderr)
-    for name in part or ["films", "others", "costs"]:
+    for name in one_of(part, ("films", "others", "costs")):
         if name == "costs":
             show("what many keys cost", bench.costs(), as_json=as_json)
         elif name == "others":
             show("offsets by key", bench.others(data, rows, told), as_json=as_json)
-        elif name != "films":
-            raise typer.BadParameter(f"{name}: known are films, others, costs")
         elif data is None:
             raise typer.BadParameter("set ONLINE_DATA_DIR: the ratings are read from there")
         else:
@@ -439,13 +444,13 @@ def conversions(
 
     found = [
         line
-        for name in stream or bench.STREAMS
+        for name in one_of(stream, bench.STREAMS)
         for law in bench.LAWS
         for line in bench.run(
             name,
             data_dir(),
             law,
-            learner or bench.LEARNERS,
+            one_of(learner, bench.LEARNERS),
             rows_max=rows or bench.ROWS,
             share=share or None,
             seed=seed,

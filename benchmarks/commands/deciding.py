@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.commands.table import AsJson, Rows, app, show
+from benchmarks.commands.table import AsJson, Rows, app, one_of, show
 
 
 @app.command()
@@ -38,14 +38,14 @@ def bandits(
 
     found = [
         line
-        for name in stream or STREAMS
+        for name in one_of(stream, STREAMS)
         for line in bench.run(
             name,
             data_dir(),
             range(first, first + seeds),
             rows,
             late,
-            bench.kinds(policy),
+            bench.kinds(one_of(policy, bench.POLICIES)),
             beside=beside,
         )
     ]
@@ -68,12 +68,13 @@ def bandit_worlds(
     Example: python -m benchmarks bandit-worlds --world arms --policy auto
     """
     from benchmarks.choices import bandits_worlds as bench
-    from benchmarks.choices.bandits import kinds
+    from benchmarks.choices.bandits import POLICIES, kinds
 
+    played = kinds(one_of(policy, POLICIES))
     found = [
         line
-        for name in world or bench.WORLDS
-        for line in bench.run(name, range(first, first + worlds), rows or 1500, kinds(policy))
+        for name in one_of(world, bench.WORLDS)
+        for line in bench.run(name, range(first, first + worlds), rows or 1500, played)
     ]
     show("regret", found, as_json=as_json)
 
@@ -119,7 +120,7 @@ def propensities(
 def poisoned_rewards(
     worlds: Annotated[int, typer.Option(help="of each kind", min=1)] = 16,
     first: Annotated[int, typer.Option(help="the first one's seed")] = 1,
-    filters: Annotated[str, typer.Option(help="as in the settings: none, default")] = "default",
+    filters: Annotated[str, typer.Option(help="none or default, as in the settings")] = "default",
     world: Annotated[str | None, typer.Option(help="context or arms; both by default")] = None,
     rows: Rows = None,
     as_json: AsJson = False,
@@ -130,13 +131,12 @@ def poisoned_rewards(
     """
     from benchmarks.attacks import poisoned_rewards as bench
 
-    if world not in (None, *bench.WORLDS):
-        raise typer.BadParameter(f"--world is one of {', '.join(bench.WORLDS)}, not {world!r}")
+    one_of([filters], ("none", "default"))
+    names = one_of(None if world is None else [world], bench.WORLDS)
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    names = bench.WORLDS if world is None else (world,)
     lines = bench.run(range(first, first + worlds), rows or 1500, filters, names, progress)
     show("poisoned rewards", list(lines), as_json=as_json)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from benchmarks.commands.table import AsJson, Rows, app, print_table, show
+from benchmarks.commands.table import AsJson, Rows, app, one_of, print_table, show
 
 
 @app.command()
@@ -104,10 +104,7 @@ def liars(
         told = list(number_lies.run(range(first, first + seeds)))
         show("liars, numbers", told, as_json=as_json)
         raise typer.Exit(0 if all(line.good for line in told) else 1)
-    if unknown := set(stream or ()) - set(bench.STREAMS):
-        known = ", ".join(bench.STREAMS)
-        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
-    names, found = stream or list(bench.STREAMS), []
+    names, found = one_of(stream, bench.STREAMS), []
     for line in bench.run(data_dir(), names, range(first, first + seeds)):
         print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
         found.append(line)
@@ -140,17 +137,14 @@ def doors(
 
     if only not in ("weight", "joins", "ids", "forget"):
         raise typer.BadParameter("give weight, joins, ids or forget")
-    if unknown := set(stream or ()) - set(bench.STREAMS):
-        known = ", ".join(bench.STREAMS)
-        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
-    places = range(first, first + seeds)
+    names, places = one_of(stream, bench.STREAMS), range(first, first + seeds)
     if only == "forget":
-        lines = list(forgotten.run(stream or list(bench.STREAMS), places, data_dir(), rows))
+        lines = list(forgotten.run(names, places, data_dir(), rows))
         show("forget", lines, as_json=as_json)
         raise typer.Exit(0 if all(line.good for line in lines) else 1)
     make = bench.served if http else bench.tables
-    found, asked = [], (stream or list(bench.STREAMS), places)
-    for line in make(only, *asked, replicas or [1, 2], data_dir(), rows):
+    found = []
+    for line in make(only, names, places, replicas or [1, 2], data_dir(), rows):
         print(line, file=sys.stderr)
         found.append(line)
     show(only, found, as_json=as_json)
@@ -187,13 +181,11 @@ def floods(
     from benchmarks.attacks.floods_served import OverHttp
     from online.settings.config import data_dir
 
-    for given, known in ((stream, bench.STREAMS), (kind, bench.ATTACKS)):
-        if unknown := set(given or ()) - set(known):
-            raise typer.BadParameter(f"no {sorted(unknown)[0]!r}: there are {', '.join(known)}")
+    kinds, streams = one_of(kind, bench.ATTACKS), one_of(stream, bench.STREAMS)
     found = []
     for line in bench.run(
-        data_dir(), stream or list(bench.STREAMS), range(first, first + seeds),
-        tuple(kind or bench.ATTACKS), liars or bench.LIARS, lies or bench.LIES, replicas or (1, 2),
+        data_dir(), streams, range(first, first + seeds), tuple(kinds),
+        liars or bench.LIARS, lies or bench.LIES, replicas or (1, 2),
         way=OverHttp() if http else None, most=rows,
     ):  # fmt: skip
         print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
@@ -290,9 +282,7 @@ def outliers(
         costs = list(outlying_targets.run(seeds=range(first, first + seeds)))
         show("outliers, targets", costs, as_json=as_json)
         raise typer.Exit(0 if all(x.good for x in costs) else 1)
-    if unknown := set(stream or ()) - set(bench.STREAMS):
-        known = ", ".join(bench.STREAMS)
-        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    one_of(stream, bench.STREAMS)
     given: dict[str, Any] = {"streams": stream} if stream else {}
     found = list(
         (bench.over_http if http else bench.run)(

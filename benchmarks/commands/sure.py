@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.commands.table import AsJson, Rows, app, show
+from benchmarks.commands.table import AsJson, Rows, app, one_of, show
 
 
 @app.command()
@@ -66,9 +66,9 @@ def calibration(
     from benchmarks.quality import calibration as bench
     from online.settings.config import data_dir
 
+    names, learners = one_of(stream, bench.STREAMS), one_of(learner, bench.LEARNERS)
     if (data := data_dir()) is None:
         raise typer.BadParameter("set ONLINE_DATA_DIR: the streams are read from there")
-    names, learners = stream or list(bench.STREAMS), learner or list(bench.LEARNERS)
     told = partial(print, file=sys.stderr)
     found = bench.run(names, data, learners=learners, most=rows, progress=told)
     show("probabilities before and after", found, as_json=as_json)

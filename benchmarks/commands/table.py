@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -24,6 +24,19 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
 Rows = Annotated[int | None, typer.Option(help="only so many rows of the stream")]
+
+
+def one_of(given: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """Return the names that were given, or all that are known if none was.
+
+    Raises BadParameter, which says what is known, for a name that is not.
+    """
+    names = list(known)
+    for name in given or ():
+        if name not in names:
+            known_names = ", ".join(map(repr, names))
+            raise typer.BadParameter(f"{name!r} is not known; known are: {known_names}")
+    return list(given or names)
 
 
 def show(title: str, rows: Iterable[Any], *, as_json: bool) -> None:

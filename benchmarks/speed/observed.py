@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from benchmarks.commands.table import AsJson, app, show
+from benchmarks.commands.table import AsJson, app, one_of, show
 from online.client.connection import Connection
 from online.client.load.own_service import start, stop, write_settings
 from online.http.traced import Traced
@@ -423,6 +423,9 @@ def observed(
     """
     import sys
 
+    known = [subject.what for subject in SUBJECTS]
+    if not any(name.startswith(only) for name in known):
+        one_of([only], known)
     said = partial(print, file=sys.stderr)
     found = run(pairs=pairs, requests=requests, only=only, progress=said)
     show("what being looked at costs", found, as_json=as_json)

@@ -31,14 +31,15 @@ from online.serving.ordinary import EventRow
 from online.serving.serving import Serving
 
 _AT_ONCE: Final = 16
-"""Answers that leave in one turn of the loop: a third of a millisecond."""
+"""Answers sent in one turn of the event loop: a third of a millisecond."""
 
 _FEEDBACK: Final = "feedback"
 _ID: Final = b"x-request-id"
+_PARENT: Final = b"traceparent"
 
 
 class Sending(Protocol):
-    """Sends an answer whatever it is: :meth:`online.http.app.App._send` does."""
+    """Sends any answer, as :meth:`online.http.app.App._send` does."""
 
     async def __call__(
         self, send: Send, status: int, kind: bytes, body: bytes,
@@ -48,12 +49,13 @@ class Sending(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """The application has this for each of its requests.
+    """The parts of the application that direct requests need.
 
     Attributes:
-        servings, live: By model; what answers for it may be exchanged.
-        free: Whether there is room for another request, beside so many that are under way here.
-        body_bytes_max: Of a body.
+        servings, live: Handlers and live buffers by model, which may be replaced at any time.
+        free: Returns whether there is room for another request beside that many direct ones.
+        drawn: Decides at random whether a request is traced; None: tracing is off.
+        body_bytes_max: Largest size of a body in bytes.
     """
 
     servings: Mapping[str, Serving]
@@ -62,6 +64,7 @@ class Around:
     untaken: UnreadAnswers
     send: Sending
     free: Callable[[int], bool]
+    drawn: Callable[[], bool] | None
     body_bytes_max: int
 
 
@@ -69,17 +72,17 @@ _Body = PredictRequest | FeedbackRequest
 
 
 def _is_short(asked: _Body) -> bool:
-    """Whether it is about one row, and asks for nothing that takes long."""
+    """Whether the request is about one row, and quick to answer."""
     if isinstance(asked, FeedbackRequest):
         return asked.events is None
     return not (asked.explain or asked.nearest) and asked.instances is None
 
 
 class Direct:
-    """Offers the direct way, and lets what was told on it leave.
+    """Attaches direct ways to request heads, and sends the answers of events.
 
     Attributes:
-        under_way: Events that came this way and have no answer yet.
+        under_way: Number of direct requests without an answer yet.
     """
 
     def __init__(self, around: Around) -> None:
@@ -90,14 +93,14 @@ class Direct:
     def offer(
         self, send: Send, asked: _Body, model: str, form: Format, given: Mapping[bytes, bytes]
     ) -> None:
-        """Open a way to what comes next behind the head of this request, which is admitted."""
+        """Attach a way to the head of this admitted request, for later bodies with that head."""
         head: Any = getattr(getattr(send, "__self__", None), "head", None)
         if head is not None and head.way is None and _is_short(asked):
             kind = Questions if isinstance(asked, PredictRequest) else Events
             head.way = kind(self, model, form, given, copy_context())
 
     def told(self, one: _One) -> None:
-        """Let the event's answer leave in a turn of its own, with others."""
+        """Send the event's answer in the next turn, together with others."""
         self._told.append(one)
         if len(self._told) == 1:
             asyncio.get_running_loop().call_soon(self._answer)
@@ -109,23 +112,23 @@ class Direct:
         for one in some:
             try:
                 one.answer()
-            except Exception as error:  # the others have their answers, and this one, too
+            except Exception as error:  # fail this answer only, not the others
                 one.error = error
                 self.later(one.tell(None), one.way.context)
 
     def later(self, answering: Coroutine[Any, Any, None], context: Context) -> None:
-        """Have an event answered by a task."""
+        """Answer by a task, in the context of the request."""
         task = context.run(asyncio.get_running_loop().create_task, answering)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
 class Way:
-    """The way of what comes behind one head.
+    """Handles the bodies that follow one cached head.
 
     Parameters:
-        given: Its headers.
-        context: In it the request was admitted: it knows who sends.
+        given: The headers of the head.
+        context: The context in which the request was admitted, including its sender.
     """
 
     __slots__ = ("context", "direct", "form", "given", "model")
@@ -138,27 +141,37 @@ class Way:
         self.given, self.context = given, context
 
     def takes(self, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
-        """Whether the body is on its way now; else nothing was done with it.
+        """Take a body, if it can be handled directly; return whether it was.
 
-        ``cycle`` is uvicorn's request, without body or scope of its own; ``usual`` hands it to
+        ``cycle`` is uvicorn's request, without body or scope of its own; ``usual`` passes it to
         the application.
         """
         around = self.direct.around
         serving = around.servings.get(self.model)
         if serving is None or len(body) > around.body_bytes_max:
             return False
-        if not around.free(self.direct.under_way):
+        if not around.free(self.direct.under_way) or self._traced(cycle):
             return False
         return self.goes(serving, cycle, body, usual)
 
+    def _traced(self, cycle: Any) -> bool:
+        """Whether the request is traced, or may be; then it takes the normal way."""
+        if (drawn := self.direct.around.drawn) is None:
+            return False
+        if _PARENT in self.given:  # the caller decides
+            return True
+        traced: bool = drawn()
+        cycle.traced = traced  # the normal way does not draw again
+        return traced
+
     def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
-        """Whether what answers for the model has taken the body."""
+        """Handle the body by this kind of request; return whether it could be."""
         raise NotImplementedError
 
     def refused(
         self, serving: Serving, action: str, error: Exception, request_id: bytes
     ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-        """Status, body and headers of an answer that is an error, which is counted."""
+        """Count an error; return the status, body and headers of its answer."""
         if isinstance(error, RequestError):
             serving.replica.counts[f"{action}_refused_{error.code}"] += 1
         return answer_of(error, f"{action} {self.model}, request {request_id.decode()}", self.form)
@@ -189,16 +202,16 @@ class Way:
 
 
 class Questions(Way):
-    """The way of predictions: they are answered as they come."""
+    """Handles predictions, which are answered at once."""
 
     __slots__ = ()
 
     def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
-        """Answer a question about one row, if that takes no more than to ask the model."""
+        """Answer a prediction for one row, if it needs nothing beyond the model."""
         begun_s, around = perf_counter(), self.direct.around
         try:
             asked = self.form.predict(body)
-        except Exception:  # the usual way says what is wrong with it
+        except Exception:  # the usual way reports the error
             return False
         if not _is_short(asked):
             return False
@@ -219,16 +232,16 @@ class Questions(Way):
 
 
 class Events(Way):
-    """The way of feedback of one event."""
+    """Handles feedback of single events."""
 
     __slots__ = ()
 
     def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
-        """Put an event beside those of the same turn; one without features has a task."""
+        """Batch an event with others of the same turn; a label by id is recorded in a task."""
         direct, begun_s = self.direct, perf_counter()
         try:
             event = self.form.feedback(body)
-        except Exception:  # the usual way says what is wrong with it
+        except Exception:  # the usual way reports the error
             return False
         if not _is_short(event):
             return False
@@ -244,7 +257,7 @@ class Events(Way):
     async def _labelled(
         self, serving: Serving, cycle: Any, event: FeedbackRequest, size: int, begun_s: float
     ) -> None:
-        """Answer the label of a prediction."""
+        """Record the label of a prediction by its id, and answer."""
         request_id = self.direct.around.ids.of(self.given)
         more: Sequence[tuple[bytes, bytes]] = ()
         try:
@@ -256,14 +269,14 @@ class Events(Way):
         self.leaves(cycle, status, body, request_id, more)
 
     def encoded(self, event: FeedbackRequest, receipt: Receipt, size: int) -> bytes:
-        """Return the receipt as it is sent; who watches the model is shown it."""
+        """Encode the receipt, and record the event for live viewers."""
         if (live := self.direct.around.live[self.model]).watched:
             live.take(event, receipt, size)
         return self.form.encode(receipt)
 
 
 class _One:
-    """One event on its way: stands where the future of a request does."""
+    """One direct event; it has the methods of a future that the writer uses."""
 
     __slots__ = (
         "begun_s", "cycle", "ended", "error", "event", "place", "recorded", "serving", "size",
@@ -282,25 +295,25 @@ class _One:
         self.place: Place | None = None
 
     def done(self) -> bool:
-        """Whether it was told."""
+        """Whether the outcome or an error is set."""
         return self.ended
 
     def set_result(self, result: Recorded | None, /) -> None:
-        """Take what became of it; None: it has to be read by itself."""
+        """Set the outcome; None: the event has to be read by itself."""
         self.ended, self.recorded = True, result
         self.way.direct.told(self)
 
     def set_exception(self, exception: RequestError, /) -> None:
-        """Take why nobody can say."""
+        """Set the error of the event."""
         self.ended, self.error = True, exception
         self.way.direct.told(self)
 
     def exception(self) -> BaseException | None:
-        """Return why nobody could say."""
+        """Return the error, if it is set."""
         return self.error
 
     def answer(self) -> None:
-        """Answer an event that was learned; let a task or the usual way answer any other."""
+        """Answer a learned event at once, and any other by a task or in the usual way."""
         way, recorded, asked = self.way, self.recorded, None
         if recorded is None and self.error is None:
             self.usual()
@@ -319,7 +332,7 @@ class _One:
         )
 
     async def tell(self, asked: EventRow | None) -> None:
-        """Answer an event of which there is more to say."""
+        """Answer an event whose receipt needs more than its outcome."""
         way = self.way
         request_id = way.direct.around.ids.of(way.given)
         more: Sequence[tuple[bytes, bytes]] = ()

@@ -31,6 +31,8 @@ UNLABELLED_ABOVE: Final = "unlabelled_above"
 def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
     """Return the row's increments of the prequential counters."""
     score, shares = example.score, None
+    if score and ("" in score) != (task == "regression"):
+        score = None  # the answer of a model of another task, which the row is learned without
     above = 0.0 if score is None else float(score.get("true", 0.0) > 0.5)
     if is_unlabelled(task, example.label):
         return {UNLABELLED_ROWS: 1, UNLABELLED_ABOVE: above}

@@ -172,10 +172,10 @@ def _label(example: Example, task: Task) -> Label | None:
 
 def _predicted(score: Mapping[str, float] | None, *, regression: bool) -> Label | None:
     """The answer as the service counts it: see :func:`online.learning.scores.increments_of`."""
-    if not score:
+    if not score or ("" in score) != regression:  # no answer, or one of another task
         return None
     if regression:
-        return score.get("")
+        return score[""]
     return label_of(max(score, key=score.__getitem__))
 
 

@@ -18,7 +18,8 @@ class Looks:
     """Asks Ray Serve's controller how many replicas run, and why others do not start.
 
     Serve keeps a single message, which the next event replaces: a failed health check, or a slow
-    start.  The reason is therefore remembered until Serve reports a healthy state.
+    start.  The reason is therefore remembered until Serve reports a healthy state.  Where the
+    service's own process has found one, it is that.
     """
 
     def __init__(self) -> None:
@@ -31,8 +32,10 @@ class Looks:
         from online.service.on_ray import origin, rollout
 
         deployment = serve.status().applications[origin.APP].deployments["Replica"]
-        self._reason = rollout.absent(deployment.status, deployment.message, self._reason)
-        return Replicas(deployment.replica_states.get("RUNNING", 0), self._reason)
+        noted = rollout.noted_absence()
+        self._reason = rollout.absent(deployment.status, deployment.message, noted or self._reason)
+        reason = self._reason and (noted or self._reason)
+        return Replicas(deployment.replica_states.get("RUNNING", 0), reason)
 
 
 def middlewares() -> list[Middleware]:

@@ -34,6 +34,7 @@ from online.service import worker_setup
 from online.service.on_ray import rollout
 from online.service.on_ray.balancer import balanced
 from online.service.on_ray.challengers import Challengers
+from online.service.on_ray.next_replica import NextReplica
 from online.service.on_ray.origin import Origin, code_hash
 from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.on_ray.ray_processes import fewest_processes
@@ -206,6 +207,7 @@ class Service:
         self._ports: processes.PortRange | None = None
         self._vital: list[psutil.Process] = []
         self._upkeep = JournalUpkeep(settings.limits.standstill_s, progress)
+        self._next = NextReplica()
         self._started_s = time.monotonic()
         self._deadline = StartDeadline(settings.start_wait_s)
         self._version, self._incomplete = 0, False  # of the deployment; a reload was interrupted
@@ -310,8 +312,7 @@ class Service:
 
         They are applied completely or not at all: if one setting needs a restart, none is changed.
 
-        Raises:
-            StartRefused: The new settings can't be served; the service goes on with the old ones.
+        Raises StartRefused if they can't be served; the service goes on with the old ones.
         """
         given, settings = settings, self._as_served(settings)
         new = Models(settings, self._progress)
@@ -361,8 +362,7 @@ class Service:
     def switch_models(self) -> list[str]:
         """Switch to promoted models while the service answers; return what was done, as lines.
 
-        Raises StartRefused if they can't be served; the promotion is then reverted, and the models
-        from before are served on.
+        Raises StartRefused if they can't be served; the promotion is then reverted.
         """
         begun_s = time.monotonic()
         server_count.reshard_pending(self._settings, self._specs(), self._progress)
@@ -441,8 +441,9 @@ class Service:
     # -- stop --------------------------------------------------------------------------------
 
     def tend(self) -> None:
-        """Checkpoint a small part of the journal's WAL; one process does this for all."""
-        self._upkeep.once(self._settings, self._facts.get("replica_ports"))
+        """Checkpoint a small part of the journal's WAL, and look after the service's processes."""
+        if self._upkeep.once(self._settings, self._facts.get("replica_ports")):
+            self._next.find_out(self._settings, self._specs())
 
     def alive(self) -> bool:
         """Whether Ray's own processes run; without them nothing would be restarted."""

@@ -1,4 +1,4 @@
-"""Feedback of one event is read and recorded with others that come at the same time."""
+"""Handles feedback of single events, which are batched with others of the same turn."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from online.tracing.trace import current
 
 
 class Alone:
-    """Takes bodies of one event of one model."""
+    """Handles bodies with one event, for one model."""
 
     def __init__(self, replica: ModelReplica, reader: Events, receipts: ReceiptMaker) -> None:
         self._replica, self._reader, self._receipts = replica, reader, receipts
         self._batcher = EventBatcher(reader.ordinary, replica.writer)
 
     async def feedback(self, request: FeedbackRequest) -> tuple[int, Receipt]:
-        """HTTP status and what became of the event."""
+        """Record an event; return the HTTP status and the receipt."""
         if request.id is None and current.get() is None:
             together = await self._batcher.record(request)
             if together is not None:
@@ -35,17 +35,17 @@ class Alone:
         return await self.told(read, recorded)
 
     def take(self, event: Event, done: Told) -> Place:
-        """Have the event's row written with others, as :meth:`EventBatcher.take` does."""
+        """Queue the event in the batch of this turn; see :meth:`EventBatcher.take`."""
         return self._batcher.take(event, done)
 
     def told_at_once(self, asked: EventRow, recorded: Recorded) -> Receipt | None:
-        """The receipt of an event that was learned, with status 200; None: :meth:`told` tells."""
+        """The receipt of a learned event (status 200); None: it needs :meth:`told`."""
         if (receipt := plain(asked, recorded)) is not None:
             self._replica.counts["feedback_learned"] += 1
         return receipt
 
     async def told(self, asked: EventRow, recorded: Recorded) -> tuple[int, Receipt]:
-        """HTTP status and receipt of an event that was recorded."""
+        """Return the HTTP status and the receipt of a recorded event."""
         receipt = self._receipts.receipt(asked, recorded, "")
         late = await anomalies.late(self._replica, [receipt], [(0, asked)], [recorded])
         for _, asked, result in late:

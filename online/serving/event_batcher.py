@@ -38,20 +38,20 @@ class _Group:
 
 
 class Place(NamedTuple):
-    """Where an event stands in its group."""
+    """The position of an event in its group."""
 
     group: _Group
     i: int
 
     @property
     def asked(self) -> EventRow | None:
-        """The event's row; None until it was read, and if it has to be read by itself."""
+        """The event's row; None before it is read, and if it has to be read by itself."""
         asked = self.group.read[self.i] if self.group.read else None
         return asked if isinstance(asked, EventRow) else None
 
 
 class EventBatcher:
-    """Takes the single events of one model.
+    """Batches the single events of one model.
 
     Parameters:
         ordinary: Reads the ordinary events.
@@ -74,15 +74,15 @@ class EventBatcher:
         return None if asked is None or recorded is None else (asked, recorded)
 
     def take(self, event: Event, done: Told) -> Place:
-        """Have the event's row written together with others, and ``done`` told what became of it.
+        """Queue the event to be written with others; ``done`` receives its outcome.
 
-        None is told of an event that has to be read by itself, with which nothing was done.
+        The outcome is None for an event that has to be read by itself; nothing was done with it.
         """
         grant = sender.get()
         group = self._groups.get(grant)
         if group is None:
             group = self._groups[grant] = _Group()
-            # in this request's context: its sender
+            # in this request's context, for its sender
             asyncio.get_running_loop().call_soon(self._read, grant, group)
         group.events.append(event)
         group.done.append(done)

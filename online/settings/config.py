@@ -125,8 +125,8 @@ class Limits(Tree):
     standstill_s: float | None = Field(
         10,
         ge=1,
-        description="a stalled process of the service that holds the journal's lock is ended after "
-        "this time",
+        description="a process of the service that is stopped, or holds the journal and does not "
+        "answer, is ended",
     )
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot includes them")
     disk_low_mb: int = Field(

@@ -31,7 +31,7 @@ from paramserver.process.bases import Backfill, Lesson, publish_pinned, withdraw
 from paramserver.process.lineage import check_decides, decide, needed, replayed
 from paramserver.process.running import Running, Serving
 from paramserver.process.sharing import Sharing
-from paramserver.snapshots.history import ASIDE, SnapshotHistory, snapshot_name
+from paramserver.snapshots.history import ASIDE, SnapshotHistory, parse_name, snapshot_name
 
 GROWN: Final = 10.0
 """Growth of the norm of the weights from which on a model counts as diverged."""
@@ -319,8 +319,11 @@ class Swapping:
         return state
 
     def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:
-        usable = [row.name for row in history.listed() if row.version[0] >= self._running.begun]
-        return RollbackRefused(name, reason, tuple(n for n in usable if n != name))
+        usable = [row for row in history.listed() if row.version[0] >= self._running.begun]
+        if (asked := parse_name(name)) is not None:  # the nearest one before it, and so on
+            after = [row for row in usable if row.version > asked[0]]
+            usable = [*usable[len(after) :], *reversed(after)]
+        return RollbackRefused(name, reason, tuple(row.name for row in usable if row.name != name))
 
 
 def _length(values: Blocks) -> float:

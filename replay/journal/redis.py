@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import time
@@ -42,6 +43,8 @@ from replay.journal.redishalves import predicted
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
 from replay.journal.rediswords import fields_of, outcome_of, refusal_of, words_of
+
+log = logging.getLogger(__name__)
 
 FORMAT = 5
 """Number of the layout of keys; a newer one is refused, an older one is read unchanged.
@@ -153,7 +156,7 @@ class RedisJournal(Journal):
         held = self._server.held()
         words = [word for row in rows for word in words_of(row)]
         head = (partition, known, int(held is not None), self._bounds.halves, epoch)
-        answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
+        answer = _remembered(self, scripts.APPEND, self._tag, *head, *words)
         if answer[0] == b"held" and held is not None:
             raise type(held)(*held.args)  # a new exception with its own traceback
         if (refusal := refusal_of(answer, partition, known, epoch)) is not None:
@@ -354,3 +357,16 @@ class RedisJournal(Journal):
         size, size_max = self._server.memory()
         rows, halves = (self._command("HLEN", self._key(n, model)) for n in ("ids", "halves"))
         return Usage(size, size_max, int(rows), int(halves))
+
+
+def _remembered(journal: RedisJournal, script: str, *given: Any) -> Any:
+    """Run a script that writes rows; again, with the ids of its model restored, if they are gone.
+
+    Somebody has deleted the index then, and no repeat would be known.
+    """
+    answer = journal._server.run(script, *given)
+    if answer[0] == b"forgotten":
+        restored = journal.restore_ids(model := answer[1].decode())
+        log.error("%d ids of model %s were gone, and are taken from its rows", restored, model)
+        answer = journal._server.run(script, *given)
+    return answer

@@ -63,6 +63,19 @@ def test_a_repeat_is_known_again_after_the_ids_were_deleted(
         assert journal.restore_ids("m") == journal.restore_ids("nobody") == 0
 
 
+def test_a_running_service_knows_repeats_after_the_ids_were_deleted(
+    tmp_path: Path, redis_node: Any
+) -> None:
+    """The next batch finds that they are gone, and has them taken from the rows first."""
+    with closing(RedisJournal(redis_node.url, prefix=tmp_path.name)) as journal:
+        filled(journal)
+        with closing(redis_node.client()) as client:
+            client.delete(f"{{{tmp_path.name}}}:ids:m")
+        assert repeats(journal) == _ROWS
+        new = journal.register("new", "r", "spec", 0.0).id
+        assert journal.append(new, 0, [event(0)]).outcomes[0].new, "another model has none yet"
+
+
 def test_a_row_that_was_changed_gives_no_id(tmp_path: Path, redis_node: Any) -> None:
     with closing(RedisJournal(redis_node.url, prefix=tmp_path.name)) as journal:
         first, _ = filled(journal)

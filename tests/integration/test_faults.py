@@ -47,7 +47,9 @@ def service(
     folder: Path, environment: dict[str, str] | None = None, **settings: Any
 ) -> Iterator[Running]:
     """Two replicas of the counting model."""
-    limits = {"feedback_wait_s": WAIT_S, "adopt_s": 4, **settings.pop("limits", {})}
+    # Servers are stopped here for longer than the bound at which the service would end them.
+    limits = {"feedback_wait_s": WAIT_S, "adopt_s": 4, "standstill_s": None}
+    limits |= settings.pop("limits", {})
     write_settings(folder, {"replicas": 2, "models": [MODEL], "limits": limits, **settings})
     running = launch(folder, environment=environment)
     try:

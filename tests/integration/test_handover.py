@@ -206,7 +206,9 @@ def answered(predictors: list[Predictor], more: int) -> None:
 
 
 def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
-    with service({**settings_of(0), "replicas": 1}) as running:
+    settings = settings_of(0)
+    settings["limits"] |= {"standstill_s": None}
+    with service({**settings, "replicas": 1}) as running:
         for i in range(20):
             learn(running.url, f"before {i}")
         settle(running, "counting", 20)

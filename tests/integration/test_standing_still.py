@@ -227,6 +227,18 @@ def test_a_disk_that_stalls_for_a_minute_ends_nobody(running: Running) -> None:
     stall_disk(running, 60.0)
 
 
+def test_a_balancer_that_stands_still_is_ended(running: Running) -> None:
+    """HAProxy has no lock, and holds all callers."""
+    learn(running, ["balanced"])
+    said = log(running)
+    balancer = max(running.named("haproxy.cfg"), key=psutil.Process.create_time)
+    balancer.send_signal(signal.SIGSTOP)
+    until("it is ended", lambda: f"ended process {balancer.pid} " in log(running)[len(said) :])
+    learn(running, ["balanced-again"])
+    each_once(running, ["balanced", "balanced-again"])
+    assert balancer.pid not in [process.pid for process in running.named("haproxy.cfg")]
+
+
 def test_replicas_whose_model_can_not_be_loaded_say_why(running: Running) -> None:
     """Not for ever waited for: callers, probes and `status` get the reason."""
     learn(running, ["loaded"])

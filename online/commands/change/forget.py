@@ -23,6 +23,7 @@ from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
+    from online.rebuild.forget import Influence
     from online.rebuild.verdicts_again import Review
     from online.settings.config import Settings
     from paramserver.core.rewrites import Digest
@@ -197,7 +198,8 @@ class _Work:
         if not self._loaded.spec_hash.startswith(status["spec"]):
             raise StartRefused(f"model {name} of these settings is not the one served", remedy)
         place = lineage_place(snapshots_path(self._settings), name, self._loaded.spec_hash)
-        self._history = SnapshotHistory(open_snapshots(place), Retention())
+        self._open = partial(SnapshotHistory, open_snapshots(place), Retention())
+        self._history = self._open()
 
     def _status(self) -> dict[str, Any]:
         status = checked(self._client.get(f"/v1/models/{self.name}"))
@@ -209,7 +211,7 @@ class _Work:
     def prepared(self, to: str | None, options: Options) -> Iterator[None]:
         """Find the source's events and the base snapshot; the journal is open in the context."""
         from online.commands.change.erasing import check_no_shards
-        from online.rebuild.forget import Bases, check_reach, influence
+        from online.rebuild.forget import check_reach, influence
         from online.rows.history import Decisions
         from online.settings.places import open_journal
         from online.settings.sharded import check_whole
@@ -232,19 +234,7 @@ class _Work:
             if not found.n and options.certified:  # nothing to relearn, only to certify
                 yield
                 return
-            self._history.index()
-            head = journal.head(self.name, spec).snapshot
-            bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
-            if self._model.shards > 1:  # each snapshot holds a part only: begin at the first row
-                head = None
-            if to is None:
-                self._base = bases.before(self._history, head, self._begun(spec), found)
-            else:
-                self._base = bases.named(self._history, head, to)
-            clock = bases.clock(self._base.contained)
-            self.events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
-            rows = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
-            self._again = rows - self.events
+            self._choose(found, to)
             if not self.events:
                 when = "" if wanted.since is None and to is None else " since then"
                 raise StartRefused(
@@ -252,6 +242,39 @@ class _Work:
                     f"Keep new ones out with: online quarantine ban --source {wanted.source}",
                 )
             yield
+
+    def _choose(self, found: Influence, to: str | None) -> None:
+        """Choose the snapshot to begin with, of those that are there now."""
+        from online.rebuild.forget import Bases
+
+        journal, spec = self._journal, self._loaded.spec_hash
+        self._found, self._to, self._history = found, to, self._open()
+        self._history.index()
+        head = journal.head(self.name, spec).snapshot
+        bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
+        if self._model.shards > 1:  # no snapshot holds all of it: from the first row on
+            head = None
+        if to is None:
+            self._base = bases.before(self._history, head, self._begun(spec), found)
+        else:
+            self._base = bases.named(self._history, head, to)
+        clock = bases.clock(self._base.contained)
+        self.events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
+        rows = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
+        self._again = rows - self.events
+
+    def _start(self) -> SnapshotState:
+        """The state to begin with: of another snapshot if retention has removed the one chosen."""
+        from online.rebuild.rebuild import nothing
+        from paramserver.errors import SnapshotMissing
+
+        while self._base.name is not None:
+            try:
+                return self._history.load(self._base.name)
+            except SnapshotMissing:  # while the operator was asked, or replicas heard of the ban
+                self._choose(self._found, self._to)
+        loaded = self._loaded
+        return nothing(self.name, loaded.spec_hash, loaded.spec_text, self._decisions.without)
 
     def _begun(self, spec: str) -> int:
         """The epoch in which an operator last began the lineage anew; 0: never."""
@@ -411,14 +434,10 @@ class _Work:
         return Review(filters, learner)
 
     def _built(self, version: list[int], rewrite: int, *, as_json: bool) -> Any:
-        from online.rebuild.rebuild import Rebuild, method_of, nothing
+        from online.rebuild.rebuild import Rebuild, method_of
         from paramserver.core.rewrites import SPANS_MAX
 
-        base, loaded = self._base, self._loaded
-        if base.name is None:
-            start = nothing(self.name, loaded.spec_hash, loaded.spec_text, self._decisions.without)
-        else:
-            start = self._history.load(base.name)
+        start, loaded = self._start(), self._loaded
         rebuild = Rebuild(
             self._journal,
             self._decisions,

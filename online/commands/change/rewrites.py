@@ -140,6 +140,7 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
 def _to_be_undone(context: Context, client: SimpleClient, model: str, name: str) -> dict[str, Any]:
     """Rows that a rollback would undo, and their age, from the snapshot's manifest."""
     from online.settings.places import open_journal, snapshots_path
+    from paramserver.errors import SnapshotMissing
     from paramserver.snapshots.format import read_manifest
     from paramserver.snapshots.places import lineage_place, open_snapshots
 
@@ -148,7 +149,10 @@ def _to_be_undone(context: Context, client: SimpleClient, model: str, name: str)
     if status["server"] is None:
         raise StartRefused("the parameter server does not answer", "See `online status`")
     place = lineage_place(snapshots_path(settings), model, status["spec"])
-    target = read_manifest(open_snapshots(place).load(name))
+    try:
+        target = read_manifest(open_snapshots(place).load(name))
+    except SnapshotMissing as error:
+        raise _gone(client, model, name, error) from error
     journal = open_journal(settings)
     try:
         ends = {p.id: p.end for p in journal.partitions(model)}
@@ -159,6 +163,24 @@ def _to_be_undone(context: Context, client: SimpleClient, model: str, name: str)
     there = target.closed_partitions()
     rows = sum(max(upto - target.clock.get(p, 0), 0) for p, upto in clock.items() if p not in there)
     return {"rows": rows, "since": target.created_at, "version": target.version}
+
+
+def _gone(client: SimpleClient, model: str, name: str, error: Exception) -> Exception:
+    """Say which one is nearest if retention has removed a snapshot since it was listed."""
+    from paramserver.snapshots.history import parse_name
+
+    asked = parse_name(name)
+    kept = checked(client.get(f"/v1/models/{model}/snapshots"))["snapshots"]
+    before = [row for row in kept if asked is not None and tuple(row["version"]) <= asked[0]]
+    if not before:
+        return error
+    near = max(before, key=lambda row: row["version"])
+    ago = span(time.time() - near["created_at"])
+    return StartRefused(
+        f"there is no snapshot {name!r}: of the newest ones a few are kept, the others spaced",
+        f"The last one before it is {near['name']}, made {ago} ago; `online snapshot pin NAME` "
+        "keeps one for as long as you need it",
+    )
 
 
 def _ask(effect: dict[str, Any], model: str, name: str) -> None:

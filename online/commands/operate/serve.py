@@ -267,8 +267,8 @@ def _kill(running: Any, code: int) -> None:
 
 def _print_urls(settings: config.Settings, url: str) -> None:
     name = settings.models[0].name
-    print(f"\n  {url}/          what is served, and how good it is")
-    print(f"  {url}/docs      every request and answer")
+    print(f"\n  {url}/          status page: models and metrics")
+    print(f"  {url}/docs      API documentation")
     print(f"  {url}/metrics   Prometheus\n")
     print(f"  models: {', '.join(m.name for m in settings.models)}   stop with Ctrl-C\n")
     print(f"  online status --state-dir {settings.state_dir}", flush=True)

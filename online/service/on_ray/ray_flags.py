@@ -85,9 +85,8 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": "2",  # so a request that kills replicas does not reach all
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"1s{again}default-server",
-            # Serve has no setting for the time of a request's head either; without one, a client
-            # that sends a byte per minute holds a connection for ever.  It goes into the same
-            # section, as does the option that good answers write no line to a log nobody reads.
+            # Nor for the time of a request's head, without which a slow client holds a connection
+            # for ever, and for the option that good answers write no line to a log nobody reads.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
                 ("leastconn", f"timeout http-request {_HEAD_S}s", nobody, "option dontlog-normal")
             ),

@@ -24,6 +24,7 @@ _STOP_REPLICA_S = 2.0
 _POLL_S = 0.05  # between two polls of Serve whether replicas run
 _HEALTH_S = 2.0  # a dead replica is replaced this soon
 _LOOK_S = 0.1
+_ABSENCE = b"absence"
 _SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
 
 _BY_REPLICAS = ("limits", "tokens", "origins", "hosts", "telemetry")
@@ -187,6 +188,21 @@ def absent(state: str, message: str, known: str | None) -> str | None:
     if "failed to start" in message:
         return reason(message)
     return known if message and state != "HEALTHY" else None
+
+
+def note_absence(why: str | None) -> None:
+    """Tell all processes of the service why no other replica can start; None: nothing is known."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(_ABSENCE, (why or "").encode(), namespace=APP.encode())
+
+
+def noted_absence() -> str | None:
+    """Return what the service's own process has told of it."""
+    from ray.experimental import internal_kv
+
+    told = internal_kv._internal_kv_get(_ABSENCE, namespace=APP.encode())
+    return told.decode() if told else None
 
 
 def reason(message: str) -> str:

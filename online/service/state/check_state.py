@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -83,23 +83,20 @@ def histories_of(
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
-def _restored(names: Iterable[str], journal: Journal) -> Iterator[str]:
-    """Restore event ids that a journal has lost; yields a line for each affected model."""
-    for name in names:
-        if restored := journal.restore_ids(name):
-            yield (
-                f"model {name}: {restored:,} ids were gone from the journal, and are taken from "
-                "its rows again; repeats that came meanwhile were learned twice"
-            )
+def restore_ids(settings: Settings, journal: Journal) -> list[str]:
+    """Restore the ids that a journal has lost; whose, and how many, as lines."""
+    names = sorted(model.name for model in settings.models)
+    return [
+        f"model {name}: {restored:,} ids were gone from the journal, and are taken from its rows "
+        "again; repeats that came meanwhile were learned twice"
+        for name in names
+        if (restored := journal.restore_ids(name))
+    ]
 
 
 def _unreachable_state(settings: Settings, journal: Journal, *, keyless: bool) -> Iterator[str]:
-    """Report state that the settings, the key file or the journal's ids no longer lead to.
-
-    Lost ids are restored on the way.
-    """
+    """Report state that neither the settings nor the key file lead to any more."""
     names = {model.name for model in settings.models}
-    yield from _restored(sorted(names), journal)
     for name in sorted(started_with(journal) - names):
         if events := sum(p.end for p in journal.partitions(name)):
             yield (
@@ -201,7 +198,8 @@ class Models:
                 at_start(journal, self._settings, model, loaded, self._progress, fresh or relearn)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")
-            for line in _unreachable_state(self._settings, journal, keyless=keyless):
+            restored = restore_ids(self._settings, journal)
+            for line in [*restored, *_unreachable_state(self._settings, journal, keyless=keyless)]:
                 self._progress(line)
             note_start(journal, [model.name for model in self._settings.models])
         return out

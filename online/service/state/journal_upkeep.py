@@ -1,4 +1,4 @@
-"""Checkpoints the journal's WAL for all processes, and ends a stalled process that locks it."""
+"""Checkpoints the journal's WAL for all processes, and looks after the processes of a service."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from online.service.state.children import Children
 from online.service.state.stalled_process import Standstill, look
 from online.settings.config import Settings
 from online.settings.places import journal_opener
@@ -21,8 +22,8 @@ class JournalUpkeep:
     """Maintains the journal of a service in small steps, in one process for all.
 
     Parameters:
-        bound_s: A replica that has held the journal's lock this long without progress is ended;
-            None: never.
+        bound_s: A process that holds the journal's lock this long without progress, or is stopped,
+            is ended; None: never.
         progress: Is called with a line for each process that was ended.
 
     Attributes:
@@ -31,13 +32,21 @@ class JournalUpkeep:
 
     def __init__(self, bound_s: float | None, progress: Callable[[str], None]) -> None:
         self._standstill = None if bound_s is None else Standstill(bound_s)
-        self._progress = progress
+        self._progress, self._children = progress, Children(bound_s, progress)
         self._held_by: str | None = None  # the lock's holder that was logged last
         self._refused: str | None = None  # the error that was logged last
         self.journal: Journal | None = None
 
-    def once(self, settings: Settings, ports: Sequence[int] | None) -> None:
-        """Checkpoint a small part; ``ports``: first and last HTTP port of running replicas."""
+    def once(self, settings: Settings, ports: Sequence[int] | None) -> bool:
+        """Checkpoint a small part, and look at the service's processes.
+
+        Returns whether a replica has gone, and fewer run than are wanted.  ``ports``: first and
+        last HTTP port of running replicas.
+        """
+        self._move(settings, ports)
+        return ports is not None and self._children.once(settings.state_dir, settings.replicas_min)
+
+    def _move(self, settings: Settings, ports: Sequence[int] | None) -> None:
         try:
             if self.journal is None:
                 # A short wait: it is this process that notices a stalled holder.

@@ -27,9 +27,9 @@ import psutil
 from online import processes
 from online.client.simple_client import NoAnswer, SimpleClient
 
-_LOOK_MAX_S: Final = 2.0  # counted at most per interval: this process may have been suspended too
+LOOK_MAX_S: Final = 2.0  # counted at most per interval: this process may have been suspended too
 _ANSWER_S: Final = 2.0  # for a replica's HTTP, and for a write to the disk
-_STOPPED: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+STOPPED: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 Process = tuple[int, float]
 """Identity of a process: its pid, and when it was started (POSIX seconds)."""
@@ -76,7 +76,7 @@ class Standstill:
         if look.holder != self._process:
             self._process, self._stood_s = look.holder, 0.0
         else:
-            self._stood_s += min(now_s - self._looked_s, _LOOK_MAX_S)
+            self._stood_s += min(now_s - self._looked_s, LOOK_MAX_S)
         self._looked_s = now_s
         if self._stood_s < self._bound_s:
             return None
@@ -114,8 +114,8 @@ def look(
     if pid is None or process is None:
         return Look(None, False, False, False)
     with contextlib.suppress(psutil.NoSuchProcess):
-        stands = process.status() in _STOPPED or _silent(process, ports)
-        disk = stands and _writes(folder, clock_s)
+        stands = process.status() in STOPPED or _silent(process, ports)
+        disk = stands and writes(folder, clock_s)
         return Look((pid, process.create_time()), True, stands, disk)
     return Look(None, True, False, False)  # it has ended meanwhile
 
@@ -133,7 +133,7 @@ def _silent(process: psutil.Process, ports: range) -> bool:
     return False
 
 
-def _writes(folder: Path, clock_s: Callable[[], float]) -> bool:
+def writes(folder: Path, clock_s: Callable[[], float] = time.monotonic) -> bool:
     """Whether a small file can be written in time; blocks as long as the disk does."""
     begun_s, path = clock_s(), folder / f"standstill-{os.getpid()}.tmp"
     try:

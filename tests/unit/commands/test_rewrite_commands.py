@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,13 +18,18 @@ from online.commands.change import forget, rewrites
 from online.errors import ConfigError, StartRefused
 from online.rebuild.forget import Base
 from online.rebuild.rebuild import Built, ForgetScope
+from online.settings.config import load
 from online.settings.model import ModelSettings
 from paramserver.core.state import Contained, SnapshotState
+from paramserver.errors import SnapshotMissing
 
 Answer = tuple[int, dict[str, Any]]
 _EVENT = {
     "event_id": "e1", "source": "s", "label": True, "at": 0.0, "row": "1:7", "status": "undone",
 }  # fmt: skip
+
+
+_WHAT_GOES = rewrites._to_be_undone
 
 
 class Service:
@@ -93,6 +100,21 @@ def test_back_said_beforehand(service: Service) -> None:
     done = run("rollback", "--to", "1-2", "--yes", "--json")
     assert (done.exit_code, json.loads(done.stdout)["undone"]) == (0, 3)
     assert service.asked == [("rollback", {"to": "1-2"})]
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"), [([[2, 1], [1, 5], [1, 2]], "1-5"), ([[2, 1]], "snapshot list")]
+)
+def test_a_snapshot_that_is_gone_since_it_was_listed_has_a_neighbour(
+    service: Service, tmp_path: Path, kept: list[list[int]], said: str
+) -> None:
+    """The nearest of those before it, which retention has left."""
+    rows = [{"name": f"{e}-{n}", "version": [e, n], "created_at": 0.0} for e, n in kept]
+    service.answers = [(200, {"server": {}, "spec": "s"}), (200, {"snapshots": rows})]
+    context: Any = SimpleNamespace(settings=lambda: load(None, {"state_dir": str(tmp_path)}, {}))
+    with pytest.raises((StartRefused, SnapshotMissing), match="no snapshot '1-7'") as refused:
+        _WHAT_GOES(context, base.Context().connect(), "m", "1-7")
+    assert said in str(refused.value)
 
 
 def test_pages_are_asked_until_the_end(service: Service) -> None:
@@ -210,6 +232,26 @@ def test_a_state_aside_is_removed_if_nothing_leads_to_it(
         assert answer[0] != 200 if isinstance(answer, tuple) else True
     assert len(work._history.names) == stays
     assert [path for path, _ in service.asked] == ["sources", "m", "forget"]
+
+
+def test_another_base_is_chosen_if_retention_has_removed_the_first() -> None:
+    """While the operator was asked, or replicas heard of the ban."""
+    states = {"1-2": SnapshotState("m", "s", "", (1, 2), {}, {})}
+
+    def loaded(name: str) -> SnapshotState:
+        if name not in states:
+            raise SnapshotMissing(name)
+        return states[name]
+
+    work: Any = object.__new__(forget._Work)
+    work._found, work._to, work._history = None, None, SimpleNamespace(load=loaded)
+    work._base = Base("1-4", Contained({}, frozenset()))
+
+    def choose(found: Any, to: Any) -> None:
+        work._base = Base("1-2", Contained({}, frozenset()))
+
+    work._choose = choose
+    assert work._start() is states["1-2"]
 
 
 def test_nothing_is_built_before_every_replica_knows_the_ban(service: Service) -> None:

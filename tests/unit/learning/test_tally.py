@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
 from online.learning.counters import DIGEST, METRICS, NEWEST, Tally, event_hash
+from online.learning.scores import increments_of
+from online.rows.journal_rows import _predicted
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks
+from replay.example import Example
 
 Rows = list[tuple[bytes, dict[str, float], str | None, float]]
 
@@ -110,3 +114,21 @@ def test_the_newest_label_is_the_one_with_the_latest_time() -> None:
 def test_the_hash_is_of_the_key() -> None:
     assert event_hash(b"\x80" + bytes(15)) == 2**63
     assert event_hash(bytes(8) + b"\xff" * 8) == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "score"),
+    [
+        ("multiclass", "x", {"": 2.5}),
+        ("binary", True, {"": 2.5}),
+        ("regression", 1.0, {'"x"': 0.75, "true": 0.25}),
+    ],
+)
+def test_an_answer_of_a_model_of_another_task_is_none(
+    task: Any, label: Any, score: dict[str, float]
+) -> None:
+    """The task has changed since, and the journal is learned again."""
+    row = Example({}, label, score=score)
+    plain = Example({}, label)
+    assert increments_of(task, row, Tally()) == increments_of(task, plain, Tally())
+    assert _predicted(score, regression=task == "regression") is None

@@ -14,6 +14,7 @@ from online.learning.counters import DIGEST, event_hash
 from online.models.loading.from_settings import load_model
 from online.rebuild import fsck
 from online.rows.prediction_ids import event_key
+from online.service.state import check_state
 from online.service.state.check_state import Models, counted
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
@@ -24,6 +25,7 @@ from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
 
 
 def test_one_event_is_not_called_events() -> None:
@@ -84,6 +86,29 @@ class Folder:
         """As a start does, before it starts anything."""
         given = {"fresh": False, "relearn": False, **how}
         Models(self.settings, self.said.append).check(**given)
+
+
+def test_what_is_left_behind_is_told_by_a_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost ids are restored by a step of its own, which is told apart."""
+    made = Folder(tmp_path)
+    made.feed(3)
+    made.check()
+    restored: list[str] = []
+
+    def restore(self: object, model: str) -> int:
+        restored.append(model)
+        return 3
+
+    monkeypatch.setattr(SqliteJournal, "restore_ids", restore)
+    with closing(open_journal(made.settings)) as journal:
+        (line,) = check_state._unreachable_state(made.settings, journal, keyless=True)
+        assert "was not there, and is made anew" in line
+        assert not restored
+        (line,) = check_state.restore_ids(made.settings, journal)
+    assert "3 ids were gone" in line
+    assert restored == [made.model.name]
 
 
 @pytest.fixture

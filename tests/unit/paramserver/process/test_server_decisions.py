@@ -169,6 +169,14 @@ def test_rollback_is_refused_with_what_can_be_used(world: Any, damage: str) -> N
     assert not [c for c in world.store.control if c.kind == "rollback"]
 
 
+def test_the_nearest_before_what_is_gone_is_named_first(world: Any) -> None:
+    server = learned(world, 2, 4, 6, 8)
+    world.file("1-3").unlink()
+    with pytest.raises(errors.RollbackRefused) as raised:
+        server.rollback("1-3")
+    assert raised.value.usable == ("1-2", "1-1", "1-4")
+
+
 def test_lost_answers_leave_one_row(world: Any) -> None:
     server = learned(world, 4, 6)
     store, write = world.store, world.store.write_control
