@@ -383,7 +383,7 @@ class Watch:
         if noted is not None and self.judged_rows - noted.row < self.settings.window_rows:
             return "watch", f"{noted.signal} {noted.direction} ({noted.detector})", noted
         if not self._unlabelled:
-            why = "the error has not risen beyond its own past; that is not the same as no drift"
+            why = "the error has not risen above its history; this does not rule out drift"
             return "ok", why, None
         for state in ("act", "watch"):
             shift = next((s for s in self.shifts if s.state == state), None)
@@ -396,7 +396,7 @@ class Watch:
             ):
                 what = f"{alarm.signal} {alarm.name}".strip()
                 return "watch", f"{what} {alarm.direction} ({alarm.detector})", alarm
-        return "ok", "no alarm in the last window; that is not the same as no drift", None
+        return "ok", "no alarm in the last window; this does not rule out drift", None
 
 
 _OF_FEATURES: Final[tuple[Signal, ...]] = ("feature", "missing", "new")

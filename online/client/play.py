@@ -170,9 +170,9 @@ def line(score: Score, n_rows: int) -> str:
     turn, row = divmod(max(score.rows - 1, 0), n_rows)
     again = ""
     if turn:
-        again = f"  (rows seen before: time {turn + 1} through)"
+        again = f"  (pass {turn + 1}: all rows were seen before)"
     elif score.before:
-        again = f"  (rows perhaps seen before: it began with {score.before:,} learned)"
+        again = f"  (rows perhaps seen before: the model had learned {score.before:,})"
     if score.task == "regression":
         values = {"MAE": "mae", "mean so far": "mean_mae", "last": "last_mae"}
     else:

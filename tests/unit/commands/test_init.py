@@ -83,7 +83,7 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
             times=1, source="s", stopped=lambda: False,
         ))  # fmt: skip
         assert score.before == 1, "who began anew has not forgotten what the model had learned"
-        assert line(score, 120).endswith("(rows perhaps seen before: it began with 1 learned)")
+        assert line(score, 120).endswith("(rows perhaps seen before: the model had learned 1)")
         score.before = 0
         assert "seen before" not in line(score, 120)
         misspelt = clicks.predict({"city": "A", "sceonds": 1.5}, details=True)
