@@ -131,7 +131,11 @@ def test_snapshots_of_older_formats_open(tmp_path: Path) -> None:
     for name, text in (("3-41", WHOLE), ("3-42", LEANING)):
         (tmp_path / f"{name}.snapshot").write_bytes(older(text))
     whole = chain.read_file(tmp_path / "3-41.snapshot")
-    assert (whole.model, whole.version, whole.closed) == ("prices", (3, 41), frozenset({2, 3, 4, 7}))
+    assert (whole.model, whole.version, whole.closed) == (
+        "prices",
+        (3, 41),
+        frozenset({2, 3, 4, 7}),
+    )
     values = whole.values
     assert values["w"].data == {"é": 0.1, "": -0.0, "b": 5e-324}
     assert values["x"].data["a\0b\0"] == (1.0, 0.0, 0.0)
