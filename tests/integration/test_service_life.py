@@ -127,12 +127,15 @@ def test_side_by_side_then_stop_kill_restart_and_changed_code(service: Running) 
         learn(other, 11, first=30)
         before = answers(other)
         traces = Traces.of(other)
-        for raylet in other.named("raylet"):  # it would end by itself, sooner or later
-            raylet.suspend()
+        # Ray's processes end by themselves, sooner or later: this one does not.
+        left = subprocess.Popen(
+            ["sh", "-c", "exec cat", other.facts["private"]], stdin=subprocess.PIPE
+        )
         other.process.kill()
         other.process.wait(240)
         other = launch(place)
         assert any("left behind" in line for line in other.lines)
+        assert left.wait(240) == -signal.SIGKILL
         assert not [p for p in traces.processes if runs(p)]
         assert settle(other, "clicks", 41)["learned"] == 41
         assert answers(other) == close_to(before)
