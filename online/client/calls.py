@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 _RECEIPTS: Final = (409, 410, 422)  # either a receipt or an error: the body tells
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
-_MAYBE_RECORDED: Final = frozenset({"internal", "journal_unavailable"})  # docs/errors.md
+_MAYBE_RECORDED: Final = frozenset(
+    {"internal", "journal_unavailable", "replica_ended"}
+)  # errors.md
 _IN_VAIN: Final = frozenset(  # not retried: for operators, or (too_old) for the caller to decide
     {"not_finite", "journal_full", "journal_refused", "too_old", "unjudged"}
 )

@@ -19,16 +19,28 @@ FLAG: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 
 HOOK: Final = f"{__name__}.begin"
 
-_BODY: Final = {
-    "code": "no_replica",
-    "message": "no replica can be reached: they are started, or all were just restarted",
-    "field": None,
-    "hint": "Send it again: none has seen it",
-}
-ABSENT: Final = 'content-type application/json string "{}" hdr Retry-After 5'.format(
-    json.dumps({"error": _BODY}).replace('"', r"\"")
+
+def _answer(code: str, message: str, hint: str, again_s: int) -> str:
+    body = {"error": {"code": code, "message": message, "field": None, "hint": hint}}
+    text = json.dumps(body).replace('"', r"\"")
+    return f'content-type application/json string "{text}" hdr Retry-After {again_s}'
+
+
+ABSENT: Final = _answer(
+    "no_replica",
+    "no replica can be reached: they are started, or all were just restarted",
+    "Send it again: none has seen it",
+    5,
 )
 """HAProxy's answer while it knows no replica, in its configuration syntax."""
+
+ENDED: Final = _answer(
+    "replica_ended",
+    "the replica ended before it had answered: what was sent may have been recorded",
+    "Send it again; with the same id it counts once",
+    1,
+)
+"""HAProxy's answer to what a replica was answering when it ended."""
 
 _TEMPLATES: Final = "ray.serve._private.haproxy_templates"
 _UNKNOWN: Final = (

@@ -54,9 +54,11 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
         }
     if haproxy:
         nobody = f"http-error status 503 {worker_setup.ABSENT}"  # the default would be a 500
+        ended = f"http-error status 502 {worker_setup.ENDED}"  # as a 503: see below
         again = f"""
     http-request wait-for-body time {settings.limits.body_wait_s * 1e3:.0f}ms if {_ASKS}
     http-request disable-l7-retry unless {{ method GET HEAD }} || {_ASKS}
+    http-after-response set-status 503 if {{ status 502 }}
     """
         flags |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -88,7 +90,13 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             # Nor for the time of a request's head, without which a slow client holds a connection
             # for ever, and for the option that good answers write no line to a log nobody reads.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
-                ("leastconn", f"timeout http-request {_HEAD_S}s", nobody, "option dontlog-normal")
+                (
+                    "leastconn",
+                    f"timeout http-request {_HEAD_S}s",
+                    nobody,
+                    ended,
+                    "option dontlog-normal",
+                )
             ),
             "RAY_SERVE_PORT_QUARANTINE_S": "20",
         }

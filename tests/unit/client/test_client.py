@@ -165,6 +165,7 @@ def test_retry_after_is_respected_and_pauses_have_jitter_and_a_bound() -> None:
         (httpx.ReadTimeout, False),
         (error(500, "internal"), False),
         (error(503, "journal_unavailable"), False),
+        (error(503, "replica_ended"), False),
         ((503, "a proxy's page", {}), False),
     ],
 )

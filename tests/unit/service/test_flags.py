@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from online.client.calls import _MAYBE_RECORDED
 from online.service.on_ray.ray_flags import ray_flags
 from online.settings.config import load
 
@@ -51,6 +52,19 @@ def test_without_any_replica_the_balancer_says_so_and_when_to_come_again(tmp_pat
         "field",
         "hint",
     }
+
+
+def test_what_an_ended_replica_was_answering_may_be_recorded_and_is_a_503(tmp_path: Path) -> None:
+    """Serve's own would be a 500 in plain text, as of a bug."""
+    found = flags(tmp_path)
+    line = found["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()[3]
+    before, body, _ = re.split(r'(?<!\\)"', line.strip())
+    assert before == "http-error status 502 content-type application/json string "
+    error = json.loads(body.replace('\\"', '"'))["error"]
+    assert error["code"] == "replica_ended"
+    assert error["code"] in _MAYBE_RECORDED
+    lines = [line.strip() for line in found["RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"].splitlines()]
+    assert "http-after-response set-status 503 if { status 502 }" in lines
 
 
 def test_the_balancer_sends_no_line_about_a_good_answer(tmp_path: Path) -> None:
