@@ -276,7 +276,7 @@ class BaseLearner(ABC):
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)
 
-    def _become(self, model: Model | None, values: Blocks) -> None:
+    def _reset_to(self, model: Model | None, values: Blocks) -> None:
         """Reset the model (None: it is already), and all counters beside it, to these values."""
         if model is not None:
             model.reset(values)
