@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,7 @@ class App:
         some: Features that only some models have.
         state: The state folder with edge releases and histories; None: there are none.
         browsers: Checks the origins and host names of browsers' requests; None: no checks.
+        drawn: Decides at random whether a request is traced; None: tracing is off.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class App:
         some: ModelExtras | None = None,
         state: Path | None = None,
         browsers: Browsers | None = None,
+        drawn: Callable[[], bool] | None = None,
     ) -> None:
         some = ModelExtras() if some is None else some
         self._scores, self._choosing = some.scores, some.choosing
@@ -127,7 +129,7 @@ class App:
         self._direct = Direct(
             Around(
                 servings, self._live, self._ids, self._unread, self._send,
-                lambda direct: direct + self._under_way < limits.ongoing_max,
+                lambda direct: direct + self._under_way < limits.ongoing_max, drawn,
                 limits.body_bytes_max,
             )
         )  # fmt: skip

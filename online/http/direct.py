@@ -35,6 +35,7 @@ _AT_ONCE: Final = 16
 
 _FEEDBACK: Final = "feedback"
 _ID: Final = b"x-request-id"
+_PARENT: Final = b"traceparent"
 
 
 class Sending(Protocol):
@@ -53,6 +54,7 @@ class Around:
     Attributes:
         servings, live: Handlers and live buffers by model, which may be replaced at any time.
         free: Returns whether there is room for another request beside that many direct ones.
+        drawn: Decides at random whether a request is traced; None: tracing is off.
         body_bytes_max: Largest size of a body in bytes.
     """
 
@@ -62,6 +64,7 @@ class Around:
     untaken: UnreadAnswers
     send: Sending
     free: Callable[[int], bool]
+    drawn: Callable[[], bool] | None
     body_bytes_max: int
 
 
@@ -147,9 +150,19 @@ class Way:
         serving = around.servings.get(self.model)
         if serving is None or len(body) > around.body_bytes_max:
             return False
-        if not around.free(self.direct.under_way):
+        if not around.free(self.direct.under_way) or self._traced(cycle):
             return False
         return self.goes(serving, cycle, body, usual)
+
+    def _traced(self, cycle: Any) -> bool:
+        """Whether the request is traced, or may be; then it takes the normal way."""
+        if (drawn := self.direct.around.drawn) is None:
+            return False
+        if _PARENT in self.given:  # the caller decides
+            return True
+        traced: bool = drawn()
+        cycle.traced = traced  # the normal way does not draw again
+        return traced
 
     def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
         """Handle the body by this kind of request; return whether it could be."""

@@ -26,7 +26,9 @@ class Traced:
         trace = None
         path: str = scope.get("path", "")
         if path.endswith(_ACTIONS) and (V1.fullmatch(path) or V2.fullmatch(path)):
-            trace = self._tracing.begin(scope["headers"], scope["method"], path)
+            # a request that was read behind a cached head may have been drawn already
+            decided = getattr(getattr(send, "__self__", None), "traced", None)
+            trace = self._tracing.begin(scope["headers"], scope["method"], path, decided)
         if trace is None:
             await self._behind(scope, receive, send)
             return

@@ -77,14 +77,27 @@ class Tracing:
         self._tracer = self._provider.get_tracer("online.tracing")
         self._lines = _Lines(settings, resource) if settings.logs and settings.endpoint else None
 
-    def begin(self, headers: list[tuple[bytes, bytes]], method: str, path: str) -> Trace | None:
-        """Begin the trace of a request about a model; None: it is not traced."""
+    def drawn(self) -> bool:
+        """Decide at random whether a request without a caller's decision is traced."""
+        return self._draw() < self._sample
+
+    def begin(
+        self,
+        headers: list[tuple[bytes, bytes]],
+        method: str,
+        path: str,
+        decided: bool | None = None,
+    ) -> Trace | None:
+        """Begin the trace of a request about a model; None: it is not traced.
+
+        ``decided`` is what :meth:`drawn` returned for this request earlier; None: not called yet.
+        """
         asks = False
         for name, _ in headers:
             if name == _PARENT:
                 asks = True
-        if not asks and self._draw() >= self._sample:  # the cheap exit of most requests
-            return None
+        if not asks and not (self.drawn() if decided is None else decided):
+            return None  # the cheap exit of most requests
         given = {
             name.decode(): value.decode("latin-1") for name, value in headers if name in _NAMES
         }
@@ -95,7 +108,7 @@ class Tracing:
                 return None
         else:
             parent = None
-            if asks and self._draw() >= self._sample:
+            if asks and not self.drawn():
                 return None
         if not self._has_room():
             return None

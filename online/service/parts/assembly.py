@@ -235,7 +235,7 @@ class Assembly:
         app: Application = App(
             self._servings, self._cluster, settings.limits, access,
             ModelExtras(self._readers(), self._pushes, self._choosing, Reporting(settings)),
-            settings.state_dir, browsers,
+            settings.state_dir, browsers, None if self._tracing is None else self._tracing.drawn,
         )  # fmt: skip
         if self._tracing is not None:
             from online.http.traced import Traced
