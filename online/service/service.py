@@ -206,8 +206,8 @@ class Service:
         self._loaded: dict[str, Loaded] = {}
         self._ports: processes.PortRange | None = None
         self._vital: list[psutil.Process] = []
-        self._upkeep = JournalUpkeep(settings.limits.standstill_s, progress)
-        self._next = NextReplica()
+        self._upkeep = JournalUpkeep(progress)
+        self._next = NextReplica(lambda: (self._settings, self._specs()))
         self._started_s = time.monotonic()
         self._deadline = StartDeadline(settings.start_wait_s)
         self._version, self._incomplete = 0, False  # of the deployment; a reload was interrupted
@@ -443,7 +443,7 @@ class Service:
     def tend(self) -> None:
         """Checkpoint a small part of the journal's WAL, and look after the service's processes."""
         if self._upkeep.once(self._settings, self._facts.get("replica_ports")):
-            self._next.find_out(self._settings, self._specs())
+            self._next.find_out()
 
     def alive(self) -> bool:
         """Whether Ray's own processes run; without them nothing would be restarted."""

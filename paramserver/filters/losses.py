@@ -194,8 +194,10 @@ class Losses:
             self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
         if other is not None:
-            key = f"{newest}\n{bin_of(other[1])}\n{key_of(other[0])}\n{_UNSAID}{source}"
-            self._set(key, self._counts[newest].get(key, 0) + 1)
+            bin_, label, source = bin_of(other[1]), key_of(other[0]), f"{_UNSAID}{source}"
+            key, counts = f"{newest}\n{bin_}\n{label}\n{source}", self._counts[newest]
+            counts[key] = counts.pop(key, 0) + 1
+            self._add(newest, bin_, label, source, 1)
             self._open[key] = self._open.get(key, 0) + 1
         return True
 

@@ -21,7 +21,6 @@ beside each other liars are as honest as their median.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from math import ceil, inf, log2
 from operator import add
@@ -142,12 +141,13 @@ class Votes:
         """Labels of which nearly all wrong ones are of fewer than half of the ``known`` sources."""
         out, few = [], (len(known) - 1) // 2
         for label, of_place in self._counts.items():
-            unsaid = Counter[str]()
+            unsaid: dict[str, int] = {}
             for of_source in of_place.values():
-                unsaid.update({s: n for s, (_, n) in of_source.items() if s in known})
-            if few > 0 and sum(n for _, n in unsaid.most_common(few)) >= _NEARLY_ALL * max(
-                unsaid.total(), 1
-            ):
+                for source, (_, n) in of_source.items():
+                    if n:
+                        unsaid[source] = unsaid.get(source, 0) + n
+            sizes = sorted((n for source, n in unsaid.items() if source in known), reverse=True)
+            if few > 0 and sum(sizes[:few]) >= _NEARLY_ALL * max(sum(sizes), 1):
                 out.append(label)
         return out
 

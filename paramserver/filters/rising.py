@@ -81,7 +81,7 @@ class Rising:
         over = _LONG_RISING * size if rate.rises else min(rate.n, _LONG * size)
         rate.long += (hit - rate.long) / over
         rate.lately += (hit - rate.lately) / min(rate.n, _LATELY * size)
-        if self._usual is None or rate.n < _ENOUGH * size:
+        if self._usual is None or rate.n < _ENOUGH * size or not (hit or rate.nats):
             return
         usual = max(rate.long, self._usual) + _MORE
         if usual >= _RATE_MAX:

@@ -17,7 +17,7 @@ import typer
 
 from online import __version__
 from online.commands.base import File, Reached, StateDir, in_private, load_settings
-from online.errors import ConfigError, OnlineError
+from online.errors import ConfigError, OnlineError, StartRefused
 from online.settings import config
 from paramserver.errors import ParamServerError
 from paramserver.process.acting import acting
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 KNOWN_ERRORS = (OnlineError, ParamServerError, ReplayError, OSError)
 _STOP_S = 4.0  # after this long everything is killed, which takes up to a second
 _TEND_S = 0.25
+_SETTLED_S = 1.0  # between two readings of the settings
+_READINGS_MAX = 10
 
 
 def serve(
@@ -196,12 +198,28 @@ def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
     from online.audit.log import note
     from online.settings.places import open_journal
 
-    settings = load()
+    settings = _settled(load)
     lines: list[str] = running.reload(settings)
     acting.set("a signal (SIGHUP)")
     with contextlib.closing(open_journal(settings)) as journal:
         note(journal, "settings", None, {"lines": lines})
     return lines
+
+
+def _settled(
+    load: Callable[[], config.Settings], sleep: Callable[[float], None] = time.sleep
+) -> config.Settings:
+    """Read the settings until two readings are equal: an editor may have written half of a file.
+
+    Raises StartRefused if they go on changing.
+    """
+    settings = load()
+    for _ in range(_READINGS_MAX):
+        sleep(_SETTLED_S)
+        before, settings = settings, load()
+        if settings == before:
+            return settings
+    raise StartRefused("the settings change while they are read", "Send SIGHUP when all is written")
 
 
 def _service(settings: config.Settings, said: Callable[[str], None]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from online.service.on_ray import rollout
 from online.service.on_ray.would_load import why_not
@@ -12,42 +12,60 @@ from online.settings.config import Settings
 
 log = logging.getLogger(__name__)
 
-_AGAIN_S = 10.0  # between two looks whether a replica can start
+_AGAIN_S = 10.0  # before a second look whether a replica can start
+_AGAIN_MAX_S = 60.0  # between later ones, each after twice the time: it costs a start's imports
+
+Served = tuple[Settings, Mapping[str, str]]
+"""The settings that serve and, by the model's name, the hash of the spec."""
 
 
 class NextReplica:
     """Finds out whether the next replica can start, and tells all processes why it can not.
 
-    It does so on a thread of its own, until it can.
+    It does so on a thread of its own, until it can, or all replicas that are wanted run.
+
+    Parameters:
+        served: Returns what is served at the moment: a reload may mend it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, served: Callable[[], Served]) -> None:
+        self._served, self._lock = served, threading.Lock()
         self._thread: threading.Thread | None = None
         self._again = threading.Event()
-        self._served: tuple[Settings, Mapping[str, str]] | None = None
 
-    def find_out(self, settings: Settings, specs: Mapping[str, str]) -> None:
-        """Begin, or look again at once: a replica has gone.
-
-        ``specs``: by the model's name, the hash of the spec that serves.
-        """
-        self._served = settings, specs
-        self._again.set()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._tell, daemon=True)
-            self._thread.start()
+    def find_out(self) -> None:
+        """Begin, or look again at once: a replica has gone."""
+        with self._lock:
+            self._again.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._tell, daemon=True)
+                self._thread.start()
 
     def _tell(self) -> None:
         told: str | None = ""
-        while self._served is not None:
+        pause_s, gone = _AGAIN_S, True
+        while True:
             self._again.clear()
-            why = why_not(*self._served)
+            why = self._why(gone)
             if why != told:
                 try:
                     rollout.note_absence(why)
                     told = why
                 except Exception as error:  # whatever Ray raises: Serve will know it later
                     log.warning("why a replica does not start is not told: %r", error)
-            if why is None and not self._again.is_set():
-                return
-            self._again.wait(_AGAIN_S)
+            with self._lock:
+                if why is None and not self._again.is_set():
+                    self._thread = None
+                    return
+            gone = self._again.wait(pause_s)
+            pause_s = _AGAIN_S if gone else min(2 * pause_s, _AGAIN_MAX_S)
+
+    def _why(self, gone: bool) -> str | None:
+        """Why another one would not start; None if it would, or if none has ``gone`` or lacks."""
+        try:
+            settings, specs = self._served()
+            if gone or not rollout.complete(settings.replicas_min):
+                return why_not(settings, specs)
+        except Exception as error:
+            log.warning("whether another replica can start is not known: %r", error)
+        return None

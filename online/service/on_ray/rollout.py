@@ -57,7 +57,9 @@ def changes(old: Settings, new: Settings) -> Changes:
         if name not in ("replicas", "models", *_AT_ONCE, *_BY_REPLICAS)
         and getattr(old, name) != getattr(new, name)
     ]
-    rolling = [name for name in _BY_REPLICAS if getattr(old, name) != getattr(new, name)]
+    if old.tokens and not new.tokens:  # the file may be cut, and the service would be open to all
+        restart.append("to be without tokens")
+    rolling = [name for name in _BY_REPLICAS if _of_replicas(old, name) != _of_replicas(new, name)]
     if [m.name for m in old.models] != [m.name for m in new.models]:
         restart.append("models")
     else:
@@ -67,8 +69,16 @@ def changes(old: Settings, new: Settings) -> Changes:
                     found = restart if name in _BY_RESTART else rolling
                     found.append(f"models.{model.name}.{name}")
     at_once = [name for name in _AT_ONCE if getattr(old, name) != getattr(new, name)]
+    if old.limits.standstill_s != new.limits.standstill_s:
+        at_once.append("limits.standstill_s")
     scaled = old.replicas != new.replicas
     return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once))
+
+
+def _of_replicas(settings: Settings, name: str) -> Any:
+    """A part of the settings as replicas use it: a standstill is the business of their owner."""
+    part = getattr(settings, name)
+    return part.model_copy(update={"standstill_s": None}) if name == "limits" else part
 
 
 def application(
@@ -188,6 +198,15 @@ def absent(state: str, message: str, known: str | None) -> str | None:
     if "failed to start" in message:
         return reason(message)
     return known if message and state != "HEALTHY" else None
+
+
+def complete(replicas: int) -> bool:
+    """Whether as many replicas run as are wanted, by what Serve says."""
+    from ray import serve
+
+    deployment = serve.status().applications[APP].deployments["Replica"]
+    running = deployment.replica_states.get("RUNNING", 0)  # as `serve_middleware.Looks` asks
+    return bool(deployment.status == "HEALTHY" and running >= replicas)
 
 
 def note_absence(why: str | None) -> None:

@@ -2,16 +2,21 @@
 
 Ray Serve notices that a replica is gone, starts another process, imports everything and tells only
 then that a model can't be loaded.  This takes a small part of that.  A process of its own reads the
-files as they are by now, and ends alone if a model's code ends the process that imports it.
+files as they are by now, and ends alone if a model's code ends the process that imports it.  What
+that code starts ends with it, and it ends itself if nobody waits for it any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
-from typing import Final
+from typing import IO, Final
 
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
@@ -19,7 +24,8 @@ from online.service.on_ray.origin import Origin
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 
-_WAIT_S: Final = 60.0
+_WAIT_S: Final = 60
+_SAID_BYTES: Final = 65_536  # of what it says on its error output, the last
 
 
 def why_not(settings: Settings, specs: Mapping[str, str]) -> str | None:
@@ -35,18 +41,40 @@ def why_not(settings: Settings, specs: Mapping[str, str]) -> str | None:
     data = settings.model_dump(mode="json", context=WITH_SECRETS)
     told = json.dumps({"settings": data, "specs": dict(specs), "path": sys.path})
     words = [sys.executable, "-m", __name__]
+    with tempfile.TemporaryFile() as said:  # no pipe: what the code starts would hold it open
+        code = _run(words, told, said)
+        if code is None:  # whether they load is not known then
+            return None
+        if code < 0:
+            return f"the process that loads the models was ended by signal {-code}"
+        said.seek(max(said.seek(0, os.SEEK_END) - _SAID_BYTES, 0))
+        return reason(said.read().decode(errors="replace")) if code else None
+
+
+def _run(words: list[str], told: str, said: IO[bytes]) -> int | None:
+    """Run it in a group of its own, which ends with it; returns its code, None: not in time."""
     try:
-        ended = subprocess.run(words, input=told, capture_output=True, text=True, timeout=_WAIT_S)
-    except (OSError, subprocess.TimeoutExpired):  # whether they load is not known then
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError:
         return None
-    if ended.returncode < 0:
-        return f"the process that loads the models was ended by signal {-ended.returncode}"
-    return reason(ended.stderr) if ended.returncode else None
+    try:
+        process.communicate(told.encode(), timeout=_WAIT_S)
+        return process.returncode
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _load() -> None:
     """Load each model as a replica does.  Raises what a replica raises."""
     told = json.load(sys.stdin)
+    signal.alarm(_WAIT_S)  # by then nobody waits for it
     sys.path[:] = told["path"]
     settings = Settings.model_validate(told["settings"])
     keys, origin = Keys.from_file(settings.key_path), Origin.here(settings, told["specs"])

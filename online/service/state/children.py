@@ -1,8 +1,10 @@
 """The processes that a service has started are looked after by the process that started them.
 
-A process that stands still is a process that died: one that is stopped (SIGSTOP, a debugger) for
-``limits.standstill_s``, counted in our own running time, is ended while our own writes reach the
-disk, and Ray or Serve starts it again.  What they can't start again, Ray's own, is only named.
+A process that stands still is a process that died: a worker of Ray, or HAProxy, that is stopped
+(SIGSTOP, a debugger) for ``limits.standstill_s``, counted in our own running time, is ended while
+our own writes reach the disk, and Ray or Serve starts it again.  All others are only named: nothing
+starts them again.  Among them are `raylet`, `gcs_server`, what stands in for raylet's agents (it
+ends with them), and processes that a model has started.
 
 When a replica has gone, it is found out at once whether the next one can start.
 """
@@ -21,7 +23,8 @@ from online import processes
 from online.service.state.stalled_process import LOOK_MAX_S, STOPPED, Process, writes
 
 _FIND_S: Final = 5.0  # between two searches for processes that have begun
-_VITAL: Final = ("raylet", "gcs_server")
+_WORKER: Final = "ray::"  # how a worker of Ray calls itself on its command line
+_BALANCER: Final = "haproxy"
 _REPLICA: Final = "ServeReplica"
 
 
@@ -29,7 +32,6 @@ class Children:
     """The processes of a service, looked at in turn.
 
     Parameters:
-        bound_s: One that is stopped for so long is ended; None: never.
         progress: Is given a line for each that was ended, or stands and can't be.
         find: All that run.
         monotonic_s: Our own clock.
@@ -37,21 +39,20 @@ class Children:
 
     def __init__(
         self,
-        bound_s: float | None,
         progress: Callable[[str], None],
         find: Callable[[], Sequence[psutil.Process]] = processes.own_processes,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._bound_s, self._progress = bound_s, progress
+        self._progress = progress
         self._find, self._monotonic_s = find, monotonic_s
         self._found: Sequence[psutil.Process] = ()
         self._replicas: list[psutil.Process] = []
         self._found_s = self._looked_s = monotonic_s()
-        self._stood_s: dict[Process, float] = {}
+        self._stood: dict[Process, tuple[float, int]] = {}  # how long, and its turns by then
         self._named: set[Process] = set()
 
-    def once(self, folder: Path, replicas: int) -> bool:
-        """Look at each, and end one that stands still.
+    def once(self, folder: Path, replicas: int, bound_s: float | None) -> bool:
+        """Look at each, and end one that is stopped for ``bound_s``; None: end none.
 
         Returns whether a replica has gone since, and fewer than ``replicas`` run.  ``folder`` is on
         the disk whose writes have to go on.
@@ -61,32 +62,49 @@ class Children:
         if gone or not self._found or now_s >= self._found_s + _FIND_S:
             self._found, self._found_s = self._find(), now_s
             self._replicas = [one for one in self._found if _REPLICA in _command(one)]
-        if self._bound_s is not None:
-            self._end_stopped(self._bound_s, folder, now_s)
+        if bound_s is None:
+            self._stood, self._looked_s = {}, now_s
+        else:
+            self._end_stopped(bound_s, folder, now_s)
         return gone and len(self._replicas) < replicas
 
     def _end_stopped(self, bound_s: float, folder: Path, now_s: float) -> None:
         passed_s, self._looked_s = min(now_s - self._looked_s, LOOK_MAX_S), now_s
-        stood, self._stood_s = self._stood_s, {}
+        stood, self._stood = self._stood, {}
         for one in self._found:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 if one.status() not in STOPPED:
                     continue
-                who = one.pid, one.create_time()
-                so_far_s = stood[who] + passed_s if who in stood else 0.0
-                self._stood_s[who] = so_far_s
+                who, turns = (one.pid, one.create_time()), sum(one.num_ctx_switches())
+                so_far_s, before = stood.get(who, (0.0, None))
+                # With other turns it has run meanwhile: a tracer, or what halves its speed, stops
+                # it often and never for long.
+                so_far_s = so_far_s + passed_s if turns == before else 0.0
+                self._stood[who] = so_far_s, turns
                 if so_far_s >= bound_s and who not in self._named and writes(folder):
                     self._end(one, who, bound_s)
                     return  # one at a time: the end of one may let others go on
 
     def _end(self, one: psutil.Process, who: Process, bound_s: float) -> None:
         self._named.add(who)
-        name = f"process {one.pid} ({one.name()})"
-        if one.name() in _VITAL:
-            self._progress(f"{name} stands still for {bound_s:g} s, and the service needs it")
+        line = f"process {one.pid} ({one.name()})"
+        if not _begins_again(one):
+            self._progress(
+                f"{line} stands still for {bound_s:g} s, and nothing starts it again: it is left "
+                f"alone; `kill -CONT {one.pid}` lets it go on"
+            )
             return
         processes.end([one])
-        self._progress(f"ended {name}: it stood still for {bound_s:g} s; it is started again")
+        self._progress(f"ended {line}: it stood still for {bound_s:g} s; it is started again")
+
+
+def _begins_again(process: psutil.Process) -> bool:
+    """Whether Ray or Serve starts another one; not what a worker has forked, with its name."""
+    if process.name() == _BALANCER:
+        return True
+    parent = process.parent()
+    forked = parent is not None and _command(parent).startswith(_WORKER)
+    return _command(process).startswith(_WORKER) and not forked
 
 
 def _command(process: psutil.Process) -> str:

@@ -22,17 +22,15 @@ class JournalUpkeep:
     """Maintains the journal of a service in small steps, in one process for all.
 
     Parameters:
-        bound_s: A process that holds the journal's lock this long without progress, or is stopped,
-            is ended; None: never.
         progress: Is called with a line for each process that was ended.
 
     Attributes:
         journal: The journal, once a step has opened it.
     """
 
-    def __init__(self, bound_s: float | None, progress: Callable[[str], None]) -> None:
-        self._standstill = None if bound_s is None else Standstill(bound_s)
-        self._progress, self._children = progress, Children(bound_s, progress)
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._standstill = Standstill()
+        self._progress, self._children = progress, Children(progress)
         self._held_by: str | None = None  # the lock's holder that was logged last
         self._refused: str | None = None  # the error that was logged last
         self.journal: Journal | None = None
@@ -44,7 +42,10 @@ class JournalUpkeep:
         last HTTP port of running replicas.
         """
         self._move(settings, ports)
-        return ports is not None and self._children.once(settings.state_dir, settings.replicas_min)
+        bound_s = settings.limits.standstill_s
+        return ports is not None and self._children.once(
+            settings.state_dir, settings.replicas_min, bound_s
+        )
 
     def _move(self, settings: Settings, ports: Sequence[int] | None) -> None:
         try:
@@ -56,9 +57,12 @@ class JournalUpkeep:
             if error.holder != self._held_by:
                 log.warning("%s", error)
             self._held_by = error.holder
-            if self._standstill is not None and ports is not None:
+            bound_s = settings.limits.standstill_s
+            if bound_s is None:
+                self._standstill.moved()
+            elif ports is not None:
                 seen = look(error.pid, range(ports[0], ports[1] + 1), settings.state_dir)
-                if (line := self._standstill.end(seen, time.monotonic())) is not None:
+                if (line := self._standstill.end(seen, time.monotonic(), bound_s)) is not None:
                     self._progress(line)
         except ReplayError as error:
             if str(error) != self._refused:
@@ -66,8 +70,7 @@ class JournalUpkeep:
             self._refused = str(error)
         else:
             self._held_by = self._refused = None
-            if self._standstill is not None:
-                self._standstill.moved()
+            self._standstill.moved()
 
     def close(self) -> None:
         """Close the journal; the next step opens it again."""

@@ -6,7 +6,8 @@ process can't get the lock it inspects the holder.  It ends the holder if all of
 for ``limits.standstill_s``, counted in the main process's own running time:
 
 * it is the same process, and one that this service has started;
-* it is stopped, or it is a replica whose HTTP does not answer;
+* it is stopped, or it is a replica whose HTTP does not answer, and which does not wait for a disk;
+* nothing was written to the journal: else it is slow, and has had the lock more than once;
 * the main process can write to the same disk, so a stalled disk is not the cause.
 
 Any other holder, such as a backup program, is named in the refusals of feedback and never ended.
@@ -44,54 +45,55 @@ class Look:
         ours: Whether this service has started it.
         stands: Whether it is stopped or does not answer.
         disk: Whether this process can write to the journal's disk.
+        written: Size and time of the last change of the journal's log.
     """
 
     holder: Process | None
     ours: bool
     stands: bool
     disk: bool
+    written: tuple[int, int] | None = None
 
 
 class Standstill:
-    """Measures how long one process of this service has been stalled while holding the journal.
+    """Measures how long one process of this service has been stalled while holding the journal."""
 
-    Parameters:
-        bound_s: Seconds after which it is to be ended.
-    """
-
-    def __init__(self, bound_s: float) -> None:
-        self._bound_s = bound_s
+    def __init__(self) -> None:
         self._process: Process | None = None
+        self._written: tuple[int, int] | None = None
         self._stood_s = self._looked_s = 0.0
 
     def moved(self) -> None:
         """Reset the measurement: the lock is free."""
         self._process = None
 
-    def saw(self, look: Look, now_s: float) -> Process | None:
-        """Count one observation at ``now_s`` (monotonic seconds); return the process to end."""
+    def saw(self, look: Look, now_s: float, bound_s: float) -> Process | None:
+        """Count one observation at ``now_s`` (monotonic seconds); return the process to end.
+
+        ``bound_s``: seconds after which it is to be ended.
+        """
         if look.holder is None or not (look.ours and look.stands and look.disk):
             self._process = None
             return None
-        if look.holder != self._process:
-            self._process, self._stood_s = look.holder, 0.0
+        if (look.holder, look.written) != (self._process, self._written):
+            self._process, self._written, self._stood_s = look.holder, look.written, 0.0
         else:
             self._stood_s += min(now_s - self._looked_s, LOOK_MAX_S)
         self._looked_s = now_s
-        if self._stood_s < self._bound_s:
+        if self._stood_s < bound_s:
             return None
         self._process = None  # the next process is measured from zero
         return look.holder
 
-    def end(self, look: Look, now_s: float) -> str | None:
+    def end(self, look: Look, now_s: float, bound_s: float) -> str | None:
         """End the process if its time is over, and return a line about it."""
-        process = self.saw(look, now_s)
+        process = self.saw(look, now_s, bound_s)
         if process is None:
             return None
         own = processes.own_processes()
         processes.end([one for one in own if (one.pid, one.create_time()) == process])
         return (
-            f"ended process {process[0]}: it stood still for {self._bound_s:g} s and held the "
+            f"ended process {process[0]}: it stood still for {bound_s:g} s and held the "
             "journal; what it had written is learned by another replica"
         )
 
@@ -114,9 +116,11 @@ def look(
     if pid is None or process is None:
         return Look(None, False, False, False)
     with contextlib.suppress(psutil.NoSuchProcess):
-        stands = process.status() in STOPPED or _silent(process, ports)
+        written, status = _written(folder), process.status()
+        waits = status == psutil.STATUS_DISK_SLEEP  # for this disk or another, as that of swap
+        stands = status in STOPPED or (not waits and _silent(process, ports))
         disk = stands and writes(folder, clock_s)
-        return Look((pid, process.create_time()), True, stands, disk)
+        return Look((pid, process.create_time()), True, stands, disk, written)
     return Look(None, True, False, False)  # it has ended meanwhile
 
 
@@ -131,6 +135,13 @@ def _silent(process: psutil.Process, ports: range) -> bool:
                 return True
             return False
     return False
+
+
+def _written(folder: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        log = (folder / "journal.db-wal").stat()
+        return log.st_size, log.st_mtime_ns
+    return None
 
 
 def writes(folder: Path, clock_s: Callable[[], float] = time.monotonic) -> bool:

@@ -15,7 +15,10 @@ from online.processes import runs
 from online.service.state import children
 from online.service.state.children import Children
 
-SLEEP = "import sys, time; time.sleep(600)"
+WORKER = "ray::ParameterServer"
+FORKS = (
+    "import subprocess; subprocess.Popen(['ray::forked', '600'], executable='/bin/sleep').wait()"
+)
 
 
 class World:
@@ -26,11 +29,12 @@ class World:
         self.begun: list[subprocess.Popen[bytes]] = []
         self.processes: list[psutil.Process] = []
         self.said: list[str] = []
-        self.children = Children(10.0, self.said.append, lambda: self.processes, lambda: self.now_s)
+        self.children = Children(self.said.append, lambda: self.processes, lambda: self.now_s)
+        self.bound_s: float | None = 10.0
 
-    def start(self, *words: str) -> psutil.Process:
-        """A process that sleeps, with these words on its command line."""
-        self.begun.append(subprocess.Popen([sys.executable, "-c", SLEEP, *words]))
+    def start(self, name: str = WORKER) -> psutil.Process:
+        """A process that sleeps, with this name on its command line."""
+        self.begun.append(subprocess.Popen([name, "600"], executable="/bin/sleep"))
         self.processes.append(psutil.Process(self.begun[-1].pid))
         return self.processes[-1]
 
@@ -39,7 +43,7 @@ class World:
         missed = False
         for _ in range(times):
             self.now_s += 1.0
-            missed |= self.children.once(self.folder, replicas)
+            missed |= self.children.once(self.folder, replicas, self.bound_s)
         return missed
 
 
@@ -114,27 +118,54 @@ def test_nobody_is_ended_while_the_disk_stalls_or_without_a_bound(
         patched.setattr(children, "writes", lambda folder: False)
         world.look(30)
         assert runs(balancer)
-    never = Children(None, world.said.append, lambda: world.processes, lambda: world.now_s)
-    for _ in range(30):
-        world.now_s += 1.0
-        never.once(world.folder, 0)
+    world.bound_s = None  # the setting may change while the service runs
+    world.look(30)
+    assert runs(balancer)
+    world.bound_s = 10.0
+    world.look(10)
     assert runs(balancer)
     world.look()
     assert not runs(balancer)
 
 
-def test_what_ray_can_not_start_again_is_named_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raylet = world.start()
-    monkeypatch.setattr(children, "_VITAL", (raylet.name(),))
+def test_one_that_is_stopped_often_and_never_for_long_runs(world: World) -> None:
+    """A tracer, or a program that limits its share of a core: each look finds it stopped."""
+    balancer = world.start()
     world.look()
-    stop(raylet)
+    for _ in range(30):
+        stop(balancer)
+        world.look()
+        balancer.resume()
+        while balancer.status() == psutil.STATUS_STOPPED:
+            pass
+    assert runs(balancer)
+
+
+@pytest.mark.parametrize("name", ["/usr/lib/raylet", "gcs_server", "cat", "python train.py"])
+def test_what_nothing_starts_again_is_named_once_and_left_alone(world: World, name: str) -> None:
+    """Raylet, what stands in for its agents (raylet ends with it), a process of a model's own."""
+    alone = world.start(name)
+    world.look()
+    stop(alone)
     world.look(40)
-    assert runs(raylet)
+    assert runs(alone)
     (line,) = world.said
-    assert f"process {raylet.pid} (" in line
-    assert "the service needs it" in line
+    assert f"process {alone.pid} (" in line
+    assert f"`kill -CONT {alone.pid}`" in line
+
+
+def test_what_a_worker_has_forked_is_no_worker(world: World) -> None:
+    world.begun.append(subprocess.Popen([WORKER, "-c", FORKS], executable=sys.executable))
+    worker = psutil.Process(world.begun[-1].pid)
+    while not (forked := worker.children()) or forked[0].name() != "sleep":
+        pass
+    world.processes = [worker, *forked]
+    world.look()
+    stop(forked[0])
+    world.look(40)
+    assert runs(forked[0])
+    forked[0].kill()
+    assert len(world.said) == 1
 
 
 def test_a_replica_that_has_gone_is_missed_once(world: World) -> None:

@@ -28,6 +28,24 @@ def test_equal_settings_change_nothing(tmp_path: Path) -> None:
     assert changes(settings(tmp_path), settings(tmp_path)) == Changes((), (), False)
 
 
+TOKENS = {role: f"{role}-{'0' * 24}" for role in ("predict", "feedback", "admin")}
+
+
+def test_a_file_that_was_cut_before_its_tokens_does_not_open_a_running_service(
+    tmp_path: Path,
+) -> None:
+    closed, opened = settings(tmp_path, tokens=TOKENS), settings(tmp_path)
+    assert changes(closed, opened).restart == ("to be without tokens",)
+    assert changes(opened, closed) == Changes((), ("tokens",), False)
+    other = settings(tmp_path, tokens={**TOKENS, "predict": "x" * 24})
+    assert changes(closed, other) == Changes((), ("tokens",), False)
+
+
+def test_a_standstill_is_judged_by_the_owner_so_no_replica_is_replaced(tmp_path: Path) -> None:
+    never = settings(tmp_path, limits={"standstill_s": None})
+    assert changes(settings(tmp_path), never) == Changes((), (), False, ("limits.standstill_s",))
+
+
 def test_the_number_of_replicas_only_scales(tmp_path: Path) -> None:
     found = changes(settings(tmp_path, replicas=1), settings(tmp_path, replicas=3))
     assert found == Changes((), (), True)

@@ -1,0 +1,53 @@
+"""When settings that are read again are taken: not while somebody writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from online.commands.operate.serve import _settled
+from online.errors import ConfigError, StartRefused
+from online.settings.config import Settings, load
+
+MODELS = "models:\n- {name: m, task: binary, learner: linear}\n"
+TOKENS = "tokens:\n" + "".join(
+    f"  {role}: [{role}-{'0' * 24}]\n" for role in ("predict", "feedback", "admin")
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "online.yaml"
+
+
+def read(path: Path) -> Settings:
+    return load(path, {"state_dir": str(path.parent / "state")}, {})
+
+
+def test_an_editor_that_has_written_half_is_waited_for(path: Path) -> None:
+    whole = MODELS + TOKENS
+    path.write_text(MODELS)
+    assert not read(path).tokens
+    later = iter([whole, whole])
+    found = _settled(lambda: read(path), lambda s: path.write_text(next(later)) and None)
+    assert len(found.tokens.of("admin")) == 1
+
+
+@pytest.mark.parametrize("cut", range(len(MODELS), len(MODELS + TOKENS)))
+def test_a_file_that_stays_cut_is_refused_or_has_fewer_tokens_or_none(path: Path, cut: int) -> None:
+    """None of them opens a running service: tests of the roll-out say what none is."""
+    path.write_text((MODELS + TOKENS)[:cut])
+    try:
+        tokens = read(path).tokens
+    except ConfigError:
+        return
+    whole = (MODELS + TOKENS)[cut:].strip() == ""
+    assert bool(tokens) is whole
+
+
+def test_settings_that_change_on_and_on_are_refused(path: Path) -> None:
+    texts = iter(MODELS + f"replicas: {n}\n" for n in range(1, 100))
+    path.write_text(MODELS)
+    with pytest.raises(StartRefused, match="change while they are read"):
+        _settled(lambda: read(path), lambda s: path.write_text(next(texts)) and None)
