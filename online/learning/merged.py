@@ -7,11 +7,11 @@ Learning follows the offsets of committed rows, never requests.  The local model
 so each own row counts once, whatever was lost, repeated or restarted.  If at a merge a partition's
 deltas do not form an unbroken chain from its clock to the last row learned (the server restarted,
 another process pushed, a bound was reached), they are dropped and the rows are learned again, while
-the old copy goes on predicting.  If the server's values were rewritten (a rollback), everything
-above them is learned again, and the old copy does not go on.
+the old copy goes on predicting.  If the server's values were rewritten (a rollback), the new values
+answer at once, and the rows after their clock are learned again.
 
 No Ray, no I/O, no clock: :mod:`online.replica.replica` feeds rows, sends and receives.
-Protocol: "Exactly once, in detail" in the project's design.
+The rules of the protocol are in docs/architecture.md, "Exactly once".
 """
 
 from __future__ import annotations
