@@ -16,16 +16,16 @@ _HEAD: Final = """# Every module
 
 <!-- Made by `python -m pages` from the first lines of the modules: change them there. -->
 
-A line for each module, the first of its own docstring, by package and room. How they work
-together is in [the architecture](architecture.md), and what happens to one event in
-[its life](explanation.md).
+One line for each module, the first of its docstring, by package and folder. [The
+architecture](architecture.md) shows how they work together, and [one event's
+life](explanation.md) what happens to one event.
 
 ## Rooms of online/
 
-A room imports from lower floors alone: a contract of `make check` says so. Others, beside it in
-`pyproject.toml`, name the few modules that may import Ray, FastAPI, Redis or torch; `learning`,
-`rows`, `messages`, `replay` and `evaluation` reach none of these, not even through others, but for
-the two modules that are there for it: `replay/journal/redisserver` and `evaluation/dense`.
+A room is a folder or module of `online/` on one floor (layer), and imports only from lower floors.
+Contracts in `pyproject.toml`, checked by `make check`, enforce this and list the few modules that
+may import Ray, FastAPI, Redis or torch. `learning`, `rows`, `messages`, `replay` and `evaluation`
+import none of these, even indirectly; `replay/journal/redisserver` and `evaluation/dense` may.
 
 | floor | room | |
 |---|---|---|

@@ -23,7 +23,7 @@ from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
-from online.http.direct import Around, Direct
+from online.http.direct import AppParts, Direct
 from online.http.edge import routes as edge_routes
 from online.http.fastapi_warmup import build_routes, read_no_sources
 from online.http.front import add_front
@@ -99,7 +99,7 @@ class App:
         some: Features that only some models have.
         state: The state folder with edge releases and histories; None: there are none.
         browsers: Checks the origins and host names of browsers' requests; None: no checks.
-        drawn: Decides at random whether a request is traced; None: tracing is off.
+        draws_trace: Decides at random whether a request is traced; None: tracing is off.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class App:
         some: ModelExtras | None = None,
         state: Path | None = None,
         browsers: Browsers | None = None,
-        drawn: Callable[[], bool] | None = None,
+        draws_trace: Callable[[], bool] | None = None,
     ) -> None:
         some = ModelExtras() if some is None else some
         self._scores, self._choosing = some.scores, some.choosing
@@ -127,9 +127,9 @@ class App:
         self._actions = openinference.Actions(servings, self._transfers, self._send)
         self._live = {name: Ring() for name in servings}
         self._direct = Direct(
-            Around(
+            AppParts(
                 servings, self._live, self._ids, self._unread, self._send,
-                lambda direct: direct + self._under_way < limits.ongoing_max, drawn,
+                lambda direct: direct + self._under_way < limits.ongoing_max, draws_trace,
                 limits.body_bytes_max,
             )
         )  # fmt: skip

@@ -1,11 +1,11 @@
 """Serves single predictions and feedback events from the connection's callback, without a task.
 
 Handing a request to an ASGI application (a task and several layers of coroutines) costs about as
-much as learning from an event.  A request head that was served once in the normal way is cached,
+much as learning from an event.  A request head that the application served once is cached,
 together with its caller, permission, model and format.  So a body behind the same head bytes
 (:mod:`online.service.parts.head_cache`) is decoded at once.  A prediction of one row is answered
 immediately; an event is batched with the others of the same loop turn, and the answers of one
-commit are written in one turn.  Every other request takes the normal way.
+commit are written in one turn.  Every other request goes to the application.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Sending(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
-    """The parts of the application that direct requests need.
+class AppParts:
+    """The parts of the application that direct requests use.
 
     Attributes:
         servings, live: Handlers and live buffers by model, which may be replaced at any time.
-        free: Returns whether there is room for another request beside that many direct ones.
-        drawn: Decides at random whether a request is traced; None: tracing is off.
+        has_room: Returns whether one more request is admitted beside that many direct ones.
+        draws_trace: Decides at random whether a request is traced; None: tracing is off.
         body_bytes_max: Largest size of a body in bytes.
     """
 
@@ -63,109 +63,111 @@ class Around:
     ids: RequestIds
     untaken: UnreadAnswers
     send: Sending
-    free: Callable[[int], bool]
-    drawn: Callable[[], bool] | None
+    has_room: Callable[[int], bool]
+    draws_trace: Callable[[], bool] | None
     body_bytes_max: int
 
 
 _Body = PredictRequest | FeedbackRequest
 
 
-def _is_short(asked: _Body) -> bool:
+def _is_short(request: _Body) -> bool:
     """Whether the request is about one row, and quick to answer."""
-    if isinstance(asked, FeedbackRequest):
-        return asked.events is None
-    return not (asked.explain or asked.nearest) and asked.instances is None
+    if isinstance(request, FeedbackRequest):
+        return request.events is None
+    return not (request.explain or request.nearest) and request.instances is None
 
 
 class Direct:
-    """Attaches direct ways to request heads, and sends the answers of events.
+    """Attaches handlers to cached request heads, and sends the answers of events.
 
     Attributes:
         under_way: Number of direct requests without an answer yet.
     """
 
-    def __init__(self, around: Around) -> None:
-        self.around, self.under_way = around, 0
-        self._told: list[_One] = []
+    def __init__(self, app: AppParts) -> None:
+        self.app, self.under_way = app, 0
+        self._to_answer: list[_DirectEvent] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def offer(
-        self, send: Send, asked: _Body, model: str, form: Format, given: Mapping[bytes, bytes]
+        self, send: Send, request: _Body, model: str, form: Format, headers: Mapping[bytes, bytes]
     ) -> None:
-        """Attach a way to the head of this admitted request, for later bodies with that head."""
+        """Attach a handler to the head of this admitted request, for later bodies behind it."""
         head: Any = getattr(getattr(send, "__self__", None), "head", None)
-        if head is not None and head.way is None and _is_short(asked):
-            kind = Questions if isinstance(asked, PredictRequest) else Events
-            head.way = kind(self, model, form, given, copy_context())
+        if head is not None and head.handler is None and _is_short(request):
+            kind = DirectPredictions if isinstance(request, PredictRequest) else DirectFeedback
+            head.handler = kind(self, model, form, headers, copy_context())
 
-    def told(self, one: _One) -> None:
+    def queue_answer(self, event: _DirectEvent) -> None:
         """Send the event's answer in the next turn, together with others."""
-        self._told.append(one)
-        if len(self._told) == 1:
+        self._to_answer.append(event)
+        if len(self._to_answer) == 1:
             asyncio.get_running_loop().call_soon(self._answer)
 
     def _answer(self) -> None:
-        some, self._told = self._told[:_AT_ONCE], self._told[_AT_ONCE:]
-        if self._told:
+        some, self._to_answer = self._to_answer[:_AT_ONCE], self._to_answer[_AT_ONCE:]
+        if self._to_answer:
             asyncio.get_running_loop().call_soon(self._answer)
-        for one in some:
+        for event in some:
             try:
-                one.answer()
+                event.answer()
             except Exception as error:  # fail this answer only, not the others
-                one.error = error
-                self.later(one.tell(None), one.way.context)
+                event.error = error
+                self.answer_by_task(event.answer_later(None), event.handler.context)
 
-    def later(self, answering: Coroutine[Any, Any, None], context: Context) -> None:
+    def answer_by_task(self, answering: Coroutine[Any, Any, None], context: Context) -> None:
         """Answer by a task, in the context of the request."""
         task = context.run(asyncio.get_running_loop().create_task, answering)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-class Way:
+class HeadHandler:
     """Handles the bodies that follow one cached head.
 
     Parameters:
-        given: The headers of the head.
+        headers: The headers of the head.
         context: The context in which the request was admitted, including its sender.
     """
 
-    __slots__ = ("context", "direct", "form", "given", "model")
+    __slots__ = ("context", "direct", "form", "headers", "model")
 
     def __init__(
-        self, direct: Direct, model: str, form: Format, given: Mapping[bytes, bytes],
+        self, direct: Direct, model: str, form: Format, headers: Mapping[bytes, bytes],
         context: Context,
     ) -> None:  # fmt: skip
         self.direct, self.model, self.form = direct, model, form
-        self.given, self.context = given, context
+        self.headers, self.context = headers, context
 
-    def takes(self, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
+    def accept(self, cycle: Any, body: bytes, run_app: Callable[[], None]) -> bool:
         """Take a body, if it can be handled directly; return whether it was.
 
-        ``cycle`` is uvicorn's request, without body or scope of its own; ``usual`` passes it to
+        ``cycle`` is uvicorn's request, without body or scope of its own; ``run_app`` passes it to
         the application.
         """
-        around = self.direct.around
-        serving = around.servings.get(self.model)
-        if serving is None or len(body) > around.body_bytes_max:
+        app = self.direct.app
+        serving = app.servings.get(self.model)
+        if serving is None or len(body) > app.body_bytes_max:
             return False
-        if not around.free(self.direct.under_way) or self._traced(cycle):
+        if not app.has_room(self.direct.under_way) or self._traced(cycle):
             return False
-        return self.goes(serving, cycle, body, usual)
+        return self.handle(serving, cycle, body, run_app)
 
     def _traced(self, cycle: Any) -> bool:
-        """Whether the request is traced, or may be; then it takes the normal way."""
-        if (drawn := self.direct.around.drawn) is None:
+        """Whether the request is traced, or may be; then the application handles it."""
+        if (draws_trace := self.direct.app.draws_trace) is None:
             return False
-        if _PARENT in self.given:  # the caller decides
+        if _PARENT in self.headers:  # the caller decides
             return True
-        traced: bool = drawn()
-        cycle.traced = traced  # the normal way does not draw again
+        traced: bool = draws_trace()
+        cycle.traced = traced  # the application does not draw again
         return traced
 
-    def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
-        """Handle the body by this kind of request; return whether it could be."""
+    def handle(
+        self, serving: Serving, cycle: Any, body: bytes, run_app: Callable[[], None]
+    ) -> bool:
+        """Handle the body of this kind of request; return whether that was possible."""
         raise NotImplementedError
 
     def refused(
@@ -176,119 +178,125 @@ class Way:
             serving.replica.counts[f"{action}_refused_{error.code}"] += 1
         return answer_of(error, f"{action} {self.model}, request {request_id.decode()}", self.form)
 
-    def leaves(
+    def send_answer(
         self, cycle: Any, status: int, body: bytes, request_id: bytes,
         more: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:  # fmt: skip
         """Send an answer, by a task if uvicorn would not write it at once."""
         if not more and written(cycle.send, status, self.form.content_type, body, request_id):
-            self._ends(cycle)
+            self._end(cycle)
         else:
             headers = [(_ID, request_id), *more]
-            self.direct.later(self._send(cycle, status, body, headers), self.context)
+            self.direct.answer_by_task(self._send(cycle, status, body, headers), self.context)
 
     async def _send(
         self, cycle: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]]
     ) -> None:
-        kind, send = self.form.content_type, self.direct.around.send
+        kind, send = self.form.content_type, self.direct.app.send
         try:
             await send(cycle.send, status, kind, body, headers, self.model)
         finally:
-            self._ends(cycle)
+            self._end(cycle)
 
-    def _ends(self, cycle: Any) -> None:
+    def _end(self, cycle: Any) -> None:
         self.direct.under_way -= 1
-        self.direct.around.untaken.ends(cycle.receive, cycle.scope["path"])
+        self.direct.app.untaken.ends(cycle.receive, cycle.scope["path"])
 
 
-class Questions(Way):
+class DirectPredictions(HeadHandler):
     """Handles predictions, which are answered at once."""
 
     __slots__ = ()
 
-    def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
+    def handle(
+        self, serving: Serving, cycle: Any, body: bytes, run_app: Callable[[], None]
+    ) -> bool:
         """Answer a prediction for one row, if it needs nothing beyond the model."""
-        begun_s, around = perf_counter(), self.direct.around
+        begun_s, app = perf_counter(), self.direct.app
         try:
-            asked = self.form.predict(body)
-        except Exception:  # the usual way reports the error
+            request = self.form.predict(body)
+        except Exception:  # the application reports the error
             return False
-        if not _is_short(asked):
+        if not _is_short(request):
             return False
-        around.untaken.begins(cycle.receive)
+        app.untaken.begins(cycle.receive)
         self.direct.under_way += 1
-        request_id = around.ids.of(self.given)
+        request_id = app.ids.of(self.headers)
         more: Sequence[tuple[bytes, bytes]] = ()
         try:
-            said = self.context.run(serving.predict, asked)
-            status, answer = 200, self.form.encode(said)
-            if (live := around.live[self.model]).watched:
-                live.take(asked, said, len(body))
+            prediction = self.context.run(serving.predict, request)
+            status, answer = 200, self.form.encode(prediction)
+            if (live := app.live[self.model]).watched:
+                live.take(request, prediction, len(body))
         except Exception as error:
             status, answer, more = self.refused(serving, "predict", error, request_id)
         serving.replica.answered("predict", perf_counter() - begun_s)
-        self.leaves(cycle, status, answer, request_id, more)
+        self.send_answer(cycle, status, answer, request_id, more)
         return True
 
 
-class Events(Way):
+class DirectFeedback(HeadHandler):
     """Handles feedback of single events."""
 
     __slots__ = ()
 
-    def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
+    def handle(
+        self, serving: Serving, cycle: Any, body: bytes, run_app: Callable[[], None]
+    ) -> bool:
         """Batch an event with others of the same turn; a label by id is recorded in a task."""
         direct, begun_s = self.direct, perf_counter()
         try:
             event = self.form.feedback(body)
-        except Exception:  # the usual way reports the error
+        except Exception:  # the application reports the error
             return False
         if not _is_short(event):
             return False
-        direct.around.untaken.begins(cycle.receive)
+        direct.app.untaken.begins(cycle.receive)
         direct.under_way += 1
         if event.id is not None:
-            direct.later(self._labelled(serving, cycle, event, len(body), begun_s), self.context)
+            direct.answer_by_task(
+                self._labelled(serving, cycle, event, len(body), begun_s), self.context
+            )
             return True
-        one = _One(self, serving, cycle, event, len(body), usual)
-        one.place = self.context.run(serving.alone.take, event, one)
+        waiting = _DirectEvent(self, serving, cycle, event, len(body), run_app)
+        waiting.place = self.context.run(serving.single_events.take, event, waiting)
         return True
 
     async def _labelled(
         self, serving: Serving, cycle: Any, event: FeedbackRequest, size: int, begun_s: float
     ) -> None:
         """Record the label of a prediction by its id, and answer."""
-        request_id = self.direct.around.ids.of(self.given)
+        request_id = self.direct.app.ids.of(self.headers)
         more: Sequence[tuple[bytes, bytes]] = ()
         try:
-            status, receipt = await serving.alone.feedback(event)
+            status, receipt = await serving.single_events.feedback(event)
             body = self.encoded(event, receipt, size)
         except Exception as error:
             status, body, more = self.refused(serving, _FEEDBACK, error, request_id)
         serving.replica.answered(_FEEDBACK, perf_counter() - begun_s)
-        self.leaves(cycle, status, body, request_id, more)
+        self.send_answer(cycle, status, body, request_id, more)
 
     def encoded(self, event: FeedbackRequest, receipt: Receipt, size: int) -> bytes:
         """Encode the receipt, and record the event for live viewers."""
-        if (live := self.direct.around.live[self.model]).watched:
+        if (live := self.direct.app.live[self.model]).watched:
             live.take(event, receipt, size)
         return self.form.encode(receipt)
 
 
-class _One:
-    """One direct event; it has the methods of a future that the writer uses."""
+class _DirectEvent:
+    """A direct feedback event that waits for its outcome, which the writer sets as on a future."""
 
     __slots__ = (
-        "begun_s", "cycle", "ended", "error", "event", "place", "recorded", "serving", "size",
-        "usual", "way",
+        "begun_s", "cycle", "ended", "error", "event", "handler", "place", "recorded", "run_app",
+        "serving", "size",
     )  # fmt: skip
 
     def __init__(
-        self, way: Events, serving: Serving, cycle: Any, event: FeedbackRequest, size: int,
-        usual: Callable[[], None],
+        self, handler: DirectFeedback, serving: Serving, cycle: Any, event: FeedbackRequest,
+        size: int, run_app: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.way, self.serving, self.cycle, self.event = way, serving, cycle, event
-        self.size, self.usual, self.begun_s = size, usual, perf_counter()
+        self.handler, self.serving, self.cycle, self.event = handler, serving, cycle, event
+        self.size, self.run_app, self.begun_s = size, run_app, perf_counter()
         self.ended = False
         self.recorded: Recorded | None = None
         self.error: Exception | None = None
@@ -301,55 +309,57 @@ class _One:
     def set_result(self, result: Recorded | None, /) -> None:
         """Set the outcome; None: the event has to be read by itself."""
         self.ended, self.recorded = True, result
-        self.way.direct.told(self)
+        self.handler.direct.queue_answer(self)
 
     def set_exception(self, exception: RequestError, /) -> None:
         """Set the error of the event."""
         self.ended, self.error = True, exception
-        self.way.direct.told(self)
+        self.handler.direct.queue_answer(self)
 
     def exception(self) -> BaseException | None:
         """Return the error, if it is set."""
         return self.error
 
     def answer(self) -> None:
-        """Answer a learned event at once, and any other by a task or in the usual way."""
-        way, recorded, asked = self.way, self.recorded, None
+        """Answer a learned event at once, and any other by a task or by the application."""
+        handler, recorded, row = self.handler, self.recorded, None
         if recorded is None and self.error is None:
-            self.usual()
-            way.direct.under_way -= 1
+            self.run_app()
+            handler.direct.under_way -= 1
             return
         if recorded is not None and self.place is not None:
-            asked = self.place.asked
-        if asked is None or recorded is None:
-            way.direct.later(self.tell(asked), way.context)
+            row = self.place.row
+        if row is None or recorded is None:
+            handler.direct.answer_by_task(self.answer_later(row), handler.context)
             return
-        if (receipt := self.serving.alone.told_at_once(asked, recorded)) is None:
-            way.direct.later(self.tell(asked), way.context)
+        if (receipt := self.serving.single_events.plain_receipt(row, recorded)) is None:
+            handler.direct.answer_by_task(self.answer_later(row), handler.context)
             return
-        self._leaves(
-            200, way.encoded(self.event, receipt, self.size), way.direct.around.ids.of(way.given)
+        self._send_answer(
+            200,
+            handler.encoded(self.event, receipt, self.size),
+            handler.direct.app.ids.of(handler.headers),
         )
 
-    async def tell(self, asked: EventRow | None) -> None:
+    async def answer_later(self, row: EventRow | None) -> None:
         """Answer an event whose receipt needs more than its outcome."""
-        way = self.way
-        request_id = way.direct.around.ids.of(way.given)
+        handler = self.handler
+        request_id = handler.direct.app.ids.of(handler.headers)
         more: Sequence[tuple[bytes, bytes]] = ()
         try:
             if self.error is not None:
                 raise self.error
-            assert asked is not None
+            assert row is not None
             assert self.recorded is not None
-            status, receipt = await self.serving.alone.told(asked, self.recorded)
-            body = way.encoded(self.event, receipt, self.size)
+            status, receipt = await self.serving.single_events.receipt(row, self.recorded)
+            body = handler.encoded(self.event, receipt, self.size)
         except Exception as error:
-            status, body, more = way.refused(self.serving, _FEEDBACK, error, request_id)
-        self._leaves(status, body, request_id, more)
+            status, body, more = handler.refused(self.serving, _FEEDBACK, error, request_id)
+        self._send_answer(status, body, request_id, more)
 
-    def _leaves(
+    def _send_answer(
         self, status: int, body: bytes, request_id: bytes,
         more: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:  # fmt: skip
         self.serving.replica.answered(_FEEDBACK, perf_counter() - self.begun_s)
-        self.way.leaves(self.cycle, status, body, request_id, more)
+        self.handler.send_answer(self.cycle, status, body, request_id, more)

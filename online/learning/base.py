@@ -75,7 +75,8 @@ class BaseLearner(ABC):
     Attributes:
         serving: The copy that answers; while rows are learned again, not the copy that learns.
         mergeable: Whether the server merges what replicas learn separately.
-        walks: Whether the model can learn several rows in one pass (:meth:`learn_alike`).
+        walks: Whether the model can learn rows with the same feature names in one pass
+            (:meth:`learn_alike`).
         version, clock, durable: The pulled values' version; the last offset of each partition in
             them; and the same for the last published snapshot.
         first: Shard 0's version if the server is sharded; otherwise None.
@@ -276,7 +277,7 @@ class BaseLearner(ABC):
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)
 
-    def _become(self, model: Model | None, values: Blocks) -> None:
+    def _reset_to(self, model: Model | None, values: Blocks) -> None:
         """Reset the model (None: it is already), and all counters beside it, to these values."""
         if model is not None:
             model.reset(values)

@@ -73,7 +73,7 @@ class LocalModel(BaseLearner):
         self._targets: dict[int, int] = {}  # by partition: offset at which relearning ends
         self._served: dict[int, int] = {}  # until then: the clock of the answering copy
         self._pending_n = self._waited = 0
-        self._apart: ShardDivergence | None = None
+        self._divergence: ShardDivergence | None = None
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -190,15 +190,15 @@ class LocalModel(BaseLearner):
         if (opened := self._open) is None:
             return
         full = opened.partition != row.partition or len(opened.rows) >= self._rows_max
-        if self._apart is not None:  # a delta must not extend across a shard's clock
-            full = full or opened.last in self._apart.at(opened.partition)
+        if self._divergence is not None:  # a delta must not extend across a shard's clock
+            full = full or opened.last in self._divergence.at(opened.partition)
         if full or (behind is not None and not self.server.has(*behind)):
             self._cut()
 
     def _opened_at(self, row: Row, behind: Place | None = None) -> OpenDelta:
         """Return the open delta; open one at the row if there is none.
 
-        ``behind``: the row that this one takes back.
+        ``behind``: place of the row that this one corrects.
         """
         if self._open is None:
             self._open = OpenDelta(row.partition, row.offset, row.offset, self.version, [], behind)
@@ -211,29 +211,29 @@ class LocalModel(BaseLearner):
     def _pending(self) -> list[Delta]:
         """Own deltas that are not in the values; of partly included ones, the missing parts."""
         pending = self._deltas.pending(self.clock)
-        return pending if self._apart is None else self._apart.lacking(pending)
+        return pending if self._divergence is None else self._divergence.lacking(pending)
 
     def _ahead(self, partition: int) -> int:
         """The clock of the most advanced shard, if not all shards have reached it; otherwise 0."""
-        if self._apart is None or (track := self.tracks.get(partition)) is None:
+        if self._divergence is None or (track := self.tracks.get(partition)) is None:
             return 0
-        ahead = self._apart.ahead(partition, track.end)
+        ahead = self._divergence.ahead(partition, track.end)
         return ahead if ahead > self.clock.get(partition, 0) else 0
 
-    def _straddled(self, begun: Collection[tuple[int, Track]]) -> list[int]:
+    def _split_by_shard_clocks(self, begun: Collection[tuple[int, Track]]) -> list[int]:
         """Partitions in which a shard's clock, not past the pointer, lies within a delta."""
-        if self._apart is None:
+        if self._divergence is None:
             return []
         unbroken, opened = self._deltas.unbroken, self._open
         return [
             p
             for p, track in begun
-            for clock in self._apart.clocks
+            for clock in self._divergence.clocks
             if clock.get(p, 0) < track.next and not unbroken(p, track.next, clock, opened)
         ]
 
-    def _torn(self) -> set[int]:
-        """Partitions with a delta that takes back rows which the server lacks.
+    def _lacking_corrected_rows(self) -> set[int]:
+        """Partitions with a delta that corrects rows which the server lacks.
 
         An earlier server had them.  The rows are learned again, in deltas that can wait for them.
         """
@@ -242,7 +242,7 @@ class LocalModel(BaseLearner):
         has = self.server.has
         return {d.partition for d in kept if not all(has(*x) for x in d.within.items())}
 
-    def _lags_behind(self) -> None:
+    def _keep_old_copy(self) -> None:
         """Answer from the old copy until relearning passes all shards, so no row counts twice."""
         for partition, track in self.tracks.items():
             if not track.held and track.next <= (ahead := self._ahead(partition)):
@@ -251,7 +251,7 @@ class LocalModel(BaseLearner):
     def _reset_tally(self, pending: Sequence[Delta]) -> None:
         self.tally.reset(self._pulled.with_deltas(pending, self.tally.tallied))
 
-    def _together(self, lost: Collection[int]) -> Collection[int]:
+    def _relearned_together(self, lost: Collection[int]) -> Collection[int]:
         """Return the partitions to relearn with these: all of them if states are not mergeable."""
         if lost and not self.mergeable:
             return self.tracks.keys()

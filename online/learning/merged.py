@@ -7,11 +7,11 @@ Learning follows the offsets of committed rows, never requests.  The local model
 so each own row counts once, whatever was lost, repeated or restarted.  If at a merge a partition's
 deltas do not form an unbroken chain from its clock to the last row learned (the server restarted,
 another process pushed, a bound was reached), they are dropped and the rows are learned again, while
-the old copy goes on predicting.  If the server's values were rewritten (a rollback), everything
-above them is learned again, and the old copy does not go on.
+the old copy goes on predicting.  If the server's values were rewritten (a rollback), the new values
+answer at once, and the rows after their clock are learned again.
 
 No Ray, no I/O, no clock: :mod:`online.replica.replica` feeds rows, sends and receives.
-Protocol: "Exactly once, in detail" in the project's design.
+The rules of the protocol are in docs/architecture.md, "Exactly once".
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ class Learner(LocalModel):
             failed, learned = Failed(row, why), False
         if learned:
             example = example or codec.decode(row.payload)
-            behind = _taken_back(row, example, self._training)
+            behind = _corrected_place(row, example, self._training)
         self._cut_before(row, behind)
         opened = self._opened_at(row, behind)
         if learned and example is not None:
-            failed = self._try(row, opened, example)
+            failed = self._learn_or_restore(row, opened, example)
         self._note_evidence(row)
         opened.last = row.offset
         self.tracks[row.partition].next += 1
-        if self._apart is not None and row.offset == self._ahead(row.partition):
+        if self._divergence is not None and row.offset == self._ahead(row.partition):
             self._rebuild((), self._served)  # until here, rows that some shards had counted twice
         self._switch()
         return failed
@@ -95,8 +95,8 @@ class Learner(LocalModel):
         itself.
         """
         model, first = cast(Walking, self._training), rows[0]
-        apart = self.memory is not None or self._targets or first.partition in self.undone.ranges
-        if apart or not self.walks:
+        one_by_one = self.memory is not None or self._targets
+        if one_by_one or first.partition in self.undone.ranges or not self.walks:
             return 0
         self._cut_before(first)
         room = self._rows_max - (len(self._open.rows) if self._open else 0)
@@ -128,7 +128,7 @@ class Learner(LocalModel):
         self.latest = examples[-1]
         return len(rows)
 
-    def _try(self, row: Row, opened: OpenDelta, example: Example) -> Failed | None:
+    def _learn_or_restore(self, row: Row, opened: OpenDelta, example: Example) -> Failed | None:
         memory = self.memory
         lesson: Lesson = ()
         score = example.score
@@ -142,7 +142,7 @@ class Learner(LocalModel):
             self._learn(row, example, lesson)
         except Exception as error:  # a model may be foreign code, which can raise anything
             if not isinstance(error, NothingLearned):
-                self._put_back(example, lesson)
+                self._restore(example, lesson)
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
         opened.rows.append((row, example, lesson))
         self.latest = example
@@ -150,7 +150,7 @@ class Learner(LocalModel):
             memory.keep(row, example, score)
         return None
 
-    def _put_back(self, failed: Example, lesson: Lesson) -> None:
+    def _restore(self, failed: Example, lesson: Lesson) -> None:
         """Restore the model to before the failed row: values, kept deltas, then the open rows."""
         rows = self._open.rows if self._open else []
         if isinstance(self._training, Mendable):  # restore touched values only
@@ -160,7 +160,7 @@ class Learner(LocalModel):
                 names |= dict.fromkeys(x for item in drawn.items for x in item.features)
             self._mend(self._training, names)
         else:
-            self._become(self._training, self._values())
+            self._reset_to(self._training, self._values())
         for row, example, again in rows:
             self._learn(row, example, again)
 
@@ -191,7 +191,7 @@ class Learner(LocalModel):
         if self._open and self._open.partition == partition:
             self._open = None
         self._deltas.drop([partition])
-        self._rebuild(self._together([partition]), served)
+        self._rebuild(self._relearned_together([partition]), served)
 
     def follow(self, partition: int, own: int) -> bool:
         """Learn the rows that another process writes there; drop the one followed before."""
@@ -247,16 +247,16 @@ class Learner(LocalModel):
             return False  # changes relative to values that are not here
         clock = _clock(reply)
         if reply.rewrite != self.rewrite:
-            self._forget(clock)
+            self._drop_learned(clock)
         explain = self._deltas.explain
         if reply.kind == "none" and not explain(self.clock, clock, self.tracks.keys()):
             self.want_all = True
             return False
         changed = (reply.epoch, reply.count) != self.version or whole
         served, opened = self._contained(), self._open
-        was_apart, self._apart = self._apart, shard_divergence(reply, self.tracks)
-        anew = whole or was_apart is not None or self._apart is not None
-        if opened and (anew or clock.get(opened.partition, 0) >= opened.first):
+        diverged_before, self._divergence = self._divergence, shard_divergence(reply, self.tracks)
+        rebuild = whole or diverged_before is not None or self._divergence is not None
+        if opened and (rebuild or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
         own = [d for d in self._deltas.pending(self.clock) if d.last <= clock.get(d.partition, 0)]
         touched: Touched = {}
@@ -280,7 +280,7 @@ class Learner(LocalModel):
         lost = self._broken()
         if whole and others and not self.mergeable:
             lost = self.tracks.keys()  # whole states include rows that the values do not
-        if anew or lost:
+        if rebuild or lost:
             self._rebuild(lost, served, None if coming is None else coming.model)
         else:
             fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
@@ -294,7 +294,7 @@ class Learner(LocalModel):
         self.ready = True
         return changed
 
-    def _forget(self, clock: Mapping[int, int]) -> None:
+    def _drop_learned(self, clock: Mapping[int, int]) -> None:
         """Drop what was learned on values that were rewritten since; continue from the clock."""
         self._open = None
         self._deltas.drop(self.tracks.keys())
@@ -305,7 +305,8 @@ class Learner(LocalModel):
         """Partitions whose deltas do not form an unbroken chain from clock + 1 to the pointer."""
         unbroken, begun = self._deltas.unbroken, [t for t in self.tracks.items() if not t[1].held]
         lost = [p for p, t in begun if not unbroken(p, t.next, self.clock, self._open)]
-        return self._together([*lost, *(self._torn().union(self._straddled(begun)) - {*lost})])
+        unusable = self._lacking_corrected_rows().union(self._split_by_shard_clocks(begun))
+        return self._relearned_together([*lost, *(unusable - {*lost})])
 
     def _rebuild(
         self, lost: Collection[int], served: dict[int, int], copy: Model | None = None
@@ -327,11 +328,11 @@ class Learner(LocalModel):
             restart = self.clock.get(partition, 0) + 1
             self.relearned += max(track.next - restart, 0)
             track.next = restart
-        self._lags_behind()
+        self._keep_old_copy()
         pending = self._pending()
         if copy is None:
             self._training = self._build()
-            self._become(self._training, self._values())
+            self._reset_to(self._training, self._values())
         else:
             self._training = copy
             copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))
@@ -346,12 +347,12 @@ class Learner(LocalModel):
         self._switch()
 
 
-def _taken_back(row: Row, example: Example, model: Model) -> Place | None:
-    """The row of another partition that this one takes back (corrects); None: there is none.
+def _corrected_place(row: Row, example: Example, model: Model) -> Place | None:
+    """The place of the row in another partition that this one corrects; None: there is none.
 
     A snapshot that includes a correction without the corrected row could not be restored.  For a
-    model that cannot take a lesson back, this matters only if the first row carries evidence about
-    its source.
+    model that cannot replace an earlier label, this matters only if the first row carries evidence
+    about its source.
     """
     first = example.corrects
     if first is None or first.offset == 0 or first.partition == row.partition:

@@ -187,7 +187,7 @@ class OrderedLearner(BaseLearner):
         if fresh and wanted and (why := give_up or why_not_taught(row)) is not None:
             failed = Failed(row, why)
         elif fresh and wanted:
-            failed = self._try(row, example or self._example(row))
+            failed = self._learn_or_restore(row, example or self._example(row))
         if fresh:
             self._note_evidence(row)
             self._learned[row.partition] = row.offset
@@ -208,12 +208,12 @@ class OrderedLearner(BaseLearner):
             self.serving, self._served = self._training, {}
         self._stand()
 
-    def _try(self, row: Row, example: Example) -> Failed | None:
+    def _learn_or_restore(self, row: Row, example: Example) -> Failed | None:
         try:
             self._learn(row, example)
         except Exception as error:  # a model may be foreign code, which can raise anything
             if not isinstance(error, NothingLearned):
-                self._put_back()
+                self._restore()
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
         self._written.since.append((row, example))
         self.latest = example
@@ -223,9 +223,9 @@ class OrderedLearner(BaseLearner):
         """Return the decoded row, with the answer given before."""
         return codec.decode(row.payload)
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         """Restore the model to before the failed row: the values, then the rows since."""
-        self._become(self._training, self._written.values)
+        self._reset_to(self._training, self._written.values)
         for row, example in self._written.since:
             self._learn(row, example)
 
@@ -359,7 +359,7 @@ class OrderedLearner(BaseLearner):
             known = self._learned.keys() & clock.keys()
             self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in known)
         self._training = copy or self._build()
-        self._become(self._training if copy is None else None, values)
+        self._reset_to(self._training if copy is None else None, values)
         self.evidence.reset(values)
         self._written = _Written(values, reply.position, reply.epoch)
         self._learned, self.position = dict(clock), reply.position

@@ -88,7 +88,7 @@ class Exchange:
         self.publishes = False
         self.took_s = 0.0
         self._take_due_s = 0.0
-        self._coming = False  # whether a peer is sending its values in parts
+        self._peer_continues = False  # whether a peer is sending its values in parts
         self._cut_cost_s, self._cut_at, self._reply_cost_s = 0.0, 0.0, 0.0
 
     async def turn(self) -> None:
@@ -119,7 +119,7 @@ class Exchange:
         hurry = learner.mergeable or learner.frozen or self._writer.stopping
         if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
             return [], None
-        with self._cutting():
+        with self._measure_cut():
             return learner.outgoing(_PUSHES)
 
     @property
@@ -130,7 +130,7 @@ class Exchange:
         return max(self._interval_s / 2, self._cut_cost_s / _WHOLE_SHARE)
 
     @contextlib.contextmanager
-    def _cutting(self) -> Iterator[None]:
+    def _measure_cut(self) -> Iterator[None]:
         begun = self._cpu_s()
         yield
         self._cut_at = self._monotonic_s()
@@ -139,7 +139,7 @@ class Exchange:
     async def once(self, pushes: list[Push], state: OrderedState | None = None) -> bool | None:
         """Push and pull once; return None without contact, otherwise whether anything changed."""
         learner = self._learner
-        self._act_on(pushes)
+        self._note_acted_on(pushes)
         request = SyncRequest(
             format=FORMAT,
             replica=self._replica,
@@ -217,7 +217,7 @@ class Exchange:
 
     async def _ask(self, request: SyncRequest) -> SyncReply | None:
         """Ask the server or, without any local values, a peer; None: neither answered."""
-        coming, self._coming = self._coming, False
+        coming, self._peer_continues = self._peer_continues, False
         if not coming:
             try:
                 reply = await self.client.sync(request, _SYNC_TIMEOUT_S)
@@ -241,7 +241,7 @@ class Exchange:
         if reply.spec != self._spec:
             log.info("peers: %s serves another spec", reply.peer)
             return None
-        self._coming = reply.kind == "part"  # the following parts have to come from a peer, too
+        self._peer_continues = reply.kind == "part"  # and so must the next part
         log.info("%s of version %d.%d of %s", reply.kind, reply.epoch, reply.count, reply.peer)
         return reply
 
@@ -285,7 +285,7 @@ class Exchange:
         self._learner.adopt(partition, end)
         self._pace.now.set()
 
-    def _act_on(self, pushes: list[Push]) -> None:
+    def _note_acted_on(self, pushes: list[Push]) -> None:
         """Mark the newest decision as acted on, if no row judged before it is still on its way.
 
         A freeze is acted on only after everything written before it is learned and pushed.

@@ -242,10 +242,10 @@ class Follower:
                 self._judge.learned_all(*zip(*shown, strict=True))
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
-        self._suit(n, most, time.perf_counter() - begun_s)
+        self._adapt_pass_size(n, most, time.perf_counter() - begun_s)
         return n
 
-    def _suit(self, n: int, most: int, took_s: float) -> None:
+    def _adapt_pass_size(self, n: int, most: int, took_s: float) -> None:
         """Adjust the size of a pass by how long ``n`` rows took, towards ``_TURN_S`` a turn.
 
         The steps are small, because other load on the machine distorts single measurements.
@@ -263,7 +263,7 @@ class Follower:
 
     async def _learn(self, row: Row) -> bool:
         """Learn one row; return False if a merge has moved the pointer meanwhile."""
-        given_up = await self._given_up(row)
+        given_up = await self._failure_reason(row)
         if self._change_lock.held:
             await self._change_lock.unlocked()
         if self._moved() or not self._learner.wants(row):
@@ -313,7 +313,7 @@ class Follower:
         """Whether the learner was given other values since the current rows were read."""
         return False
 
-    async def _given_up(self, row: Row) -> str | None:
+    async def _failure_reason(self, row: Row) -> str | None:
         """Why the row must not be learned: a control row says so, or learners have died at it."""
         if (reason := self._control.decisions.failure(row)) is not None:
             return reason

@@ -147,7 +147,7 @@ class OrderedFollower(Follower):
     def _moved(self) -> bool:
         return self._ordered.began != self._copy
 
-    async def _given_up(self, row: Row) -> str | None:
+    async def _failure_reason(self, row: Row) -> str | None:
         """Claim rows older than this process, which may have killed another one."""
         if (reason := self._control.decisions.failure(row)) is not None:
             return reason

@@ -47,20 +47,23 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     met: Stored | None = None
 
 
-class Told(Protocol):
-    """Whoever is told what became of one event, once: a future is, and None tells it of nothing."""
+class OutcomeReceiver(Protocol):
+    """Receives the outcome of one event, once.  A future of the event loop is one.
+
+    The outcome None means that nothing was done with the event.
+    """
 
     def done(self) -> bool:
-        """Whether it was told, or nobody waits any more."""
+        """Whether it has an outcome or an error, or was cancelled."""
 
     def set_result(self, result: Recorded | None, /) -> None:
-        """Tell it what became of the event."""
+        """Set the outcome of the event."""
 
     def set_exception(self, exception: RequestError, /) -> None:
-        """Tell it why nobody can say."""
+        """Set the error because of which there is no outcome."""
 
     def exception(self) -> BaseException | None:
-        """Look at the error, which is no surprise any more."""
+        """Return the error, if one is set, and mark it as retrieved."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +93,7 @@ class Waiting:
     decided: bool
     joins: bool
     trace: Trace | None = None
-    each: Sequence[Told] = ()
+    each: Sequence[OutcomeReceiver] = ()
     late: asyncio.TimerHandle | None = None
     refused: tuple[int, ...] = ()
 
@@ -120,7 +123,7 @@ def waiting_for(
     done: asyncio.Future[None],
     *,
     decided: bool = False,
-    each: Sequence[Told] = (),
+    each: Sequence[OutcomeReceiver] = (),
 ) -> Waiting:
     """Make the :class:`Waiting` of a request whose rows have no outcome yet."""
     n, keys = len(rows), [row.key for row in rows]

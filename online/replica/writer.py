@@ -23,7 +23,14 @@ from online.replica.corrections import Corrections
 from online.replica.filtered import Filtered
 from online.replica.joining import Joining
 from online.replica.partition import Partition
-from online.replica.pending import Recorded, Told, Waiting, Written, split_point, waiting_for
+from online.replica.pending import (
+    OutcomeReceiver,
+    Recorded,
+    Waiting,
+    Written,
+    split_point,
+    waiting_for,
+)
 from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared
@@ -136,7 +143,7 @@ class Writer:
         self,
         rows: Sequence[NewRow],
         examples: Sequence[Example | None],
-        each: Sequence[Told],
+        each: Sequence[OutcomeReceiver],
     ) -> None:
         """Write one row for each of several requests in one step; a future gets each outcome.
 

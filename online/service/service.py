@@ -54,9 +54,9 @@ _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 Progress = Callable[[str], None]
 
-_GO_OVER_S = 30.0  # replicas that have not swapped the model by then are replaced
+_SWAP_S = 30.0  # replicas that have not swapped the model by then are replaced
 _NOTHING = "nothing was changed: the service goes on as it was"
-_AS_THEY_WERE = "the settings are as they were"
+_UNCHANGED = "the settings are as they were"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and are sent inline
 
@@ -331,7 +331,7 @@ class Service:
         replace = bool(rolling) or self._incomplete or compensates(self._settings, settings, models)
         if not replace and not found.scaled:
             self._given, self._settings = given, settings
-            return [f"{name} changed" for name in found.at_once] or [_AS_THEY_WERE]
+            return [f"{name} changed" for name in found.at_once] or [_UNCHANGED]
         self._incomplete = True
         if replace:
             self._version += 1
@@ -385,7 +385,7 @@ class Service:
                     settings, loaded, self._progress, self._deadline, only=changed
                 )
                 alike = all_exchange(changed, (was, were), (settings, loaded))
-                if not (alike and rollout.wait_swapped(journal, changed, specs, _GO_OVER_S)):
+                if not (alike and rollout.wait_swapped(journal, changed, specs, _SWAP_S)):
                     self._version += 1
                     self._deploy(settings)
                 self._settings = settings

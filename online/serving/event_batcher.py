@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event
-from online.replica.pending import Recorded, Told
+from online.replica.pending import OutcomeReceiver, Recorded
 from online.replica.writer import Writer
 from online.serving.ordinary import EventRow, Ordinary
 from online.settings.tokens import Grant
@@ -33,7 +33,7 @@ class _Group:
     """Events of one sender that arrived in this turn of the loop, with the future of each."""
 
     events: list[Event] = field(default_factory=list)
-    done: list[Told] = field(default_factory=list)
+    done: list[OutcomeReceiver] = field(default_factory=list)
     read: Sequence[EventRow | RequestError | None] = ()
 
 
@@ -44,10 +44,10 @@ class Place(NamedTuple):
     i: int
 
     @property
-    def asked(self) -> EventRow | None:
+    def row(self) -> EventRow | None:
         """The event's row; None before it is read, and if it has to be read by itself."""
-        asked = self.group.read[self.i] if self.group.read else None
-        return asked if isinstance(asked, EventRow) else None
+        row = self.group.read[self.i] if self.group.read else None
+        return row if isinstance(row, EventRow) else None
 
 
 class EventBatcher:
@@ -70,10 +70,10 @@ class EventBatcher:
         """
         done = asyncio.get_running_loop().create_future()
         place = self.take(event, done)
-        recorded, asked = await done, place.asked
-        return None if asked is None or recorded is None else (asked, recorded)
+        recorded, row = await done, place.row
+        return None if row is None or recorded is None else (row, recorded)
 
-    def take(self, event: Event, done: Told) -> Place:
+    def take(self, event: Event, done: OutcomeReceiver) -> Place:
         """Queue the event to be written with others; ``done`` receives its outcome.
 
         The outcome is None for an event that has to be read by itself; nothing was done with it.
@@ -102,12 +102,12 @@ class EventBatcher:
             if not isinstance(error, RequestError):
                 log.warning("events that came together are read one by one: %r", error)
             group.read = ()
-        for asked, done in zip(group.read or [None] * len(group.done), group.done, strict=True):
+        for row, done in zip(group.read or [None] * len(group.done), group.done, strict=True):
             if done.done():
                 continue
-            if isinstance(asked, RequestError):
-                done.set_exception(asked)
-            elif asked is None:
+            if isinstance(row, RequestError):
+                done.set_exception(row)
+            elif row is None:
                 done.set_result(None)
 
     def _record(self, group: _Group) -> None:
@@ -116,7 +116,7 @@ class EventBatcher:
             return
         group.read = self._ordinary.read(group.events)
         several = zip(group.read, group.done, strict=True)
-        rows = [(asked, done) for asked, done in several if isinstance(asked, EventRow)]
+        rows = [(row, done) for row, done in several if isinstance(row, EventRow)]
         if rows:
-            asked, each = zip(*rows, strict=True)
-            self._writer.put([a.row for a in asked], [a.example for a in asked], each)
+            event_rows, each = zip(*rows, strict=True)
+            self._writer.put([e.row for e in event_rows], [e.example for e in event_rows], each)

@@ -28,12 +28,12 @@ from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.rows.validator import Validator
 from online.serving import anomalies
-from online.serving.alone import Alone
 from online.serving.answer_ids import AnswerIds
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.ordinary import EventRow
 from online.serving.receipts import ReceiptMaker, refused
+from online.serving.single_events import SingleEvents
 from online.settings.config import Limits
 from online.sure.views import confidence_in
 from replay.example import Features
@@ -51,7 +51,7 @@ class Serving:
     """Predict and feedback of one model.
 
     Attributes:
-        alone: Takes feedback of one event.
+        single_events: Records the events of requests with one event.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Serving:
         self._reader = Events(replica, validator, tokens, limits, spec, replica.now_s, askers)
         self._explained = Explained(replica, validator)
         self._receipts = ReceiptMaker(replica, validator)
-        self.alone = Alone(replica, self._reader, self._receipts)
+        self.single_events = SingleEvents(replica, self._reader, self._receipts)
 
     @property
     def answer_ids(self) -> AnswerIds:
@@ -276,7 +276,7 @@ class Serving:
         """Record one event or many; return the HTTP status and the receipt or receipts."""
         if request.events is not None:
             return 200, await self._events(request)
-        return await self.alone.feedback(request)
+        return await self.single_events.feedback(request)
 
     async def _events(self, request: FeedbackRequest) -> Receipts:
         events = request.events or []

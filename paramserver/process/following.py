@@ -45,6 +45,6 @@ class Following:
                     raise
                 newest = rewrites.needed(controls, server.spec)
                 self._running.needed = newest or self._running.needed
-                self._running.go_over(state, server.rule, epoch)
+                self._running.switch_to(state, server.rule, epoch)
             self._sharing.followed(None if newest is None else newest.snapshot)
             history.drop_asides(set() if newest is None else {newest.snapshot})

@@ -116,7 +116,7 @@ class Running:
             self.note_partitions(found.server, partitions, gone)
             self.state, self.reason = SERVING, ""
 
-    def go_over(self, state: SnapshotState, rule: MergeRule, epoch: int) -> None:
+    def switch_to(self, state: SnapshotState, rule: MergeRule, epoch: int) -> None:
         """Serve another state from now on, under an epoch that was just taken."""
         settings = self.settings
         server = Server.restored(

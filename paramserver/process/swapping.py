@@ -59,7 +59,7 @@ class Swapping:
                 was written.
         """
         with self._running.decision() as now:
-            return self._back(now, name, self._target(now.history, name))
+            return self._roll_back_to(now, name, self._target(now.history, name))
 
     def retreat(self, rewrite: int, before: float) -> dict[str, Any]:
         """Roll back to the newest snapshot before ``before``, because the error has risen.
@@ -80,9 +80,9 @@ class Swapping:
                 ) from error
             again = rewrites.rolled_back_to(controls, server.spec)
             name, target = self._newest_of(now, before, again)
-            return self._back(now, name, target)
+            return self._roll_back_to(now, name, target)
 
-    def _back(self, now: Serving, name: str, target: SnapshotState) -> dict[str, Any]:
+    def _roll_back_to(self, now: Serving, name: str, target: SnapshotState) -> dict[str, Any]:
         server, store, history = now
         try:
             ends = {p.id: p.end for p in store.partitions(server.model)}
@@ -99,7 +99,7 @@ class Swapping:
             raise self._refusal(history, name, reason)
         with self._running.rewriting():
             note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
-            return self._rewrite(now, self._of_all(note, target), target)
+            return self._rewrite(now, self._for_all_shards(note, target), target)
 
     def recover(self, rewrite: int, before: float) -> dict[str, Any]:
         """Roll back a diverged model and learn the rows since again at half the learning rate.
@@ -137,9 +137,9 @@ class Swapping:
                     reason = f"its weights are {grown:.3g} times as long: the stream has changed"
                     raise self._refusal(history, name, reason)
                 note = rewrites.learn_again(server.state(0.0, None, {}), name, target)
-                return self._rewrite(now, self._of_all(note, target), target)
+                return self._rewrite(now, self._for_all_shards(note, target), target)
 
-    def _of_all(self, note: rewrites.Rollback, target: SnapshotState) -> rewrites.Rollback:
+    def _for_all_shards(self, note: rewrites.Rollback, target: SnapshotState) -> rewrites.Rollback:
         contained = Contained(target.clock, target.closed, target.control)
         return self._sharing.rollback(note, note.snapshot, contained)
 
@@ -187,7 +187,7 @@ class Swapping:
         asked = rewrites.Forget(
             "", source, since, base, name, 0, {}, [], undone, at=at, digests=digests
         )
-        return self._go_on_with(asked)
+        return self._switch_to(asked)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Return whether the caller may build a state for :meth:`relearn`.
@@ -212,7 +212,7 @@ class Swapping:
         It was published as ``name`` and lacks the rows ``undone``; ``evidence`` holds its scores.
         Result and errors as for :meth:`forget`, with RelearnRefused.
         """
-        return self._go_on_with(rewrites.Relearn("", name, 0, {}, [], undone, since, evidence))
+        return self._switch_to(rewrites.Relearn("", name, 0, {}, [], undone, since, evidence))
 
     def backfill(self, name: str, lesson: bytes) -> dict[str, Any]:
         """Switch to a separately built state that learned tables; it becomes a pinned base.
@@ -230,7 +230,7 @@ class Swapping:
         with running.decision() as now:
             server, store, history = now
             with running.rewriting():
-                note, built = self._decided(now, asked)
+                note, built = self._decision_and_state(now, asked)
                 version = server.epoch, server.count + 1
                 base = snapshot_name(version, running.base)
                 state = replace(built, version=version, parent=running.parent)
@@ -247,15 +247,17 @@ class Swapping:
             history.withdraw(name)
             return answer
 
-    def _go_on_with(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
+    def _switch_to(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
         with self._running.decision() as now:
             with self._running.rewriting():
-                note, built = self._decided(now, asked)
+                note, built = self._decision_and_state(now, asked)
                 answer = self._rewrite(now, note, built)
             self._running.asides.add(asked.snapshot)
             return answer
 
-    def _decided(self, now: Serving, asked: aside.Asked) -> tuple[aside.Asked, SnapshotState]:
+    def _decision_and_state(
+        self, now: Serving, asked: aside.Asked
+    ) -> tuple[aside.Asked, SnapshotState]:
         """Return the decision to switch to a separately built state, and that state."""
         (server, store, history), name = now, asked.snapshot
         if not name.startswith(ASIDE):
@@ -299,7 +301,7 @@ class Swapping:
             raise uncertain from error
         seq = controls[-1].seq
         self._running.needed = rewrites.Needed(seq, name)
-        self._running.go_over(state, server.rule, epoch)
+        self._running.switch_to(state, server.rule, epoch)
         return {
             "snapshot": name,
             "version": [epoch, state.version[1]],

@@ -97,17 +97,17 @@ class Batch:
         Rows whose keys exist are written one by one.  Existing keys are looked up once, and no row
         is built more than twice.
         """
-        halves = {key for (key,) in self._of(sql.HALVES_OF, rows)} if self._halves else set()
-        ordinary = not halves and not any(map(_apart, rows))
+        halves = {key for (key,) in self._by_keys(sql.HALVES_OF, rows)} if self._halves else set()
+        ordinary = not halves and not any(map(_is_special, rows))
         if ordinary and (written := self._insert_all(rows)) is not None:
             return written
-        stands = {found[_KEY]: found for found in self._of(sql.BY_KEYS, rows)}
+        stands = {found[_KEY]: found for found in self._by_keys(sql.BY_KEYS, rows)}
         out: list[Outcome] = []
         stretch: list[NewRow] = []
         seen: set[bytes] = set()
         for row in rows:
             key = bytes(row.key)
-            if key in stands or key in halves or key in seen or _apart(row):
+            if key in stands or key in halves or key in seen or _is_special(row):
                 out += self._write_new(stretch)
                 stretch = []
                 out.append(self._write(row, stands.get(key)))
@@ -116,7 +116,7 @@ class Batch:
             seen.add(key)
         return out + self._write_new(stretch)
 
-    def _of(self, statement: str, rows: Sequence[NewRow]) -> list[tuple[Any, ...]]:
+    def _by_keys(self, statement: str, rows: Sequence[NewRow]) -> list[tuple[Any, ...]]:
         """Return the result of the statement for the keys of these rows."""
         keys = [bytes(row.key) for row in rows]
         keys += keys[-1:] * (_places(len(rows)) - len(rows))
@@ -189,32 +189,32 @@ class Batch:
 
     def _new(self, key: bytes, row: NewRow) -> Outcome:
         """Write a row or half whose key has no row, if preconditions and stored half admit it."""
-        if row.only is not None and not self._holds(row.only):
+        if row.only is not None and not self._is_met(row.only):
             return Outcome(False, None, gone=True)
-        found = self._kept(key)
+        found = self._stored_half(key)
         if found is not None and (row.half or row.over is not None) and not proof.good(found):
             what = f"the half that was stored for id {row.event_id!a}"
             return Outcome(False, None, damaged=JournalDamaged(what))
-        kept, given = None if found is None else stored_half(found), bytes(row.payload)
-        if kept is None and row.over is not None and given:
+        stored, given = None if found is None else stored_half(found), bytes(row.payload)
+        if stored is None and row.over is not None and given:
             return Outcome(False, None, gone=True)
-        wanted = row.over if row.half is None or row.over is not None else b""
-        if kept is not None and wanted is not None and bytes(wanted) != kept.payload:
-            again = (kept.half, kept.payload) == (row.half, given)  # repeated after a lost reply
-            return Outcome(False, None, kept.at, None if again else kept)
-        if kept is not None:
+        replaced = row.over if row.half is None or row.over is not None else b""
+        if stored is not None and replaced is not None and bytes(replaced) != stored.payload:
+            resent = (stored.half, stored.payload) == (row.half, given)  # after a lost reply
+            return Outcome(False, None, stored.at, None if resent else stored)
+        if stored is not None:
             self._db.execute(sql.DROP_HALF, (self._model, key))
             self._halves -= 1
             self.wrote = True
-        return self._insert(key, row) if row.half is None else self._keep(key, row)
+        return self._insert(key, row) if row.half is None else self._store_half(key, row)
 
-    def _holds(self, only: Only) -> bool:
+    def _is_met(self, only: Only) -> bool:
         if only.absent and self._db.execute(sql.BY_KEY, (self._model, only.absent)).fetchone():
             return False
         newer = self._db.execute(sql.KINDS_AFTER, (self._model, only.control))
         return all(kind not in only.kinds for (kind,) in newer)
 
-    def _kept(self, key: bytes) -> tuple[Any, ...] | None:
+    def _stored_half(self, key: bytes) -> tuple[Any, ...] | None:
         if not self._halves:
             return None
         found: tuple[Any, ...] | None = self._db.execute(
@@ -222,7 +222,7 @@ class Batch:
         ).fetchone()
         return found
 
-    def _keep(self, key: bytes, row: NewRow) -> Outcome:
+    def _store_half(self, key: bytes, row: NewRow) -> Outcome:
         at = float(row.at)
         if not row.payload:  # it only removes the stored half
             return Outcome(False, None, at)
@@ -243,7 +243,7 @@ class Batch:
         return Outcome(True, made)
 
 
-def _apart(row: NewRow) -> bool:
+def _is_special(row: NewRow) -> bool:
     return bool(row.half) or row.over is not None or row.only is not None
 
 

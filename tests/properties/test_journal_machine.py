@@ -122,10 +122,10 @@ def test_the_machine_notices_a_trim_that_ignores_before(monkeypatch: pytest.Monk
 SOURCES = [
     ("        self._halves += 1\n", "        self._halves += 1\n        self.end += 1\n", "offset"),
     ("self._halves >= self._halves_max", "False", "no bound of halves"),
-    ("wanted is not None and bytes(wanted) != kept.payload", "False", "over any half"),
+    ("replaced is not None and bytes(replaced) != stored.payload", "False", "over any half"),
     (
-        "again = (kept.half, kept.payload) == (row.half, given)",
-        "again = False",
+        "resent = (stored.half, stored.payload) == (row.half, given)",
+        "resent = False",
         "another outcome after a lost one",
     ),
 ]

@@ -206,7 +206,7 @@ MUTANTS = {
         (0, 1, 2),
     ),
     "the open delta is not cut at a merge": Mutant(
-        (_learner("anew or clock.get(opened.partition, 0) >= opened.first", "False"),),
+        (_learner("rebuild or clock.get(opened.partition, 0) >= opened.first", "False"),),
         (8, 1290),
     ),
     "closed is no clock": Mutant(
@@ -234,7 +234,7 @@ MUTANTS = {
         (0, 3, 4),
     ),
     "a row that failed is not taken back": Mutant(
-        (_learner("self._put_back(example, lesson)", "pass"),), (0, 3, 4)
+        (_learner("self._restore(example, lesson)", "pass"),), (0, 3, 4)
     ),
     "the new copy answers at once": Mutant(
         (_learner("if all(map(self._caught_up, self._targets)):", "if True:"),), (0, 1, 2)

@@ -283,7 +283,7 @@ MUTANTS: dict[str, tuple[str, str]] = {
         "return False",
     ),
     "rows of a page are learned on other values": ("        self.began += 1\n", ""),
-    "a failed row stays": ("                self._put_back()\n", "                pass\n"),
+    "a failed row stays": ("                self._restore()\n", "                pass\n"),
     "the rows since are not put back": (_AGAIN, ""),
     "a rewrite is not noticed": (
         "(self.want_all or reply.rewrite != self.rewrite)",

@@ -229,7 +229,7 @@ MUTANTS: dict[str, Mutant] = {
         within=20,
     ),
     "what failed is not taken back": Mutant(
-        ((_LEARNER, "self._put_back(example, lesson)", "pass"),), within=10
+        ((_LEARNER, "self._restore(example, lesson)", "pass"),), within=10
     ),
     "deltas over a broken chain are kept": Mutant(((_LEARNER, *_LOST),), within=15),
     "an acknowledged delta stays on top": Mutant(

@@ -71,10 +71,10 @@ SHARD_MUTANTS: dict[str, Mutant] = {
         (
             (
                 _FOLLOWING,
-                "self._running.go_over(state, server.rule, epoch)",
+                "self._running.switch_to(state, server.rule, epoch)",
                 "object.__setattr__(state, 'clock', {p: max(server.clock.get(p, 0), "
                 "state.clock.get(p, 0)) for p in {*server.clock, *state.clock}})\n"
-                "                self._running.go_over(state, server.rule, epoch)",
+                "                self._running.switch_to(state, server.rule, epoch)",
             ),
         ),
         climate=DECIDED,

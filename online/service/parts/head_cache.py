@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
-    from online.http.direct import Way
+    from online.http.direct import HeadHandler
 
 _BYTES_MAX: Final = 65_536  # per request; uvicorn pauses reading when this much body is pending
 _HEAD_BYTES_MAX: Final = 4_096  # per cached head
@@ -36,18 +36,18 @@ class _Head:
     """A cached head: its bytes and the result of parsing it.
 
     Attributes:
-        before, behind: The bytes before and behind the digits of the body's length.
+        before, behind: The bytes before and after the digits of the body's length.
         scope, headers: The ASGI scope and headers that uvicorn made.
-        place: Index of the content-length header.
-        way: Takes later requests with this head past the application, once that has offered it.
+        length_index: Index of the content-length header.
+        handler: Answers later requests with this head without the application, if that attached it.
     """
 
     before: bytes
     behind: bytes
     scope: dict[str, Any]
     headers: list[tuple[bytes, bytes]]
-    place: int
-    way: Way | None = None
+    length_index: int
+    handler: HeadHandler | None = None
 
 
 class CachedHeads(HttpToolsProtocol):
@@ -59,33 +59,33 @@ class CachedHeads(HttpToolsProtocol):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self._heads: list[_Head] = []  # most recent first
-        self._keeps = self.limit_concurrency is None and hasattr(
+        self._caches = self.limit_concurrency is None and hasattr(
             HttpToolsProtocol, "_start_asgi_task"
         )
 
     def data_received(self, data: bytes) -> None:
         """Start the next request from the cache, or parse it and cache its head."""
         before = self.cycle
-        free = self._keeps and len(data) <= _BYTES_MAX and self._free()
-        if free and self._takes(data):
+        free = self._caches and len(data) <= _BYTES_MAX and self._free()
+        if free and self._start_cached(data):
             return
-        self.reads(data)
+        self.parse(data)
         if free and self.cycle is not before and not self.cycle.more_body and self.cycle.keep_alive:
-            self._keep(data)
+            self._cache_head(data)
 
-    def reads(self, data: bytes) -> None:
+    def parse(self, data: bytes) -> None:
         """Let uvicorn parse the bytes."""
         super().data_received(data)
 
     def _free(self) -> bool:
-        """Whether the last request is read and answered, and nothing of the next one has come."""
+        """Whether the last request is read and answered, and no byte of the next has arrived."""
         cycle: Any = self.cycle
         if cycle is None:
             return self.scope is None
         ended: bool = cycle.response_complete and not cycle.more_body and cycle.keep_alive
         return ended and cycle.scope is self.scope  # uvicorn makes a new scope for each head
 
-    def _takes(self, data: bytes) -> bool:
+    def _start_cached(self, data: bytes) -> bool:
         """Start the request if the bytes are one complete request with a cached head."""
         for head in self._heads:
             if not data.startswith(head.before):
@@ -100,12 +100,12 @@ class CachedHeads(HttpToolsProtocol):
             ):
                 if head is not self._heads[0]:
                     self._heads.reverse()
-                self.begins(head, digits, data[body:])
+                self.begin(head, digits, data[body:])
                 return True
         return False
 
-    def begins(self, head: _Head, digits: bytes, body: bytes) -> None:
-        """Start a request as uvicorn does after parsing it, or hand it to the head's way."""
+    def begin(self, head: _Head, digits: bytes, body: bytes) -> None:
+        """Start a request as uvicorn does after parsing it, or pass it to the head's handler."""
         self._unset_keepalive_if_required()
         self.expect_100_continue = False
         self.scope = scope = cast(Any, head.scope)
@@ -116,30 +116,30 @@ class CachedHeads(HttpToolsProtocol):
             expect_100_continue=False, keep_alive=True, on_response=self.on_response_complete,
         )  # fmt: skip
         self.cycle.more_body = False
-        usual = partial(self._usual, self.cycle, head, digits, body)
-        if head.way is None or not head.way.takes(self.cycle, body, usual):
-            head.way = None  # it is opened again by the next request that fits it
-            usual()
+        run_app = partial(self._run_app, self.cycle, head, digits, body)
+        if head.handler is None or not head.handler.accept(self.cycle, body, run_app):
+            head.handler = None  # the application attaches another one to a later request
+            run_app()
 
-    def _usual(self, cycle: Any, head: _Head, digits: bytes, body: bytes) -> None:
-        """Hand a request to the application, which may change what it is given."""
+    def _run_app(self, cycle: Any, head: _Head, digits: bytes, body: bytes) -> None:
+        """Pass a request to the application, which may change its scope and headers."""
         headers = head.headers.copy()
-        headers[head.place] = (_LENGTH, digits)
+        headers[head.length_index] = (_LENGTH, digits)
         scope: Any = {**head.scope, "headers": headers, "state": self.app_state.copy()}
-        if self.scope is cycle.scope:  # no other head has begun to come meanwhile
+        if self.scope is cycle.scope:  # no other head has begun to arrive meanwhile
             self.scope, self.headers = scope, headers
         cycle.scope, cycle.head = scope, head
         cycle.body += body
         cycle.message_event.set()
         self._start_asgi_task(cycle, self.app)
 
-    def _keep(self, data: bytes) -> None:
+    def _cache_head(self, data: bytes) -> None:
         """Cache the head that was just parsed, if the bytes were exactly one request."""
         match = _HEAD.match(data, 0, _HEAD_BYTES_MAX)
         if match is None or int(match[2]) != len(data) - match.end():
             return
-        place = [name for name, _ in self.headers].index(_LENGTH)
+        length_index = [name for name, _ in self.headers].index(_LENGTH)
         scope: dict[str, Any] = {**self.scope}
-        head = _Head(match[1], match[3], scope, self.headers.copy(), place)
+        head = _Head(match[1], match[3], scope, self.headers.copy(), length_index)
         self.cycle.head = head
         self._heads = [head, *self._heads[:1]]

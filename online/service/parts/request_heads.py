@@ -39,19 +39,19 @@ class BoundedHeads(CachedHeads):
         self._whole()
         super().connection_lost(exc)
 
-    def reads(self, data: bytes) -> None:
+    def parse(self, data: bytes) -> None:
         """Parse the bytes; a head that is too long ends the connection."""
         self._pending_bytes += len(data)
-        super().reads(data)
+        super().parse(data)
         if self._pending_bytes > HEAD_BYTES_MAX:
             self._refuse(b"431 Request Header Fields Too Large", b"the head is too long\n")
         elif self._timer is None and (self._in_head or (self._pending_bytes and self._answered)):
             self._wait()  # empty lines do not begin a request, but they do not reset the timer
 
-    def begins(self, *given: Any) -> None:
+    def begin(self, *given: Any) -> None:
         """Start a request with a cached head, which is complete."""
         self._whole()
-        super().begins(*given)
+        super().begin(*given)
 
     def on_message_begin(self) -> None:
         """Note that the head of another request has begun."""

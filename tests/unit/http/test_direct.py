@@ -308,14 +308,18 @@ def test_an_answer_that_fails_is_one_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(serving: Serving, app: App, world: worlds.World) -> None:
-        callers, rng, at_once = await known(app, 4), random.Random(11), serving.alone.told_at_once
+        callers, rng, at_once = (
+            await known(app, 4),
+            random.Random(11),
+            serving.single_events.plain_receipt,
+        )
 
         def fails(asked: Any, recorded: Any) -> Any:
             if asked.row.event_id == "e8801":
                 raise ValueError("it fails")
             return at_once(asked, recorded)
 
-        monkeypatch.setattr(serving.alone, "told_at_once", fails)
+        monkeypatch.setattr(serving.single_events, "plain_receipt", fails)
         for i, caller in enumerate(callers):
             caller.sends(event(rng, 8800 + i, source="one"))
         assert [(await caller.answered())[0] for caller in callers] == [200, 500, 200, 200]

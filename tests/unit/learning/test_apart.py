@@ -112,7 +112,7 @@ def test_without_the_copy_from_before_answers_would_count_twice(
     def nothing(_: Any) -> None:
         """Let the copy that learns answer."""
 
-    monkeypatch.setattr(LocalModel, "_lags_behind", nothing)
+    monkeypatch.setattr(LocalModel, "_keep_old_copy", nothing)
     learner = begun()
     learner.learn(row(3))
     assert steps(learner, ZERO[3:4]) == [2.0]

@@ -209,7 +209,7 @@ def test_a_failed_last_row_does_not_keep_a_freeze_from_being_acted_on(tmp_path: 
 def test_the_mutant_that_reports_at_once_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = textwrap.dedent(inspect.getsource(online.replica.exchange.Exchange._act_on))
+    source = textwrap.dedent(inspect.getsource(online.replica.exchange.Exchange._note_acted_on))
     # either of them holds back the report of a row that is being committed
     for rule in (
         "if self._learner.frozen and unfinished:",
@@ -219,7 +219,7 @@ def test_the_mutant_that_reports_at_once_is_noticed(
         source = source.replace(rule, "if False:")
     names = dict(vars(online.replica.exchange))
     exec(compile(source, "<mutant>", "exec"), names)
-    monkeypatch.setattr(online.replica.exchange.Exchange, "_act_on", names["_act_on"])
+    monkeypatch.setattr(online.replica.exchange.Exchange, "_note_acted_on", names["_note_acted_on"])
     with pytest.raises(AssertionError):
         test_a_freeze_is_acted_on_when_all_from_before_is_pushed(tmp_path)
     worlds.Held.open.set()

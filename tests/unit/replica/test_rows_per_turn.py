@@ -94,7 +94,7 @@ def test_the_judge_looks_in_a_turn_of_its_own(
 def test_passes_that_do_not_follow_the_clock_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Follower, "_suit", lambda self, n, most, took_s: None)
+    monkeypatch.setattr(Follower, "_adapt_pass_size", lambda self, n, most, took_s: None)
 
     async def scene(world: worlds.World) -> None:
         cheap, dear = await passes(world, monkeypatch, [20 * US, 50 * US])

@@ -222,12 +222,12 @@ def test_after_an_odd_request_the_application_sees_the_same(first: bytes, second
 
 def test_control_a_head_of_which_only_the_beginning_is_compared_is_noticed() -> None:
     class Hasty(CachedHeads):
-        def _takes(self, data: bytes) -> bool:
+        def _start_cached(self, data: bytes) -> bool:
             for head in self._heads:
                 if data.startswith(head.before):
                     at = len(head.before)
                     digits = data[at : data.find(b"\r", at)]
-                    self.begins(head, digits, data[data.find(b"{") :])
+                    self.begin(head, digits, data[data.find(b"{") :])
                     return True
             return False
 

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from online.http.app import App
-from online.http.direct import Way
+from online.http.direct import HeadHandler
 from online.messages.bodies import JSON
 from online.messages.structs import Event
 from online.service.parts.head_cache import CachedHeads
@@ -120,12 +120,12 @@ class Caller:
 def ways(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
     """Whether requests behind a known head were taken past the application, from now on."""
     taken: Counter[bool] = Counter()
-    takes = Way.takes
+    accept = HeadHandler.accept
 
-    def counted(self: Way, *given: Any) -> bool:
-        went = takes(self, *given)
+    def counted(self: HeadHandler, *given: Any) -> bool:
+        went = accept(self, *given)
         taken[went] += 1
         return went
 
-    monkeypatch.setattr(Way, "takes", counted)
+    monkeypatch.setattr(HeadHandler, "accept", counted)
     return taken

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from online.errors import RequestError
 from online.messages.structs import Event, FeedbackRequest, Receipt
-from online.replica.pending import Recorded, Told
+from online.replica.pending import OutcomeReceiver, Recorded
 from online.replica.replica import ModelReplica
 from online.serving import anomalies
 from online.serving.event_batcher import EventBatcher, Place
@@ -14,8 +14,8 @@ from online.serving.receipts import HTTP, ReceiptMaker, plain
 from online.tracing.trace import current
 
 
-class Alone:
-    """Handles bodies with one event, for one model."""
+class SingleEvents:
+    """Records events that are sent one per request, for one model."""
 
     def __init__(self, replica: ModelReplica, reader: Events, receipts: ReceiptMaker) -> None:
         self._replica, self._reader, self._receipts = replica, reader, receipts
@@ -24,35 +24,35 @@ class Alone:
     async def feedback(self, request: FeedbackRequest) -> tuple[int, Receipt]:
         """Record an event; return the HTTP status and the receipt."""
         if request.id is None and current.get() is None:
-            together = await self._batcher.record(request)
-            if together is not None:
-                return await self.told(*together)
+            batched = await self._batcher.record(request)
+            if batched is not None:
+                return await self.receipt(*batched)
         read = await self._reader.read(request, "")
         if isinstance(read, Receipt):
             self._replica.counts[f"feedback_{read.status}"] += 1
             return HTTP[read.status], read
         (recorded,) = await self._replica.writer.record([read.row], [read.example])
-        return await self.told(read, recorded)
+        return await self.receipt(read, recorded)
 
-    def take(self, event: Event, done: Told) -> Place:
+    def take(self, event: Event, done: OutcomeReceiver) -> Place:
         """Queue the event in the batch of this turn; see :meth:`EventBatcher.take`."""
         return self._batcher.take(event, done)
 
-    def told_at_once(self, asked: EventRow, recorded: Recorded) -> Receipt | None:
-        """The receipt of a learned event (status 200); None: it needs :meth:`told`."""
-        if (receipt := plain(asked, recorded)) is not None:
+    def plain_receipt(self, row: EventRow, recorded: Recorded) -> Receipt | None:
+        """The receipt of a learned event (status 200); None: it needs :meth:`receipt`."""
+        if (receipt := plain(row, recorded)) is not None:
             self._replica.counts["feedback_learned"] += 1
         return receipt
 
-    async def told(self, asked: EventRow, recorded: Recorded) -> tuple[int, Receipt]:
+    async def receipt(self, row: EventRow, recorded: Recorded) -> tuple[int, Receipt]:
         """Return the HTTP status and the receipt of a recorded event."""
-        receipt = self._receipts.receipt(asked, recorded, "")
-        late = await anomalies.late(self._replica, [receipt], [(0, asked)], [recorded])
-        for _, asked, result in late:
+        receipt = self._receipts.receipt(row, recorded, "")
+        late = await anomalies.late(self._replica, [receipt], [(0, row)], [recorded])
+        for _, row, result in late:
             if isinstance(result, RequestError):
                 raise result
             recorded = result
-            receipt = self._receipts.receipt(asked, recorded, "")
+            receipt = self._receipts.receipt(row, recorded, "")
         self._replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
