@@ -37,7 +37,7 @@ def test_each_request_of_a_kept_connection_is_traced_at_the_rate_that_was_set(
             draw=draw, monotonic_s=lambda: 7.0,
         )  # fmt: skip
         serving = await taught(world, limits=LIMITS)
-        app = App({"m": serving}, None, LIMITS, drawn=tracing.drawn)  # type: ignore[arg-type]
+        app = App({"m": serving}, None, LIMITS, draws_trace=tracing.drawn)  # type: ignore[arg-type]
         caller, taken = Caller(Traced(app, tracing)), ways(monkeypatch)  # type: ignore[arg-type]
         for i in range(60):
             for n in (0, 0, 0, 7):  # the last one has two rows: it goes the usual way
@@ -70,7 +70,7 @@ def test_a_caller_that_asks_for_traces_gets_them_on_a_kept_connection(
             monotonic_s=lambda: now_s[0],
         )  # fmt: skip
         serving = await taught(world, limits=LIMITS)
-        app = App({"m": serving}, None, LIMITS, drawn=tracing.drawn)  # type: ignore[arg-type]
+        app = App({"m": serving}, None, LIMITS, draws_trace=tracing.drawn)  # type: ignore[arg-type]
         caller, taken = Asking(Traced(app, tracing)), ways(monkeypatch)  # type: ignore[arg-type]
         for _ in range(3):
             for _ in range(3):  # one of them is traced: there is room for one each second
