@@ -18,6 +18,23 @@ _HEAD_S = 10  # for the head of a request, from the start of the connection
 _CLIENT_S = 60  # without a byte from a client that is expected to send
 
 
+_ALWAYS: Final = {
+    "RAY_worker_niceness": "0",  # the default of 15 gives long tails at saturation
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # Serve evaluates it before the flag above
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",  # HAProxy drops a replica by then
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The head keeps a record of each push: 12 MB per minute until it has 100,000 of them.
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "online.service.serve_middleware.middlewares",
+    "OMP_NUM_THREADS": "1",
+}
+"""Flags of every service, whatever its settings."""
+
+
 def port_range(private: Path) -> processes.PortRange:
     """Reserve a range of ports for one service."""
     # Outside the kernel's ephemeral range: Ray uses dozens of those before HAProxy starts.
@@ -27,23 +44,11 @@ def port_range(private: Path) -> processes.PortRange:
 def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -> dict[str, str]:
     """All flags as environment variables; ``first`` is the first port of :func:`port_range`."""
     http, grpc, metrics, stats = range(first + REPLICA_PORTS, first + REPLICA_PORTS + 4)
-    flags = {
-        "RAY_worker_niceness": "0",  # the default of 15 gives long tails at saturation
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # Serve evaluates it before the flag above
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",  # HAProxy drops a replica by then
+    flags = _ALWAYS | {
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS - 1),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # The head keeps a record of each push: 12 MB per minute until it has 100,000 of them.
-        "RAY_task_events_report_interval_ms": "0",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "online.service.serve_middleware.middlewares",
-        "OMP_NUM_THREADS": "1",
     }
     if settings.cluster == "local":  # a cluster that is joined has its own values
         flags |= {
