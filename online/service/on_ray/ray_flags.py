@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import secrets
 from pathlib import Path
+from typing import Final
 
 from online import processes
 from online.service import worker_setup
