@@ -140,11 +140,10 @@ class Way:
         self.direct, self.model, self.form = direct, model, form
         self.given, self.context = given, context
 
-    def takes(self, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
+    def takes(self, cycle: Any, body: bytes) -> bool:
         """Take a body, if it can be handled directly; return whether it was.
 
-        ``cycle`` is uvicorn's request, without body or scope of its own; ``usual`` passes it to
-        the application.
+        ``cycle`` is uvicorn's request, without body or scope of its own.
         """
         around = self.direct.around
         serving = around.servings.get(self.model)
@@ -152,7 +151,7 @@ class Way:
             return False
         if not around.free(self.direct.under_way) or self._traced(cycle):
             return False
-        return self.goes(serving, cycle, body, usual)
+        return self.goes(serving, cycle, body)
 
     def _traced(self, cycle: Any) -> bool:
         """Whether the request is traced, or may be; then it takes the normal way."""
@@ -164,7 +163,7 @@ class Way:
         cycle.traced = traced  # the normal way does not draw again
         return traced
 
-    def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
+    def goes(self, serving: Serving, cycle: Any, body: bytes) -> bool:
         """Handle the body by this kind of request; return whether it could be."""
         raise NotImplementedError
 
@@ -206,7 +205,7 @@ class Questions(Way):
 
     __slots__ = ()
 
-    def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
+    def goes(self, serving: Serving, cycle: Any, body: bytes) -> bool:
         """Answer a prediction for one row, if it needs nothing beyond the model."""
         begun_s, around = perf_counter(), self.direct.around
         try:
@@ -236,7 +235,7 @@ class Events(Way):
 
     __slots__ = ()
 
-    def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
+    def goes(self, serving: Serving, cycle: Any, body: bytes) -> bool:
         """Batch an event with others of the same turn; a label by id is recorded in a task."""
         direct, begun_s = self.direct, perf_counter()
         try:
@@ -248,16 +247,16 @@ class Events(Way):
         direct.around.untaken.begins(cycle.receive)
         direct.under_way += 1
         if event.id is not None:
-            direct.later(self._labelled(serving, cycle, event, len(body), begun_s), self.context)
+            direct.later(self.by_itself(serving, cycle, event, len(body), begun_s), self.context)
             return True
-        one = _One(self, serving, cycle, event, len(body), usual)
+        one = _One(self, serving, cycle, event, len(body))
         one.place = self.context.run(serving.alone.take, event, one)
         return True
 
-    async def _labelled(
+    async def by_itself(
         self, serving: Serving, cycle: Any, event: FeedbackRequest, size: int, begun_s: float
     ) -> None:
-        """Record the label of a prediction by its id, and answer."""
+        """Record an event that is read by itself, as a label by id is, and answer."""
         request_id = self.direct.around.ids.of(self.given)
         more: Sequence[tuple[bytes, bytes]] = ()
         try:
@@ -280,15 +279,14 @@ class _One:
 
     __slots__ = (
         "begun_s", "cycle", "ended", "error", "event", "place", "recorded", "serving", "size",
-        "usual", "way",
+        "way",
     )  # fmt: skip
 
     def __init__(
-        self, way: Events, serving: Serving, cycle: Any, event: FeedbackRequest, size: int,
-        usual: Callable[[], None],
+        self, way: Events, serving: Serving, cycle: Any, event: FeedbackRequest, size: int
     ) -> None:  # fmt: skip
         self.way, self.serving, self.cycle, self.event = way, serving, cycle, event
-        self.size, self.usual, self.begun_s = size, usual, perf_counter()
+        self.size, self.begun_s = size, perf_counter()
         self.ended = False
         self.recorded: Recorded | None = None
         self.error: Exception | None = None
@@ -313,11 +311,12 @@ class _One:
         return self.error
 
     def answer(self) -> None:
-        """Answer a learned event at once, and any other by a task or in the usual way."""
+        """Answer a learned event at once, and any other by a task."""
         way, recorded, asked = self.way, self.recorded, None
         if recorded is None and self.error is None:
-            self.usual()
-            way.direct.under_way -= 1
+            # Not in the normal way, which reads no body once the caller has gone.
+            alone = way.by_itself(self.serving, self.cycle, self.event, self.size, self.begun_s)
+            way.direct.later(alone, way.context)
             return
         if recorded is not None and self.place is not None:
             asked = self.place.asked

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -116,18 +115,16 @@ class CachedHeads(HttpToolsProtocol):
             expect_100_continue=False, keep_alive=True, on_response=self.on_response_complete,
         )  # fmt: skip
         self.cycle.more_body = False
-        usual = partial(self._usual, self.cycle, head, digits, body)
-        if head.way is None or not head.way.takes(self.cycle, body, usual):
+        if head.way is None or not head.way.takes(self.cycle, body):
             head.way = None  # it is opened again by the next request that fits it
-            usual()
+            self._usual(self.cycle, head, digits, body)
 
     def _usual(self, cycle: Any, head: _Head, digits: bytes, body: bytes) -> None:
         """Hand a request to the application, which may change what it is given."""
         headers = head.headers.copy()
         headers[head.place] = (_LENGTH, digits)
         scope: Any = {**head.scope, "headers": headers, "state": self.app_state.copy()}
-        if self.scope is cycle.scope:  # no other head has begun to come meanwhile
-            self.scope, self.headers = scope, headers
+        self.scope, self.headers = scope, headers
         cycle.scope, cycle.head = scope, head
         cycle.body += body
         cycle.message_event.set()
