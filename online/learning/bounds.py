@@ -50,6 +50,9 @@ from online.learning.ranges import (
     RecentValues,
     TargetRange,
     data_of,
+    own_range,
+    ranges_of,
+    rebase_ranges,
     widths,
 )  # fmt: skip
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
@@ -192,6 +195,7 @@ class Bounds:
         outside = _outside(ranges, features)
         for name, held in outside:
             value = float(features[name])  # type: ignore[arg-type]  # outside: a number
+            held = own_range(ranges, name)
             self._widen(name, held, value, clipped=sent is not None and name in sent)
             self._note(name, held)
         if self._awake:
@@ -238,15 +242,23 @@ class Bounds:
         return True
 
     def _meet(self, features: Features) -> None:
-        """Begin a range for each numeric value under a new name."""
+        """Begin a range for each numeric value under a new name; equal values share one."""
+        met: dict[float | str, tuple[Range, tuple[float, float], tuple[float, float]]] = {}
         for name, value in [x for x in features.items() if x[0] not in self._ranges]:
             if name not in self._free and (type(value) is float or type(value) is int):
-                number = float(value)
-                held = self._ranges[name] = Range(number, number)
-                self._open_ranges[name] = (number, number)
+                key = float(value) or str(float(value))  # -0.0 and 0.0 are different
+                if key not in met:
+                    met[key] = self._begun(float(value))
+                self._ranges[name], self._open_ranges[name], until = met[key]
                 if self._n > 1:
-                    held.first = held.until = float(self._n)
-                    self._open_until[name] = (held.first, held.until)
+                    self._open_until[name] = until
+
+    def _begun(self, number: float) -> tuple[Range, tuple[float, float], tuple[float, float]]:
+        held = Range(number, number)
+        held.shared = True
+        if self._n > 1:
+            held.first = held.until = float(self._n)
+        return held, (number, number), (held.first, held.until)
 
     def _note(self, name: str, held: Range) -> None:
         """Update whether values within the range change its state from now on."""
@@ -318,30 +330,21 @@ class Bounds:
         target = ranges.pop(SENT_LABEL, None)
         if DIGEST in values:
             self._n = values[DIGEST].data["count"] + self._open_n
-        for name, (low, high) in data_of(values, RANGE).items():
-            own = self._open_ranges.get(name, (low, high))
-            low, high = min(low, own[0]), max(high, own[1])
-            held = ranges.get(name)
-            if held is None:
-                ranges[name] = Range(low, high)
-            else:
-                held.low, held.high = low, high
-        for name, n in data_of(values, ROWS).items():
-            if (held := ranges.get(name)) is not None:
-                held.rows = n + self._open_rows.get(name, 0)
-        for name, x in data_of(values, BEYOND).items():
-            if (held := ranges.get(name)) is not None:
-                held.beyond = max(x + self._open_beyond.get(name, 0.0), 0.0)
-        for name, (first, until) in data_of(values, UNTIL).items():
-            if (held := ranges.get(name)) is not None:
-                own = self._open_until.get(name, (first, until))
-                held.first, held.until = min(first, own[0]), max(until, own[1])
+        begun = not ranges  # so nothing is open, either
+        if begun:
+            ranges.update(ranges_of(values))
+        else:
+            opened = (self._open_ranges, self._open_rows, self._open_beyond, self._open_until)
+            rebase_ranges(ranges, values, *opened)
         found = ranges.pop(SENT_LABEL, None)
         if target is None and found is not None:
             target = TargetRange(found.low, found.high)
         if isinstance(target, TargetRange):
             ranges[SENT_LABEL] = target
             target.rebase(values)
+        if begun:
+            self._awake = {name for name, held in ranges.items() if not held.shared and held.awake}
+            return
         for block in (RANGE, ROWS, BEYOND):
             for name in data_of(values, block):
                 if (held := ranges.get(name)) is not None:

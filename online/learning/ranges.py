@@ -77,19 +77,24 @@ FREE: Final = 2.0  # widenings that cost no reach
 STOP: Final = 6.0  # widenings after which almost no reach is left
 _REST: Final = 0.25
 _SIDE_VOTES: Final = 4  # votes that move one end of the range
+_NEVER: Final = (0.0, 0.0)
 _NAMED: Final = 16  # hash values that stand for sources
 _STEP: Final = 2  # resolution of distances, in binary digits
 _LEAST, _MOST = -32, 64  # binary digits of distances
 
 
 class Range:
-    """The range of one name's values, with its counters."""
+    """The range of one name's values, with its counters.
 
-    __slots__ = ("beyond", "first", "high", "low", "rows", "until")
+    Attributes:
+        shared: Whether several names have this object, so that none of them may change it.
+    """
+
+    __slots__ = ("beyond", "first", "high", "low", "rows", "shared", "until")
     young: ClassVar[int] = YOUNG
 
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
+        self.low, self.high, self.shared = low, high, False
         self.rows, self.beyond, self.first, self.until = 0, 0.0, 0.0, 0.0
 
     @property
@@ -104,6 +109,12 @@ class Range:
     def awake(self) -> bool:
         """Whether values within it still change its state."""
         return self.beyond > 0.0 or (self.rows < self.young and self.low < self.high)
+
+    def own(self) -> Range:
+        """Return a copy that may be changed."""
+        made = Range(self.low, self.high)
+        made.first, made.until = self.first, self.until
+        return made
 
     def new(self, n: int) -> bool:
         """Whether it widens without cost at the model's ``n``-th row."""
@@ -275,6 +286,72 @@ class RecentValues:
         made = RecentValues()
         made._spans = [{name: x[name]} if name in x else {} for x in self._spans]
         return made
+
+
+def ranges_of(values: Blocks) -> dict[str, Range]:
+    """Return the ranges in these values.
+
+    Names that were met in one row with one value, and never changed since, share a range: a model
+    has millions of such names.
+    """
+    found: dict[str, Range] = {}
+    ends, pair, until = data_of(values, UNTIL), None, None
+    held = Range(0.0, 0.0)
+    for name, here in data_of(values, RANGE).items():
+        since = ends.get(name, _NEVER)
+        if here is not pair or since is not until or not held.shared:
+            held = Range(*here)
+            held.first, held.until = since
+            held.shared = held.low == held.high
+            pair, until = here, since
+        found[name] = held
+    for name, rows in data_of(values, ROWS).items():
+        if name in found:
+            own_range(found, name).rows = rows
+    for name, x in data_of(values, BEYOND).items():
+        if name in found:
+            own_range(found, name).beyond = max(x, 0.0)
+    return found
+
+
+def rebase_ranges(
+    ranges: dict[str, Range],
+    values: Blocks,
+    open_ranges: Mapping[str, tuple[float, float]],
+    open_rows: Mapping[str, int],
+    open_beyond: Mapping[str, float],
+    open_until: Mapping[str, tuple[float, float]],
+) -> None:
+    """Set the ranges that are in these values, with the open delta on top."""
+    for name, (low, high) in data_of(values, RANGE).items():
+        own = open_ranges.get(name, (low, high))
+        low, high = min(low, own[0]), max(high, own[1])
+        held = ranges.get(name)
+        if held is None:
+            ranges[name] = Range(low, high)
+        elif not (held.shared and low and held.low == low and held.high == high):
+            held = own_range(ranges, name)
+            held.low, held.high = low, high
+    for name, n in data_of(values, ROWS).items():
+        if name in ranges:
+            own_range(ranges, name).rows = n + open_rows.get(name, 0)
+    for name, x in data_of(values, BEYOND).items():
+        if name in ranges:
+            own_range(ranges, name).beyond = max(x + open_beyond.get(name, 0.0), 0.0)
+    for name, ends in data_of(values, UNTIL).items():
+        if (held := ranges.get(name)) is not None:
+            own = open_until.get(name, ends)
+            first, until = min(ends[0], own[0]), max(ends[1], own[1])
+            if (held.first, held.until) != (first, until):
+                held = own_range(ranges, name)
+                held.first, held.until = first, until
+
+
+def own_range(ranges: dict[str, Range], name: str) -> Range:
+    """Return a name's range, as an object of its own."""
+    if (held := ranges[name]).shared:
+        held = ranges[name] = held.own()
+    return held
 
 
 def widths(held: Range, value: Value) -> float:

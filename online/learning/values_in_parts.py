@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from online.learning.deltas import Pulled
 from online.models.base import Forgetful, Model
 from paramserver.core import blocks as algebra
+from paramserver.core.names import Names
 from paramserver.core.wire import Place, SyncReply, Version, decode_piece
 
 _DROPPED_KEYS = 1024  # in one turn of the loop
@@ -28,12 +29,13 @@ class PartialValues:
         self.after: Place | None = None
         self.whole = False
         self.pulled, self.model = Pulled(), model
+        self._names = Names()
         if model is not None:
             model.reset({})
 
     def take(self, piece: bytes) -> None:
         """Take a piece of the next part."""
-        blocks = algebra.from_wire(decode_piece(piece))
+        blocks = algebra.from_wire(decode_piece(piece), names=self._names)
         self.pulled.put(blocks)
         if self.model is not None:
             self.model.rebase(blocks)

@@ -40,6 +40,9 @@ from paramserver.core.entries import (
     INT64_MAX,
     INT64_MIN,
     Moments,
+    all_counts,
+    all_floats,
+    all_pairs,
     check_count,
     check_digest,
     check_extrema,
@@ -47,6 +50,7 @@ from paramserver.core.entries import (
     check_moments,
 )
 from paramserver.core.ids import IdArray, distinct
+from paramserver.core.names import Names
 from paramserver.core.rows import Rows, read_rows
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
@@ -88,6 +92,7 @@ WHOLE: Final = BYTES | {DIGEST}
 """Kinds that are sent and replaced whole, never key by key."""
 
 KINDS: Final = WHOLE | {ADDITIVE, MOMENTS, EXTREMA, COUNT, ROWS}
+_MANY: Final = 32  # keys from which on numpy's calls pay
 _ARRAYS_MAX: Final = 64  # arrays of touched ids collected before they are merged into one
 _FLOAT64: Final = np.dtype("<f8")
 
@@ -405,8 +410,17 @@ def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
     }
 
 
-def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) -> Blocks:
+def from_wire(
+    wire: Mapping[str, WireBlock],
+    limits: Limits = DEFAULT_LIMITS,
+    names: Names | None = None,
+) -> Blocks:
     """Return the blocks of a message in new containers, after checking every field.
+
+    Equal keys of several blocks become one string, which is hashed and stored once.
+
+    Parameters:
+        names: Keys of earlier messages; those of this one are added.
 
     Raises:
         BlockError: A bound is exceeded, or a kind, shape or number is invalid.  The error names
@@ -415,10 +429,10 @@ def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) ->
     if len(wire) > limits.blocks:
         raise BlockError("*", None, f"{len(wire)} blocks; at most {limits.blocks} are taken")
     out: Blocks = {}
-    keys = 0
+    keys, names = 0, Names() if names is None else names
     for name, block in wire.items():
         _check_name(name, None, name, limits)
-        data = _check_data(name, block.kind, block.data, limits)
+        data = _check_data(name, block.kind, block.data, limits, names)
         keys += 0 if block.kind in BYTES else len(data)
         if keys > limits.keys:
             raise BlockError(name, None, f"more than {limits.keys} keys in one message")
@@ -426,7 +440,7 @@ def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) ->
     return out
 
 
-def _check_data(name: str, kind: str, data: Any, limits: Limits) -> Any:
+def _check_data(name: str, kind: str, data: Any, limits: Limits, names: Names) -> Any:
     if kind in BYTES:
         if not isinstance(data, bytes):
             raise BlockError(name, None, f"{kind} data is bytes, not {type(data).__name__}")
@@ -443,14 +457,16 @@ def _check_data(name: str, kind: str, data: Any, limits: Limits) -> Any:
         return check_digest(name, data)
     if kind == ROWS:
         return read_rows(name, data)
-    if kind == ADDITIVE and _all_floats(data, limits):
-        return dict(data)
+    if (at_once := _AT_ONCE.get(kind)) is not None and len(data) >= _MANY:
+        numbers = at_once(data.values()) if _all_names(data, limits) else None
+        if numbers is not None:
+            return dict(zip(names.shared([*data]), numbers, strict=True))
     check = _CHECKS[kind]
     out: dict[str, Any] = {}
     for key, x in data.items():
         _check_name(name, key, key, limits)
         out[key] = check(name, key, x)
-    return out
+    return dict(zip(names.shared([*out]), out.values(), strict=True))
 
 
 def _check_array(name: str, data: bytes) -> None:
@@ -460,15 +476,8 @@ def _check_array(name: str, data: bytes) -> None:
         raise BlockError(name, None, "a number is not finite")
 
 
-def _all_floats(data: dict[Any, Any], limits: Limits) -> bool:
-    """Return whether all keys and numbers are valid; ten times as fast as checking each."""
-    keys, numbers = data.keys(), data.values()
-    return (
-        set(map(type, keys)) <= {str}
-        and set(map(type, numbers)) <= {float}
-        and max(map(len, keys), default=0) <= limits.name_chars
-        and all(map(isfinite, numbers))
-    )
+def _all_names(data: dict[Any, Any], limits: Limits) -> bool:
+    return set(map(type, data)) <= {str} and max(map(len, data)) <= limits.name_chars
 
 
 def _check_name(name: str, key: Any, text: Any, limits: Limits) -> None:
@@ -479,6 +488,9 @@ def _check_name(name: str, key: Any, text: Any, limits: Limits) -> None:
             name[:64], None, f"a name has {len(text)} characters; at most {limits.name_chars}"
         )
 
+
+_AT_ONCE: Final = {ADDITIVE: all_floats, COUNT: all_counts, EXTREMA: all_pairs}
+"""Check many values of a kind ten times as fast as one by one; None: check them one by one."""
 
 _CHECKS: Final = {
     ADDITIVE: check_float,

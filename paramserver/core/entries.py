@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import chain
 from math import isfinite
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from paramserver.errors import BlockError
 
@@ -64,3 +69,45 @@ def check_digest(name: str, data: dict[Any, Any]) -> dict[str, int]:
         if type(x) is not int or not 0 <= x <= top:
             raise BlockError(name, key, f"{x!r:.80} is not an integer in 0 … {top}")
     return {"count": data["count"], "sum": data["sum"]}
+
+
+def all_floats(numbers: Collection[Any]) -> Collection[float] | None:
+    """Return the numbers if all are finite floats, else None."""
+    return numbers if set(map(type, numbers)) <= {float} and all(map(isfinite, numbers)) else None
+
+
+def all_counts(numbers: Collection[Any]) -> Collection[float] | None:
+    """Return the numbers if all are int64, or all are finite floats, else None."""
+    if set(map(type, numbers)) != {int}:
+        return all_floats(numbers)
+    return numbers if min(numbers) >= INT64_MIN and max(numbers) <= INT64_MAX else None
+
+
+def all_pairs(pairs: Collection[Any]) -> Collection[tuple[float, float]] | None:
+    """Return what :func:`shared_pairs` makes of them if all are (min, max), else None."""
+    if not (set(map(type, pairs)) <= {list, tuple} and set(map(len, pairs)) <= {2}):
+        return None
+    flat = [*chain.from_iterable(pairs)]
+    if all_floats(flat) is None:
+        return None
+    numbers = np.array(flat).reshape(-1, 2)
+    return shared_pairs(numbers) if (numbers[:, 0] <= numbers[:, 1]).all() else None
+
+
+def shared_pairs(numbers: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Return the rows of an array of shape (n, 2); equal ones in succession are one object.
+
+    Names that were met in the same row have the same ranges, so most pairs take no memory.
+    """
+    if not len(numbers):
+        return []
+    bits = np.ascontiguousarray(numbers).view(np.int64)  # -0.0 and 0.0 are different
+    begins = np.flatnonzero(np.append(True, (bits[1:] != bits[:-1]).any(axis=1)))
+    if len(begins) * 2 > len(numbers):
+        return [*zip(*(column.tolist() for column in numbers.T), strict=True)]
+    each = zip(*(column.tolist() for column in numbers[begins].T), strict=True)
+    pairs = np.fromiter(each, dtype=object, count=len(begins))
+    found: list[tuple[float, float]] = np.repeat(
+        pairs, np.diff(np.append(begins, len(numbers)))
+    ).tolist()
+    return found

@@ -130,9 +130,7 @@ class Parts:
             else:
                 data, keys = block.data, self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
-                piece[name] = Block(
-                    block.kind, {key: data[key] for key in keys[begin:end] if key in data}
-                )
+                piece[name] = Block(block.kind, _some(data, keys[begin:end]))
                 size += max(end - begin, 1)
                 if end < len(keys):
                     return piece, size, (name, end)
@@ -180,6 +178,12 @@ class WalkedParts(Parts):
         if fields["kind"] == "part" and version in (fields.get("reached"), fields["since"]):
             pulls.begin(reader, version)
         return fields
+
+
+def _some(data: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """Return the values of those keys that are still there, with one look-up of each."""
+    some = dict(zip(keys, map(data.get, keys), strict=True))
+    return {k: x for k, x in some.items() if x is not None} if None in some.values() else some
 
 
 def _size(block: Block) -> int:

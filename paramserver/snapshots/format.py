@@ -2,24 +2,29 @@
 
 ======================= ===========================================================
 8 bytes                 magic
-4 + 8 + 8 bytes         schema version, bytes of manifest, bytes of payload (little);
-                        1: whole; 2: incremental, with only the changed rows of some
-                        tables since another snapshot, the base, which is whole
+4 + 8 + 8 bytes         schema version, bytes of manifest, bytes of payload (little)
 32 bytes                SHA-256 of the manifest, so that it can be read alone
 manifest                msgpack: model, spec, version, clocks, list of blocks
-payload                 safetensors: keys and numbers of each block
+payload                 safetensors: all keys once; places of keys, and numbers, of each block
 32 bytes                SHA-256 of everything before
 ======================= ===========================================================
 
 The frame (everything but manifest and payload) is the same in every schema version, so a file of a
 later release can be distinguished from a damaged one.  Numbers are restored bit for bit.
+
+A snapshot may be incremental: it has only the changed rows of some tables since another one, its
+base, which is whole.  Schemas 1 (whole) and 2 (incremental), in which each block has keys of its
+own, are read, but no longer written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from hashlib import sha256
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -27,22 +32,23 @@ import numpy as np
 
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Block, Blocks
+from paramserver.core.entries import shared_pairs
 from paramserver.core.rows import Rows
 from paramserver.core.state import Base, SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
+from paramserver.snapshots.names import Names, keys_at, read_names
 from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.tensors import Array, Stored, read_arrays, write_arrays
 
-SCHEMA: Final = 2
-"""The newest schema version that is written."""
-_WHOLE: Final = 1
-_LEANING: Final = 2
+SCHEMA: Final = 3
+"""The schema version that is written; earlier ones are read."""
+_OWN_KEYS: Final = (1, 2)
+_NAMES: Final = "names."
 MAGIC: Final = b"\x89OLSNAP\n"
 _FRAME: Final = struct.Struct("<8sIQQ32s")
 _DIGEST_BYTES: Final = 32
 _CHECKED: Final = 65_536  # numbers, or rows, checked at a time
 FRAME_BYTES: Final = _FRAME.size
-_CUT_KEYS: Final = 8192  # keys split at a time; parts that fit the CPU cache are a third faster
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -87,13 +93,14 @@ def encoded(state: SnapshotState) -> Pieces:
     """Return the file in pieces generated while it is written; do not change the state then."""
     arrays: dict[str, Stored] = {}
     changes = [] if state.base is None else [n for n, b in state.values.items() if _tracked(b)]
+    names = Names()
     for i, (name, block) in enumerate(state.values.items()):
-        parts = _changes(block.data) if name in changes else _stored(block)
+        parts = _changes(block.data) if name in changes else _stored(block, names)
         arrays.update((f"{i}.{part}", stored) for part, stored in parts.items())
-    schema = _LEANING if changes else _WHOLE
+    arrays.update((_NAMES + part, Stored.of(array)) for part, array in names.arrays().items())
     manifest = msgspec.msgpack.encode(
         Manifest(
-            schema=schema,
+            schema=SCHEMA,
             model=state.model,
             spec=state.spec,
             spec_text=state.spec_text,
@@ -115,7 +122,7 @@ def encoded(state: SnapshotState) -> Pieces:
         )
     )
     size, payload = write_arrays(arrays, FRAME_BYTES + len(manifest))
-    return Pieces(_begin(schema, manifest, size), size, payload)
+    return Pieces(_begin(SCHEMA, manifest, size), size, payload)
 
 
 def frame(schema: int, manifest: bytes, payload: bytes) -> bytes:
@@ -143,7 +150,7 @@ def decode(
         SnapshotCorrupt: The bytes are not exactly those that :func:`encode` returned.
         SnapshotFormat: The file is undamaged, but of a schema version unknown to this release.
     """
-    _, manifest_bytes, _, _ = _read_frame(data)
+    schema, manifest_bytes, _, _ = _read_frame(data)
     size = whole_size(data)
     if len(data) != size:
         raise SnapshotCorrupt(f"it has {len(data)} bytes, its head says {size}")
@@ -156,12 +163,14 @@ def decode(
     below = {} if manifest.base is None or base is None else base(manifest.base).values
     try:
         arrays = read_arrays(view[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
-        values = {
-            name: _changed(below[name], arrays, f"{i}.")
-            if name in manifest.changes
-            else Block(kind, _from_arrays(kind, arrays, f"{i}."))
-            for i, (name, kind) in enumerate(manifest.blocks)
-        }
+        with _uncollected():
+            keys = _Keys(arrays, shared=schema not in _OWN_KEYS)
+            values = {
+                name: _changed(below[name], arrays, f"{i}.")
+                if name in manifest.changes
+                else Block(kind, _from_arrays(kind, arrays, f"{i}.", keys))
+                for i, (name, kind) in enumerate(manifest.blocks)
+            }
     except (msgspec.DecodeError, struct.error, KeyError, ValueError) as error:
         raise SnapshotCorrupt(f"its payload can't be read: {error!r}") from error
     return SnapshotState(
@@ -201,7 +210,7 @@ def read_manifest(data: bytes | memoryview) -> Manifest:
     raw = data[FRAME_BYTES : FRAME_BYTES + manifest_bytes]
     if sha256(raw).digest() != digest:
         raise SnapshotCorrupt("the checksum of its manifest does not match")
-    if schema not in (_WHOLE, _LEANING):
+    if not 1 <= schema <= SCHEMA:
         raise SnapshotFormat(schema, SCHEMA)
     try:
         return msgspec.msgpack.decode(raw, type=Manifest)
@@ -229,12 +238,12 @@ def _runs(partitions: frozenset[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _stored(block: Block) -> dict[str, Stored]:
+def _stored(block: Block, names: Names) -> dict[str, Stored]:
     if block.kind == algebra.ROWS:
         rows: Rows = block.data
         numbers = Stored(np.dtype(np.float32), (len(rows), rows.width), rows.pieces)
         return {"ids": Stored.of(rows.ids), "rows": numbers}
-    return {part: Stored.of(array) for part, array in _to_arrays(block).items()}
+    return {part: Stored.of(array) for part, array in _to_arrays(block, names).items()}
 
 
 def _tracked(block: Block) -> bool:
@@ -261,7 +270,7 @@ def _changed(block: Block, arrays: dict[str, Array], prefix: str) -> Block:
     return block
 
 
-def _to_arrays(block: Block) -> dict[str, Array]:
+def _to_arrays(block: Block, names: Names) -> dict[str, Array]:
     data = block.data
     if block.kind == algebra.OPAQUE:
         return {"bytes": np.frombuffer(data, dtype=np.uint8)}
@@ -269,32 +278,58 @@ def _to_arrays(block: Block) -> dict[str, Array]:
         return {"numbers": algebra.array_of(data)}
     if block.kind == algebra.DIGEST:
         return {"digest": np.array([data["count"], data["sum"]], dtype=np.uint64)}
-    arrays = _keys_to_arrays(data)
+    arrays = {"spans": names.spans(data)}
     if block.kind == algebra.COUNT:  # integers above 2**53 do not fit a float; 1 is not 1.0
+        if set(map(type, data.values())) <= {int}:
+            arrays["ints"] = np.fromiter(data.values(), dtype=np.int64, count=len(data))
+            return arrays
         real = [type(x) is float for x in data.values()]
+        pairs = [*zip(data.values(), real, strict=True)]
         arrays["real"] = np.array(real, dtype=np.uint8)
-        arrays["floats"] = np.array(
-            [x if r else 0.0 for x, r in zip(data.values(), real, strict=True)], dtype=np.float64
-        )
-        arrays["ints"] = np.array(
-            [0 if r else x for x, r in zip(data.values(), real, strict=True)], dtype=np.int64
-        )
+        arrays["floats"] = np.array([x if r else 0.0 for x, r in pairs], dtype=np.float64)
+        arrays["ints"] = np.array([0 if r else x for x, r in pairs], dtype=np.int64)
         return arrays
-    width = {algebra.ADDITIVE: (), algebra.MOMENTS: (3,), algebra.EXTREMA: (2,)}[block.kind]
-    numbers = np.array(list(data.values()), dtype=np.float64)
-    arrays["values"] = numbers.reshape((len(data), *width))
+    values = data.values()
+    if block.kind == algebra.ADDITIVE:
+        arrays["values"] = np.fromiter(values, dtype=np.float64, count=len(data))
+        return arrays
+    width = {algebra.MOMENTS: 3, algebra.EXTREMA: 2}[block.kind]
+    flat = chain.from_iterable(values)
+    numbers = np.fromiter(flat, dtype=np.float64, count=len(data) * width)
+    arrays["values"] = numbers.reshape((len(data), width))
     return arrays
 
 
-def _keys_to_arrays(data: Mapping[str, object]) -> dict[str, Array]:
-    raw = [key.encode() for key in data]
-    return {
-        "keys": np.frombuffer(b"".join(raw), dtype=np.uint8),
-        "ends": np.cumsum([len(key) for key in raw], dtype=np.int64),
-    }
+class _Keys:
+    """The keys of blocks: places among the names of the file or, in older ones, of their own."""
+
+    def __init__(self, arrays: dict[str, Array], *, shared: bool) -> None:
+        self._arrays = arrays
+        self._names = self._read(_NAMES) if shared else None
+
+    def _read(self, prefix: str) -> list[str]:
+        return read_names(self._arrays[prefix + "keys"], self._arrays[prefix + "ends"])
+
+    def of(self, prefix: str) -> list[str]:
+        """Return the keys of a block in order."""
+        if self._names is None:
+            return self._read(prefix)
+        return keys_at(self._names, self._arrays[prefix + "spans"])
 
 
-def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the collection of garbage: what is being read has none, and scanning it takes long."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str, of: _Keys) -> Any:
     if kind == algebra.OPAQUE:
         return arrays[prefix + "bytes"].tobytes()
     if kind == algebra.DIGEST:
@@ -306,14 +341,18 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
         return _finite(arrays[prefix + "numbers"]).tobytes()
     if kind == algebra.ROWS:
         return Rows.in_place(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
-    keys = _keys_from_arrays(arrays, prefix)
+    keys = of.of(prefix)
     if kind == algebra.COUNT:
+        if prefix + "real" not in arrays:
+            return dict(zip(keys, arrays[prefix + "ints"].tolist(), strict=True))
         real, floats, ints = (arrays[prefix + part] for part in ("real", "floats", "ints"))
         parts = zip(keys, real.tolist(), floats.tolist(), ints.tolist(), strict=True)
         return {key: x if r else i for key, r, x, i in parts}
     numbers = _finite(arrays[prefix + "values"])
     if kind == algebra.ADDITIVE:
         return dict(zip(keys, numbers.tolist(), strict=True))
+    if kind == algebra.EXTREMA:
+        return dict(zip(keys, shared_pairs(numbers), strict=True))
     columns = (column.tolist() for column in numbers.T)
     return dict(zip(keys, zip(*columns, strict=True), strict=True))
 
@@ -323,23 +362,6 @@ def _finite(numbers: Array) -> Array:
         if not np.isfinite(numbers[i : i + _CHECKED]).all():
             raise ValueError("a value is not finite")
     return numbers
-
-
-def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
-    blob, ends = arrays[prefix + "keys"], arrays[prefix + "ends"]
-    if len(ends) == 0:
-        return []
-    if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
-        raise ValueError("keys overlap or leave their bytes")
-    if blob.all():  # no key contains the separator \0, so split many at once
-        keys: list[str] = []
-        for i in range(0, len(ends), _CUT_KEYS):
-            begin, stops = ends[i - 1] if i else 0, ends[i : i + _CUT_KEYS]
-            some = np.insert(blob[begin : stops[-1]], stops[:-1] - begin, 0)
-            keys += some.tobytes().decode().split("\0")
-        return keys
-    raw, stops = blob.tobytes(), ends.tolist()
-    return [raw[a:b].decode() for a, b in zip([0, *stops[:-1]], stops, strict=True)]
 
 
 def equal(a: Blocks, b: Blocks) -> bool:

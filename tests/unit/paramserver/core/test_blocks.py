@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from typing import Any
 
@@ -26,6 +27,7 @@ from paramserver.core.blocks import (
     size_bytes,
     to_wire,
 )
+from paramserver.core.names import Names
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
 from paramserver.snapshots.format import equal
@@ -260,3 +262,65 @@ def test_counts_that_a_process_keeps_add_as_merged_ones_do(
     for block in ours.values():
         block.data.clear()
     assert added["high"].data, "it shares what was added"
+
+
+MANY = [f"key {n}" for n in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("additive", 0.5, [float("nan"), float("inf"), "1", None, True, 2**53 + 1]),
+        ("count", 7, [2**63, -(2**63) - 1, float("nan"), "1", True]),
+        ("count", 0.25, [float("inf"), None]),
+        ("extrema", [1.0, 2.0],
+         [[2.0, 1.0], [1.0], [1.0, 2.0, 3.0], "ab", [0.0, float("inf")], [True, 2.0], 1.0]),
+    ],
+)  # fmt: skip
+def test_many_numbers_are_checked_as_one_by_one(kind: str, good: Any, bad: list[Any]) -> None:
+    data = dict.fromkeys(MANY, good)
+    taken = from_wire({"b": WireBlock(kind, data)})["b"].data
+    few = from_wire({"b": WireBlock(kind, {"a": good})})["b"].data["a"]
+    assert repr(taken) == repr(dict.fromkeys(MANY, few))
+    for x in bad:
+        with pytest.raises(BlockError) as raised:
+            from_wire({"b": WireBlock(kind, {**data, "key 300": x})})
+        assert (raised.value.block, raised.value.key) == ("b", "key 300")
+    with pytest.raises(BlockError, match="characters"):
+        from_wire({"b": WireBlock(kind, {**data, "k" * 1025: good})})
+
+
+def test_mixed_numbers_keep_their_kinds() -> None:
+    sent = {key: i if i % 2 else i / 2 for i, key in enumerate(MANY)}
+    assert repr(from_wire({"b": WireBlock("count", sent)})["b"].data) == repr(sent)
+    pairs = {key: [i, i + 0.5] for i, key in enumerate(MANY)}
+    taken = from_wire({"b": WireBlock("extrema", pairs)})["b"].data
+    assert taken == {key: (float(i), i + 0.5) for i, key in enumerate(MANY)}
+
+
+@pytest.mark.parametrize("n", [3, 500])
+def test_a_name_in_several_blocks_is_one_string(n: int) -> None:
+    wires = [
+        {
+            "w": WireBlock("additive", {f"key {i}": 1.0 for i in range(n)}),
+            "r": WireBlock("extrema", {f"key {i}": [1.0, 1.0] for i in range(n)}),
+        }
+        for _ in range(2)
+    ]
+    names = Names()
+    first, second = (from_wire(sent, names=names) for sent in wires)
+    blocks = [block.data for taken in (first, second) for block in taken.values()]
+    for keys in zip(*blocks, strict=True):
+        assert len({id(key) for key in keys}) == 1
+
+
+def test_names_in_any_order_are_one_string_each() -> None:
+    draw, names = random.Random(3), Names()
+    first: dict[str, str] = {}
+    for _ in range(300):
+        keys = [f"k {n}" for n in range(draw.randrange(9), draw.randint(0, 60))]
+        if draw.random() < 0.3:
+            draw.shuffle(keys)
+        for key, shared in zip(keys, names.shared(keys), strict=True):
+            assert key == shared
+            assert first.setdefault(key, shared) is shared
