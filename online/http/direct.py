@@ -140,11 +140,10 @@ class HeadHandler:
         self.direct, self.model, self.form = direct, model, form
         self.headers, self.context = headers, context
 
-    def accept(self, cycle: Any, body: bytes, run_app: Callable[[], None]) -> bool:
+    def accept(self, cycle: Any, body: bytes) -> bool:
         """Take a body, if it can be handled directly; return whether it was.
 
-        ``cycle`` is uvicorn's request, without body or scope of its own; ``run_app`` passes it to
-        the application.
+        ``cycle`` is uvicorn's request, without body or scope of its own.
         """
         app = self.direct.app
         serving = app.servings.get(self.model)
@@ -152,7 +151,7 @@ class HeadHandler:
             return False
         if not app.has_room(self.direct.under_way) or self._traced(cycle):
             return False
-        return self.handle(serving, cycle, body, run_app)
+        return self.handle(serving, cycle, body)
 
     def _traced(self, cycle: Any) -> bool:
         """Whether the request is traced, or may be; then the application handles it."""
@@ -164,9 +163,7 @@ class HeadHandler:
         cycle.traced = traced  # the application does not draw again
         return traced
 
-    def handle(
-        self, serving: Serving, cycle: Any, body: bytes, run_app: Callable[[], None]
-    ) -> bool:
+    def handle(self, serving: Serving, cycle: Any, body: bytes) -> bool:
         """Handle the body of this kind of request; return whether that was possible."""
         raise NotImplementedError
 
@@ -208,9 +205,7 @@ class DirectPredictions(HeadHandler):
 
     __slots__ = ()
 
-    def handle(
-        self, serving: Serving, cycle: Any, body: bytes, run_app: Callable[[], None]
-    ) -> bool:
+    def handle(self, serving: Serving, cycle: Any, body: bytes) -> bool:
         """Answer a prediction for one row, if it needs nothing beyond the model."""
         begun_s, app = perf_counter(), self.direct.app
         try:
@@ -240,9 +235,7 @@ class DirectFeedback(HeadHandler):
 
     __slots__ = ()
 
-    def handle(
-        self, serving: Serving, cycle: Any, body: bytes, run_app: Callable[[], None]
-    ) -> bool:
+    def handle(self, serving: Serving, cycle: Any, body: bytes) -> bool:
         """Batch an event with others of the same turn; a label by id is recorded in a task."""
         direct, begun_s = self.direct, perf_counter()
         try:
@@ -255,17 +248,17 @@ class DirectFeedback(HeadHandler):
         direct.under_way += 1
         if event.id is not None:
             direct.answer_by_task(
-                self._labelled(serving, cycle, event, len(body), begun_s), self.context
+                self.by_itself(serving, cycle, event, len(body), begun_s), self.context
             )
             return True
-        waiting = _DirectEvent(self, serving, cycle, event, len(body), run_app)
+        waiting = _DirectEvent(self, serving, cycle, event, len(body))
         waiting.place = self.context.run(serving.single_events.take, event, waiting)
         return True
 
-    async def _labelled(
+    async def by_itself(
         self, serving: Serving, cycle: Any, event: FeedbackRequest, size: int, begun_s: float
     ) -> None:
-        """Record the label of a prediction by its id, and answer."""
+        """Record an event that is read by itself, as a label by id is, and answer."""
         request_id = self.direct.app.ids.of(self.headers)
         more: Sequence[tuple[bytes, bytes]] = ()
         try:
@@ -287,16 +280,16 @@ class _DirectEvent:
     """A direct feedback event that waits for its outcome, which the writer sets as on a future."""
 
     __slots__ = (
-        "begun_s", "cycle", "ended", "error", "event", "handler", "place", "recorded", "run_app",
-        "serving", "size",
+        "begun_s", "cycle", "ended", "error", "event", "handler", "place", "recorded", "serving",
+        "size",
     )  # fmt: skip
 
     def __init__(
         self, handler: DirectFeedback, serving: Serving, cycle: Any, event: FeedbackRequest,
-        size: int, run_app: Callable[[], None],
+        size: int,
     ) -> None:  # fmt: skip
         self.handler, self.serving, self.cycle, self.event = handler, serving, cycle, event
-        self.size, self.run_app, self.begun_s = size, run_app, perf_counter()
+        self.size, self.begun_s = size, perf_counter()
         self.ended = False
         self.recorded: Recorded | None = None
         self.error: Exception | None = None
@@ -321,11 +314,12 @@ class _DirectEvent:
         return self.error
 
     def answer(self) -> None:
-        """Answer a learned event at once, and any other by a task or by the application."""
+        """Answer a learned event at once, and any other by a task."""
         handler, recorded, row = self.handler, self.recorded, None
         if recorded is None and self.error is None:
-            self.run_app()
-            handler.direct.under_way -= 1
+            # Not by the application, which reads no body once the caller has gone.
+            alone = handler.by_itself(self.serving, self.cycle, self.event, self.size, self.begun_s)
+            handler.direct.answer_by_task(alone, handler.context)
             return
         if recorded is not None and self.place is not None:
             row = self.place.row

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -116,18 +115,16 @@ class CachedHeads(HttpToolsProtocol):
             expect_100_continue=False, keep_alive=True, on_response=self.on_response_complete,
         )  # fmt: skip
         self.cycle.more_body = False
-        run_app = partial(self._run_app, self.cycle, head, digits, body)
-        if head.handler is None or not head.handler.accept(self.cycle, body, run_app):
+        if head.handler is None or not head.handler.accept(self.cycle, body):
             head.handler = None  # the application attaches another one to a later request
-            run_app()
+            self._run_app(self.cycle, head, digits, body)
 
     def _run_app(self, cycle: Any, head: _Head, digits: bytes, body: bytes) -> None:
         """Pass a request to the application, which may change its scope and headers."""
         headers = head.headers.copy()
         headers[head.length_index] = (_LENGTH, digits)
         scope: Any = {**head.scope, "headers": headers, "state": self.app_state.copy()}
-        if self.scope is cycle.scope:  # no other head has begun to arrive meanwhile
-            self.scope, self.headers = scope, headers
+        self.scope, self.headers = scope, headers
         cycle.scope, cycle.head = scope, head
         cycle.body += body
         cycle.message_event.set()

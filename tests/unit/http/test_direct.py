@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections import Counter
@@ -206,10 +207,10 @@ def test_all_answers_of_a_turn_need_no_task(
         for caller in callers:
             assert (await caller.answered())[1]["status"] == "learned"
         assert begun == []
-        for i, caller in enumerate(callers[:3]):  # one that comes alone is read alone
+        for i, caller in enumerate(callers[:3]):  # nor is one that comes alone handed on
             caller.sends(event(rng, 4000 + i, source="one"))
             assert (await caller.answered())[1]["status"] == "learned"
-            assert len(begun) == i + 1
+        assert begun == []
 
     play(tmp_path, scene)
 
@@ -252,6 +253,31 @@ def test_who_goes_away_before_the_commit_is_learned_from_and_told_nothing(tmp_pa
         assert serving.replica.learner.tally.digest[0] == before + 3
 
     play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_who_sends_one_event_and_goes_away_is_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        (caller,) = await known(app, 1)
+        before, said = serving.replica.learner.tally.digest[0], caller.wire.said
+        caller.sends(event(random.Random(7), 6100, source="one"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        caller.wire.closed = True
+        caller.protocol.connection_lost(None)
+        for _ in range(8):  # whoever takes it has begun
+            await asyncio.sleep(0)
+        await worlds.until(lambda: app._direct.under_way == app._under_way == 0)
+        assert serving.replica.learner.tally.digest[0] == before + 1
+        assert not serving.replica.counts["feedback_refused_disconnected"]
+        assert caller.wire.said == said
+
+    for name in ("direct", "usual"):
+        (tmp_path / name).mkdir()
+        play(tmp_path / name, scene)
+        monkeypatch.setattr(Direct, "offer", lambda *_: None)
 
 
 def test_what_comes_before_the_answer_waits_for_it(tmp_path: Path) -> None:
