@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from paramserver.core import rewrites
+from paramserver.core.resharding import handed_on
 from paramserver.core.server import Server
 from paramserver.core.state import SnapshotState
 from paramserver.errors import PublishFailed, Superseded
@@ -177,6 +178,10 @@ class Publishing:
     def _trim(self, server: Server, store: Store, upto: Mapping[int, int]) -> None:
         model, spec = self._running.lineage.model, self._running.lineage.spec
         try:
+            if handed_on(store.controls(model, 0), spec):
+                # A server that starts after the request takes a new epoch, which makes its lineage
+                # the newest one again; but the lineage that replaces it lacks rows that it has.
+                return
             upto = self._sharing.rows_of_all(upto)
             self._trimming.run(store, model, spec, server.epoch, upto)
         except Exception as error:  # any store's error: the head shows whether we lost the epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim_choices import rows_of
@@ -119,6 +119,7 @@ class Observer(Actor):
         journal = await self.thread("main", self.open_journal)
         while True:
             rows = await self.thread("main", journal.controls, MODEL, 0)
+            self._check_failed(rows)
             keys = [row.key.split(":")[2:] for row in rows if row.kind in REWRITES]
             partitions = await self.thread("main", journal.partitions, MODEL)
             self.trimmed = sum(partition.trimmed for partition in partitions)
@@ -132,6 +133,17 @@ class Observer(Actor):
                 self.world.choices.rows = [*rows_of(every)] if self.world.climate.choices else None
             self.rollbacks = tuple((int(epoch), int(count), name) for epoch, count, name in keys)
             await asyncio.sleep(0.2)
+
+    def _check_failed(self, controls: Sequence[Any]) -> None:
+        """Raise AssertionError if a row failed that every model can learn.
+
+        A learner records any error as its row's, also one of this simulation.
+        """
+        why = {row.key.split(":")[2]: row.payload for row in controls if row.kind == "failed"}
+        for event in self.world.events.values():
+            odd = event.poison or event.deadly
+            reason = why.get(event.key.hex())
+            assert odd or reason is None, f"{event.name} failed: {reason!r}"
 
 
 class Head(Actor):

@@ -237,7 +237,7 @@ class Learner(Actor):
     def _note_twice(self, event: str) -> None:
         if event in self.world.oracle.lost:  # a repeat of what the journal has lost
             return
-        if self.model is not None and self.model.learner._apart is not None:
+        if self.model is not None and self.model.learner._divergence is not None:
             return  # some shards have it, and no answer comes from this copy until all have
         before = self.model is None or self.model.learner.rewrite != self.world.rewritten
         if event in self.world.labels.events and before:  # values that it is about to drop

@@ -99,7 +99,7 @@ def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
     def withdraw() -> None:
         assert reshard.withdraw(world.journal, "m", one(world)) == 3
 
-    place, name = (reshard, "begin") if late else (server_count, "_have_cut")
+    place, name = (reshard, "begin") if late else (server_count, "_publish_aligned")
     monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))
     for other, stands in ((withdraw, "failed"), (again, "operator")):
         others = [other]

@@ -13,6 +13,7 @@ from server_world import LINEAGE, Control, Died, Info, World, learned, sync, val
 
 from paramserver import errors
 from paramserver.core import wire
+from paramserver.core.resharding import RESHARD, Reshard
 from paramserver.core.rewrites import Rollback
 from paramserver.core.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from paramserver.process.actor import ServerSettings
@@ -436,6 +437,24 @@ def test_a_server_without_the_epoch_trims_nothing(world: Any) -> None:
     with pytest.raises(Died):
         server.snapshot()
     assert len(world.store.trims) == trims
+
+
+def test_nothing_is_trimmed_once_another_number_of_servers_was_requested(world: Any) -> None:
+    """A server that starts then makes its lineage the newest; its replacement lacks its rows."""
+    world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
+    here, there = LINEAGE.spec, "3" * 64
+    rows = [
+        Reshard("one", 1, 1, 3, False, "operator", here, there),
+        Reshard("one", 1, 1, 3, True, "operator", here, there),
+        Reshard("one", 1, 3, 1, True, "failed", there, here),
+    ]
+    for seq, row in enumerate(rows, start=1):
+        world.store.control.append(Control(seq, RESHARD, str(seq), msgspec.json.encode(row)))
+        server = world.serving()  # under a new epoch
+        sync(server, (1, seq, seq))
+        server.snapshot()
+        assert [upto for upto, _, _ in world.store.trims] == [{1: 3}] * (row.why == "failed")
+    assert world.store.rows[1].trimmed == 3
 
 
 def test_the_sqlite_journal_decides_and_trims(world: Any, tmp_path: Path) -> None:
