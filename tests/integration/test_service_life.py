@@ -128,9 +128,8 @@ def test_side_by_side_then_stop_kill_restart_and_changed_code(service: Running) 
         before = answers(other)
         traces = Traces.of(other)
         # Ray's processes end by themselves, sooner or later: this one does not.
-        left = subprocess.Popen(
-            ["sh", "-c", "exec cat", other.facts["private"]], stdin=subprocess.PIPE
-        )
+        waits = [sys.executable, "-c", "import sys; sys.stdin.read()", other.facts["private"]]
+        left = subprocess.Popen(waits, stdin=subprocess.PIPE)
         other.process.kill()
         other.process.wait(240)
         other = launch(place)
