@@ -49,7 +49,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def learners(running: Running) -> list[psutil.Process]:
-    return running.named("ray::Learning")
+    return running.named("ray::LearnerActor")
 
 
 def feed(running: Running, model: str, names: list[str], label: Any) -> list[Any]:

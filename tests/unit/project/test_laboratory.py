@@ -20,6 +20,7 @@ from online import cli
 ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {
     "all",
+    "strangers",
     "anomalies",
     "bandit-worlds",
     "asleep",
