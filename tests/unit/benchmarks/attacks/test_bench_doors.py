@@ -13,7 +13,7 @@ def test_a_heavy_event_costs_more_than_a_light_one() -> None:
 
 
 def test_lies_by_short_ids_are_judged_as_those_with_features() -> None:
-    lines = list(doors.tables("joins", ["phishing"], [0], [2], None, 320))
+    lines = list(doors.tables("joins", ["phishing"], [0], [2], None, 420))
     assert len(lines) == 8
     by = {(line.filters, line.what): line for line in lines}
     for way in doors.WAYS:
