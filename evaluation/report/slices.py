@@ -23,7 +23,7 @@ _CUTS_ROWS: Final = 200  # fewer known values give no quarters
 
 
 class Slices:
-    """Sums by slice.
+    """Sums of scores by slice of a feature.
 
     They are: rows scored, correct predictions (regression: absolute errors) and their squares, rows
     with a predicted set or interval, and those of them that contained the label.  The quartiles of

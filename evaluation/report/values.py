@@ -136,7 +136,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slice(Group, frozen=True, kw_only=True):
-    """A slice's scores.
+    """The scores of one slice of a feature.
 
     ``sure`` is the number of rows with a predicted set or interval, ``covered`` the share of those
     that contained the label.

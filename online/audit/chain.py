@@ -25,7 +25,7 @@ _NOTHING: Final = bytes(32)
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One decision.
+    """One decision in the audit log.
 
     Attributes:
         at: POSIX seconds.

@@ -283,7 +283,7 @@ def _event(line: bytes) -> Event | RequestError:
 
 
 def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
-    """Decode the body.
+    """Decode the body of a request.
 
     Raises RequestError: 400 if it is malformed, 422 with the name of a wrong field.
     """

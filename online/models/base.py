@@ -89,7 +89,7 @@ class Model(Protocol):
         """Predict one row or more, each as :meth:`predict` does, within 1e-12."""
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """Learn one row.
+        """Learn one row, with its weight.
 
         If it raises, the state is undefined, and the caller restores it with :meth:`reset`.  A
         ``NothingLearned`` error leaves the state as it was.

@@ -8,7 +8,7 @@ from online.rescore.errors import RunRefused
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A published run.
+    """A published run of re-scoring.
 
     Attributes:
         name: Its id.

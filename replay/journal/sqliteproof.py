@@ -19,7 +19,7 @@ _COLUMNS: Final = 9  # columns of a partition, including its checksum
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model's row.
+    """One model's row in the journal.
 
     Attributes:
         id, name: Number and name of the model.

@@ -1,4 +1,4 @@
-"""Whether the next replica can start is found out beside Ray Serve, and told to all processes."""
+"""Checks beside Ray Serve whether the next replica can start, and publishes the reason if not."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from online.settings.config import Settings
 
 log = logging.getLogger(__name__)
 
-_AGAIN_S = 10.0  # before a second look whether a replica can start
-_AGAIN_MAX_S = 60.0  # between later ones, each after twice the time: it costs a start's imports
+_AGAIN_S = 10.0  # before the second check whether a replica can start
+_AGAIN_MAX_S = 60.0  # between later checks; the pause doubles, as each costs a start's imports
 
 Served = tuple[Settings, Mapping[str, str]]
 """The settings that serve and, by the model's name, the hash of the spec."""
 
 
 class NextReplica:
-    """Finds out whether the next replica can start, and tells all processes why it can not.
+    """Checks whether the next replica can start, and publishes the reason to all processes if not.
 
-    It does so on a thread of its own, until it can, or all replicas that are wanted run.
+    It runs on its own thread, until a replica can start or all requested replicas run.
 
     Parameters:
-        served: Returns what is served at the moment: a reload may mend it.
+        served: Returns what is served now, because a reload may fix the cause.
     """
 
     def __init__(self, served: Callable[[], Served]) -> None:
@@ -34,25 +34,25 @@ class NextReplica:
         self._again = threading.Event()
 
     def find_out(self) -> None:
-        """Begin, or look again at once: a replica has gone."""
+        """Start checking, or check again at once, because a replica has gone."""
         with self._lock:
             self._again.set()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._tell, daemon=True)
+                self._thread = threading.Thread(target=self._publish, daemon=True)
                 self._thread.start()
 
-    def _tell(self) -> None:
-        told: str | None = ""
+    def _publish(self) -> None:
+        published: str | None = ""
         pause_s, gone = _AGAIN_S, True
         while True:
             self._again.clear()
             why = self._why(gone)
-            if why != told:
+            if why != published:
                 try:
                     rollout.note_absence(why)
-                    told = why
+                    published = why
                 except Exception as error:  # whatever Ray raises: Serve will know it later
-                    log.warning("why a replica does not start is not told: %r", error)
+                    log.warning("why a replica does not start was not published: %r", error)
             with self._lock:
                 if why is None and not self._again.is_set():
                     self._thread = None
@@ -61,7 +61,7 @@ class NextReplica:
             pause_s = _AGAIN_S if gone else min(2 * pause_s, _AGAIN_MAX_S)
 
     def _why(self, gone: bool) -> str | None:
-        """Why another one would not start; None if it would, or if none has ``gone`` or lacks."""
+        """Return why another replica would not start; None: it would, or none is missing."""
         try:
             settings, specs = self._served()
             if gone or not rollout.complete(settings.replicas_min):

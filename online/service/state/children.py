@@ -1,12 +1,10 @@
-"""The processes that a service has started are looked after by the process that started them.
+"""Supervises the processes that a service has started, from the process that started them.
 
-A process that stands still is a process that died: a worker of Ray, or HAProxy, that is stopped
-(SIGSTOP, a debugger) for ``limits.standstill_s``, counted in our own running time, is ended while
-our own writes reach the disk, and Ray or Serve starts it again.  All others are only named: nothing
-starts them again.  Among them are `raylet`, `gcs_server`, what stands in for raylet's agents (it
-ends with them), and processes that a model has started.
-
-When a replica has gone, it is found out at once whether the next one can start.
+A stopped process is treated as a dead one.  A Ray worker or HAProxy that has been stopped (SIGSTOP,
+a debugger) for ``limits.standstill_s`` of the supervisor's own running time is ended, provided that
+the supervisor's writes reach the disk; Ray or Serve then starts it again.  Other processes are only
+reported, because nothing would start them again: `raylet`, `gcs_server`, the placeholders of
+raylet's agents (raylet ends with them), and processes that a model has started.
 """
 
 from __future__ import annotations
@@ -22,19 +20,19 @@ import psutil
 from online import processes
 from online.service.state.stalled_process import LOOK_MAX_S, STOPPED, Process, writes
 
-_FIND_S: Final = 5.0  # between two searches for processes that have begun
-_WORKER: Final = "ray::"  # how a worker of Ray calls itself on its command line
+_FIND_S: Final = 5.0  # between two searches for new processes
+_WORKER: Final = "ray::"  # how the command line of a Ray worker begins
 _BALANCER: Final = "haproxy"
 _REPLICA: Final = "ServeReplica"
 
 
 class Children:
-    """The processes of a service, looked at in turn.
+    """The processes of a service, which are polled for stopped ones.
 
     Parameters:
-        progress: Is given a line for each that was ended, or stands and can't be.
-        find: All that run.
-        monotonic_s: Our own clock.
+        progress: Is called with a line for each process that was ended, or only reported.
+        find: Returns all running processes of the service.
+        monotonic_s: Clock of the supervisor.
     """
 
     def __init__(
@@ -48,14 +46,14 @@ class Children:
         self._found: Sequence[psutil.Process] = ()
         self._replicas: list[psutil.Process] = []
         self._found_s = self._looked_s = monotonic_s()
-        self._stood: dict[Process, tuple[float, int]] = {}  # how long, and its turns by then
+        self._stood: dict[Process, tuple[float, int]] = {}  # seconds stopped, context switches
         self._named: set[Process] = set()
 
     def once(self, folder: Path, replicas: int, bound_s: float | None) -> bool:
-        """Look at each, and end one that is stopped for ``bound_s``; None: end none.
+        """Poll each process, and end at most one that has been stopped for ``bound_s``; None: none.
 
-        Returns whether a replica has gone since, and fewer than ``replicas`` run.  ``folder`` is on
-        the disk whose writes have to go on.
+        Returns whether a replica has gone since the last call and fewer than ``replicas`` run.  A
+        process is ended only while writes to ``folder`` succeed.
         """
         gone = not all(processes.runs(one) for one in self._replicas)
         now_s = self._monotonic_s()
@@ -77,8 +75,8 @@ class Children:
                     continue
                 who, turns = (one.pid, one.create_time()), sum(one.num_ctx_switches())
                 so_far_s, before = stood.get(who, (0.0, None))
-                # With other turns it has run meanwhile: a tracer, or what halves its speed, stops
-                # it often and never for long.
+                # If it has been switched in since, it runs in between: a tracer or a CPU limiter
+                # stops a process often, but never for long.
                 so_far_s = so_far_s + passed_s if turns == before else 0.0
                 self._stood[who] = so_far_s, turns
                 if so_far_s >= bound_s and who not in self._named and writes(folder):
@@ -99,7 +97,7 @@ class Children:
 
 
 def _begins_again(process: psutil.Process) -> bool:
-    """Whether Ray or Serve starts another one; not what a worker has forked, with its name."""
+    """Whether Ray or Serve starts it again; not so for a worker's fork, which has its name."""
     if process.name() == _BALANCER:
         return True
     parent = process.parent()
@@ -108,7 +106,7 @@ def _begins_again(process: psutil.Process) -> bool:
 
 
 def _command(process: psutil.Process) -> str:
-    """Its command line; empty: it has ended."""
+    """Return the command line of a process; empty if it has ended."""
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline()).strip() or process.name()
     return ""
