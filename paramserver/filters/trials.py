@@ -1,9 +1,9 @@
-"""Trials compare the losses of a label where it was said with those where it was not, by source.
+"""Compares a label's losses on rows that were sent with it and on rows sent with another label.
 
-A label that is said with any row is no likelier, to the model, where it was said than elsewhere.
-But a model that learns such a label finds it likelier everywhere from then on.  So losses are
-compared with those of the same time and of the next, generations of events: beside losses from
-before, a label that nobody had sent looked well known once some lies were learned.
+If a source sends a label with arbitrary rows, the model finds it no likelier on those rows than on
+others.  But once the model has learned such labels, it finds them likelier on all rows.  So losses
+are compared within the same and the next generation of events.  Compared with earlier losses, a
+label that nobody had sent before looked plausible as soon as some lies were learned.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from math import sqrt
 from typing import Final
 
 TRIAL: Final = 8
+"""Labels of one source that are believed before they are tested."""
+
 TRIALS: Final = 64
+"""Labels of a minority of sources together that are believed before they are tested."""
+
 _APART: Final = 0.65
 _CHANCE: Final = 2.0
-"""Labels of one source, and of a minority, that are believed before it is asked whether they are
-likelier than wrong ones; in how many of them that is to be so, and beyond chance in how many
-standard deviations if that is less.  Of labels that go with any row it is so in half."""
+"""A source passes if this share of its labels is likelier than wrong ones, or so many standard
+deviations above one half, whichever is less.  For arbitrary rows the share is one half."""
 
 Bins = dict[int, int]
 """Events by bin of their loss."""
@@ -28,11 +31,11 @@ Scores = dict[str, tuple[int, float]]
 
 
 class Trials:
-    """Losses by generation, label and source.
+    """Counts losses by generation, label and source.
 
     Parameters:
-        other: Of two labels, each one's other: whoever does not say one says the other.
-        turned: Gives the bin of what the other of two labels would have lost.
+        other: With two labels, the other one of each; rows without one have the other.
+        turned: Returns the bin of the loss that the other of two labels would have had.
     """
 
     def __init__(self, other: Mapping[str, str], turned: Callable[[int], int]) -> None:
@@ -43,7 +46,7 @@ class Trials:
     def add(
         self, generation: int, label: str, source: str, bin_: int, more: int, *, said: bool
     ) -> None:
-        """Count so many ``more`` events with a loss in this bin."""
+        """Count ``more`` events in this bin of losses; ``said``: they came with the label."""
         if said:
             of_source = self._said.setdefault(generation, {}).setdefault(label, {})
             bins = of_source.setdefault(source, {})
@@ -108,7 +111,7 @@ def is_unproven(n: int, likelier: float) -> bool:
 
 
 def unproven(scores: Scores) -> set[str]:
-    """Return the sources that are."""
+    """Return the sources whose labels fail the test."""
     return {source for source, (n, likelier) in scores.items() if is_unproven(n, likelier)}
 
 
