@@ -7,7 +7,6 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from replay.errors import (
@@ -157,8 +156,7 @@ class RedisJournal(Journal):
         held = self._server.held()
         words = [word for row in rows for word in words_of(row)]
         head = (partition, known, int(held is not None), self._bounds.halves, epoch)
-        run = partial(self._server.run, scripts.APPEND, self._tag)
-        answer = _remembered(self, run, *head, *words)
+        answer = _remembered(self, scripts.APPEND, self._tag, *head, *words)
         if answer[0] == b"held" and held is not None:
             raise type(held)(*held.args)  # a new exception with its own traceback
         if (refusal := refusal_of(answer, partition, known, epoch)) is not None:
@@ -210,9 +208,7 @@ class RedisJournal(Journal):
                 return Followed(tuple(rows), after, int(trimmed))
 
     def find(self, model: str, key: bytes) -> Row | None:
-        found = _remembered(self, partial(self._run, scripts.FIND), model, key)
-        if (refusal := refusal_of(found, 0, 0, 0)) is not None:
-            raise refusal
+        found = _remembered(self, scripts.FIND, self._tag, model, key)
         if not found:
             return None
         row = proof.as_row(int(found[0]), int(found[1]), fields_of(found[2]))
@@ -358,20 +354,20 @@ class RedisJournal(Journal):
         return RedisErasing(self._command, self._run, self._tag)
 
     def usage(self, model: str) -> Usage:
-        size, size_max = self._server.memory()
-        rows, halves = (self._command("HLEN", self._key(n, model)) for n in ("ids", "halves"))
-        rows -= self._command("HEXISTS", self._key("ids", model), "")  # the newest row's seq
-        return Usage(size, size_max, int(rows), int(halves))
+        ids, halves, *_ = map(int, self._run(scripts.COUNT_IDS, model))
+        return Usage(*self._server.memory(), ids, halves)
 
 
-def _remembered(journal: RedisJournal, run: Callable[..., Any], *given: Any) -> Any:
+def _remembered(journal: RedisJournal, script: str, *given: Any) -> Any:
     """Run a script that looks up ids; again, with those of its model restored, if some are gone.
 
     Somebody has deleted the index then, or put back an older one, and repeats would not be known.
     """
-    answer = run(*given)
-    if answer and answer[0] == b"forgotten":
-        restored = journal.restore_ids(model := answer[1].decode())
-        log.error("%d ids of model %s were gone, and are taken from its rows", restored, model)
-        answer = run(*given)
+    answer = journal._server.run(script, *given)
+    if not answer or answer[0] != b"forgotten":
+        return answer
+    restored = journal.restore_ids(model := answer[1].decode())
+    log.error("%d ids of model %s were gone, and are taken from its rows", restored, model)
+    if (answer := journal._server.run(script, *given)) and answer[0] == b"forgotten":
+        raise JournalDamaged(f"the ids of model {model}", "they are gone again")
     return answer

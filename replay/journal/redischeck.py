@@ -191,8 +191,8 @@ def restore_ids(
     older index was put back, ids that lead to removed rows are dropped, too.  Several scripts run,
     none of which blocks the server for long.  Several callers may do this at once.
     """
-    ids, rows, newest, lacking = run(scripts.COUNT_IDS, model)
-    if not lacking and int(ids) >= int(rows):
+    ids, _, rows, newest, lacking = map(int, run(scripts.COUNT_IDS, model))
+    if not lacking and ids >= rows:
         return 0
     for keys in _pages(command, tag + b":ids:" + model.encode()):
         run(scripts.DROP_IDS, model, *keys)
