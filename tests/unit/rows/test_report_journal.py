@@ -26,7 +26,7 @@ from online.sure.slices import Slices as Live
 from replay.codec import encode
 from replay.example import Example, Value
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 MODEL = ModelSettings(
     name="clicks", task="binary", learner="logreg", classes={"negative": "no", "positive": "yes"}

@@ -1,4 +1,4 @@
-"""The Lua scripts of :class:`replay.journal.redis.RedisJournal`, each one atomic step.
+"""The Lua scripts of :class:`replay.journal.redis.journal.RedisJournal`, each one atomic step.
 
 The scripts are in the folder ``lua``; the header of each file describes its arguments.
 
@@ -53,7 +53,7 @@ import re
 from importlib import resources
 from typing import Final
 
-_FOLDER: Final = resources.files("replay.journal").joinpath("lua")
+_FOLDER: Final = resources.files("replay.journal.redis").joinpath("lua")
 
 
 def _lua(name: str) -> str:
