@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from online.challenger import promotion
 from online.errors import OnlineError, StartRefused
 from online.models.loaded import Loaded
@@ -38,6 +40,7 @@ _PAUSE_S: Final = 0.1
 _NOTES: Final = 20  # attempts to write a control row while others write
 _TRIES: Final = 5  # while the journal does not answer
 _TRY_S: Final = 1.0
+_SETTINGS: Final = "settings"
 
 
 def at_start(
@@ -50,23 +53,45 @@ def at_start(
 ) -> None:
     """Convert a model's learned state if it was served by another number of servers before.
 
+    As for a running service a request comes first: from then on servers of the old number, which
+    may live on another host, neither decide nor trim rows that the new lineage lacks.
+
     Parameters:
         again: The model begins anew or relearns the journal: only record the new number.
 
     Raises:
         StartRefused: The state can't be converted.
     """
+    _withdraw_interrupted(journal, settings, model)
     if not set(journal.lineages(model.name)) - {loaded.spec_hash}:
         return
     specs = reshard.specs_of(model, settings)
     before, after = reshard.served(journal, model.name, specs), model.shards
     if before is None or before == after:
         return
-    said = reshard.saying(specs, after, before, after, done=True, why="settings")
+    said = reshard.saying(specs, after, before, after, done=True, why=_SETTINGS)
     if again:
         reshard.note(journal, model.name, said)
-    else:
-        progress(str(reshard.reshard(journal, settings, model, loaded, before, said)))
+        return
+    request = msgspec.structs.replace(said, given=before, done=False)
+    seq = reshard.note(journal, model.name, request)
+    begin_epoch(journal, Lineage(model.name, said.was, "", "sum"))
+    try:
+        done = reshard.reshard(journal, settings, model, loaded, before, said, seq)
+    except StartRefused:
+        _withdraw_interrupted(journal, settings, model)
+        raise
+    progress(str(done))
+
+
+def _withdraw_interrupted(journal: Journal, settings: Settings, model: ModelSettings) -> None:
+    """Withdraw the request of a start that was refused or died before it was fulfilled."""
+    controls = journal.controls(model.name, 0)
+    if any(map(resharding.wished, controls)):
+        one = next(iter(reshard.specs_of(model, settings)))
+        found = resharding.newest(controls, one, done=False)
+        if found is not None and found[1].why == _SETTINGS:
+            reshard.withdraw(journal, model.name, one, found[0])
 
 
 def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
@@ -103,7 +128,7 @@ def reject_requests(settings: Settings, journal: Journal) -> None:
             one = next(iter(reshard.specs_of(model, settings)))
             found = resharding.newest(controls, one, done=False)
             if found is not None and not found[1].done:
-                _fail(journal, model, found[1], model.shards)
+                _fail(journal, model, found[1], found[1].before)
 
 
 def reshard_pending(
