@@ -42,7 +42,7 @@ deletes, which works even without free memory.  Rows that were joined under a la
 which half came second (``half``) and when the first was received (``since``).
 
 Rows, control rows, halves, partitions and heads end with ``sum``: the first 32 bits of the SHA-1
-of their place and all preceding fields (:func:`replay.journal.redisproof.proof`).  Redis's Lua has
+of their place and all preceding fields (:func:`replay.journal.redis.proof.proof`).  Redis's Lua has
 no faster checksum, and only a script knows offset and seq.  ``ran`` is the running time at which a
 row or half was written.
 """
