@@ -23,13 +23,13 @@ Keys (``P`` is ``KEYS[1]``, the journal's prefix in braces, so all keys are in o
 ``P:trimmed:MODEL``         string      seq of the newest row that was trimmed
 ``P:claims:NUMBER``         hash        how many learners claimed each offset, and its checksum
 ``P:running:MODEL``         string      milliseconds for which servers have run, and its checksum
-``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key
+``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key; under '' the newest row's seq
 ``P:halves:MODEL``          hash        the half that is kept of each key (cmsgpack)
 ``P:waiting:MODEL``         sorted set  keys of halves by when they were taken
 ``P:head:MODEL``            hash        ``epoch:SPEC``, ``snapshot:SPEC``, ``newest`` epoch
 ``P:lineages:MODEL``        sorted set  specs by their last change of epoch
 ``P:controls:MODEL``        stream      a control row under the id ``SEQ-0``
-``P:decided:MODEL``         hash        seq of each control row's key
+``P:decided:MODEL``         hash        seq of each control row's key; under '' that of the newest
 ``P:lines``                 stream      a line of the log of decisions under the id ``NUMBER-0``
 ``P:anchor``                hash        the line that stands for those that were trimmed
 ``P:erasing:rows:NUMBER``   stream      a copy that grows while payloads are removed
@@ -92,3 +92,5 @@ HALVES: Final = COMMON + _lua("halves")
 REPLACE_HALF: Final = COMMON + _lua("replace_half")
 COUNT_IDS: Final = COMMON + _lua("count_ids")
 RESTORE_IDS: Final = COMMON + _lua("restore_ids")
+DROP_IDS: Final = COMMON + _lua("drop_ids")
+REACH_IDS: Final = COMMON + _lua("reach_ids")

@@ -43,8 +43,6 @@ def refusal_of(answer: list[Any], partition: int, known: int, epoch: int) -> Rep
             return JournalBehind(*map(int, numbers))
         case [b"damaged", *_]:
             return JournalDamaged(f"partition {partition}")
-        case [b"forgotten", model]:
-            return JournalDamaged(f"the ids of model {model.decode()}", "they are gone")
     return None
 
 
