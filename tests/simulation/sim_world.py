@@ -85,6 +85,7 @@ class Climate:
     choices: bool = False
     shards: int = 1
     reshards: bool = False
+    by_settings: bool = False
     aggregate: str = "earliest"
 
     @classmethod

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from online.challenger import promotion
 from online.errors import OnlineError, StartRefused
 from online.models.loaded import Loaded
@@ -40,7 +38,6 @@ _PAUSE_S: Final = 0.1
 _NOTES: Final = 20  # attempts to write a control row while others write
 _TRIES: Final = 5  # while the journal does not answer
 _TRY_S: Final = 1.0
-_SETTINGS: Final = "settings"
 
 
 def at_start(
@@ -53,45 +50,52 @@ def at_start(
 ) -> None:
     """Convert a model's learned state if it was served by another number of servers before.
 
-    As for a running service a request comes first: from then on servers of the old number, which
-    may live on another host, neither decide nor trim rows that the new lineage lacks.
-
     Parameters:
         again: The model begins anew or relearns the journal: only record the new number.
 
     Raises:
         StartRefused: The state can't be converted.
     """
-    _withdraw_interrupted(journal, settings, model)
-    if not set(journal.lineages(model.name)) - {loaded.spec_hash}:
+    requested = any(map(resharding.wished, journal.controls(model.name, 0)))
+    if not requested and not set(journal.lineages(model.name)) - {loaded.spec_hash}:
         return
     specs = reshard.specs_of(model, settings)
     before, after = reshard.served(journal, model.name, specs), model.shards
-    if before is None or before == after:
+    if before is None:
         return
-    said = reshard.saying(specs, after, before, after, done=True, why=_SETTINGS)
+    if before == after:
+        _withdraw_interrupted(journal, model.name, next(iter(specs)))
+        return
+    said = reshard.saying(specs, after, before, after, done=True, why="settings")
     if again:
         reshard.note(journal, model.name, said)
         return
-    request = msgspec.structs.replace(said, given=before, done=False)
-    seq = reshard.note(journal, model.name, request)
-    begin_epoch(journal, Lineage(model.name, said.was, "", "sum"))
+    seq = reshard.claim(journal, model.name, said)
     try:
         done = reshard.reshard(journal, settings, model, loaded, before, said, seq)
-    except StartRefused:
-        _withdraw_interrupted(journal, settings, model)
+    except (OnlineError, ParamServerError, OSError):
+        _withdraw_interrupted(journal, model.name, said.spec)
+        _continue(journal, model.name, said.was)
         raise
     progress(str(done))
 
 
-def _withdraw_interrupted(journal: Journal, settings: Settings, model: ModelSettings) -> None:
-    """Withdraw the request of a start that was refused or died before it was fulfilled."""
-    controls = journal.controls(model.name, 0)
-    if any(map(resharding.wished, controls)):
-        one = next(iter(reshard.specs_of(model, settings)))
-        found = resharding.newest(controls, one, done=False)
-        if found is not None and found[1].why == _SETTINGS:
-            reshard.withdraw(journal, model.name, one, found[0])
+def _withdraw_interrupted(journal: Journal, model: str, spec: str) -> None:
+    """Withdraw the request of a start that did not come to its end.
+
+    Parameters:
+        spec: Hash of the spec with one server.
+    """
+    found = resharding.newest(journal.controls(model, 0), spec, done=False)
+    if found is not None and found[1].why == "settings":
+        with contextlib.suppress(StartRefused):  # somebody else has replaced it
+            reshard.withdraw(journal, model, spec, found[0])
+
+
+def _continue(journal: Journal, model: str, spec: str) -> None:
+    """Make the lineage that serves the newest one again: only that one's rows are ever trimmed."""
+    if journal.lineages(model)[-1] != spec:
+        begin_epoch(journal, Lineage(model, spec, "", "sum"))
 
 
 def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
@@ -106,13 +110,14 @@ def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
         controls = journal.controls(model.name, 0)
         if all(control.kind != resharding.RESHARD for control in controls):
             continue
-        one = next(iter(reshard.specs_of(model, settings)))
+        specs = reshard.specs_of(model, settings)
+        one = next(iter(specs))
         found = resharding.newest(controls, one, done=True)
         newest, n = resharding.newest(controls, one, done=False), said.shards
         if found is None or newest is None or n != found[1].shards:
             continue
         if n not in (found[1].given, newest[1].given):  # a pending request may say it already
-            now = Reshard(one, n, n, n, done=True, why="settings")
+            now = reshard.saying(specs, n, n, n, done=True, why="settings")
             reshard.note(journal, model.name, now)
 
 
@@ -158,9 +163,7 @@ def reshard_pending(
             except (OnlineError, ParamServerError, OSError) as error:
                 with contextlib.suppress(StartRefused):  # withdrawn, or replaced by another request
                     reshard.note(journal, model.name, reshard.failed(request, model.shards), seq)
-                if journal.lineages(model.name)[-1] != specs[model.name]:
-                    # The new lineage has begun, and only the newest one's rows are ever trimmed.
-                    begin_epoch(journal, Lineage(model.name, specs[model.name], "", "sum"))
+                _continue(journal, model.name, specs[model.name])
                 if isinstance(error, OnlineError):
                     raise
                 raise StartRefused(f"model {model.name}: {error}", "Ask again") from error
