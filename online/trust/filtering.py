@@ -129,8 +129,7 @@ class Filtering:
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self.cut = self.reputations.cut
         self._batch: set[bytes] = set()
-        self._drift = False
-        self._past = 0  # checksum of the keys of all judged rows: no source can know it
+        self._drift, self._past = False, 0  # a checksum of all judged rows' keys: nobody knows it
         budgets = weighs and any(test.budgets for test in chain.filters)
         self._asker_budgets = AskerBudgets(chain.sources) if budgets else None
 
@@ -301,8 +300,6 @@ class Filtering:
             favour=favour_of(example, self._rewards),
             other=unreported_label(example, row.key, self._past),
         )
-
-    # -- after it ----------------------------------------------------------------------------
 
     def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
         """Record that the batch was committed; subtract the evidence of rows that are repeats."""

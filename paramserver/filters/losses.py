@@ -79,8 +79,7 @@ OF_A_LABEL: Final = 3
 SOURCES_MIN: Final = 4
 FIFTHS: Final = 5
 
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
+_Inner = TypeVar("_Inner", Bins, dict[str, Bins])
 
 Other = tuple[str, float]
 """A label that was not said, and the loss that it would have had."""
@@ -469,13 +468,9 @@ def _turned(bin_: int) -> int:
     return bin_of(-log(-expm1(-middle)))
 
 
-def _within(of: dict[str, dict[_Key, _Value]], key: str) -> dict[_Key, _Value]:
+def _within(of: dict[str, _Inner], key: str) -> _Inner:
     """Return the dictionary at this key, which is added if there is none."""
-    try:
-        return of[key]
-    except KeyError:
-        found = of[key] = {}
-        return found
+    return of.setdefault(key, {})
 
 
 def _count(of: dict[str, Bins], key: str, bin_: int, more: int) -> None:
