@@ -85,10 +85,10 @@ class Uploads:
                 finally:
                     self._silent.pop(clock, None)
         except TimeoutError:
-            message = "nothing came, or no receipt was taken, for too long"
+            message = "no line was received, or no receipt was read, for too long"
             hint = (
                 f"Send a line within {self._idle_s:g} s (limits.upload_idle_s), sooner when all "
-                "places are taken, or begin another upload; what has a receipt is recorded"
+                "slots are used, or start another upload; events with a receipt are recorded"
             )
             raise RequestError(408, "upload_idle", message, None, hint) from None
 

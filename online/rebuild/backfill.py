@@ -334,7 +334,7 @@ class _Teaching:
             key = piece.keys[i]
             mark = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
             if mark in self._ids:
-                return str(self._tables.event_id), "an event of this id stands before it"
+                return str(self._tables.event_id), "an earlier row has the same event id"
             self._ids.add(mark)
             if self._known(key):
                 found.known += 1

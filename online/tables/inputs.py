@@ -80,7 +80,7 @@ def _input(place: str, info: Any) -> Input:
     form = _FORMS.get(plain[plain.rfind(".") :] if "." in plain else "")
     if form is None or (compressed and form == "parquet"):
         known = ", ".join(_FORMS)
-        raise InputRefused(info.path, "its name does not tell what it is", f"Known: {known}, .gz")
+        raise InputRefused(info.path, "its name has no known ending", f"Known: {known}, .gz")
     if not info.size:
         raise InputRefused(info.path, "the file is empty", "Leave it out, or write it again")
     changed_at = (info.mtime_ns or 0) / 1e9

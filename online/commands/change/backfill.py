@@ -69,7 +69,7 @@ def backfill(
     again: Annotated[bool, typer.Option("--again", help="learn the same file twice")] = False,
     relearn: Annotated[
         bool,
-        typer.Option("--relearn", help="begin anew: these tables first, then the journal"),
+        typer.Option("--relearn", help="new state: these tables first, then the journal"),
     ] = False,
 ) -> None:
     """Teach a model from tables, row by row in their order.
@@ -201,8 +201,8 @@ class _Work:
             return self.alone(relearn=relearn)
         if relearn:
             raise StartRefused(
-                "a service runs, and a model that begins anew is another one",
-                "Stop it for --relearn; without it the tables come on top of what it knows",
+                "a service is running, and --relearn replaces its model",
+                "Stop it for --relearn; without --relearn the tables are learned in addition",
             )
         return self.beside(client)
 
@@ -225,7 +225,7 @@ class _Work:
             self._journal, self._history, found, values, self._lesson(done), time.time()
         )
         facts = {"snapshot": base.note.snapshot, "control": base.seq}
-        return self._facts(done, took_s, facts, "the next start goes on from it")
+        return self._facts(done, took_s, facts, "the next start continues from it")
 
     def beside(self, client: SimpleClient) -> dict[str, Any]:
         """Teach beside a running service, which then continues with the result."""
@@ -250,7 +250,7 @@ class _Work:
         finally:
             if not may_stand:  # no control row refers to it
                 self._history.withdraw(aside)
-        return self._facts(done, took_s, checked(answer), "the service goes on from it")
+        return self._facts(done, took_s, checked(answer), "the service continues from it")
 
     def _refuse_repeats(self) -> None:
         from online.rebuild.backfill import refuse_repeats
