@@ -14,7 +14,7 @@ class InputRefused(OnlineError):
     text = "{place}: {problem}. {remedy}"
 
 
-class PlaceFailed(OnlineError):
+class LocationFailed(OnlineError):
     """A file or folder could not be read or written, for instance because a disk is full.
 
     Completed work is kept: the same command continues from there.

@@ -169,7 +169,7 @@ class _Work:
         from online.service.state.check_state import Models
         from online.settings.places import snapshots_path
         from online.settings.sharded import check_whole
-        from online.tables.places import Folder, Place
+        from online.tables.places import Folder, Location
         from paramserver.core import rewrites
         from paramserver.process.lineage import Lineage
         from paramserver.snapshots.history import SnapshotHistory
@@ -193,7 +193,7 @@ class _Work:
         self._history = SnapshotHistory(open_snapshots(place), Retention())
         rule = merge_rule(model, loaded.model)
         self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule)
-        self._aside = Folder(Place(str(settings.state_dir / "backfills")))
+        self._aside = Folder(Location(str(settings.state_dir / "backfills")))
 
     def done(self, client: SimpleClient | None, *, relearn: bool) -> dict[str, Any]:
         """Teach, and return the facts; ``client``: of the running service, if there is one."""
