@@ -189,7 +189,7 @@ def pick_model(settings: Settings, name: str | None) -> ModelSettings:
 
     known = {model.name: model for model in settings.models}
     if name is not None and name not in known and [*known] == [DEFAULT_MODEL["name"]]:
-        hint = f"Without settings only {next(iter(known))} is served: name one by --config"
+        hint = f"Without --config only {next(iter(known))} is served: name your settings file"
         raise ConfigError("--model", f"{name!r} is not served", hint)
     return only(known, name)
 
