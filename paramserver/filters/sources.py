@@ -101,7 +101,7 @@ def condemned_by(source: Source, test: str) -> bool:
 
 @dataclass(slots=True)
 class Effects:
-    """What one event changes in the statistics of sources.
+    """Holds what one event changes in the statistics of sources.
 
     Attributes:
         source: The event's source.
