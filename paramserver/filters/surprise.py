@@ -61,6 +61,12 @@ _LARGEST: Final = 1.0
 ABOUT: Final = "surprise about "
 """Prefix of the names of tests on one label, which the label follows."""
 
+_LEAST: Final = 0.25
+_GOOD: Final = 6.5
+"""Least weight of a source without an allowance while it has so much evidence (nats): two surprises
+beyond the allowance end that.  A model without weights learns such rows; it never learned honest
+rows of a new kind, so they went on surprising."""
+
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
 _LARGE_REASON: Final = (
     "surprise: an error larger than the usual ones is learned as the largest of them"
@@ -182,6 +188,8 @@ class Surprise(Filter):
         """Return the weight of the source's events from its surprises and its rate."""
         new = source.taken < EARNED
         allowed = 1.0 if new else self.voices.weight(source.name, source.taken)
+        if allowed < _LEAST and not flooding and source.evidence.get(self.name, 0.0) >= _GOOD:
+            allowed = _LEAST
         if flooding and (most := self.arrivals.budget) is not None:
             allowed = min(allowed, most / max(self.arrivals.count(source.name), most))
         return allowed

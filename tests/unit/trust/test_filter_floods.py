@@ -247,3 +247,20 @@ def test_a_flood_does_not_turn_round_a_model_that_takes_no_weight() -> None:
     assert len(found.quarantined & liars) >= 5
     assert found.taken < 0.15 * 900
     assert sum(found.set_aside.values()) <= 0.02 * 60
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_rows_of_a_source_of_good_standing_are_not_set_aside_for_some_surprises(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """A quarter is what a model without weights learns whole; who goes on so has nothing."""
+    if not works:  # the mutant: without an allowance nothing is learned
+        monkeypatch.setattr("paramserver.filters.surprise._GOOD", 9.0)
+    test = Surprise()
+    for _ in range(9):
+        test.voices.hear("s", 100, hit=True, far=False)
+    source = Source("s", taken=100, evidence={"surprise": 8.0})
+    assert test._allowed(source, flooding=False) == (0.25 if works else 0.0)
+    source.evidence["surprise"] = 6.0
+    assert test._allowed(source, flooding=False) == 0.0
+    assert test._allowed(Source("s", taken=100), flooding=False) == 0.0
