@@ -40,8 +40,9 @@ from online.client.load.own_service import start, stop, write_settings
 from online.http.traced import Traced
 from online.service.embedded import Embedded
 from online.settings.config import environment, load
-from replay.journal import sqliteappend, sqliteproof
 from replay.journal.checksum import checksum, proves
+from replay.journal.sqlite import append as sqliteappend
+from replay.journal.sqlite import proof as sqliteproof
 
 _MODEL: Final = {"name": "m", "task": "binary", "learner": "logreg"}
 _LINEAR: Final = {"learner": "linear"}

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from online.http.access import needed
-from online.http.openinference import example_label
+from online.http.openinference.protocol import example_label
 from online.messages.bodies import JSON
 from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRequest
 from online.messages.structs import (
@@ -174,7 +174,7 @@ def _add_choices(
             _content("A moment, and the actions", ask, _BINARY, example=_CHOOSE),
             {
                 "200": _content(
-                    "The action that was chosen, and the others behind it; or that of each slot",
+                    "The chosen action, followed by the others; or the chosen one of each slot",
                     {"anyOf": [chosen, {"$ref": _REFS.format(name="ChosenSlots")}]},
                 ),
                 "409": _content("Another question was asked under the id", {}),

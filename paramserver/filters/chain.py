@@ -37,7 +37,13 @@ from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
 from paramserver.filters.samples import Samples
 from paramserver.filters.schema import Schema
-from paramserver.filters.sources import SOURCES_MAX, Sources, condemned_by, has_turned
+from paramserver.filters.sources import (
+    SOURCES_MAX,
+    Effects,
+    Sources,
+    condemned_by,
+    has_turned,
+)
 from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
 
@@ -136,24 +142,30 @@ class Chain:
         """Return the verdict on an event.  Changes nothing."""
         source = self.sources.get(event.source)
         weight, clip, worst = 1.0, 1.0, PASS
-        opinions: list[Opinion] = []
+        standing, test_name = EVIDENCE_MAX, _NOBODY  # the lowest evidence, this event's included
+        opinions, evidence = [], source.evidence
         for test in self.filters:
             opinion = test.judge(event, source)
             opinions.append(opinion)
+            nats = evidence.get(test.name)
+            if opinion is PASS:
+                if nats is not None and nats <= standing:
+                    standing, test_name = nats, test.name
+                continue
             if opinion.stop:
-                worst = opinion
-                break
+                kind = REFUSED if opinion.refuse else QUARANTINED
+                return Verdict(kind, 0.0, 0.0, opinion.score, opinion.reason, tuple(opinions))
             if test.budgets:
                 weight *= opinion.factor
             else:
                 clip *= opinion.factor
             if opinion.factor < worst.factor:
                 worst = opinion
-        asked = tuple(opinions)
-        if worst.stop:
-            kind = REFUSED if worst.refuse else QUARANTINED
-            return Verdict(kind, 0.0, 0.0, worst.score, worst.reason, asked)
-        standing, test_name = self._standing_after(source, asked)
+            if opinion.evidence != 0.0:
+                nats = min((nats or 0.0) + opinion.evidence, EVIDENCE_MAX)
+            if nats is not None and nats <= standing and not opinion.off:
+                standing, test_name = nats, test.name
+        asked, standing = tuple(opinions), 0.0 if test_name == _NOBODY else standing
         if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
             reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
@@ -165,23 +177,11 @@ class Chain:
         reason = worst.reason or f"{test_name}: the source's standing is {standing:.1f}"
         return Verdict(CLIPPED, weight, clip, worst.score or standing, reason, asked)
 
-    def _standing_after(self, source: Source, opinions: Sequence[Opinion]) -> tuple[float, str]:
-        """Return the lowest evidence including this event's, and the name of its test."""
-        worst, name = EVIDENCE_MAX, _NOBODY
-        for test, opinion in zip(self.filters, opinions, strict=False):
-            known = source.evidence.get(test.name)
-            if opinion.off or (known is None and opinion.evidence == 0.0):
-                continue
-            evidence = min((known or 0.0) + opinion.evidence, EVIDENCE_MAX)
-            if evidence <= worst:
-                worst, name = evidence, test.name
-        return (0.0, name) if name == _NOBODY else (worst, name)
-
     def observe(self, event: Event, verdict: Verdict) -> None:
         """Learn from an event that was written with this verdict, in the order of the rows."""
         if verdict.verdict == REFUSED:
             return
-        source, taken, drift = self.sources.touch(event.source), verdict.taken, self.drift
+        source, taken, drift = self.sources.begin(event.source), verdict.taken, self.drift
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
@@ -242,6 +242,12 @@ class Chain:
         """Return the increments of the observed events, to be pushed with their range of rows."""
         return self.sources.cut() | self.losses.cut()  # their block names differ
 
+    def effects(self) -> Effects:
+        """Return the effects of the event observed last, in place of :meth:`cut`."""
+        effects = self.sources.end()
+        effects.more.update(self.losses.cut())
+        return effects
+
     def rebase(self, values: Blocks) -> None:
         """Replace statistics by the server's plus open increments; quarantine by the result."""
         for name in self.losses.blocks:
@@ -269,13 +275,12 @@ class Chain:
         Parameters:
             version: Version of the parameters with which the root set's gradients are computed.
         """
-        rng = keyed(key)
         if self.reference is not None:
-            self.reference.refresh(rng, version)
+            self.reference.refresh(keyed(key), version)
         lately = self._seen_lately()
         self.arrivals.refresh(lately)
         for test in self.filters:
-            test.refresh(rng, lately)
+            test.refresh(lately)
         self._look_for_drift(lately)
         for name in (test.name for test in self.filters if test.wrong):
             for source in lately:  # quarantined before the test was known to be wrong

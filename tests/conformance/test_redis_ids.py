@@ -14,7 +14,7 @@ from online.settings import config
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-from replay.journal.redis import RedisJournal
+from replay.journal.redis.journal import RedisJournal
 
 _ROWS = 600  # more than two pages
 

@@ -14,9 +14,9 @@ from journal_checks import check_journal, yield_checks
 from msgspec.structs import replace
 
 from replay.errors import JournalBehind, JournalUnavailable
-from replay.journal import redisscripts
 from replay.journal.base import Half, Journal, NewRow, Verdict
-from replay.journal.redis import RedisJournal
+from replay.journal.redis import scripts as redisscripts
+from replay.journal.redis.journal import RedisJournal
 
 
 @pytest.fixture

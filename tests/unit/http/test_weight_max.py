@@ -14,7 +14,7 @@ import pytest
 from replica_world import World, play
 
 from online.errors import RequestError
-from online.http.openinference import feedback as tensors
+from online.http.openinference.protocol import feedback as tensors
 from online.http.upload import Uploads, upload
 from online.messages.bodies import JSON, MSGPACK, decode
 from online.messages.sender import sender
@@ -87,8 +87,8 @@ async def _upload(serving: Any, weight: Any, n: int = 0) -> str:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message.get("body", b""))
 
-    with Uploads(1, 1.0, 5.0).place(None) as place:
-        await upload(serving, receive, send, LIMITS, place)
+    with Uploads(1, 1.0, 5.0).slot(None) as slot:
+        await upload(serving, receive, send, LIMITS, slot)
     answer = json.loads(b"".join(sent).splitlines()[0])
     return _of(answer["status"], answer.get("error"))
 

@@ -19,8 +19,6 @@ from replay.errors import (
     RowInvalid,
     ServerFull,
 )
-from replay.journal import redisproof as proof
-from replay.journal import redisscripts as scripts
 from replay.journal.base import (
     Appended,
     Control,
@@ -37,12 +35,13 @@ from replay.journal.base import (
     Usage,
 )
 from replay.journal.batch import BOUNDS, Bounds, check_batch
-from replay.journal.redischeck import Examination, restore_ids
-from replay.journal.rediserase import RedisErasing
-from replay.journal.redishalves import predicted
-from replay.journal.redisproof import Fields
-from replay.journal.redisserver import Durability, RedisServer
-from replay.journal.rediswords import fields_of, outcome_of, refusal_of, words_of
+from replay.journal.redis import proof, scripts
+from replay.journal.redis.arguments import fields_of, outcome_of, refusal_of, words_of
+from replay.journal.redis.check import Examination, restore_ids
+from replay.journal.redis.erase import RedisErasing
+from replay.journal.redis.halves import predicted
+from replay.journal.redis.proof import Fields
+from replay.journal.redis.server import Durability, RedisServer
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class RedisJournal(Journal):
         prefix: Name of the journal in the server; its keys start with it, in braces.
         bounds: Greatest number of rows in one append, and of halves for each model.
 
-    The other parameters are those of :class:`replay.journal.redisserver.RedisServer`.  Its errors
+    The other parameters are those of :class:`replay.journal.redis.server.RedisServer`.  Its errors
     are raised, and JournalFormat if a newer version has written the prefix's keys.
     """
 

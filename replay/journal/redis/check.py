@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from replay.errors import JournalDamaged
-from replay.journal import redisproof as proof
-from replay.journal import redisscripts as scripts
 from replay.journal.base import Examined
+from replay.journal.redis import proof, scripts
 
 _PAGE: Final = 256  # entries per script or command, so that other callers do not wait long
 _SHOWN: Final = 100

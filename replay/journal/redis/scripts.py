@@ -1,4 +1,4 @@
-"""The Lua scripts of :class:`replay.journal.redis.RedisJournal`, each one atomic step.
+"""The Lua scripts of :class:`replay.journal.redis.journal.RedisJournal`, each one atomic step.
 
 The scripts are in the folder ``lua``; the header of each file describes its arguments.
 
@@ -42,7 +42,7 @@ deletes, which works even without free memory.  Rows that were joined under a la
 which half came second (``half``) and when the first was received (``since``).
 
 Rows, control rows, halves, partitions and heads end with ``sum``: the first 32 bits of the SHA-1
-of their place and all preceding fields (:func:`replay.journal.redisproof.proof`).  Redis's Lua has
+of their place and all preceding fields (:func:`replay.journal.redis.proof.proof`).  Redis's Lua has
 no faster checksum, and only a script knows offset and seq.  ``ran`` is the running time at which a
 row or half was written.
 """
@@ -53,7 +53,7 @@ import re
 from importlib import resources
 from typing import Final
 
-_FOLDER: Final = resources.files("replay.journal").joinpath("lua")
+_FOLDER: Final = resources.files("replay.journal.redis").joinpath("lua")
 
 
 def _lua(name: str) -> str:
