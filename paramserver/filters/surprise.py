@@ -136,7 +136,7 @@ class Surprise(Filter):
             return PASS
         hostile = max(_HOSTILE, rate + _APART)
         # events of a large source between two events of others are correlated
-        fresh = self._fresh / self.voices.size(source.taken) ** 0.5
+        fresh = self._fresh / self.voices.size(source.sent) ** 0.5
         if self.losses.numbers:
             fresh *= max(1.0 / self.voices.run(event.source) ** 2, _OF_A_RUN)
         hit, far = event.loss > bounds.high, event.loss > bounds.far
@@ -175,8 +175,8 @@ class Surprise(Filter):
 
     def _allowed(self, source: Source, *, new: bool, flooding: bool) -> float:
         """Return the weight of the source's events from its surprises and its rate."""
-        allowed = 1.0 if new else self.voices.weight(source.name, source.taken)
-        if flooding and (most := self.arrivals.budget) is not None:
+        allowed = 1.0 if new else self.voices.weight(source.name, source.sent)
+        if flooding and (most := self.arrivals.own_budget(source.name)) is not None:
             allowed = min(allowed, most / max(self.arrivals.count(source.name), most))
         return allowed
 
@@ -228,7 +228,7 @@ class Surprise(Filter):
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.taken, hit=hit, far=far)
+            self.voices.hear(source.name, source.sent, hit=hit, far=far)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         if self._counts:
@@ -242,10 +242,10 @@ class Surprise(Filter):
             self.again = self._lately.again(self.bounds)
             # correlated surprises carry less evidence: effective sample size of an AR(1) series
             self._fresh = (1.0 - self.again) / (1.0 + self.again)
-        self.voices.flooding = self.arrivals.flooding
-        taken = sorted(s.taken for s in sources if s.taken >= EARNED)
-        if taken:
-            self.voices.many, self.voices.usual = len(taken), taken[len(taken) // 2]
+        self.voices.flooding, self.voices.sizes = self.arrivals.flooding, self.arrivals.sizes
+        sent = sorted(s.sent for s in sources if s.taken >= EARNED)
+        if sent:
+            self.voices.many, self.voices.usual = len(sent), sent[len(sent) // 2]
 
 
 _NEW_LATELY: Final = 32.0

@@ -80,6 +80,12 @@ _UNPROVEN: Final = 1.0 / 16.0
 """Weight of a label that few sources send, from a source whose rows it fits no better than other
 rows, or from a doubted source, whose labels are no longer counted."""
 
+_LARGE: Final = 2.0
+"""Size, relative to the median source, from which on a trusted source may grow larger still."""
+
+_FITS: Final = 0.25
+"""Evidence in nats of a label that hardly anybody else sends and that fits this source's rows."""
+
 _ONE_LABEL: Final = 6.0
 """Evidence in nats above which a source counts as suddenly sending one of two labels only.  With
 four, honest sources lost half a point on a stream whose labels come in runs."""
@@ -128,13 +134,16 @@ class Unlikely(Filter):
         if self._is_unproven(event.label, source):
             return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
         says = self._says(event.source, event.label, event.loss)
-        flooding = event.source in self.voices.flooding or self._rises(event.source)
+        flooding = self._floods(source) or self._rises(event.source)
         if says is None:
-            if not flooding or self._rates:
+            if self._is_proven(event.label, source.name):
+                says = _PROVEN
+            elif not flooding or self._rates:
                 return PASS
-            says = _NOTHING
+            else:
+                says = _NOTHING
         again = self._surprise.again ** self.voices.gap(event.source)
-        fresh = (1.0 - again) / (1.0 + again) / self.voices.size(source.taken) ** 0.5
+        fresh = (1.0 - again) / (1.0 + again) / self.voices.size(source.sent) ** 0.5
         if self._surprise.losses.numbers:
             fresh /= self.voices.run(event.source) ** 2
         evidence = fresh * says.evidence
@@ -157,6 +166,15 @@ class Unlikely(Filter):
             return True
         alone = self._odds.alone.get(key)
         return alone is not None and (source.name in alone or source.doubted)
+
+    def _is_proven(self, label: str | None, source: str) -> bool:
+        odds = self._odds
+        return source in odds.proven and key_of(label or "") in odds.alone
+
+    def _floods(self, source: Source) -> bool:
+        """Return whether a source floods that was not large before, or is not trusted."""
+        size = self._surprise.arrivals.sizes.get(source.name)
+        return size is not None and not (source.trusted and size >= _LARGE)
 
     def _rises(self, source: str) -> bool:
         return self._rising is not None and (
@@ -184,13 +202,16 @@ class Unlikely(Filter):
     def _middle(self, source: str, label: str | None) -> float | None:
         """Return the median source's rate of labels that suggest a lie; None: too few sources.
 
-        For a label that nearly only a few sources send, it is at least the rate with that label,
-        which may be hard at present.
+        If nearly only a few sources send the label, or this one sends hardly any other, it is at
+        least the rate with that label, which may be hard at present.
         """
         middle, same = self.voices.middle(source), self._of_label.get(label or "")
-        if middle is None or same is None or key_of(label or "") not in self._odds.held:
+        if middle is None or label is None or same is None:
             return middle
-        return max(middle, same.middle(source) or 0.0)
+        held = key_of(label) in self._odds.held
+        if held or self._surprise.mixes.is_nearly_all(source, label):
+            return max(middle, same.middle(source) or 0.0)
+        return middle
 
     def _hit(self, label: str | None, loss: float) -> bool | None:
         """Return whether a loss suggests a lie; None: unknown."""
@@ -225,7 +246,7 @@ class Unlikely(Filter):
 
     def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
         if self._rising is not None and not source.quarantined:
-            size = self.voices.size(source.taken)
+            size = self.voices.size(source.sent)
             self._rising.hear(source.name, loss, size)
             for one, rising in self._one_label.items():
                 rising.note(source.name, label == one, size)
@@ -241,12 +262,12 @@ class Unlikely(Filter):
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.taken, hit=hit, far=False)
+            self.voices.hear(source.name, source.sent, hit=hit, far=False)
             if self._surprise.losses.two and label:
                 if (same := self._of_label.get(label)) is None and len(self._of_label) < 2:
                     same = self._of_label[label] = Voices()
                 if same is not None:
-                    same.hear(source.name, source.taken, hit=hit, far=False)
+                    same.hear(source.name, source.sent, hit=hit, far=False)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         rising = [] if self._rising is None else [self._rising, *self._one_label.values()]
@@ -275,6 +296,7 @@ class _Says(NamedTuple):
 
 
 _NOTHING: Final = _Says(hit=False, evidence=0.0, doubt=0.0, usual=1.0)
+_PROVEN: Final = _NOTHING._replace(evidence=_FITS, doubt=_FITS)
 
 
 def _ratio(said: float, unsaid: float, honest: float) -> float:

@@ -10,6 +10,7 @@ changes, all allowances are reset.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
@@ -56,11 +57,13 @@ class Voices:
         many: Number of active established sources.
         usual: Number of taken events of the median source.
         flooding: Sources that send far more than usual, which are left out of medians.
+        sizes: Their sizes before they did.
     """
 
     def __init__(self) -> None:
         self.many, self.usual = 1, 1
         self.flooding: frozenset[str] = frozenset()
+        self.sizes: Mapping[str, float] = {}
         self._usual_rate = 0.0
         self._calm = 0.0  # events without surprise, divided by the number of sources
         self._voices: dict[str, _Voice] = {}  # last active at the end
@@ -107,7 +110,8 @@ class Voices:
         return max(taken / self.usual, 1.0)
 
     def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
-        size = 1.0 if source in self.flooding else self.size(taken)
+        flooding = source in self.flooding
+        size = self.sizes.get(source, 1.0) if flooding else self.size(taken)
         back = max(self._usual_rate, _ROUND) * (self._calm - voice.calm_at)
         return min(voice.allowed + size * back, _DEPTH * size)
 
