@@ -25,7 +25,7 @@ life](explanation.md) what happens to one event.
 A room is a folder or module of `online/` on one floor (layer), and imports only from lower floors.
 Contracts in `pyproject.toml`, checked by `make check`, enforce this and list the few modules that
 may import Ray, FastAPI, Redis or torch. `learning`, `rows`, `messages`, `replay` and `evaluation`
-import none of these, even indirectly; `replay/journal/redisserver` and `evaluation/dense` may.
+import none of these, even indirectly; `replay/journal/redis/server` and `evaluation/dense` may.
 
 | floor | room | |
 |---|---|---|

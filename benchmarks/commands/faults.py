@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from benchmarks.commands.table import AsJson, app, print_table, show
+from benchmarks.commands.table import AsJson, app, one_of, print_table, show
 
 
 @app.command("exactly-once")
@@ -63,6 +63,30 @@ def check_once(
         for name, value in data.items():
             print(f"{name.replace('_', ' ')}: {value}")
     return result.good
+
+
+@app.command()
+def mishaps(
+    journal: Annotated[
+        Literal["sqlite", "redis"], typer.Option(help="redis starts a server of its own")
+    ] = "sqlite",
+    only: Annotated[list[str] | None, typer.Option(help="a mishap; may be given again")] = None,
+    times: Annotated[int, typer.Option(help="of each", min=1)] = 10,
+    seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Operators, programs and the machine do harm under load; nothing is lost or learned twice.
+
+    Example: python -m benchmarks mishaps --only "snapshots removed" --times 3
+    """
+    from benchmarks.faults import mishaps as bench
+
+    found = []
+    for name in one_of(only, list(bench.kinds(journal))):
+        found.append(bench.run(name, journal, times, seed))
+        print(found[-1], file=sys.stderr)
+    show("mishaps", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
 
 
 @app.command()

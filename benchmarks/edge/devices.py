@@ -53,7 +53,7 @@ from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 LIES: Final = ("flip", "loud", "nan", "labels", "labels")
 DEVICES: Final = 20

@@ -23,7 +23,7 @@ from online.client.connection import Connection
 from online.settings.config import data_dir
 from replay import codec
 from replay.example import Features, Label
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 _REPLICAS = 3
 _NEAR_S = 0.25  # around a new version: a prediction that may have waited for its loading

@@ -14,6 +14,7 @@ import os
 import random
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -258,6 +259,11 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
     def restore() -> None:
         history.load(f"1-{server.count}").values["table"].data.get(every[:BATCH])
 
+    def settle() -> None:
+        for thread in threading.enumerate():
+            if thread.name == "rows":
+                thread.join()
+
     def change() -> None:
         for ids in batches:
             server.values["table"].data.put(ids, np.zeros((len(ids), width), dtype=np.float32))
@@ -272,10 +278,12 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
         ("begun under the lock", begin_one),
         ("saved", save),
         ("restored, and asked once", restore),
+        ("until no file is behind it", settle),
         ("1 % of the rows changed under it", change),
         ("begun, leaning on it", begin_one),
         ("leaning, saved", save),
         ("leaning, restored and asked once", restore),
+        ("until no file is behind it", settle),
         ("thirty ids of its own, for it and for the copy", part),
     ):
         gc.collect()

@@ -1,10 +1,10 @@
 """A service that is looked at, or asked for more, uses more CPU time a request: measured in pairs.
 
 Two services of one process each run side by side, one as it comes, one that does more, and are
-asked in turn; traces are switched on and off in one service, which is asked all the time; pages are
-opened and closed on one that is left alone meanwhile.  What the process has used is read from the
-system: what it does later for its requests is in it, the driver and the collector of the traces,
-which are another process, are not.  The ratio of a pair is what
+asked in turn; traces, and the journal's checksums, are switched on and off in one service, which is
+asked all the time; pages are opened and closed on one that is left alone meanwhile.  What the
+process has used is read from the system: what it does later for its requests is in it, the driver
+and the collector of the traces, which are another process, are not.  The ratio of a pair is what
 the machine's other work disturbs least.  Both are laid out alike in memory, and hash alike: else
 two processes of the same program differ by some per cent, as long as they live.  A control without
 any difference says what pairs are worth.
@@ -40,6 +40,9 @@ from online.client.load.own_service import start, stop, write_settings
 from online.http.traced import Traced
 from online.service.embedded import Embedded
 from online.settings.config import environment, load
+from replay.journal.checksum import checksum, proves
+from replay.journal.sqlite import append as sqliteappend
+from replay.journal.sqlite import proof as sqliteproof
 
 _MODEL: Final = {"name": "m", "task": "binary", "learner": "logreg"}
 _LINEAR: Final = {"learner": "linear"}
@@ -67,6 +70,7 @@ class Subject:
         pages: Open pages of the service, each told of changes by a stream.
         model: Settings of the model of both.
         more, asked: Further ones, and fields of each request, of the one that does more.
+        proves: Whether what is switched are the checksums of the journal.
     """
 
     what: str
@@ -77,6 +81,7 @@ class Subject:
     model: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
+    proves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,7 @@ SUBJECTS: Final = (
     Subject("20 open pages", {}, "a busy second", 0.02, pages=20),
     Subject("explain, linear", {}, "predict", 1 / 0.7 - 1, model=_LINEAR, asked={"explain": True}),
     Subject("confidence, linear", {}, "predict", 0.05, model=_LINEAR, more={"confidence": 0.9}),
+    Subject("checksums in the journal", {}, "feedback", 1 / 0.97 - 1, proves=True),
 )
 
 
@@ -239,7 +245,7 @@ def measure(subject: Subject, *, pairs: int, requests: int) -> Cost:
         }
         if subject.pages:
             found = _with_pages(subject, pairs)
-        elif subject.telemetry:
+        elif subject.telemetry or subject.proves:
             found = _switched(subject, given, pairs, requests)
             requests = 2 * _SHORT
         else:
@@ -273,16 +279,18 @@ def _beside(
 def _switched(
     subject: Subject, telemetry: dict[str, Any], pairs: int, requests: int
 ) -> list[tuple[float, float]]:
-    """CPU time a request of one service whose traces are off and on in turn.
+    """CPU time a request of one service whose traces or checksums are off and on in turn.
 
-    Two processes of one program differ by more than traces cost, and so do two seconds of a busy
+    Two processes of one program differ by more than these cost, and so do two seconds of a busy
     machine: so each of the pairs that are asked for is many, of two short turns each.  The spans of
     all of them are sent at the end, in one go, and what that takes is a part of what each costs.
     """
     found: list[tuple[float, float]] = []
     ours, its = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=_serve_switched, args=(its, {**_MODEL, **subject.model}, telemetry), daemon=True
+        target=_serve_switched,
+        args=(its, {**_MODEL, **subject.model}, telemetry, subject.proves),
+        daemon=True,
     )
     process.start()
     try:
@@ -313,18 +321,61 @@ def _switched(
     return found
 
 
-def _serve_switched(asked: Any, model: dict[str, Any], telemetry: dict[str, Any]) -> None:
-    """Serve in this process, and have requests traced or not, as is asked."""
-    traced, tracing = Traced.__call__, set[Any]()
+class _Traces:
+    """Switches the tracing of requests in this process; ``send`` sends what has been traced."""
 
-    async def noted(self: Traced, scope: Any, receive: Any, send: Any) -> None:
-        tracing.add(self._tracing)
-        await traced(self, scope, receive, send)
+    def __init__(self) -> None:
+        self._traced, self._tracing = Traced.__call__, set[Any]()
 
-    async def passed(self: Traced, scope: Any, receive: Any, send: Any) -> None:
-        await self._behind(scope, receive, send)
+    def switch(self, on: bool) -> None:
+        traced, tracing = self._traced, self._tracing
 
-    Traced.__call__ = noted  # type: ignore[method-assign]
+        async def noted(self: Traced, scope: Any, receive: Any, send: Any) -> None:
+            tracing.add(self._tracing)
+            await traced(self, scope, receive, send)
+
+        async def passed(self: Traced, scope: Any, receive: Any, send: Any) -> None:
+            await self._behind(scope, receive, send)
+
+        Traced.__call__ = noted if on else passed  # type: ignore[method-assign]
+
+    def send(self) -> None:
+        for one in self._tracing:
+            one._provider.force_flush()
+
+
+class _Checksums:
+    """Switches the journal's checksums in this process: neither made nor verified, or both.
+
+    Rows that were written without one are read in both cases, so a wrong one is accepted.
+    """
+
+    def switch(self, on: bool) -> None:
+        sqliteappend.checksum = checksum if on else _zero  # type: ignore[attr-defined]
+        sqliteproof.proves = _verified if on else _accepted  # type: ignore[attr-defined]
+
+    def send(self) -> None:
+        """Nothing is done later."""
+
+
+def _zero(*columns: Any) -> int:
+    return 0
+
+
+def _verified(stored: object, columns: tuple[Any, ...]) -> bool:
+    proves(stored, columns)
+    return True
+
+
+def _accepted(stored: object, columns: tuple[Any, ...]) -> bool:
+    return True
+
+
+def _serve_switched(
+    asked: Any, model: dict[str, Any], telemetry: dict[str, Any], proves: bool
+) -> None:
+    """Serve in this process, and have requests traced or rows proved or not, as is asked."""
+    switched = _Checksums() if proves else _Traces()
     os.environ["OTEL_BSP_SCHEDULE_DELAY"] = str(_NEVER_MS)  # when it is asked to, and else never
 
     with tempfile.TemporaryDirectory(prefix="online-observed-") as name:
@@ -332,15 +383,15 @@ def _serve_switched(asked: Any, model: dict[str, Any], telemetry: dict[str, Any]
             "cluster": "embedded", "models": [model], "telemetry": telemetry, "port": 0,
             "state_dir": str(Path(name) / "state"),
         }  # fmt: skip
+        switched.switch(True)
         with Embedded(load(None, data, {}), lambda _: None) as running:
             running.start()
             asked.send((running.url, os.getpid()))
             while (what := asked.recv()) is not None:
                 if what == _SEND:
-                    for one in tracing:
-                        one._provider.force_flush()
+                    switched.send()
                 else:
-                    Traced.__call__ = traced if what else passed  # type: ignore[method-assign]
+                    switched.switch(what)
                 asked.send(what)
 
 

@@ -28,7 +28,7 @@ from evaluation.streams import open_stream
 from replay.codec import encode
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 SECONDS_MAX: Final = 5.0
 BYTES_MAX: Final = 1_000_000

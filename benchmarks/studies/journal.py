@@ -2,9 +2,9 @@
 
 Six ways are measured with the same batches, each writer as fast as it can: SQLite's busy
 handler, a file lock, a file lock with a queue before it, waited for in the kernel or asked for
-again and again (what :class:`replay.journal.sqlite.SqliteJournal` does), a file of rows per writer
-with a shared index of keys, and one process that writes for all.  The decision and its figures are
-in ``docs/decisions/journal-lock.md``.
+again and again (what the SQLite journal does), a file of rows per writer with a shared index of
+keys, and one process that writes for all.  The decision and its figures are in
+``docs/decisions/journal-lock.md``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 import msgspec
 
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqliteappend import Batch
-from replay.journal.sqlitefile import SqliteFile
+from replay.journal.sqlite.append import Batch
+from replay.journal.sqlite.file import SqliteFile
+from replay.journal.sqlite.journal import SqliteJournal
 
 BATCH = 8
 CHECKPOINT_S = 0.25

@@ -443,7 +443,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def _repr_html_(self) -> str:
         """Return the page in a frame, for display in a notebook."""
-        from evaluation.report.page import render  # needs matplotlib and Jinja2
+        from evaluation.report.page.render import render  # needs matplotlib and Jinja2
 
         page = escape(render(self))
         style = "width:100%;height:640px;border:0"

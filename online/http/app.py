@@ -19,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 from online import __version__, telemetry
 from online.errors import RequestError, failed
 from online.history.series import FOLDER
-from online.http import openapi, openinference
+from online.http import openapi
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
@@ -29,6 +29,7 @@ from online.http.fastapi_warmup import build_routes, read_no_sources
 from online.http.front import add_front
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
+from online.http.openinference import protocol as openinference
 from online.http.operations import operations
 from online.http.past import Reports, history_routes, report_routes
 from online.http.refusing import answer_errors, answer_of, headers_of

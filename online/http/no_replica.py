@@ -88,14 +88,14 @@ class NoReplicaGuard:
 
 async def _refuse(path: str, reason: str, send: Any) -> None:
     from online.errors import RequestError
-    from online.http import openinference
+    from online.http.openinference import protocol
     from online.messages import bodies
 
     message = f"no replica answers: {reason}"
     hint = "Send it again; if it stays so, mend what it says: replicas are started again and again"
     error = RequestError(503, "no_replica", message, None, hint, _RETRY_S)
     if path.startswith("/v2/"):
-        data = openinference.error_body(error)
+        data = protocol.error_body(error)
     else:
         data = json.dumps(bodies.error_body(error)).encode()
     head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from online.http.access import needed
-from online.http.openinference import example_label
+from online.http.openinference.protocol import example_label
 from online.messages.bodies import JSON
 from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRequest
 from online.messages.structs import (

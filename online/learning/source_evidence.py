@@ -33,8 +33,11 @@ class EvidenceObserver(Protocol):
     def passed(self, row: Row, effects: Blocks) -> None:
         """Take note that a row's evidence is counted from now on."""
 
-    def rebase(self, values: Blocks, opened: Blocks) -> None:
-        """Take new values of sources; ``opened``: what was counted since and is not in them."""
+    def cut(self, opened: Blocks) -> None:
+        """Take note that new values will include what was counted since the last cut."""
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values of sources, which lack what was counted since the last cut."""
 
     def reset(self, values: Blocks) -> None:
         """Take all values; nothing was counted since."""
@@ -67,12 +70,14 @@ class Evidence:
     def cut(self) -> Blocks:
         """Return the open delta, and reset it."""
         blocks, self._open = self._open, {}
+        if self.observer is not None and blocks:
+            self.observer.cut(blocks)
         return blocks
 
     def rebase(self, values: Blocks) -> None:
         """Replace the values of the given sources, and apply the open delta on top."""
         if self.observer is not None and (named := of_sources(values)):
-            self.observer.rebase(named, self._open)
+            self.observer.rebase(named)
 
     def reset(self, values: Blocks) -> None:
         """Replace the state by exactly ``values``, with an empty open delta."""

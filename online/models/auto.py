@@ -30,10 +30,16 @@ entries there.
 A view falls asleep when its experts have less than SHARE_MIN of the weights at the end of QUIET
 consecutive spells of SPELL labels.  It wakes up after NAP spells, or at once if the best expert's
 loss rises, which indicates drift.  Sleep is local to a replica and stored with the losses.
+
+While a view is awake, the answers as they were served are judged beside the experts.  Where they
+have a greater long-run loss than the best expert, recent losses mislead, as they do where labels
+come in runs and late: the share of the weights that follows from the long-run losses then rises
+from LONG_SHARE to 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, cast
 
@@ -44,6 +50,7 @@ from online.models.base import Prediction
 from online.models.experts.exponential_weights import (
     FADE,
     LONG,
+    LONG_SHARE,
     Mixture,
     NotesFormat,
     logistic,
@@ -69,7 +76,7 @@ from online.models.selfrate import (
     SelfRateModel,
 )
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
-from replay.example import Example, Features
+from replay.example import Example, Features, label_text
 
 CROSSED_MAX: Final = 4
 """Most numeric features whose pairs are crossed: six pairs of four products each."""
@@ -92,9 +99,16 @@ RISE: Final = 10.0
 
 It corresponds to five percentage points."""
 
+ODDS: Final = 0.01
+"""Odds, before any label, that the long-run losses alone give the better weights."""
+
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
+_ANSWERED: Final = "answered"
+_WHOLE: Final = 1.01  # probabilities sum to 1 within rounding
+_BEHIND_MAX: Final = 50.0  # in the exponent
 _SILENT: Final = (0.0,) * EXPERTS
+_TRUE: Final = label_text(True)
 
 _NUMBER: Final = (float, int)
 _TAME: Final = 1e100
@@ -134,6 +148,7 @@ class SleepingViews(Mixture):
         asleep: Whether all views but the first sleep.
         rested: The best expert's least loss since a view fell asleep.
         labels: Labels since the last check of the views.
+        answered: Long-run discounted loss of the answers as they were served.
     """
 
     def __init__(self, scaler: Limited, lasting: float = LONG) -> None:
@@ -142,7 +157,7 @@ class SleepingViews(Mixture):
         self.labels = 0
         self.asleep = self._napping = False
         self.slept = [0] * (len(VIEWS) - 1)
-        self.rested = 0.0
+        self.rested = self.answered = 0.0
 
     @property
     def slept(self) -> list[int]:
@@ -173,6 +188,7 @@ class SleepingViews(Mixture):
         assert isinstance(other, SleepingViews)
         super().take(other)
         self.labels, self.slept, self.rested = other.labels, other.slept, other.rested
+        self.answered = other.answered
 
     def votes(self) -> list[float]:
         """Return each expert's weight, 0 in inactive views; they sum to 1.
@@ -186,7 +202,11 @@ class SleepingViews(Mixture):
         if not (tented and paired):
             end, begin = EXPERTS * (1 + tented), EXPERTS * (2 if paired else len(VIEWS))
             losses, long = losses[:end] + losses[begin:], long[:end] + long[begin:]
-        votes = shares_of(losses, long, sharp)
+        share = LONG_SHARE
+        if tented or paired:
+            behind = min(sharp * (self.answered - min(long)), _BEHIND_MAX)
+            share = 1.0 - (1.0 - LONG_SHARE) / (1.0 + ODDS * math.exp(behind))
+        votes = shares_of(losses, long, sharp, share)
         if paired and not tented:
             votes[EXPERTS:EXPERTS] = _SILENT
         return votes + [0.0] * (EXPERTS * len(VIEWS) - len(votes))
@@ -195,8 +215,12 @@ class SleepingViews(Mixture):
         """Add losses at a label; at the end of a spell or after a rise, change who sleeps.
 
         If only losses of the first view are given, since all others sleep, they count for all
-        views.
+        views.  The loss of the answer as it was served may follow those of all experts.
         """
+        answer: float | None = None
+        asleep = min(self._slept) > 0
+        if len(losses) % EXPERTS:
+            *losses, answer = losses
         if len(losses) > EXPERTS:
             super().judge(losses, weight)
         elif weight == 1.0:
@@ -205,6 +229,8 @@ class SleepingViews(Mixture):
             self._judged = True
         else:
             super().judge([*losses] * len(VIEWS), weight)
+        if not asleep:
+            self._judge_answer(answer, losses, weight)
         self.labels += 1
         if self._napping:
             least = min(self.losses)
@@ -219,6 +245,15 @@ class SleepingViews(Mixture):
                 self._after(slept, sum(votes[EXPERTS * i : EXPERTS * (i + 1)]))
                 for i, slept in enumerate(self.slept, 1)
             ]
+        if asleep and min(self._slept) <= 0:
+            self.answered = min(self.long)
+
+    def _judge_answer(self, loss: float | None, losses: Sequence[float], weight: float) -> None:
+        """Add the loss of a served answer; None: unknown, so it counts as the best expert's."""
+        if loss is None:
+            loss = losses[self.long.index(min(self.long)) % len(losses)]
+        fade = self._lasting**weight
+        self.answered = fade * self.answered + loss * (1.0 - fade) / (1.0 - self._lasting)
 
     def _after(self, slept: int, share: float) -> int:
         """Return the new ``slept`` of a view with this share of the weights at a spell's end."""
@@ -237,15 +272,19 @@ class SleepingViews(Mixture):
         if blocks:
             held = np.array([self.rested, self.labels, *self.slept], dtype=np.float64)
             blocks[_NAPS] = Block(LOCAL, array_bytes(held))
+            blocks[_ANSWERED] = Block(LOCAL, array_bytes(np.array([self.answered])))
         return blocks
 
     def rebase(self, values: Blocks) -> None:
         """Set losses and sleep of other replicas, unless a label came since the last cut."""
-        if not self._judged and (block := values.get(_NAPS)) is not None:
-            # in a snapshot it is a mean over replicas: round the whole numbers
-            self.rested, *others = array_of(block.data).tolist()
-            self.labels, *self.slept = map(round, others)
+        naps = None if self._judged else values.get(_NAPS)
         super().rebase(values)
+        if naps is not None:
+            # in a snapshot it is a mean over replicas: round the whole numbers
+            self.rested, *others = array_of(naps.data).tolist()
+            self.labels, *self.slept = map(round, others)
+            block = values.get(_ANSWERED)  # older versions do not judge answers
+            self.answered = min(self.long) if block is None else float(array_of(block.data)[0])
 
 
 def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[float]:
@@ -259,11 +298,26 @@ def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[flo
     ]  # fmt: skip
 
 
+class _Answered(NotesFormat):
+    """The notes of all experts, and the answer that was served beside them."""
+
+    def probabilities(self, row: Example | None) -> Sequence[float] | None:
+        """Return the noted probabilities of True, and the answer's unless all views but one sleep.
+
+        Returns None if the row has none.
+        """
+        noted = super().probabilities(row)
+        if noted is None or len(noted) == EXPERTS or row is None or not row.score:
+            return noted
+        answer = row.score.get(_TRUE, -1.0)
+        return (*noted, answer) if 0.0 <= answer <= 1.0 else noted
+
+
 class SeveralViews(SelfRateModel):
     """Base class of the models with three views; subclasses differ by task."""
 
     kind = "auto 1"
-    noted = NotesFormat(EXPERTS, EXPERTS * len(VIEWS))
+    noted = _Answered(EXPERTS, EXPERTS * len(VIEWS))
     _mixture: SleepingViews
     _experts: Any
 
@@ -389,6 +443,16 @@ class _Multiclass(SeveralViews, Multiclass):
 
     def _is_tame(self, example: Example) -> bool:
         return example.label in self._experts.labels and super()._is_tame(example)
+
+    def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
+        """Return the noted answers, and unless all views but one sleep the answer as served."""
+        found = super()._served(served)
+        if found is None or served is None or not served.score or len(found[0]) == EXPERTS:
+            return found
+        answer = np.array([*served.score.values()])
+        if not (answer.min() >= 0.0 and answer.sum() <= _WHOLE):
+            return found
+        return np.vstack((found[0], answer)), found[1]
 
     def _take(self, row: Views | Row, *, learns: bool) -> _TakenViews | Taken:
         take = self._experts.take

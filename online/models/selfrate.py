@@ -34,9 +34,9 @@ Numbers are standardised and clipped to 8 standard deviations; for other values 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import pack, unpack
+from struct import pack
 from typing import Any, ClassVar, Final, cast
 
 import numpy as np
@@ -290,7 +290,7 @@ class Binary(SelfRateModel):
     ) -> float:
         shares, y = self._shares(row, by), float(label)
         if _is_final(served):
-            judged = _unpack(self.noted.halves, served) or shares
+            judged = self.noted.probabilities(served) or shares
             self._judge(self._mixture, judged, y, weight)
         slopes = [(p - y) * weight for p in shares]
         if before is not None:
@@ -324,7 +324,7 @@ class Binary(SelfRateModel):
                 d += h3 * v
             shares = [logistic(a), logistic(b), logistic(c), logistic(d)]
             y = float(example.label)
-            self._judge(mixture, _unpack(self.noted.halves, example) or shares, y, weight)
+            self._judge(mixture, self.noted.probabilities(example) or shares, y, weight)
             experts.walk(held, x, [(p - y) * weight for p in shares])
         finite = math.isfinite(sum(map(sum, held), sum(mixture.losses)))
         if not (finite and self._mixture.has_same_experts(mixture)):
@@ -463,7 +463,7 @@ class Regression(SelfRateModel):
             self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
         if _is_final(served):
-            judged = _unpack(self.noted.doubles, served) or numbers
+            judged = self.noted.numbers(served) or numbers
             errors = [abs(number - y) / spread for number in judged]
             half, ordered = len(errors) // 2, sorted(errors)
             typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
@@ -491,10 +491,3 @@ def _towards(shares: Floats, column: int) -> Floats:
 
 def _cut(residual: float) -> float:
     return max(-RESIDUAL_MAX, min(RESIDUAL_MAX, residual))
-
-
-def _unpack(forms: Mapping[int, str], served: Example | None) -> Sequence[float] | None:
-    """Return the experts' noted answers; None if the row has none."""
-    if served is None or (notes := served.notes) is None or len(notes) not in forms:
-        return None
-    return unpack(forms[len(notes)], notes)

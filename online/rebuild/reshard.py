@@ -86,11 +86,20 @@ def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None
     Parameters:
         specs: As returned by :func:`specs_of`.
     """
-    one = next(iter(specs))
-    if (found := resharding.newest(journal.controls(model, 0), one, done=True)) is not None:
-        return found[1].shards
+    if (said := newest_done(journal, model, next(iter(specs)))) is not None:
+        return said.shards
     written = [p for p in journal.partitions(model) if p.spec in specs]
     return specs[max(written, key=lambda p: p.id).spec] if written else None
+
+
+def newest_done(journal: Journal, model: str, spec: str) -> Reshard | None:
+    """Return the newest change that was done or given up; None: there is none.
+
+    Parameters:
+        spec: Hash of the spec with one server.
+    """
+    found = resharding.newest(journal.controls(model, 0), spec, done=True)
+    return None if found is None else found[1]
 
 
 def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -> int:
@@ -125,6 +134,25 @@ def wished(journal: Journal, model: str, said: Reshard) -> int:
     if known is not None and known[1] == said:
         return known[0]
     return note(journal, model, said)
+
+
+def claim(journal: Journal, model: str, said: Reshard) -> int:
+    """Write the request of a start whose settings name another number; return its row's number.
+
+    From that row on, servers of the previous lineage that start neither decide nor trim.  Those
+    that run may have begun a decision before it, so they are superseded.
+
+    Parameters:
+        said: The control row to write once the lineage has begun.
+
+    Raises:
+        StartRefused: Another row came first.
+    """
+    before = newest_done(journal, model, said.spec)
+    given = said.before if before is None else before.given
+    seq = wished(journal, model, msgspec.structs.replace(said, given=given, done=False))
+    begin_epoch(journal, Lineage(model, said.was, "", "sum"))
+    return seq
 
 
 def withdraw(journal: Journal, model: str, spec: str, wish: int | None = None) -> int | None:

@@ -18,7 +18,7 @@ from refusals import installing
 from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.batch import Bounds
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 def server_name(model: str, spec: str) -> str:
@@ -70,7 +70,7 @@ def _plain_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[],
             busy_ms=int(limits.feedback_wait_s * 150),
         )
     try:
-        from replay.journal.redis import RedisJournal
+        from replay.journal.redis.journal import RedisJournal
     except ImportError as error:
         raise StartRefused(
             f"the journal is in Redis, and a package is missing: {error}",
@@ -95,7 +95,7 @@ def cut_log(settings: Settings) -> str | None:
     path = settings.state_dir / "journal.db"
     if settings.journal != "sqlite" or not path.exists():
         return None
-    from replay.journal.sqlitefile import cut_log as cut
+    from replay.journal.sqlite.file import cut_log as cut
 
     try:
         return cut(path, settings.limits.feedback_wait_s)

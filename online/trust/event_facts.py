@@ -6,12 +6,14 @@ import zlib
 from math import log, log1p
 from typing import Final
 
+import msgspec
+
 from paramserver.filters.base import Favour
-from replay import codec
 from replay.example import Example, label_text
 
 _SHARE_MIN: Final = 1e-15
 _TWO: Final = {"true", "false"}
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def digests_of(example: Example) -> tuple[int | None, int | None]:
@@ -22,7 +24,7 @@ def digests_of(example: Example) -> tuple[int | None, int | None]:
     """
     if example.corrects is not None or example.choice is not None:
         return None, None
-    features = zlib.crc32(codec.encode(Example(example.features, "")))
+    features = zlib.crc32(_encode(example.features))
     return zlib.crc32(label_text(example.sent_label).encode(), features), features
 
 

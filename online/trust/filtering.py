@@ -103,7 +103,7 @@ class Filtering:
         reputations: The evidence about sources.
         counts: Numbers of rows by verdict, and of refused rows.
         elsewhere: Sources active in other replicas, by values since the last event here.
-        effects, passed: Methods of ``reputations`` that the learner calls.
+        effects, passed, cut: Methods of ``reputations`` that the learner calls.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class Filtering:
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
         self.reputations = Reputations(chain, clock)
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
+        self.cut = self.reputations.cut
         self._batch: set[bytes] = set()
-        self._drift = False
-        self._past = 0  # checksum of the keys of all judged rows: no source can know it
+        self._drift, self._past = False, 0  # a checksum of all judged rows' keys: nobody knows it
         budgets = weighs and any(test.budgets for test in chain.filters)
         self._asker_budgets = AskerBudgets(chain.sources) if budgets else None
 
@@ -301,14 +301,13 @@ class Filtering:
             other=unreported_label(example, row.key, self._past),
         )
 
-    # -- after it ----------------------------------------------------------------------------
-
     def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
         """Record that the batch was committed; subtract the evidence of rows that are repeats."""
         if not self._batch:
             stand = zip(rows, outcomes, strict=True)
             self._recent.add({r.key: r.at for r, o in stand if o.row is not None and not r.half})
             return
+        recent: dict[bytes, float] = {}
         for row, outcome in zip(rows, outcomes, strict=True):
             if row.half is not None:
                 continue
@@ -317,13 +316,14 @@ class Filtering:
                     self._batch.discard(row.key)
                     self.reputations.take_back(row.key)
                 continue
-            self._recent.add({row.key: row.at})
+            recent[row.key] = row.at
             if row.key in self._batch:
                 self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
                 if outcome.new and (written := outcome.row) is not None:
                     self.reputations.stands(row.key, (written.partition, written.offset))
                 else:
                     self.reputations.take_back(row.key)
+        self._recent.add(recent)
 
     def dropped(self) -> None:
         """Subtract the evidence of the whole batch, which was not written."""
@@ -336,9 +336,9 @@ class Filtering:
             _log.warning("many sources have turned at once: nobody is quarantined meanwhile")
         self._drift = self.chain.drift
 
-    def rebase(self, values: Blocks, opened: Blocks) -> None:
-        """Set new values of the named sources; ``opened`` is the learner's open delta."""
-        self.reputations.rebase(values, opened)
+    def rebase(self, values: Blocks) -> None:
+        """Set new values of the named sources."""
+        self.reputations.rebase(values)
         self._hear(self.chain.sources.heard)
 
     def reset(self, values: Blocks) -> None:

@@ -2,7 +2,8 @@
 
     evidence = pulled values + own deltas  +  rows learned since  +  rows judged but not learned yet
 
-So each row counts exactly once, no matter which replica learns it and when.
+So each row counts exactly once, no matter which replica learns it and when.  The last two are one
+sum: learning a row that was judged here moves it from the one to the other.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Reputations:
         self.on_quarantine: Callable[[str], object] = lambda source: None
         self._chain, self._clock = chain, clock
         self._pending: dict[bytes, _Pending] = {}
-        self._pending_sum: Blocks = {}  # sum of the pending effects
-        self._subtracted = 0  # rows subtracted from the sum since it was last recomputed
+        self._ahead: Blocks = {}  # sum of the pending effects and of the learner's open delta
+        self._subtracted = 0  # keys subtracted from it since it was last recomputed
         self._unwritten: Blocks = {}  # effects to be written with the next row
         self._quarantined: dict[str, None] = {}
 
@@ -96,7 +97,7 @@ class Reputations:
         if not taken:
             effects.pop(TAKEN, None)
         self._pending[key] = _Pending(effects)
-        add_counts(self._pending_sum, effects)
+        add_counts(self._ahead, effects)
         self._update_quarantined([source])
         return effects
 
@@ -134,18 +135,27 @@ class Reputations:
         """Record that the learner's values now include a row's effects."""
         pending = self._pending.pop(row.key, None)
         if pending is None:  # a row of another replica, or a replayed one
+            add_counts(self._ahead, effects)
             self._apply(effects)
             self._update_quarantined(_named(effects))
-        else:
+        elif effects is not pending.effects:
             self._subtract(pending.effects)
         if row.source in self._quarantined:  # judged before its source was quarantined
             self.on_quarantine(row.source)
 
-    def rebase(self, values: Blocks, opened: Blocks) -> None:
-        """Set new values of the named sources; ``opened`` is the learner's open delta."""
+    def cut(self, opened: Blocks) -> None:
+        """Record that the learner's open delta was cut: from now on its values include that."""
+        self._subtracted += sum(len(block.data) for block in opened.values())
+        if self._subtracted > _SUM_ANEW or not self._pending:
+            self._sum_anew()
+        else:
+            self._subtract(opened)
+
+    def rebase(self, values: Blocks) -> None:
+        """Set new values of the named sources."""
         self._settle()
         total = copy(values)
-        for mine in (opened, self._pending_sum, self._unwritten):
+        for mine in (self._ahead, self._unwritten):
             for name, block in mine.items():
                 if name in total and block.kind == COUNT:
                     data = total[name].data
@@ -153,10 +163,11 @@ class Reputations:
         self._set(total)
 
     def reset(self, values: Blocks) -> None:
-        """Set the evidence to these values plus that of pending rows."""
+        """Set the evidence to these values plus that of pending rows; no delta is open."""
         self._settle()
+        self._sum_anew()
         total = copy(values)
-        merge(total, self._pending_sum)
+        merge(total, self._ahead)
         self._chain.reset({})
         self._quarantined = {}
         self._set(total)
@@ -176,20 +187,18 @@ class Reputations:
             self._subtract(pending.effects)
 
     def _subtract(self, effects: Blocks) -> None:
-        """Subtract effects from the pending sum; recompute it at times, to drop unused names."""
-        self._subtracted += 1
-        if not self._pending:
-            self._pending_sum, self._subtracted = {}, 0
-        elif self._subtracted > _SUM_ANEW:
-            self._pending_sum, self._subtracted = {}, 0
-            for pending in self._pending.values():
-                add_counts(self._pending_sum, pending.effects)
-        else:
-            add_counts(self._pending_sum, effects, -1)
-            for name in LOSS_BLOCKS & effects.keys():  # most keys occur only once
-                data = self._pending_sum[name].data
-                for key in [key for key in effects[name].data if data[key] == 0]:
-                    del data[key]
+        """Subtract effects from the sum ahead of the values."""
+        add_counts(self._ahead, effects, -1)
+        for name in LOSS_BLOCKS & effects.keys():  # most keys occur only once
+            data = self._ahead[name].data
+            for key in [key for key in effects[name].data if data[key] == 0]:
+                del data[key]
+
+    def _sum_anew(self) -> None:
+        """Recompute the sum while no delta is open, to drop unused names."""
+        self._ahead, self._subtracted = {}, 0
+        for pending in self._pending.values():
+            add_counts(self._ahead, pending.effects)
 
     def _apply(self, effects: Blocks) -> None:
         """Add effects to the chain's table."""

@@ -11,8 +11,8 @@ accuracy reveals this.  The search looks at recent rows and the serving model fo
    the label;
 3. *necessity*: without the mark, the answers to its own rows change;
 4. *no other cause*: a fresh model trained on the rows without the mark is not affected by it, and
-   contradicts the labels of the rows with the mark more often than it errs on other rows of that
-   label.
+   contradicts the labels of the rows with the mark twice as often as it errs on other rows of that
+   label, or is right half as often.
 
 The fourth test distinguishes a trigger from an honest minority: a site or product that only one
 source reports has marks, too, but its other features agree with the labels.  If they do not, so
@@ -24,6 +24,7 @@ seconds, most of it for training fresh models, so it runs in its own process.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ _WORKS: Final = 0.5  # least share of changed answers, for effect and for necess
 _ALONE: Final = 0.5  # largest effect on the fresh model, relative to that on the serving model
 _CONTRADICTED: Final = 2.0  # least ratio of contradictions to the fresh model's usual errors
 _CONTRADICTED_MIN: Final = 0.3  # least share of contradicted rows
+_SURE: Final = 3.0  # standard errors, where twice the usual errors would be nearly all rows
 _ASKED: Final = 200  # most rows on which an effect is measured
 _MARKS_MAX: Final = 5  # most marks tried for a source and a label
 _EDGE: Final = 0.01  # quantile beyond which a number is "low" or, at the other end, "high"
@@ -259,7 +261,7 @@ class Search:
         same = [self._rows[i].features for i in suspect.same]
         usual = 1.0 - self._answered_share(fresh, same, label)
         contradicted = 1.0 - self._answered_share(fresh, suspect.bare, label)
-        if contradicted < max(_CONTRADICTED * usual, _CONTRADICTED_MIN):
+        if not _is_contradicted(contradicted, usual, len(suspect.bare), len(same)):
             return None
         senders = Counter(self._rows[i].source for i in suspect.carriers)
         return Trigger(
@@ -308,6 +310,22 @@ class Search:
             if not mark <= set(tokens):
                 model.learn(row.features, row.label, 1.0)
         return model
+
+
+def _is_contradicted(contradicted: float, usual: float, marked: int, same: int) -> bool:
+    """Return whether a fresh model contradicts marked rows more often than it usually errs.
+
+    It contradicts them at least twice as often, or, of a label that it often misses, is right half
+    as often, and that by more than chance.
+
+    Parameters:
+        contradicted, usual: Shares of ``marked`` rows, and of ``same`` other rows of the label.
+    """
+    twice, half = _CONTRADICTED * usual, 1.0 - (1.0 - usual) / _CONTRADICTED
+    if contradicted < max(min(twice, half), _CONTRADICTED_MIN):
+        return False
+    chance = math.sqrt(usual * (1.0 - usual) * (1.0 / marked + 1.0 / same))
+    return contradicted >= twice or contradicted - usual >= _SURE * chance
 
 
 def _is_number(value: Value) -> bool:

@@ -15,6 +15,7 @@ Ids whose home slot lies before the point reached are in the new array, the othe
 from __future__ import annotations
 
 import os
+from threading import Lock
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -35,7 +36,8 @@ _RESERVED_LEAST: Final = 2**20
 _RESERVED: Final = 16  # growth factor of the id array: memory pages not yet touched cost nothing
 
 _NUMBER_BITS: Final = 31
-_AT_ONCE: Final = 65_536  # ids per step: work that fits into the CPU cache takes half the time
+_AT_ONCE: Final = 65_536  # ids that are laid out without parts that fit into the CPU cache
+_BLOCK: Final = 2**20  # ids that are sorted into parts at a time
 
 ROWS_MAX: Final = 2**_NUMBER_BITS - 1
 """Greatest number of ids."""
@@ -54,6 +56,15 @@ class Ids:
         self._slots: _Slots | None = None  # number + 1; 0: free.  Built at the first look-up
         self._next: _Slots | None = None
         self._moved = 0
+        self._lock = Lock()  # held while the array of ids is replaced
+
+    def detach(self) -> None:
+        """Copy the ids into newly allocated memory; others may use them meanwhile."""
+        mapped = self._ids
+        copied = mapped.copy()
+        with self._lock:
+            if self._ids is mapped:
+                self._ids = copied
 
     def first(self, n: int) -> IdArray:
         """Return the first ``n`` ids as a view that must not be changed."""
@@ -78,8 +89,9 @@ class Ids:
         slots = self._built()
         if self.count + n > len(self._ids):
             reserved = np.empty(max(_RESERVED * (self.count + n), _RESERVED_LEAST), dtype=np.uint64)
-            reserved[: self.count] = self._ids[: self.count]
-            self._ids = reserved
+            with self._lock:
+                reserved[: self.count] = self._ids[: self.count]
+                self._ids = reserved
         self._ids[self.count : self.count + n] = ids
         numbers = np.arange(self.count, self.count + n)
         if 4 * (self.count + n) > 3 * _homes(slots):  # too many to move step by step
@@ -191,13 +203,13 @@ def _laid_out(ids: IdArray) -> _Slots:
     if len(ids) <= _AT_ONCE:
         _insert(slots, _home(slots, ids), _marks(np.arange(len(ids))))
         return slots
-    homes, part = np.empty(len(ids), dtype=np.uint32), np.empty(len(ids), dtype=np.uint8)
-    shift = _homes(slots).bit_length() - 1 - 8 * part.itemsize
-    for begin in range(0, len(ids), _AT_ONCE):
-        some = _home(slots, ids[begin : begin + _AT_ONCE])
-        homes[begin : begin + _AT_ONCE] = some
-        part[begin : begin + _AT_ONCE] = some >> shift
-    order = np.argsort(part, kind="stable")  # a radix sort, because the keys are single bytes
-    for numbers in np.split(order, np.bincount(part).cumsum()[:-1]):
-        _insert(slots, homes.take(numbers).astype(np.int64), _marks(numbers))
+    shift = _homes(slots).bit_length() - 1 - 8
+    for begin in range(0, len(ids), _BLOCK):  # with a block at a time memory is used again
+        homes = _home(slots, ids[begin : begin + _BLOCK])
+        part = (homes >> shift).astype(np.uint8)
+        order = np.argsort(part, kind="stable")  # a radix sort, because the keys are single bytes
+        ends = np.bincount(part).cumsum()[:-1]
+        homes, marks = homes.take(order), _marks(order + begin)
+        for some in zip(np.split(homes, ends), np.split(marks, ends), strict=True):
+            _insert(slots, *some)
     return slots

@@ -11,6 +11,7 @@ uses any more are reused.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
@@ -30,7 +31,20 @@ PAGE_ROWS: Final = 32
 _SHIFT: Final = 5
 _WITHIN: Final = PAGE_ROWS - 1
 _LEAST: Final = 128  # pages of a new piece, at least
+_COPIED: Final = 64 * PAGE_ROWS  # rows copied at a time while writers wait
 _TIMES: Final = 3  # a new piece has 3 times as many pages as there are
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A copy of a pool's first piece that is being made, and the row up to which it is there."""
+
+    rows: Floats32
+    end: int = 0
+
+    def of(self, shift: int) -> Floats32:
+        """Return the copy by rows (``shift`` 0) or by pages."""
+        return self.rows.reshape(-1, PAGE_ROWS * self.rows.shape[1]) if shift else self.rows
 
 
 class Pool:
@@ -51,6 +65,7 @@ class Pool:
         self._used = pages  # pages from here on were never used
         self._returned: deque[Pages] = deque()
         self._lock = Lock()
+        self._copy: _Copy | None = None
 
     def share(self, pages: Pages) -> None:
         """Note that one more table uses these pages."""
@@ -102,7 +117,7 @@ class Pool:
             return
         shared = distinct(shared)
         old, new = pages[shared], self.take(len(shared))
-        _write(self._sheets, new, _read(self._sheets, old))
+        self._write(_SHIFT, new, _read(self._sheets, old))
         pages[shared] = new
         self.release(old)
 
@@ -116,7 +131,41 @@ class Pool:
 
     def write(self, at: Pages, rows: Floats32) -> None:
         """Replace the rows at these row indices of the pool."""
-        _write(self._pieces, at, rows)
+        self._write(0, at, rows)
+
+    def _write(self, shift: int, at: Pages, rows: Floats32) -> None:
+        """Replace rows (``shift`` 0) or pages, also in a copy that is being made."""
+        pieces = self._sheets if shift else self._pieces
+        if self._copy is None:
+            _write(pieces, at, rows)
+            return
+        with self._lock:
+            _write(pieces, at, rows)
+            if self._copy is not None:
+                copied = at < self._copy.end >> shift
+                self._copy.of(shift)[at[copied]] = rows[copied]
+
+    def begin_copy(self) -> None:
+        """Begin a copy of the first piece: from now on writes go to both, as far as it is there.
+
+        Call it before anybody else knows the pool.
+        """
+        self._copy = _Copy(np.empty_like(self._pieces[0][1]))
+
+    def copy_first(self) -> None:
+        """Make the copy that was begun, while others use the pool, and replace the piece by it."""
+        copy, rows = self._copy, self._pieces[0][1]
+        assert copy is not None
+        into = copy.rows
+        for begin in range(0, len(rows), _COPIED):
+            end = min(begin + _COPIED, len(rows))
+            into[begin:end:PAGE_ROWS] = 0.0  # new memory takes long, and writers would wait
+            with self._lock:
+                into[begin:end] = rows[begin:end]
+                copy.end = end
+        with self._lock:
+            self._pieces[0], self._sheets[0] = (0, into), (0, copy.of(_SHIFT))
+            self._copy = None
 
 
 def located(pages: Pages, numbers: Pages) -> Pages:

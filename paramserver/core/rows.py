@@ -15,6 +15,7 @@ positions in order misses no row; it may read a row that has moved twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
 from typing import Any, Final, Self
 
 import numpy as np
@@ -70,16 +71,16 @@ class Rows:
         return cls(np.empty(0, dtype=np.uint64), np.empty((0, width), dtype=np.float32))
 
     @classmethod
-    def in_place(cls, ids: IdArray, numbers: Floats32) -> Self:
-        """Return a table that uses the given arrays without a copy, if they are writeable.
+    def in_place(cls, ids: Ids, numbers: Floats32) -> Self:
+        """Return a table that uses what is given without a copy, if the arrays are writeable.
 
         The caller must not change the arrays afterwards.
         """
-        n, whole = len(ids), len(ids) // PAGE_ROWS
-        if not (numbers.flags.writeable and numbers.flags.aligned and ids.flags.aligned):
-            return cls(ids.astype(np.uint64), numbers)
-        made = cls(ids[:0], numbers[:0])
-        made._ids, made._n, made._pool = Ids(ids), n, Pool(numbers[: whole * PAGE_ROWS])
+        n, every = ids.count, ids.first(ids.count)
+        if not (numbers.flags.writeable and numbers.flags.aligned and every.flags.aligned):
+            return cls(every.astype(np.uint64), numbers)
+        made, whole = cls.empty(numbers.shape[1]), n // PAGE_ROWS
+        made._ids, made._n, made._pool = ids, n, Pool(numbers[: whole * PAGE_ROWS])
         rest = np.arange(whole * PAGE_ROWS, n)
         made._pages = np.append(np.arange(whole), made._pool.take(pages_for(n) - whole))
         made._pool.write(located(made._pages, rest), numbers[rest])
@@ -97,6 +98,19 @@ class Rows:
     def end(self) -> int:
         """The position after the last row; with gaps there are fewer rows than positions."""
         return self._begin + self._n
+
+    def detach(self) -> None:
+        """Copy rows that are in a mapped file into memory, in a thread; they can be used meanwhile.
+
+        Call it before anybody else knows the table.
+        """
+        self._pool.begin_copy()
+        Thread(target=self._detach, args=(self._ids, self._pool), name="rows", daemon=True).start()
+
+    @staticmethod
+    def _detach(ids: Ids, pool: Pool) -> None:
+        ids.detach()
+        pool.copy_first()
 
     def lay_out(self) -> None:
         """Build the index of ids now (a second for ten million rows); copies share it."""

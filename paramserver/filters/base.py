@@ -53,8 +53,7 @@ class Favour(NamedTuple):
     expected: float
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, eq=False):
     """One feedback event, or one push from an untrusted sender.
 
     Attributes:
@@ -88,7 +87,7 @@ class Event:
     weight: float = 1.0
     favour: Favour | None = None
     other: tuple[str, float] | None = None
-    _squares: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+    _square: list[tuple[Gradient, float]] = []
 
     @property
     def square(self) -> float:
@@ -96,11 +95,13 @@ class Event:
 
         It is ∞ above 10³⁸, NaN if an element of the gradient is NaN, and 0 without a gradient.
         """
-        if not self._squares:
-            x = self.gradient
+        x, known = self.gradient, self._square
+        if x is None:
+            return 0.0
+        if not known or known[0][0] is not x:  # a copy of an event with another gradient
             with np.errstate(over="ignore", invalid="ignore"):
-                self._squares.append(0.0 if x is None else float(x @ x))
-        return self._squares[0]
+                known[:] = [(x, float(x @ x))]
+        return known[0][1]
 
 
 @dataclass(slots=True)
@@ -157,7 +158,7 @@ class Source:
 
         Tests of a single label judge few events, so they need only have nothing against it.
         """
-        nats = max((e for test, e in self.evidence.items() if test != UNLIKELY), default=0.0)
+        nats = max([e for test, e in self.evidence.items() if test != UNLIKELY], default=0.0)
         return self.unblamed and max(nats, self.standing) >= _TRUSTED
 
     @property
@@ -241,15 +242,15 @@ class Filter:
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Learn the loss of an event that another replica has taken (only with ``bounds``)."""
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         """Recompute null distributions; ``sources`` are those of the last arrivals."""
 
 
 def clipped_step(evidence: float) -> float:
     """Return ``evidence`` clipped to ±``STEP_MAX``; 0 for NaN."""
-    if evidence != evidence:
-        return 0.0
-    return min(max(evidence, -STEP_MAX), STEP_MAX)
+    if -STEP_MAX <= evidence <= STEP_MAX:
+        return evidence
+    return 0.0 if evidence != evidence else STEP_MAX if evidence > 0.0 else -STEP_MAX
 
 
 class Probes:

@@ -136,24 +136,30 @@ class Chain:
         """Return the verdict on an event.  Changes nothing."""
         source = self.sources.get(event.source)
         weight, clip, worst = 1.0, 1.0, PASS
-        opinions: list[Opinion] = []
+        standing, test_name = EVIDENCE_MAX, _NOBODY  # the lowest evidence, this event's included
+        opinions, evidence = [], source.evidence
         for test in self.filters:
             opinion = test.judge(event, source)
             opinions.append(opinion)
+            nats = evidence.get(test.name)
+            if opinion is PASS:
+                if nats is not None and nats <= standing:
+                    standing, test_name = nats, test.name
+                continue
             if opinion.stop:
-                worst = opinion
-                break
+                kind = REFUSED if opinion.refuse else QUARANTINED
+                return Verdict(kind, 0.0, 0.0, opinion.score, opinion.reason, tuple(opinions))
             if test.budgets:
                 weight *= opinion.factor
             else:
                 clip *= opinion.factor
             if opinion.factor < worst.factor:
                 worst = opinion
-        asked = tuple(opinions)
-        if worst.stop:
-            kind = REFUSED if worst.refuse else QUARANTINED
-            return Verdict(kind, 0.0, 0.0, worst.score, worst.reason, asked)
-        standing, test_name = self._standing_after(source, asked)
+            if opinion.evidence != 0.0:
+                nats = min((nats or 0.0) + opinion.evidence, EVIDENCE_MAX)
+            if nats is not None and nats <= standing and not opinion.off:
+                standing, test_name = nats, test.name
+        asked, standing = tuple(opinions), 0.0 if test_name == _NOBODY else standing
         if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
             reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
@@ -164,18 +170,6 @@ class Chain:
             return Verdict(ACCEPTED, 1.0, 1.0, worst.score, "", asked)
         reason = worst.reason or f"{test_name}: the source's standing is {standing:.1f}"
         return Verdict(CLIPPED, weight, clip, worst.score or standing, reason, asked)
-
-    def _standing_after(self, source: Source, opinions: Sequence[Opinion]) -> tuple[float, str]:
-        """Return the lowest evidence including this event's, and the name of its test."""
-        worst, name = EVIDENCE_MAX, _NOBODY
-        for test, opinion in zip(self.filters, opinions, strict=False):
-            known = source.evidence.get(test.name)
-            if opinion.off or (known is None and opinion.evidence == 0.0):
-                continue
-            evidence = min((known or 0.0) + opinion.evidence, EVIDENCE_MAX)
-            if evidence <= worst:
-                worst, name = evidence, test.name
-        return (0.0, name) if name == _NOBODY else (worst, name)
 
     def observe(self, event: Event, verdict: Verdict) -> None:
         """Learn from an event that was written with this verdict, in the order of the rows."""
@@ -275,13 +269,12 @@ class Chain:
         Parameters:
             version: Version of the parameters with which the root set's gradients are computed.
         """
-        rng = keyed(key)
         if self.reference is not None:
-            self.reference.refresh(rng, version)
+            self.reference.refresh(keyed(key), version)
         lately = self._seen_lately()
         self.arrivals.refresh(lately)
         for test in self.filters:
-            test.refresh(rng, lately)
+            test.refresh(lately)
         self._look_for_drift(lately)
         for name in (test.name for test in self.filters if test.wrong):
             for source in lately:  # quarantined before the test was known to be wrong

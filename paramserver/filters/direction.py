@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-import numpy as np
-
 from paramserver.filters.base import (
     OFF,
     PASS,
@@ -120,7 +118,7 @@ class Direction(Filter):
             source.mean(self.name, score.as_is)
             source.mean(_TURNED, score.turned - score.as_is)
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         nulls = self._reference.nulls
         if len(nulls) < _NULLS_MIN:
             self.mu = 0.0

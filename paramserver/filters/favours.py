@@ -19,8 +19,6 @@ from math import log
 from statistics import median
 from typing import Final
 
-import numpy as np
-
 from paramserver.filters.base import PASS, Event, Favour, Filter, Opinion, Source
 
 SOURCES_MAX: Final = 4096
@@ -102,7 +100,7 @@ class Favours(Filter):
         if len(self._touched) < USUAL_MAX:
             self._touched.setdefault(favour.action)
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         known = [of for s in sources if (of := self._said.get(s.name)) is not None]
         for _ in range(min(len(self._touched), TURN_MAX)):
             action, _ = self._touched.popitem(last=False)

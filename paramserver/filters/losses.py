@@ -22,10 +22,11 @@ from functools import cache
 from itertools import islice
 from math import ceil, expm1, log, log2
 from statistics import median
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from paramserver.core.blocks import COUNT, Block, Blocks
 from paramserver.filters.odds import (
+    LABEL_CHARS,
     NONE,
     Odds,
     Votes,
@@ -77,6 +78,8 @@ OF_A_SOURCE: Final = 8
 OF_A_LABEL: Final = 3
 SOURCES_MIN: Final = 4
 FIFTHS: Final = 5
+
+_Inner = TypeVar("_Inner", Bins, dict[str, Bins])
 
 Other = tuple[str, float]
 """A label that was not said, and the loss that it would have had."""
@@ -154,6 +157,7 @@ class Losses:
         self._odds: Odds | None = NONE
         self._nulls: dict[str | None, Null] | None = {}
         self._open: dict[str, float] = {}
+        self._open_unsaid: dict[str, float] = {}
         self._of: dict[str, int] = {}  # all that is counted of each source
         self._in: dict[str, int] = {}  # and in the newest generation
         self._passed = 0.0
@@ -188,7 +192,7 @@ class Losses:
         if counts is None:
             self._set(key, 1)
         else:  # what :meth:`_set` does, without reading the key
-            counts[key] = counts.pop(key, 0) + 1
+            counts[key] = counts.get(key, 0) + 1
             self._sizes[newest] += 1
             self._add(newest, bin_, label, source, 1)
             self._in[source] = self._in.get(source, 0) + 1
@@ -196,25 +200,26 @@ class Losses:
         if other is not None:
             bin_, label, source = bin_of(other[1]), key_of(other[0]), f"{_UNSAID}{source}"
             key, counts = f"{newest}\n{bin_}\n{label}\n{source}", self._counts[newest]
-            counts[key] = counts.pop(key, 0) + 1
-            self._add(newest, bin_, label, source, 1)
-            self._open[key] = self._open.get(key, 0) + 1
+            counts[key] = counts.get(key, 0) + 1
+            self._add_unsaid(newest, bin_, label, source, 1)
+            self._open_unsaid[key] = self._open_unsaid.get(key, 0) + 1
         return True
 
     def cut(self) -> Blocks:
         """Return what was counted since the last cut."""
         out: Blocks = {}
-        opened, self._open = self._open, {}
-        for key, n in opened.items():
-            block = UNSAID_LOSSES if f"\n{_UNSAID}" in key else self.blocks[0]
-            out.setdefault(block, Block(COUNT, {})).data[key] = n
+        if self._open:
+            out[self.blocks[0]], self._open = Block(COUNT, self._open), {}
+        if self._open_unsaid:
+            out[UNSAID_LOSSES], self._open_unsaid = Block(COUNT, self._open_unsaid), {}
         return out
 
     def rebase(self, values: Mapping[str, float]) -> None:
         """Take new counts of the keys named, with what is open on top."""
         fresh = []
         for key, n in values.items():
-            more = self._set(key, int(n + self._open.get(key, 0)))
+            opened = self._open.get(key) or self._open_unsaid.get(key) or 0
+            more = self._set(key, int(n + opened))
             if more > 0 and not _is_unsaid(key.split("\n", 3)[3]):  # else it is not heard
                 fresh.append((key, more))
         if fresh:
@@ -229,7 +234,8 @@ class Losses:
 
     def reset(self) -> None:
         """Forget everything that has been counted."""
-        self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
+        self._counts, self._sizes, self._bins = {}, {}, {}
+        self._open, self._open_unsaid = {}, {}
         self._all, self._unsaid, self._votes, self._odds = {}, {}, Votes(), NONE
         self._trials = Trials(self._other, _turned)
         self._of, self._in, self._passed = {}, {}, 0.0
@@ -253,9 +259,10 @@ class Losses:
             counts[key] = n
         if more:
             _, bin_, label, source = key.split("\n", 3)
-            self._add(generation, int(bin_), label, source, more)
             if _is_unsaid(source):
+                self._add_unsaid(generation, int(bin_), label, source, more)
                 return more  # nor is it an event
+            self._add(generation, int(bin_), label, source, more)
             self._sizes[generation] += more
             if generation == newest:
                 self._in[source] = self._in.get(source, 0) + more
@@ -264,50 +271,36 @@ class Losses:
     def _leave(self, generation: int) -> None:
         for key, n in self._counts.pop(generation).items():
             _, bin_, label, source = key.split("\n", 3)
-            self._add(generation, int(bin_), label, source, -n)
+            add = self._add_unsaid if _is_unsaid(source) else self._add
+            add(generation, int(bin_), label, source, -n)
             self._open.pop(key, None)
+            self._open_unsaid.pop(key, None)
         self._trials.leave(generation)
         del self._sizes[generation]
 
     def _add(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
         self._nulls = self._odds = None
-        if _is_unsaid(source):
-            self._trials.add(generation, label, source, bin_, more, said=False)
-            self._votes.add(label, source[1:], bin_, more, said=False)
-            unsaid = self._unsaid.setdefault(label, {})
-            if n := unsaid.pop(bin_, 0) + more:
-                unsaid[bin_] = n
-            elif not unsaid:
-                del self._unsaid[label]
-            return
         if label and not self.numbers:
             self._votes.add(label, source, bin_, more, said=True)
-            self._trials.add(generation, label, source, bin_, more, said=True)
+            self._trials.add(generation, label, source, bin_, more)
             if (other := self._other.get(label)) is not None:
                 self._votes.add(other, source, _turned(bin_), more, said=False)
-        of_source = self._bins.get(label)
-        if of_source is None:
-            of_source = self._bins[label] = {}
-        bins = of_source.get(source)
-        if bins is None:
-            bins = of_source[source] = {}
-        n = bins.pop(bin_, 0) + more
-        if n:
-            bins[bin_] = n
-        elif not bins:
-            del of_source[source]
-            if not of_source:
-                del self._bins[label]
-        total = self._of.pop(source, 0) + more
-        if total:
+        of_label = _within(self._bins, label)
+        _count(of_label, source, bin_, more)
+        if not of_label:
+            del self._bins[label]
+        _count(self._all, source, bin_, more)
+        if total := self._of.get(source, 0) + more:
             self._of[source] = total
-        of_all = self._all.get(source)
-        if of_all is None:
-            of_all = self._all[source] = {}
-        if n := of_all.pop(bin_, 0) + more:
-            of_all[bin_] = n
-        elif not of_all:
-            del self._all[source]
+        else:
+            self._of.pop(source, None)
+
+    def _add_unsaid(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
+        """Count a label that its source, whose name is marked, did not say."""
+        self._nulls = self._odds = None
+        self._trials.add_unsaid(generation, label, bin_, more)
+        self._votes.add(label, source[1:], bin_, more, said=False)
+        _count(self._unsaid, label, bin_, more)
 
     def nulls(self) -> dict[str | None, Null]:
         """By label, what nine of ten losses of honest sources are not above, and what is far off.
@@ -381,7 +374,7 @@ class Losses:
         A number without its side, as of a row that the model had not answered, is no label.
         """
         if not self.numbers or not label:
-            return label and key_of(label)
+            return label if label is None or len(label) <= LABEL_CHARS else key_of(label)
         if label[0] not in "+-":
             return None
         return f"{bisect_right(self._edges, float(label[1:]))}{label[0]}"
@@ -457,13 +450,14 @@ def _named(sources: Iterable[str]) -> frozenset[str]:
     return frozenset("" if s == _NAMELESS else s for s in sources)
 
 
+@cache
 def _end(bin_: int) -> float:
     return float(2.0 ** (bin_ / _OF_AN_OCTAVE)) * (1.0 + 1e-9)
 
 
 def bin_of(loss: float) -> int:
     """Return the bin that counts a loss: it ends where the bin's losses are at most."""
-    return ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST)))
+    return ceil(_OF_AN_OCTAVE * log2(loss if loss > _LEAST else _LEAST))
 
 
 def _sum_into(out: Bins, bins: Mapping[int, int]) -> None:
@@ -476,6 +470,22 @@ def _turned(bin_: int) -> int:
     """Return the bin of what the other of two labels would have lost on the same row."""
     middle = 2.0 ** ((bin_ - 0.5) / _OF_AN_OCTAVE)
     return bin_of(-log(-expm1(-middle)))
+
+
+def _within(of: dict[str, _Inner], key: str) -> _Inner:
+    """Return the dictionary at this key, which is added if there is none."""
+    return of.setdefault(key, {})
+
+
+def _count(of: dict[str, Bins], key: str, bin_: int, more: int) -> None:
+    """Count ``more`` events in a bin; bins and keys that count nothing are dropped."""
+    bins = _within(of, key)
+    if n := bins.get(bin_, 0) + more:
+        bins[bin_] = n
+        return
+    bins.pop(bin_, None)
+    if not bins:
+        del of[key]
 
 
 def _is_unsaid(source: str) -> bool:

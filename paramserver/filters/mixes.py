@@ -81,10 +81,11 @@ class Mixes:
             del self._of[next(iter(self._of))]
         self._of[source] = counts
         fade = 1.0 - 1.0 / _OVER
-        for both in (counts.said, counts.denied):
-            both[0], both[1] = both[0] * fade, both[1] * fade
-        counts.said[at] += 1.0
-        counts.denied[at] += loss > _DENIED
+        said, denied = counts.said, counts.denied
+        said[0], said[1] = said[0] * fade, said[1] * fade
+        denied[0], denied[1] = denied[0] * fade, denied[1] * fade
+        said[at] += 1.0
+        denied[at] += loss > _DENIED
 
     def is_nearly_all(self, source: str, label: str) -> bool:
         """Return whether a source sends hardly any other label than this one."""
@@ -99,8 +100,10 @@ class Mixes:
 
         ``rate`` is the rate of sources with the usual mix; the result is never lower.
         """
+        if self._usual is None:
+            return rate
         counts, at = self._of.get(source), self._at.get(answer)
-        if counts is None or at is None or self._usual is None:
+        if counts is None or at is None:
             return rate
         other = 1 - at
         usual = self._usual[other] / (1.0 + self._usual[other])

@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source, quantile
 from paramserver.filters.reference import Reference
 
@@ -59,7 +57,7 @@ class Norm(Filter):
                 length = event.square**0.5
             self._taken.append(length)
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         bounds = []
         if self._reference is not None and len(self._reference.lengths) >= 4:
             bounds.append(quantile(self._reference.lengths, 0.9))

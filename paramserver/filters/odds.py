@@ -52,7 +52,7 @@ _KNOWN_MIN: Final = 4
 """Labels that a source has said before it has a say in how much others count; and how many such are
 needed where a loss is of that size, or nobody is bounded."""
 
-_LABEL_CHARS: Final = 64
+LABEL_CHARS: Final = 64
 
 Shares = tuple[float, ...]
 """Of a label's losses, by place."""
@@ -84,13 +84,12 @@ class Odds(NamedTuple):
         said = self.said.get(label := key_of(label or ""))
         if said is None:
             return None
-        at = _place(ceil(2.0 * log2(max(loss, _LEAST))))
+        at = _place_of(loss)
         return said[at], self.unsaid[label][at]
 
     def is_new(self, label: str | None, loss: float) -> bool:
         """Whether such a loss would speak for a lie if this label were as well known as others."""
-        usual = self.usual.get(label := key_of(label or ""))
-        at = _place(ceil(2.0 * log2(max(loss, _LEAST))))
+        usual, at = self.usual.get(label := key_of(label or "")), _place_of(loss)
         return usual is not None and usual[at] < self.unsaid[label][at]
 
 
@@ -103,6 +102,9 @@ class Votes:
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[int, dict[str, list[int]]]] = {}
+        self._said: dict[str, int] = {}  # of all labels, by source
+        self._shown: dict[tuple[str, int], tuple[float, float]] = {}  # of cells as they are
+        self._known_then: set[str] = set()
 
     @property
     def labels(self) -> list[str]:
@@ -112,10 +114,20 @@ class Votes:
     def add(self, label: str, source: str, bin_: int, more: int, *, said: bool) -> None:
         """Count so many ``more`` events with a loss in this bin, of sixteen an octave."""
         at = _place(-(-bin_ // _BINS_EACH))
-        of_source = self._counts.setdefault(label, {}).setdefault(at, {})
-        counts = of_source.setdefault(source, [0, 0])
+        try:
+            counts = self._counts[label][at][source]
+        except KeyError:
+            of_source = self._counts.setdefault(label, {}).setdefault(at, {})
+            counts = of_source[source] = [0, 0]
         counts[not said] += more
+        if said:
+            if n := self._said.get(source, 0) + more:
+                self._said[source] = n
+            else:
+                del self._said[source]
+        self._shown.pop((label, at), None)
         if more < 0 and not any(counts):
+            of_source = self._counts[label][at]
             del of_source[source]
             if not of_source:
                 del self._counts[label][at]
@@ -125,16 +137,15 @@ class Votes:
     def shown(self) -> dict[str, tuple[list[float], list[float]]]:
         """By label the events by place where it was said and where not, as sources count."""
         out, known = {}, self._known()
+        if known != self._known_then:
+            self._known_then, self._shown = known, {}
         for label, of_place in self._counts.items():
             honest, wrong = [0.0] * _PLACES, [0.0] * _PLACES
             for at, of_source in of_place.items():
-                sizes = sorted([sum(x) for source, x in of_source.items() if source in known])
-                most = sizes[len(sizes) // 2] if len(sizes) >= _KNOWN_MIN else inf
-                for said, unsaid in of_source.values():
-                    if (n := said + unsaid) > 0:  # what is taken back may come before it
-                        part = min(most / n, 1.0)
-                        honest[at] += part * said
-                        wrong[at] += part * unsaid
+                shown = self._shown.get((label, at))
+                if shown is None:
+                    shown = self._shown[label, at] = _bounded(of_source, known)
+                honest[at], wrong[at] = shown
             out[label] = honest, wrong
         return out
 
@@ -154,12 +165,20 @@ class Votes:
 
     def _known(self) -> set[str]:
         """Sources that have said enough labels."""
-        all_said: dict[str, int] = {}
-        for of_place in self._counts.values():
-            for of_source in of_place.values():
-                for source, (said, _) in of_source.items():
-                    all_said[source] = all_said.get(source, 0) + said
-        return {source for source, n in all_said.items() if n >= _KNOWN}
+        return {source for source, n in self._said.items() if n >= _KNOWN}
+
+
+def _bounded(of_source: Mapping[str, list[int]], known: Collection[str]) -> tuple[float, float]:
+    """Return the events of a cell that said the label and did not, as its sources count."""
+    sizes = sorted([x[0] + x[1] for source, x in of_source.items() if source in known])
+    most = sizes[len(sizes) // 2] if len(sizes) >= _KNOWN_MIN else inf
+    honest = wrong = 0.0
+    for said, unsaid in of_source.values():
+        if (n := said + unsaid) > 0:  # what is taken back may come before it
+            part = most / n if n > most else 1.0
+            honest += part * said
+            wrong += part * unsaid
+    return honest, wrong
 
 
 def odds_of(
@@ -212,13 +231,18 @@ def held_by_few(
 
 def key_of(label: str) -> str:
     """The label as it is counted: a long text is cut, and its checksum tells it from others."""
-    if len(label) <= _LABEL_CHARS:
+    if len(label) <= LABEL_CHARS:
         return label
-    return f"{label[: _LABEL_CHARS - 9]}#{crc32(label.encode()):08x}"
+    return f"{label[: LABEL_CHARS - 9]}#{crc32(label.encode()):08x}"
+
+
+def _place_of(loss: float) -> int:
+    return _place(ceil(2.0 * log2(loss if loss > _LEAST else _LEAST)))
 
 
 def _place(half_octave: int) -> int:
-    return min(max(half_octave - _FIRST, 0), _PLACES - 1)
+    at = half_octave - _FIRST
+    return 0 if at < 0 else at if at < _PLACES else _PLACES - 1
 
 
 def _sum(counts: Iterable[list[float]]) -> list[float]:

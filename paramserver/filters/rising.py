@@ -14,7 +14,6 @@ usual.
 
 from __future__ import annotations
 
-from itertools import islice
 from math import log
 from typing import Final
 
@@ -77,11 +76,12 @@ class Rising:
         if len(self._of) >= _KNOWN:
             del self._of[next(iter(self._of))]
         self._of[source] = rate
-        rate.n += 1
-        over = _LONG_RISING * size if rate.rises else min(rate.n, _LONG * size)
+        n = rate.n = rate.n + 1
+        long, lately = _LONG * size, _LATELY * size
+        over = _LONG_RISING * size if rate.rises else n if n < long else long
         rate.long += (hit - rate.long) / over
-        rate.lately += (hit - rate.lately) / min(rate.n, _LATELY * size)
-        if self._usual is None or rate.n < _ENOUGH * size or not (hit or rate.nats):
+        rate.lately += (hit - rate.lately) / (n if n < lately else lately)
+        if not (hit or rate.nats) or self._usual is None or n < _ENOUGH * size:
             return
         usual = max(rate.long, self._usual) + _MORE
         if usual >= _RATE_MAX:
@@ -103,11 +103,10 @@ class Rising:
 
     def refresh(self) -> None:
         """Recompute the median rates over the sources that sent last."""
-        enough = (rate for rate in reversed(self._of.values()) if rate.n >= _ENOUGH)
-        now = list(islice(enough, _NOW))
+        now = [rate for rate in reversed(self._of.values()) if rate.n >= _ENOUGH][:_NOW]
         if len(now) < _SOURCES:
             self._usual = None
             self.forgive()  # too few sources to compare with
             return
-        long, lately = sorted(r.long for r in now), sorted(r.lately for r in now)
+        long, lately = sorted([r.long for r in now]), sorted([r.lately for r in now])
         self._usual = max(long[len(now) // 2], lately[len(now) // 2])

@@ -14,8 +14,6 @@ from math import log
 from statistics import median
 from typing import Final
 
-import numpy as np
-
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _REMEMBERED: Final = 8
@@ -43,19 +41,21 @@ class Samples(Filter):
     def judge(self, event: Event, source: Source) -> Opinion:
         if event.digest is None:
             return PASS
-        repeats = sum(digest == event.digest for _, digest in source.recent)
-        if repeats:
+        recent = [digest for features, digest in source.recent if features == event.features_digest]
+        if repeats := recent.count(event.digest):
             return Opinion(1.0 / (1 + repeats), 0.0, float(repeats), "samples: sent before")
-        if any(features == event.features_digest for features, _ in source.recent):
+        if recent:
             evidence = _CONTRADICTION if self._usual < _USUAL_MAX else 0.0
             return Opinion(
                 0.5, evidence, 1.0, "samples: another label for the same row", detail=1.0
             )
-        unlike = self._unlike(source)
         surprises = source.means.get("surprise", 0.0) > 2.0 * self._surprise
-        if unlike > _UNLIKE and surprises and source.evidence.get("surprise", 0.0) < 0.0:
-            return Opinion(1.0, _MIX, unlike)
-        return Opinion(1.0, self._made_good(source), max(unlike, 0.0))
+        if surprises and source.evidence.get("surprise", 0.0) < 0.0:
+            unlike = self._unlike(source)
+            if unlike > _UNLIKE:
+                return Opinion(1.0, _MIX, unlike)
+        made_good = self._made_good(source)
+        return PASS if made_good == 0.0 else Opinion(1.0, made_good)
 
     def _made_good(self, source: Source) -> float:
         """Return positive evidence that offsets contradictions at the usual rate."""
@@ -86,7 +86,7 @@ class Samples(Filter):
                 del source.labels[min(source.labels, key=source.labels.__getitem__)]
             source.labels[event.label] = source.labels.get(event.label, 0) + 1
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         mixes = [s.labels for s in sources if sum(s.labels.values()) >= _EVENTS_MIN]
         if len(mixes) < _SOURCES_MIN:
             return

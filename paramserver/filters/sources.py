@@ -161,7 +161,11 @@ class Sources:
     def add(self, source: Source, test: str, evidence: float, arrival: int) -> None:
         """Add the evidence of one event, clipping the sum to ±``EVIDENCE_MAX``."""
         old = source.evidence.get(test, 0.0)
-        new = min(max(old + clipped_step(evidence), -EVIDENCE_MAX), EVIDENCE_MAX)
+        if old == EVIDENCE_MAX and evidence > 0.0:  # most of the time, for honest sources
+            source.good = source.good or not test.startswith(ABOUT)
+            return
+        new = old + clipped_step(evidence)
+        new = min(max(new, -EVIDENCE_MAX), EVIDENCE_MAX) if abs(new) > EVIDENCE_MAX else new
         self._write(source, test, new, arrival)
         if new != old:
             self._increase(_block_of(test), source.name, new - old)

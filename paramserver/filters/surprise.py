@@ -110,6 +110,7 @@ class Surprise(Filter):
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
+        self._numbers = self.losses.numbers
         self._counts, self._adds = losses is None, like is None
         self.mixes: Mixes = Mixes(answers) if mixes is None else mixes
         self._lately: _Lately = _Lately() if like is None else like._lately
@@ -124,39 +125,43 @@ class Surprise(Filter):
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return OFF
-        if not self._concerns(event.answer, event.label):
+        of_all = self._answer is None
+        if not of_all and not self._concerns(event.answer, event.label):
             return PASS
-        bounds = self.bounds.get(self.losses.kind(event.label))
-        if event.loss is None or bounds is None:
+        loss, bounds = event.loss, self.bounds.get(self.losses.kind(event.label))
+        if loss is None or bounds is None:
             return PASS
-        rate = self.voices.rate(event.source)
-        if rate is not None and self._answer is not None:
-            rate = self.mixes.rate(rate, event.source, self._answer)
-        if rate is None or rate >= _RATE_MAX:
+        rate, numbers = self.voices.rate(source.name), self._numbers
+        if rate is None:
             return PASS
-        hostile = max(_HOSTILE, rate + _APART)
-        # events of a large source between two events of others are correlated
-        fresh = self._fresh / self.voices.size(source.sent) ** 0.5
-        if self.losses.numbers:
-            fresh *= max(1.0 / self.voices.run(event.source) ** 2, _OF_A_RUN)
-        hit, far = event.loss > bounds.high, event.loss > bounds.far
-        new = source.taken < EARNED
-        flooding = event.source in self.voices.flooding
+        if self._answer is not None:
+            rate = self.mixes.rate(rate, source.name, self._answer)
+        if rate >= _RATE_MAX:
+            return PASS
+        hostile, fresh = rate + _APART, self._fresh
+        if hostile < _HOSTILE:
+            hostile = _HOSTILE
+        if (size := self.voices.size(source.sent)) > 1.0:
+            fresh /= size**0.5  # its events between two events of others are correlated
+        if numbers:
+            fresh *= max(1.0 / self.voices.run(source.name) ** 2, _OF_A_RUN)
+        hit, far = loss > bounds.high, loss > bounds.far
+        flooding = source.name in self.voices.flooding
         allowed, weight, reason = 1.0, 1.0, ""
-        if flooding or (self._answer is None and not self.losses.numbers):
-            allowed = self._allowed(source, new=new, flooding=flooding)
-        if self._answer is None:
+        if flooding or (of_all and not numbers):
+            allowed = self._allowed(source, flooding=flooding)
+        if of_all:
             weight, reason = allowed, _OFTEN_REASON
-            if new and hit:
+            if hit and source.taken < EARNED:
                 weight, reason = self._new.weight(rate), _NEW_REASON
-            if self.losses.numbers and (most := _LARGEST * bounds.high) < weight * event.loss:
-                weight, reason = most / event.loss, _LARGE_REASON
-        if hit and event.loss <= bounds.against:
+            if numbers and (most := _LARGEST * bounds.high) < weight * loss:
+                weight, reason = most / loss, _LARGE_REASON
+        if hit and loss <= bounds.against:
             evidence = 0.0
         elif far:
             far_rate, rush = self.voices.far(event.source)
             least = math.log(rate / hostile)
-            if not self.losses.numbers:  # numeric errors have heavy tails
+            if not numbers:  # numeric errors have heavy tails
                 least = min(math.log(far_rate / _FAR_HOSTILE), least)
             evidence = max(fresh * least, -STEP_MAX)
             if rush and not self._about and weight > _HEARD:
@@ -167,14 +172,15 @@ class Surprise(Filter):
             evidence = fresh * math.log((1.0 - rate) / (1.0 - hostile))
             if flooding:
                 evidence *= allowed  # a flood must not earn positive evidence by its volume
-        return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else reason)
+        return Opinion(weight, evidence, loss, "" if weight == 1.0 else reason)
 
     def watch(self, arrivals: Arrivals) -> None:
         """Use the chain's arrivals, by which flooding sources get less weight."""
         self.arrivals = arrivals
 
-    def _allowed(self, source: Source, *, new: bool, flooding: bool) -> float:
+    def _allowed(self, source: Source, *, flooding: bool) -> float:
         """Return the weight of the source's events from its surprises and its rate."""
+        new = source.taken < EARNED
         allowed = 1.0 if new else self.voices.weight(source.name, source.sent)
         if flooding and (most := self.arrivals.own_budget(source.name)) is not None:
             allowed = min(allowed, most / max(self.arrivals.count(source.name), most))
@@ -186,22 +192,22 @@ class Surprise(Filter):
         return self._about and label == self._answer
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        concerned = self._concerns(event.answer, event.label)
-        if event.loss is None or not (concerned or self._adds):
+        concerned, loss = self._concerns(event.answer, event.label), event.loss
+        if loss is None or not (concerned or self._adds):
             return
         if self._counts:
-            self.mixes.hear(event.source, event.label, event.loss)
+            self.mixes.hear(event.source, event.label, loss)
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
         if bounds is not None and concerned:
-            hit = event.loss > bounds.high
+            hit = loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
-            self._count(source, hit=hit, far=event.loss > bounds.far)
+            self._count(source, hit=hit, far=loss > bounds.far)
         if not self._adds or not taken or source.doubted:
             return
-        if not self._counts or self.losses.add(event.source, event.label, event.loss, event.other):
-            self._lately.add(event.source, kind, event.loss)
+        if not self._counts or self.losses.add(event.source, event.label, loss, event.other):
+            self._lately.add(event.source, kind, loss)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Learn from an event that another replica has taken.
@@ -230,7 +236,7 @@ class Surprise(Filter):
         else:
             self.voices.hear(source.name, source.sent, hit=hit, far=far)
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         if self._counts:
             self.mixes.refresh()
         if self.losses.events >= self._enough:
@@ -243,7 +249,7 @@ class Surprise(Filter):
             # correlated surprises carry less evidence: effective sample size of an AR(1) series
             self._fresh = (1.0 - self.again) / (1.0 + self.again)
         self.voices.flooding, self.voices.sizes = self.arrivals.flooding, self.arrivals.sizes
-        sent = sorted(s.sent for s in sources if s.taken >= EARNED)
+        sent = sorted([s.sent for s in sources if s.taken >= EARNED])
         if sent:
             self.voices.many, self.voices.usual = len(sent), sent[len(sent) // 2]
 
@@ -334,12 +340,16 @@ class _Lately:
         lately = slice(max(self._n - _KEPT, 0), self._n)
         bound = np.array([bounds[x].high if x in bounds else math.nan for x in self._labels])
         of = bound[self._label[lately]]
-        known = ~np.isnan(of)
-        hit = (self._loss[lately][known] > of[known]).astype(np.float64)
-        mean = float(np.add.reduce(hit) / len(hit)) if len(hit) else 0.0
-        source, off = self._source[lately][known], hit - mean
-        pairs = (off[1:] * off[:-1])[source[1:] != source[:-1]]
-        if not len(pairs) or not 0.0 < mean < 1.0:
+        known = of == of  # NaN: such a label is compared with nothing
+        hit, source = self._loss[lately] > of, self._source[lately]
+        if not known.all():
+            hit, source = hit[known], source[known]
+        others = source[1:] != source[:-1]
+        first, second = hit[1:] & others, hit[:-1] & others
+        both, one, n, hits = map(int, map(np.count_nonzero, (first & second, first, others, hit)))
+        one += int(np.count_nonzero(second))
+        if not n or not 0 < hits < len(hit):
             return 0.0
-        of_pairs = float(np.add.reduce(pairs) / len(pairs))
+        mean = hits / len(hit)
+        of_pairs = both / n - mean * one / n + mean * mean
         return min(max(of_pairs / (mean * (1.0 - mean)), 0.0), _RHO_MAX)

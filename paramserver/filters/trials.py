@@ -43,15 +43,18 @@ class Trials:
         self._said: dict[int, dict[str, dict[str, Bins]]] = {}
         self._unsaid: dict[int, dict[str, Bins]] = {}
 
-    def add(
-        self, generation: int, label: str, source: str, bin_: int, more: int, *, said: bool
-    ) -> None:
-        """Count ``more`` events in this bin of losses; ``said``: they came with the label."""
-        if said:
+    def add(self, generation: int, label: str, source: str, bin_: int, more: int) -> None:
+        """Count ``more`` events with the label in this bin of losses."""
+        try:
+            bins = self._said[generation][label][source]
+        except KeyError:
             of_source = self._said.setdefault(generation, {}).setdefault(label, {})
-            bins = of_source.setdefault(source, {})
-        else:
-            bins = self._unsaid.setdefault(generation, {}).setdefault(label, {})
+            bins = of_source[source] = {}
+        bins[bin_] = bins.get(bin_, 0) + more
+
+    def add_unsaid(self, generation: int, label: str, bin_: int, more: int) -> None:
+        """Count ``more`` events without the label, which would have had such a loss."""
+        bins = self._unsaid.setdefault(generation, {}).setdefault(label, {})
         bins[bin_] = bins.get(bin_, 0) + more
 
     def leave(self, generation: int) -> None:

@@ -30,8 +30,6 @@ from collections.abc import Sequence
 from math import log
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import (
     EVIDENCE_MAX,
@@ -44,10 +42,10 @@ from paramserver.filters.base import (
     Source,
 )
 from paramserver.filters.losses import MILD, Null
-from paramserver.filters.odds import NONE, key_of
+from paramserver.filters.odds import NONE, Odds, key_of
 from paramserver.filters.rising import Rising
 from paramserver.filters.surprise import Newcomers, Surprise
-from paramserver.filters.voices import Voices
+from paramserver.filters.voices import Rates
 
 _MORE: Final = 0.12
 _DOUBT_MORE: Final = 0.05
@@ -115,9 +113,11 @@ class Unlikely(Filter):
     def __init__(self, surprise: Surprise, *, rewards: bool = False) -> None:
         self._surprise, self._rates = surprise, rewards or surprise.losses.numbers
         self._odds = NONE
+        self._asked: tuple[Odds, str | None, float, tuple[float, float] | None]
+        self._asked = NONE, None, 0.0, None
         self.bounds: dict[str | None, Null] = {}
-        self.voices = Voices()
-        self._of_label: dict[str, Voices] = {}  # the same for each label, if there are two
+        self.voices = Rates()
+        self._of_label: dict[str, Rates] = {}  # the same for each label, if there are two
         self._doubts: dict[str, float] = {}  # nats by source, last judged at the end
         self._left = _DEPTH
         self._new = Newcomers()
@@ -125,13 +125,15 @@ class Unlikely(Filter):
         two = surprise.losses.two and not self._rates
         self._rising = Rising() if two else None
         self._one_label = {label: Rising(_ONE_LABEL) for label in surprise.losses.answers if two}
+        self._all_rising = () if self._rising is None else (self._rising, *self._one_label.values())
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return OFF
         if event.loss is None:
             return PASS
-        if self._is_unproven(event.label, source):
+        odds = self._odds
+        if (odds.unlearned or odds.alone) and self._is_unproven(event.label, source):
             return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
         says = self._says(event.source, event.label, event.loss)
         flooding = self._floods(source) or self._rises(event.source)
@@ -143,7 +145,9 @@ class Unlikely(Filter):
             else:
                 says = _NOTHING
         again = self._surprise.again ** self.voices.gap(event.source)
-        fresh = (1.0 - again) / (1.0 + again) / self.voices.size(source.sent) ** 0.5
+        fresh = (1.0 - again) / (1.0 + again)
+        if (size := self.voices.size(source.sent)) > 1.0:
+            fresh /= size**0.5
         if self._surprise.losses.numbers:
             fresh /= self.voices.run(event.source) ** 2
         evidence = fresh * says.evidence
@@ -177,9 +181,7 @@ class Unlikely(Filter):
         return size is not None and not (source.trusted and size >= _LARGE)
 
     def _rises(self, source: str) -> bool:
-        return self._rising is not None and (
-            self._rising.rises(source) or any(x.rises(source) for x in self._one_label.values())
-        )
+        return True in [rising.rises(source) for rising in self._all_rising]
 
     def _says(self, source: str, label: str | None, loss: float) -> _Says | None:
         """Return the evidence of a loss on its source; None: it cannot be judged."""
@@ -189,7 +191,7 @@ class Unlikely(Filter):
         if self._rates:
             bounds = self.bounds.get(self._surprise.losses.kind(label))
             return None if bounds is None else _of_number(loss > bounds.unlikely, middle)
-        found, honest, wrong = self._odds.of(label, loss), self._odds.honest, self._odds.wrong
+        found, honest, wrong = self._found(label, loss), self._odds.honest, self._odds.wrong
         if found is None or wrong - honest < _POWER_MIN:
             return None
         lies = max((middle - honest) / (wrong - honest), 0.0)
@@ -218,8 +220,15 @@ class Unlikely(Filter):
         if self._rates:
             bounds = self.bounds.get(self._surprise.losses.kind(label))
             return None if bounds is None else loss > bounds.unlikely
-        found = self._odds.of(label, loss)
+        found = self._found(label, loss)
         return None if found is None else found[0] < found[1]
+
+    def _found(self, label: str | None, loss: float) -> tuple[float, float] | None:
+        """Return the odds of a loss, which judging and learning both ask for."""
+        asked = self._asked
+        if asked[0] is not self._odds or asked[1] != label or asked[2] != loss:
+            asked = self._asked = self._odds, label, loss, self._odds.of(label, loss)
+        return asked[3]
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if opinion.detail:
@@ -262,27 +271,25 @@ class Unlikely(Filter):
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.sent, hit=hit, far=False)
+            self.voices.note(source.name, hit=hit)
             if self._surprise.losses.two and label:
                 if (same := self._of_label.get(label)) is None and len(self._of_label) < 2:
-                    same = self._of_label[label] = Voices()
+                    same = self._of_label[label] = Rates()
                 if same is not None:
-                    same.hear(source.name, source.sent, hit=hit, far=False)
+                    same.note(source.name, hit=hit)
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        rising = [] if self._rising is None else [self._rising, *self._one_label.values()]
-        for test in rising:
+    def refresh(self, sources: Sequence[Source]) -> None:
+        for test in self._all_rising:
             test.refresh()
         surprise = self._surprise
         self.bounds = surprise.bounds
         if self.bounds and not self._rates:
             self._odds = surprise.losses.odds()
         for voices in (self.voices, *self._of_label.values()):
-            voices.flooding = surprise.voices.flooding
-            voices.many, voices.usual = surprise.voices.many, surprise.voices.usual
+            voices.flooding, voices.usual = surprise.voices.flooding, surprise.voices.usual
         if surprise.turning:
             self._doubts = {}
-            for test in rising:
+            for test in self._all_rising:
                 test.forgive()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Mapping
 from itertools import islice
+from math import fsum
 from typing import Final
 
 from paramserver.filters.losses import SOURCES_MIN
@@ -37,8 +38,6 @@ _ROUND: Final = 0.4
 """Allowance of a source in surprises with full weight; and the least amount refilled whenever each
 source has sent one event without surprise, more than honest sources use."""
 
-_FEW: Final = 4  # up to so many changes are applied one by one to the sorted rates
-
 
 class _Voice:
     """A source's moving averages over about nine and about three events, and its allowance."""
@@ -50,142 +49,103 @@ class _Voice:
         self.at, self.calm_at, self.allowed = 0, 0.0, _DEPTH
 
 
-class Voices:
-    """The established sources with their rates of surprises.
+class Rates:
+    """The established sources with their rates of *hits*, events of the kind that is counted.
 
     Attributes:
-        many: Number of active established sources.
         usual: Number of taken events of the median source.
         flooding: Sources that send far more than usual, which are left out of medians.
         sizes: Their sizes before they did.
     """
 
     def __init__(self) -> None:
-        self.many, self.usual = 1, 1
+        self.usual = 1
         self.flooding: frozenset[str] = frozenset()
         self.sizes: Mapping[str, float] = {}
-        self._usual_rate = 0.0
-        self._calm = 0.0  # events without surprise, divided by the number of sources
         self._voices: dict[str, _Voice] = {}  # last active at the end
         self._events = 0
-        self._now: dict[str, _Voice] | None = None  # active sources, last active at the end
-        self._moved: dict[str, tuple[float, float]] = {}  # changed since, with their old rates
-        self._looked = self.flooding  # the sources that were left out then
+        self._now: dict[str, _Voice] = {}  # the active sources
+        self._looked: frozenset[str] | None = None  # the sources that were left out then
         self._oldest = 0
-        self._rates: list[float] = []
-        self._fars: list[float] = []
-        self._rush: float | None = None
+        self._rates: list[float] = []  # of the active sources, in order
+        self._stale = True  # a source was heard since they were looked at
+        self._usual_rate = 0.0
         self._last, self._run = "", 0
 
     def pass_by(self, source: str) -> None:
         """Count an event of a source that is not established."""
         self._events += 1
-        self._run = self._run + 1 if source == self._last else 1
-        self._last = source
+        if source == self._last:
+            self._run += 1
+        else:
+            self._last, self._run = source, 1
 
-    def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
-        """Count an event: ``hit``, a surprise; ``far``, far off; ``taken``: its source's events."""
-        self.pass_by(source)
+    def note(self, source: str, *, hit: bool) -> None:
+        """Count an event of an established source."""
+        self._move(source, self._active(source), hit)
+
+    def _active(self, source: str) -> _Voice:
+        """Return the voice of the source of this event, which is the last active one."""
+        self._events += 1
+        if source == self._last:
+            self._run += 1
+        else:
+            self._last, self._run = source, 1
         voice = self._voices.pop(source, None)
         if voice is None:
             voice = _Voice()
             if len(self._voices) >= _KNOWN:
                 del self._voices[next(iter(self._voices))]
         self._voices[source] = voice
-        voice.allowed = self._allowed(source, voice, taken)
-        if hit:
-            voice.allowed -= min(voice.allowed, 1.0)
-        elif voice.rate <= self._usual_rate or voice.allowed >= 1.0:  # not from suspicious ones
-            self._calm += 1.0 / self.many
-        voice.calm_at = self._calm
-        self._moved[source] = self._moved.pop(source, (voice.rate, voice.far))
-        voice.rate += (hit - voice.rate) / _LATELY
-        voice.far += (far - voice.far) / _LATELY
-        voice.just += (hit - voice.just) / _JUST
-        voice.just_far += (far - voice.just_far) / _JUST
         voice.at = self._events
+        return voice
+
+    def _move(self, source: str, voice: _Voice, hit: bool) -> None:
+        """Put the source's new rate in its place, if it is among the active ones."""
+        rate = voice.rate
+        new = voice.rate = rate + (hit - rate) / _LATELY
+        self._stale = True
+        if source not in self._now:
+            self._looked = None  # the next look is at all of them
+        elif new != rate:
+            rates = self._rates
+            del rates[bisect_left(rates, rate)]
+            insort(rates, new)
 
     def size(self, taken: int) -> float:
         """Return the source's size relative to the median source's events, at least 1."""
-        return max(taken / self.usual, 1.0)
-
-    def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
-        flooding = source in self.flooding
-        size = self.sizes.get(source, 1.0) if flooding else self.size(taken)
-        back = max(self._usual_rate, _ROUND) * (self._calm - voice.calm_at)
-        return min(voice.allowed + size * back, _DEPTH * size)
-
-    def weight(self, source: str, taken: int) -> float:
-        """Return the weight of a source's events from its remaining allowance."""
-        voice = self._voices.get(source)
-        return 1.0 if voice is None else min(self._allowed(source, voice, taken), 1.0)
+        return taken / self.usual if taken > self.usual else 1.0
 
     def _look(self) -> dict[str, _Voice]:
-        """Return the active sources, and update their sorted rates.
+        """Return the sources that were active at the last event.
 
-        A few changed rates are moved to their new positions; everything is recomputed only if the
-        set of active sources may have changed.
+        All are looked for only if they may be others than before.
         """
-        now, moved = self._now, self._moved
-        if now is not None and not moved:
-            return now
-        if now is None or not self._are_the_same(now):
-            now = self._now = self._anew()
-            self._rates = sorted([v.rate for v in now.values()])
-            self._fars = sorted([v.far for v in now.values()])
-        else:
-            for name, (rate, far) in moved.items():
-                voice = now[name] = now.pop(name)
-                if rate != voice.rate:
-                    _replace(self._rates, rate, voice.rate)
-                if far != voice.far:  # rarely changes
-                    _replace(self._fars, far, voice.far)
-        self._moved, self._rush = {}, None
-        middle = _median(self._rates, None) if now else 0.0
-        self._usual_rate = middle + min(middle, _TWICE_MAX)
-        return now
+        if self._stale:
+            if not self._are_the_same():
+                self._look_at_all()
+            middle = _median(self._rates, None) if self._rates else 0.0
+            self._usual_rate = middle + min(middle, _TWICE_MAX)
+            self._stale = False
+        return self._now
 
-    def _are_the_same(self, now: dict[str, _Voice]) -> bool:
-        if len(self._moved) > _FEW or self.flooding is not self._looked:
-            return False
-        return self._oldest > self._events - _ARRIVALS and self._moved.keys() <= now.keys()
+    def _are_the_same(self) -> bool:
+        return self.flooding is self._looked and self._oldest > self._events - _ARRIVALS
 
-    def _anew(self) -> dict[str, _Voice]:
-        self._looked, self._oldest = self.flooding, self._events
-        since, now = self._events - _ARRIVALS, {}
+    def _look_at_all(self) -> None:
+        self._looked, self._oldest, self._now = self.flooding, self._events, {}
+        since = self._events - _ARRIVALS
         for name, voice in islice(reversed(self._voices.items()), _NOW):
             if voice.at <= since:
                 break
             if name not in self.flooding:
-                now[name] = voice
+                self._now[name] = voice
                 self._oldest = voice.at
-        return dict(reversed(now.items()))
-
-    def _rushing(self, now: dict[str, _Voice]) -> float:
-        """Return the mean recent rate of events that are far off."""
-        if self._rush is None:
-            just = [voice.just_far for voice in reversed(now.values())]
-            self._rush = sum(just) / max(len(just), 1)
-        return self._rush
-
-    def rate(self, source: str) -> float | None:
-        """Return twice the median rate of the other sources' surprises; None if too few."""
-        middle = self.middle(source)
-        return None if middle is None else max(middle + min(middle, _TWICE_MAX), _RATE_MIN)
-
-    def far(self, source: str) -> tuple[float, bool]:
-        """Return twice the median rate of far-off events, and whether all exceed it recently.
-
-        Call it only if :meth:`rate` is not None.
-        """
-        now = self._look()
-        own = now.get(source)
-        far = max(2.0 * _median(self._fars, None if own is None else own.far), _FAR_RATE_MIN)
-        return far, self._rushing(now) > max(_RUSH * far, _RUSH_MIN)
+        self._rates = sorted([voice.rate for voice in self._now.values()])
 
     def middle(self, source: str) -> float | None:
-        """Return the median rate of the other sources' surprises; None if too few."""
-        now = self._look()
+        """Return the median rate of the other sources' hits; None if too few."""
+        now = self._look() if self._stale else self._now
         own = now.get(source)
         if len(now) - (own is not None) < SOURCES_MIN:
             return None
@@ -200,6 +160,71 @@ class Voices:
         """Return the number of consecutive events of this source, including the next one."""
         return self._run + 1 if source == self._last else 1
 
+
+class Voices(Rates):
+    """The rates of surprises, of those far off, and the allowances.
+
+    Attributes:
+        many: Number of active established sources.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many = 1
+        self._calm = 0.0  # events without surprise, divided by the number of sources
+
+    def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
+        """Count an event: ``hit``, a surprise; ``far``, far off; ``taken``: its source's events."""
+        voice = self._active(source)
+        allowed = self._allowed(source, voice, taken)
+        if hit:
+            allowed = allowed - 1.0 if allowed > 1.0 else 0.0
+        elif voice.rate <= self._usual_rate or allowed >= 1.0:  # not from suspicious ones
+            self._calm += 1.0 / self.many
+        voice.allowed, voice.calm_at = allowed, self._calm
+        self._move(source, voice, hit)
+        voice.just += (hit - voice.just) / _JUST
+        if far or voice.far:
+            voice.far += (far - voice.far) / _LATELY
+            voice.just_far += (far - voice.just_far) / _JUST
+
+    def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
+        usual, size = self._usual_rate, 1.0
+        if source in self.flooding:
+            size = self.sizes.get(source, 1.0)
+        elif taken > self.usual:
+            size = taken / self.usual
+        back = (usual if usual > _ROUND else _ROUND) * (self._calm - voice.calm_at)
+        allowed, most = voice.allowed + size * back, _DEPTH * size
+        return most if allowed > most else allowed
+
+    def weight(self, source: str, taken: int) -> float:
+        """Return the weight of a source's events from its remaining allowance."""
+        voice = self._voices.get(source)
+        return 1.0 if voice is None else min(self._allowed(source, voice, taken), 1.0)
+
+    def _rushing(self, now: dict[str, _Voice]) -> float:
+        """Return the mean recent rate of events that are far off."""
+        return fsum([voice.just_far for voice in now.values()]) / max(len(now), 1)
+
+    def rate(self, source: str) -> float | None:
+        """Return twice the median rate of the other sources' surprises; None if too few."""
+        if (middle := self.middle(source)) is None:
+            return None
+        rate = middle + (middle if middle < _TWICE_MAX else _TWICE_MAX)
+        return rate if rate > _RATE_MIN else _RATE_MIN
+
+    def far(self, source: str) -> tuple[float, bool]:
+        """Return twice the median rate of far-off events, and whether all exceed it recently.
+
+        Call it only if :meth:`rate` is not None.
+        """
+        now = self._look()
+        own = now.get(source)
+        fars = sorted([voice.far for voice in now.values()])
+        far = max(2.0 * _median(fars, None if own is None else own.far), _FAR_RATE_MIN)
+        return far, self._rushing(now) > max(_RUSH * far, _RUSH_MIN)
+
     def forgive(self) -> None:
         """Reset all allowances, because the stream has changed."""
         for voice in self._voices.values():
@@ -210,12 +235,6 @@ class Voices:
         order = sorted(v.just for v in self._look().values())
         calm = order[: len(order) - len(order) // 3]
         return len(calm) >= SOURCES_MIN and sum(calm) >= _TURNING * len(calm)
-
-
-def _replace(order: list[float], old: float, new: float) -> None:
-    """Replace a number in a sorted list by another one."""
-    del order[bisect_left(order, old)]
-    insort(order, new)
 
 
 def _median(order: list[float], without: float | None) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from paramserver.core.state import Base, SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName
 from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.mapped import source_of
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import DirectorySnapshots, ReadingDisk
 
@@ -25,19 +26,20 @@ class Reader:
         self._snapshots = snapshots
         self._refused: dict[Base, str] = {}
 
-    def read(self, name: str) -> tuple[SnapshotState, bytes | memoryview]:
+    def read(self, name: str) -> tuple[SnapshotState, memoryview]:
         """Return the state of a snapshot, and the bytes of its own file."""
         data = self._snapshots.take(name)
-        return snapshot_format.decode(data, self.base), data
+        return snapshot_format.decode(data, self.base), source_of(data).view
 
     def base(self, base: Base) -> SnapshotState:
         """Return the state of a base snapshot."""
         if base not in self._refused:
             try:
                 data = self._snapshots.take(base.name)
-                if data[-len(base.digest) // 2 :] != bytes.fromhex(base.digest):
-                    raise SnapshotCorrupt("it is another one, or damaged")
-                return snapshot_format.decode(data)
+                state = snapshot_format.decode(data)
+                if source_of(data).tail() != bytes.fromhex(base.digest):
+                    raise SnapshotCorrupt("it is another one")
+                return state
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName) as error:
                 self._refused[base] = f"it leans on {base.name}, which can't be used: {error}"
         raise SnapshotCorrupt(self._refused[base])

@@ -33,12 +33,14 @@ import numpy as np
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Block, Blocks
 from paramserver.core.entries import shared_pairs
+from paramserver.core.ids import Ids
 from paramserver.core.rows import Rows
 from paramserver.core.state import Base, SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
+from paramserver.snapshots.mapped import DIGEST_BYTES, MappedFile, Source, source_of
 from paramserver.snapshots.names import Names, keys_at, read_names
 from paramserver.snapshots.pieces import Pieces
-from paramserver.snapshots.tensors import Array, Stored, read_arrays, write_arrays
+from paramserver.snapshots.tensors import Array, Arrays, Stored, write_arrays
 
 SCHEMA: Final = 3
 """The schema version that is written; earlier ones are read."""
@@ -46,7 +48,6 @@ _OWN_KEYS: Final = (1, 2)
 _NAMES: Final = "names."
 MAGIC: Final = b"\x89OLSNAP\n"
 _FRAME: Final = struct.Struct("<8sIQQ32s")
-_DIGEST_BYTES: Final = 32
 _CHECKED: Final = 65_536  # numbers, or rows, checked at a time
 FRAME_BYTES: Final = _FRAME.size
 
@@ -136,11 +137,12 @@ def _begin(schema: int, manifest: bytes, size: int) -> bytes:
 
 
 def decode(
-    data: bytes | memoryview, base: Callable[[Base], SnapshotState] | None = None
+    data: bytes | memoryview | MappedFile, base: Callable[[Base], SnapshotState] | None = None
 ) -> SnapshotState:
     """Return the state in a file.
 
-    If ``data`` is writeable memory, tables use it without a copy, so decode it only once.
+    If ``data`` is writeable memory, tables use it without a copy, so decode it only once.  The
+    checksum of a mapped file is computed meanwhile, and its tables are copied afterwards.
 
     Parameters:
         base: Reads the base of an incremental snapshot; its state is changed in place.  It raises
@@ -149,20 +151,44 @@ def decode(
     Raises:
         SnapshotCorrupt: The bytes are not exactly those that :func:`encode` returned.
         SnapshotFormat: The file is undamaged, but of a schema version unknown to this release.
+        OSError: The disk failed while a mapped file was read.
     """
-    schema, manifest_bytes, _, _ = _read_frame(data)
-    size = whole_size(data)
-    if len(data) != size:
-        raise SnapshotCorrupt(f"it has {len(data)} bytes, its head says {size}")
-    view = memoryview(data)
-    if sha256(view[:-_DIGEST_BYTES]).digest() != view[-_DIGEST_BYTES:]:
+    source = source_of(data)
+    source.until(FRAME_BYTES)
+    view, size = source.view, whole_size(source.view)
+    if len(view) != size:
+        raise SnapshotCorrupt(f"it has {len(view)} bytes, its head says {size}")
+    if not source.mapped:
+        _verify(source)
+        return _decoded(source, base)[0]
+    try:
+        state, tables = _decoded(source, base)
+    except Exception:
+        _verify(source)  # what is damaged is not called something else
+        raise
+    _verify(source)
+    for table in tables:
+        table.detach()
+    return state
+
+
+def _verify(source: Source) -> None:
+    if source.digest() != source.tail():
         raise SnapshotCorrupt("the checksum of the whole does not match")
-    manifest = read_manifest(data)
+
+
+def _decoded(
+    source: Source, base: Callable[[Base], SnapshotState] | None
+) -> tuple[SnapshotState, list[Rows]]:
+    """Return the state, and those of its tables whose rows are where the source has them."""
+    source.until(manifest_end(source.view))
+    manifest, begin = read_manifest(source.view), manifest_end(source.view)
+    schema = _read_frame(source.view)[0]
     if manifest.base is not None and base is None:
         raise SnapshotCorrupt(f"it leans on {manifest.base.name}, which is not at hand")
     below = {} if manifest.base is None or base is None else base(manifest.base).values
     try:
-        arrays = read_arrays(view[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
+        arrays = Arrays(source, begin, len(source.view) - DIGEST_BYTES)
         with _uncollected():
             keys = _Keys(arrays, shared=schema not in _OWN_KEYS)
             values = {
@@ -173,7 +199,7 @@ def decode(
             }
     except (msgspec.DecodeError, struct.error, KeyError, ValueError) as error:
         raise SnapshotCorrupt(f"its payload can't be read: {error!r}") from error
-    return SnapshotState(
+    state = SnapshotState(
         model=manifest.model,
         spec=manifest.spec,
         spec_text=manifest.spec_text,
@@ -191,6 +217,8 @@ def decode(
         banned=None if manifest.banned is None else frozenset(manifest.banned),
         log=manifest.log,
     )
+    whole = [n for n, kind in manifest.blocks if kind == algebra.ROWS and n not in manifest.changes]
+    return state, [values[name].data for name in whole]
 
 
 def manifest_end(head: bytes | memoryview) -> int:
@@ -201,7 +229,7 @@ def manifest_end(head: bytes | memoryview) -> int:
 def whole_size(head: bytes | memoryview) -> int:
     """Return the size of the whole file, given its first ``FRAME_BYTES`` bytes."""
     _, manifest_bytes, payload_bytes, _ = _read_frame(head)
-    return FRAME_BYTES + manifest_bytes + payload_bytes + _DIGEST_BYTES
+    return FRAME_BYTES + manifest_bytes + payload_bytes + DIGEST_BYTES
 
 
 def read_manifest(data: bytes | memoryview) -> Manifest:
@@ -259,7 +287,7 @@ def _changes(rows: Rows) -> dict[str, Stored]:
     }
 
 
-def _changed(block: Block, arrays: dict[str, Array], prefix: str) -> Block:
+def _changed(block: Block, arrays: Arrays, prefix: str) -> Block:
     """Apply the changes to the base's table in place; return its block."""
     table: Rows = block.data
     new = Rows(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
@@ -303,7 +331,7 @@ def _to_arrays(block: Block, names: Names) -> dict[str, Array]:
 class _Keys:
     """The keys of blocks: places among the names of the file or, in older ones, of their own."""
 
-    def __init__(self, arrays: dict[str, Array], *, shared: bool) -> None:
+    def __init__(self, arrays: Arrays, *, shared: bool) -> None:
         self._arrays = arrays
         self._names = self._read(_NAMES) if shared else None
 
@@ -329,7 +357,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str, of: _Keys) -> Any:
+def _from_arrays(kind: str, arrays: Arrays, prefix: str, of: _Keys) -> Any:
     if kind == algebra.OPAQUE:
         return arrays[prefix + "bytes"].tobytes()
     if kind == algebra.DIGEST:
@@ -340,7 +368,11 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str, of: _Keys) ->
     if kind in algebra.ARRAYS:
         return _finite(arrays[prefix + "numbers"]).tobytes()
     if kind == algebra.ROWS:
-        return Rows.in_place(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
+        ids = Ids(arrays[prefix + "ids"])
+        if arrays.mapped:  # the rows are still being read
+            ids = Ids(arrays[prefix + "ids"].copy())
+            ids.lay_out()
+        return Rows.in_place(ids, _finite(arrays[prefix + "rows"]))
     keys = of.of(prefix)
     if kind == algebra.COUNT:
         if prefix + "real" not in arrays:

@@ -193,7 +193,7 @@ class SnapshotHistory:
         """
         return self._read(Reader(self._snapshots), name)[0]
 
-    def _read(self, reader: Reader, name: str) -> tuple[SnapshotState, bytes | memoryview]:
+    def _read(self, reader: Reader, name: str) -> tuple[SnapshotState, memoryview]:
         state, data = reader.read(name)
         if (why := self._foreign(state.values)) is not None:
             raise SnapshotCorrupt(why)

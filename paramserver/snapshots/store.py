@@ -21,6 +21,7 @@ from paramserver.errors import (
     SnapshotName,
     StartRefused,
 )
+from paramserver.snapshots.mapped import MAPPED_LEAST, MappedFile
 from paramserver.snapshots.pieces import Pieces, pieces_of
 
 SUFFIX: Final = ".snapshot"
@@ -63,10 +64,15 @@ class Disk:
         with path.open("rb") as file:
             return file.read(limit)
 
-    def take(self, path: Path) -> bytes | memoryview:
+    def take(self, path: Path) -> bytes | memoryview | MappedFile:
         """Return the whole file in memory that the caller may change.  FileNotFoundError."""
-        with path.open("rb") as file:
-            held = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data
+        file = path.open("rb")
+        size = os.fstat(file.fileno()).st_size
+        if size >= MAPPED_LEAST:
+            with contextlib.suppress(OSError):  # a file system that can't map files
+                return MappedFile(file, size)
+        with file:
+            held = np.empty(size, dtype=np.uint8).data
             return held[: file.readinto(held)]
 
     def write(self, path: Path, data: bytes | Pieces) -> None:
@@ -199,7 +205,7 @@ class DirectorySnapshots:
         with _there(name):
             return self._disk.read(self._file(name), limit)
 
-    def take(self, name: str) -> bytes | memoryview:
+    def take(self, name: str) -> bytes | memoryview | MappedFile:
         """Return the whole snapshot in memory that the caller may change.
 
         Raises SnapshotMissing, SnapshotCorrupt.

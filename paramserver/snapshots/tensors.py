@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from paramserver.snapshots.mapped import Source
 from paramserver.snapshots.pieces import Piece
 
 Array = npt.NDArray[Any]
@@ -38,6 +39,9 @@ class _Tensor(msgspec.Struct, frozen=True):
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
+
+
+_TENSORS: Final = dict[str, _Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +93,31 @@ def _pieces(head: bytes, arrays: Iterable[Stored]) -> Iterator[Piece]:
             yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
 
 
-def read_arrays(payload: memoryview) -> dict[str, Array]:
-    """Return the arrays of a file without copies.  Damaged bytes may raise any exception."""
-    (length,) = _LENGTH.unpack_from(payload)
-    begin = _LENGTH.size + length
-    head = msgspec.json.decode(payload[_LENGTH.size : begin], type=dict[str, _Tensor])
-    return {
-        name: np.frombuffer(
-            payload[begin + tensor.data_offsets[0] : begin + tensor.data_offsets[1]],
-            dtype=_DTYPES[tensor.dtype],
-        ).reshape(tensor.shape)
-        for name, tensor in head.items()
-    }
+class Arrays:
+    """The arrays of a file, by name, without copies.  Damaged bytes may raise any exception.
+
+    Parameters:
+        source: Holds the file.
+        begin, end: Where the arrays with their header stand in it.
+    """
+
+    def __init__(self, source: Source, begin: int, end: int) -> None:
+        source.until(begin + _LENGTH.size)
+        (length,) = _LENGTH.unpack_from(source.view, begin)
+        begin += _LENGTH.size
+        source.until(begin + length)
+        head = source.view[begin : begin + length]
+        self._source, self._payload = source, source.view[begin + length : end]
+        self._begin, self._tensors = begin + length, msgspec.json.decode(head, type=_TENSORS)
+        self.mapped = source.mapped
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> Array:
+        """Return an array; waits until it has been read.  Raises OSError if the disk fails."""
+        tensor = self._tensors[name]
+        begin, end = tensor.data_offsets
+        self._source.until(self._begin + end)
+        numbers = np.frombuffer(self._payload[begin:end], dtype=_DTYPES[tensor.dtype])
+        return numbers.reshape(tensor.shape)

@@ -13,14 +13,14 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
-from paramserver.filters.base import STEP_MAX, Event, Filter, Gradient, Source, keyed
+from paramserver.filters.base import STEP_MAX, Event, Filter, Gradient, Source
 from paramserver.filters.chain import Chain, Verdict
 from paramserver.filters.reference import Reference
 from paramserver.filters.schema import Schema
@@ -247,7 +247,7 @@ def state_is_bounded(make: Make) -> None:
             source = Source(event.source)
             test.learn(event, test.judge(event, source), source, taken=True)
             if i % 500 == 0:
-                test.refresh(keyed(bytes([1])), [source])
+                test.refresh([source])
         sizes.append(_entries(vars(test)))
     assert sizes[1] <= 1.2 * sizes[0] + 2_500, f"entries kept after 6,000 and 12,000: {sizes}"
 

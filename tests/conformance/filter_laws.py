@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 from filter_checks import (
@@ -18,6 +16,7 @@ from filter_checks import (
     play,
     share_taken,
 )
+from msgspec.structs import replace
 
 from benchmarks.studies.pushes.inputs import Layer, LayerReference
 from paramserver.filters.base import Event, Favour, Filter, Gradient, Source

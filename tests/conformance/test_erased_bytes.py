@@ -16,11 +16,15 @@ from journal_words import new
 from msgspec.structs import replace
 
 from replay.errors import JournalDamaged, JournalUnavailable
-from replay.journal import rediserase, redisscripts, sqliteerase, sqlitefile, sqliteschema
 from replay.journal.base import Half, Journal, NewRow, Verdict
-from replay.journal.redis import RedisJournal
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqliterinse import Pages
+from replay.journal.redis import erase as rediserase
+from replay.journal.redis import scripts as redisscripts
+from replay.journal.redis.journal import RedisJournal
+from replay.journal.sqlite import erase as sqliteerase
+from replay.journal.sqlite import file as sqlitefile
+from replay.journal.sqlite import schema as sqliteschema
+from replay.journal.sqlite.journal import SqliteJournal
+from replay.journal.sqlite.rinse import Pages
 
 MARK = b"\xa7MARKED\xa7"
 GONE = b"\x01erased"
@@ -208,10 +212,10 @@ def test_a_kill_in_the_middle_of_a_page_leaves_a_good_file(
             return original(descriptor, data, at)
 
         original = sqlitefile.os.pwrite
-        monkeypatch.setattr("replay.journal.sqliterinse.os.pwrite", torn)
+        monkeypatch.setattr("replay.journal.sqlite.rinse.os.pwrite", torn)
         with pytest.raises(KeyboardInterrupt):
             erase(journal)
-        monkeypatch.setattr("replay.journal.sqliterinse.os.pwrite", original)
+        monkeypatch.setattr("replay.journal.sqlite.rinse.os.pwrite", original)
         assert others(journal) == before
         assert journal.examine(lambda done, total: None).damage == ()
         erase(journal)
@@ -282,7 +286,7 @@ def test_a_copy_that_was_not_ended_is_begun_anew_or_removed(
     with closing(lived(plain_node, "three")) as journal:
         (p,) = journal.partitions("m")
         offsets = list(range(p.trimmed + 1, p.end + 1))
-        monkeypatch.setattr("replay.journal.rediserase._PAGE", 16)
+        monkeypatch.setattr("replay.journal.redis.erase._PAGE", 16)
         erasing, n = journal.erasing(), 0
         run = erasing._run
 
@@ -314,7 +318,7 @@ def test_two_that_erase_the_same_do_it_once(
     with closing(lived(plain_node, "four")) as journal:
         (p,) = journal.partitions("m")
         offsets = list(range(p.trimmed + 1, p.end + 1))
-        monkeypatch.setattr("replay.journal.rediserase._PAGE", 16)
+        monkeypatch.setattr("replay.journal.redis.erase._PAGE", 16)
         one, two = journal.erasing(), journal.erasing()
         run, between = one._run, [3]
 

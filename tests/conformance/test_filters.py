@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import filter_checks as checks
 import filter_laws as laws
-import numpy as np
 import pytest
 
 import paramserver.filters as package
@@ -100,9 +99,9 @@ def with_surprise(unlikely: type[Any]) -> Any:
             surprise.learn(event, surprise.judge(event, source), source, taken=taken)
             super().learn(event, opinion, source, taken=taken)
 
-        def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-            surprise.refresh(rng, sources)
-            super().refresh(rng, sources)
+        def refresh(self, sources: Sequence[Source]) -> None:
+            surprise.refresh(sources)
+            super().refresh(sources)
 
     return Both(surprise)
 
@@ -176,7 +175,7 @@ MUTANTS = [
     ("direction", "            source.mean(self.name, opinion.score)\n",
      "            source.mean(self.name, opinion.score)\n            self.mu *= 0.9\n",
      "every event moves the bound of all"),
-    ("surprise", "if rate is None or rate >= _RATE_MAX:", "if True:", "never condemned"),
+    ("surprise", "if rate >= _RATE_MAX:", "if True:", "never condemned"),
     ("copies", "1.0 / (1 + copied)", "1.0", "copies are learned whole"),
     ("copies", "_AGAINST, float(copied)", "0.0, float(copied)", "copies are no evidence"),
     ("copies", '[i] not in ("", event.source)', '[i] != ""', "who repeats itself is a copier"),
@@ -190,8 +189,8 @@ MUTANTS = [
     ("inputs", "log(_TIMES) - (1.0", "log(_TIMES) + (1.0", "who sends triggers stays"),
     ("inputs", "max(_USUAL_MIN, among)", "_USUAL_MIN",
      "what all move is a trigger"),
-    ("surprise", "event.loss > bounds.high, event.loss > bounds.far",
-     "event.loss < bounds.high, event.loss < bounds.far", "turned round"),
+    ("surprise", "hit, far = loss > bounds.high, loss > bounds.far",
+     "hit, far = loss < bounds.high, loss < bounds.far", "turned round"),
     ("unlikely", "evidence = fresh * says.evidence", "evidence = 0.0", "never condemned"),
     ("unlikely", "said, unsaid = found\n", "unsaid, said = found\n", "turned round"),
     ("favours", "Opinion(_WEIGHT, 0.0,", "Opinion(1.0, 0.0,", "who sells an action is heard"),

@@ -13,11 +13,13 @@ from journal_checks import check_journal, yield_checks
 from msgspec import structs
 
 from replay.errors import JournalUnavailable
-from replay.journal import sqlite as module
-from replay.journal import sqliteappend, sqliteschema, sqlitetrim
 from replay.journal.base import Appended, Control, Followed, Line, NewRow, Predicted, Row
 from replay.journal.batch import Bounds
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite import append as sqliteappend
+from replay.journal.sqlite import journal as module
+from replay.journal.sqlite import schema as sqliteschema
+from replay.journal.sqlite import trim as sqlitetrim
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 @pytest.mark.parametrize(

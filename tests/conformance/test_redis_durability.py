@@ -27,10 +27,11 @@ from replay.errors import (
     PartitionUnknown,
     ServerFull,
 )
-from replay.journal import redisscripts, redisserver
 from replay.journal.base import Appended, Half, NewRow, Verdict
 from replay.journal.batch import Bounds
-from replay.journal.redis import FORMAT, RedisJournal
+from replay.journal.redis import scripts as redisscripts
+from replay.journal.redis import server as redisserver
+from replay.journal.redis.journal import FORMAT, RedisJournal
 
 pytestmark = pytest.mark.skipif(
     redis_server.find_binary() is None, reason=str(redis_server.NO_SERVER)

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "worlds"))
 import flipped_world as worlds
 
 from replay.errors import ReplayError
-from replay.journal import redisproof
-from replay.journal.redis import RedisJournal
+from replay.journal.redis import proof as redisproof
+from replay.journal.redis.journal import RedisJournal
 
 
 class Copies:

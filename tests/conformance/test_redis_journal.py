@@ -14,9 +14,9 @@ from journal_checks import check_journal, yield_checks
 from msgspec.structs import replace
 
 from replay.errors import JournalBehind, JournalUnavailable
-from replay.journal import redisscripts
 from replay.journal.base import Half, Journal, NewRow, Verdict
-from replay.journal.redis import RedisJournal
+from replay.journal.redis import scripts as redisscripts
+from replay.journal.redis.journal import RedisJournal
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def _row(name: str) -> NewRow:
 
 
 XADD = "  redis.call('XADD', rows,"
-HSET = "  redis.call('HSET', ids, new.key, number .. ':' .. int(stop))\n"
+HSET = "  redis.call('HSET', ids, new.key, number .. ':' .. int(stop), '', seq)\n"
 FAULT = "  if redis.call('GET', P .. ':fault') == new.key then error('XADD has failed') end\n"
 
 
@@ -245,7 +245,7 @@ def ends_anywhere(redis_node: Any, prefix: str, script: str) -> list[int]:
 
 KEYS = "    redis.call('ZADD', waiting, half[5], key)\n"
 HALVES = "    redis.call('HSET', halves, key, cmsgpack.pack(half))\n"
-IDS = "  redis.call('HSET', ids, new.key, number .. ':' .. int(stop))\n"
+IDS = "  redis.call('HSET', ids, new.key, number .. ':' .. int(stop), '', seq)\n"
 ROWS = "  redis.call('XADD', rows, int(stop) .. '-0', unpack(new.fields))\n"
 
 

@@ -20,8 +20,8 @@ from paramserver.process import trimming
 from paramserver.process.actor import Host, ParameterServer, ServerSettings
 from paramserver.snapshots.store import Retention
 from replay.journal.base import Journal, NewRow, Verdict
-from replay.journal.redis import RedisJournal
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.redis.journal import RedisJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 DAY_S = 86_400.0
 MONTH_S = 30 * DAY_S

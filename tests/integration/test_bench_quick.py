@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.faults import recovery, reloads, soak
+from benchmarks.faults import mishaps, recovery, reloads, soak
 from benchmarks.fixtures.redis_server import find_binary
 from benchmarks.speed import push, scores
 from online.settings.config import environment
@@ -72,6 +72,13 @@ def test_reloads() -> None:
         assert 0 < cost.p50_ms <= cost.p99_ms <= cost.worst_ms
         assert set(cost.statuses) <= {"200", "no answer"}, "nothing is answered with an error"
         assert cost.failed <= 4, "each connection fails once at most"
+
+
+def test_mishaps() -> None:
+    """Nothing is lost or learned twice after snapshots were removed once."""
+    found = mishaps.run("snapshots removed", "sqlite", 1, 0)
+    assert found.good, found
+    assert found.acknowledged > 0
 
 
 def test_soak() -> None:

@@ -18,7 +18,7 @@ from river import datasets, tree
 from benchmarks.fixtures.service import Running, launch, settle, write_settings
 from online.client.connection import Connection
 from replay import codec
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 pytestmark = pytest.mark.ray
 

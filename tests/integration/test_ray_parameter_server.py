@@ -17,7 +17,7 @@ from paramserver.errors import FormatRefused, ParamServerError, ServerUnavailabl
 from paramserver.process.actor import ServerSettings
 from paramserver.process.lineage import Lineage
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 pytestmark = pytest.mark.ray
 

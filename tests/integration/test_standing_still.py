@@ -38,7 +38,7 @@ STOPS_IN_A_COMMIT = """
 import os
 import signal
 
-import replay.journal.sqliteappend as module
+import replay.journal.sqlite.append as module
 
 _write, _flag = module.Batch.write, os.environ["TEST_STAND"]
 

@@ -10,12 +10,12 @@ import redis_server
 
 from benchmarks.faults import durability
 from replay.journal.base import NewRow, Verdict
-from replay.journal.redis import RedisJournal
+from replay.journal.redis.journal import RedisJournal
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
 
 WITHOUT_SYNC = """
-import replay.journal.sqlite as module
+import replay.journal.sqlite.journal as module
 
 class Unsynced(module.SqliteFile):
     def __init__(self, path, tables, **settings):

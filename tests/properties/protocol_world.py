@@ -34,7 +34,7 @@ from paramserver.core.wire import SyncRequest
 from paramserver.process import lineage
 from paramserver.snapshots import format as snapshot_format
 from replay.journal.base import Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 _models = itertools.count(1)
 

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from replay.errors import JournalUnavailable
-from replay.journal import sqlite as sqlite_module
-from replay.journal import sqliteappend, sqliteschema, sqlitetrim
 from replay.journal.batch import Bounds
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite import append as sqliteappend
+from replay.journal.sqlite import journal as sqlite_module
+from replay.journal.sqlite import schema as sqliteschema
+from replay.journal.sqlite import trim as sqlitetrim
+from replay.journal.sqlite.journal import SqliteJournal
 
 modest: Any = settings(
     max_examples=100,

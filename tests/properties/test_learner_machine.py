@@ -29,7 +29,7 @@ from online.learning.merged import Learner
 from paramserver.core.server import Server
 from paramserver.core.wire import FORMAT, SyncReply
 from replay.journal.base import Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 World: Any = protocol_world.World
 

@@ -15,7 +15,7 @@ import online.learning.values_in_parts
 import paramserver.core.parts
 from online.learning.merged import Learner
 from paramserver.core.wire import WireBlock, encode_piece
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 Change, Mutant, run_all = machine.Change, machine.Mutant, machine.run_all
 OWN, MET, DECIDED = machine.OWN, machine.MET, machine.DECIDED

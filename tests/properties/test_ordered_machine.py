@@ -32,7 +32,7 @@ from replay import codec
 from replay.errors import PartitionSealed
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC = "5" * 64
 SEEDS = 60

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from replay.errors import JournalBehind, JournalUnavailable
-from replay.journal import redisscripts
 from replay.journal.batch import Bounds
-from replay.journal.redis import RedisJournal
+from replay.journal.redis import scripts as redisscripts
+from replay.journal.redis.journal import RedisJournal
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from sim_labels import Journal as Found
 from sim_loop import Process
 from sim_model import KEEP_ROWS_S
 
-import replay.journal.sqlite
+import replay.journal.sqlite.journal
 from replay.errors import JournalUnavailable
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Actor:
     def open_journal(self) -> Any:
         """The journal, as this process has it."""
         world = self.world
-        kind = replay.journal.sqlite.SqliteJournal
+        kind = replay.journal.sqlite.journal.SqliteJournal
 
         class Watched(kind):  # type: ignore[misc, valid-type]
             """Its answers get lost, after it has done what it was asked."""

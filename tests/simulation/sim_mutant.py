@@ -15,7 +15,7 @@ from sim_world import Faulty
 
 _PRODUCT = ("online", "paramserver", "replay")
 _HEIRS = {  # their classes are made of classes of the first
-    "replay.journal.sqlitefile": ("replay.journal.sqlite",),
+    "replay.journal.sqlite.file": ("replay.journal.sqlite.journal",),
     "online.learning.base": (
         "online.learning.local_model",
         "online.learning.merged",

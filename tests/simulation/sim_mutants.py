@@ -23,8 +23,8 @@ from sim_server_mutants import SERVER_MUTANTS
 from sim_shard_mutants import SHARD_MUTANTS
 from sim_world import Faulty
 
-_APPEND = "replay.journal.sqliteappend"
-_SCHEMA = "replay.journal.sqliteschema"
+_APPEND = "replay.journal.sqlite.append"
+_SCHEMA = "replay.journal.sqlite.schema"
 _WRITER = "online.replica.writer"
 _ANSWERS = "online.replica.answers"
 _EXCHANGE = "online.replica.exchange"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sim_world import World
 
 _TIMES, _NUMBERS = 3, (1, 2, 3)
+_ERRORS = (online.errors.OnlineError, ReplayError, ParamServerError, OSError)
 
 
 def spec_of(born: int, shards: int) -> str:
@@ -59,12 +60,17 @@ class Resharder(Actor):
     async def live(self) -> None:
         world = self.world
         journal = await self.thread("main", self.open_journal)
+        if world.climate.by_settings:  # this start's settings name the number that there was
+            await self._tried(self._answered, journal)
         for _ in range(_TIMES):
             self._follow(await self.thread("main", self._decided, journal))
             await asyncio.sleep(self.dice.random() * world.climate.chaos_s / 2)
             if world.calm:
                 break
             wanted = self.dice.choice([n for n in _NUMBERS if n != world.shards])
+            if world.climate.by_settings:
+                await self._start(journal, wanted)
+                continue
             await self._tried(self._wish, journal, wanted)
             await asyncio.sleep(self.dice.random())  # somebody may ask for a decision meanwhile
             await self._tried(self._reshard, journal, wanted)
@@ -73,10 +79,26 @@ class Resharder(Actor):
         self._follow(await self.thread("main", self._decided, journal))
         self.busy = False
 
+    async def _start(self, journal: Any, wanted: int) -> None:
+        """A start whose settings name another number: others may start between its steps."""
+        world = self.world
+        said, seq = self._said(world.shards, wanted, "settings"), None
+        try:
+            claim = online.rebuild.reshard.claim
+            seq = await self.thread("main", claim, journal, MODEL, said)
+            await asyncio.sleep(self.dice.random())
+            if await self.thread("main", self._begin, journal, wanted):
+                await asyncio.sleep(2.0 * self.dice.random())
+                await self.thread("main", online.rebuild.reshard.note, journal, MODEL, said, seq)
+        except _ERRORS as error:
+            world.note(f"{self.name}: {error!r}")
+        await asyncio.sleep(self.dice.random())
+        await self._tried(self._answered, journal)
+
     async def _tried(self, step: Callable[..., None], *given: Any) -> None:
         try:
             await self.thread("main", step, *given)
-        except (online.errors.OnlineError, ReplayError, ParamServerError, OSError) as error:
+        except _ERRORS as error:
             self.world.note(f"{self.name}: {error!r}")
 
     def _decided(self, journal: Any) -> int:
@@ -115,10 +137,16 @@ class Resharder(Actor):
 
     def _reshard(self, journal: Any, wanted: int) -> None:
         """The steps of the service, whose process may be killed at each."""
-        world = self.world
-        spec = spec_of(world.climate.shards, wanted)
         if self.dice.random() < 0.5:  # else who serves has answered since the wish
             self._supersede(journal)
+        if self._begin(journal, wanted):
+            said = self._said(self.world.shards, wanted, "operator")
+            online.rebuild.reshard.note(journal, MODEL, said)
+
+    def _begin(self, journal: Any, wanted: int) -> bool:
+        """Begin the other lineage, if there is a cut."""
+        world = self.world
+        spec = spec_of(world.climate.shards, wanted)
         histories = self._histories(world.shards)
         for history in histories:
             history.index()
@@ -126,14 +154,13 @@ class Resharder(Actor):
         names = paramserver.process.aligned.aligned(histories, ends)
         if names is None:
             world.note(f"{self.name} finds no cut")
-            return
+            return False
         parts = [history.load(name) for history, name in zip(histories, names, strict=True)]
         state = paramserver.process.aligned.whole(parts)
         lineage = paramserver.process.lineage.Lineage(MODEL, spec, "{}", "sum")
         world.note(f"{self.name} begins {wanted} servers with {names}: {dict(state.clock)}")
         online.rebuild.reshard.begin(journal, lineage, state, self._histories(wanted))
-        said = self._said(world.shards, wanted, "operator")
-        online.rebuild.reshard.note(journal, MODEL, said)
+        return True
 
     def _supersede(self, journal: Any) -> None:
         """Whoever serves may have begun to decide before the wish: he writes nothing any more."""

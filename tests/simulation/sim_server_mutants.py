@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim_mutant import OLDER, STEADY, SYNC_OFTEN, Mutant, only
 
-_JOURNAL = "replay.journal.sqlite"
+_JOURNAL = "replay.journal.sqlite.journal"
 _SERVER = "paramserver.core.server"
 _PUBLISHING = "paramserver.process.publishing"
 _STORE = "paramserver.snapshots.store"

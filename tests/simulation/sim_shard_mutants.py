@@ -41,6 +41,12 @@ RESHARDED_AND_DECIDED: Mapping[str, Any] = only(
     **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True, forgets=False,
 )  # fmt: skip
 
+BY_SETTINGS: Mapping[str, Any] = only(
+    "kill server", "kill replica", "second server", "bad weather", "rollback", "kill in a step",
+    **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True, by_settings=True,
+    forgets=False, twice=True, old=0.7,
+)  # fmt: skip
+
 SHARD_MUTANTS: dict[str, Mutant] = {
     "one shard's clock stands for another's": Mutant(
         ((_APART, "if clock.get(p, 0) < last]", "]"),), climate=TWO
@@ -104,6 +110,17 @@ SHARD_MUTANTS: dict[str, Mutant] = {
         climate=RESHARDED_AND_DECIDED,
         begin=22,
         within=120,
+    ),
+    "a start with another number does not ask": Mutant(
+        (
+            (
+                "online.rebuild.reshard",
+                "    seq = wished(journal, model, msgspec.structs.replace(said, given=given, "
+                "done=False))\n    begin_epoch(journal, Lineage(model, said.was, \"\", \"sum\"))\n",
+                "    seq = given = None\n",
+            ),
+        ),
+        climate=BY_SETTINGS,
     ),
     "what one shard has closed is nothing": Mutant(
         (

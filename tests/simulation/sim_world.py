@@ -30,7 +30,7 @@ from sim_reshard import at_work
 from sim_shards import held_by, not_served, note_published
 from sim_vfs import Vfs
 
-import replay.journal.sqlitefile
+import replay.journal.sqlite.file
 
 ActorT = TypeVar("ActorT", bound=Actor)
 
@@ -85,6 +85,7 @@ class Climate:
     choices: bool = False
     shards: int = 1
     reshards: bool = False
+    by_settings: bool = False
     aggregate: str = "earliest"
 
     @classmethod
@@ -203,7 +204,7 @@ class World:
         self._observer: Observer | None = None
         self.published: dict[str, set[str]] = {}  # what counts in each snapshot, by version
         self._trace = trace
-        replay.journal.sqlitefile.os = _Os(self.disk)  # type: ignore[attr-defined]
+        replay.journal.sqlite.file.os = _Os(self.disk)  # type: ignore[attr-defined]
 
     # -- what everybody asks for ---------------------------------------------------------------
 
@@ -445,7 +446,7 @@ class World:
                     except RuntimeError:
                         pass  # it wanted to wait for something on its way out
         self.loop.close()
-        replay.journal.sqlitefile.os = os  # type: ignore[attr-defined]
+        replay.journal.sqlite.file.os = os  # type: ignore[attr-defined]
 
 
 class _Os:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from typer.testing import CliRunner
 
 import online.cli
-from evaluation.report import page as report_page
+from evaluation.report.page import render as report_page
 from online.commands import base
 from online.commands.operate import status as status_command
 from online.errors import RequestError

@@ -19,7 +19,17 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import OFF, PASS, Event, Filter, Gradient, Opinion, Probes, Source
+from paramserver.filters.base import (
+    OFF,
+    PASS,
+    Event,
+    Filter,
+    Gradient,
+    Opinion,
+    Probes,
+    Source,
+    keyed,
+)
 from paramserver.filters.reference import Reference
 
 _KEPT: Final = 32
@@ -80,10 +90,10 @@ class Copies(Filter):
             self._sent[place], self._by[place] = unit, event.source
             self._n += 1
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         pairs = self._reference.alike
         if self._probes is None and (size := self._reference.size):
-            self._probes = Probes(size, _PROBES, rng)
+            self._probes = Probes(size, _PROBES, keyed(b""))
             self._sent = np.zeros(
                 (_KEPT, len(self._probes.of(np.zeros(size, np.float32)))), np.float32
             )

@@ -188,7 +188,7 @@ class Inputs(Filter):
         if not opinion.off and opinion is not PASS:
             source.mean(self.name, opinion.score)
 
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+    def refresh(self, sources: Sequence[Source]) -> None:
         means = [s.means[self.name] for s in sources if self.name in s.means]
         among = median_low(means) if len(means) >= _SOURCES_MIN else 0.0
         self.usual = max(_USUAL_MIN, among)

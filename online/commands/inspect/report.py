@@ -184,7 +184,7 @@ def when(text: str, now: float, option: str) -> float:
 
 
 def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
-    from evaluation.report.page import render
+    from evaluation.report.page.render import render
     from evaluation.report.values import to_json
 
     target = out if out is not None or as_json else _OUT

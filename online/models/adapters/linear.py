@@ -51,6 +51,7 @@ _GLMS: Final = (
     linear_model.Perceptron,
 )
 _CLASS: Final = "weights/"
+_SATURATED: Final = 30.0  # beyond it river's sigmoid is 0 or 1
 _COLUMNS_FROM: Final = 4  # with fewer rows, numpy's calls cost more than they save
 
 
@@ -308,6 +309,7 @@ class _Glm:
     def __init__(self, estimator: Any) -> None:
         self._estimator = estimator
         self._regression = type(estimator) is linear_model.LinearRegression
+        self._logistic = type(estimator.loss) is optim.losses.Log
         weights = {name: w for name, w in estimator.weights.items() if w != 0}
         # A zero intercept is left out: what was built without training has no state.
         intercept = {"": float(estimator.intercept)} if estimator.intercept else {}
@@ -346,12 +348,17 @@ class _Glm:
     def predict_many(self, names: list[str], x: Columns) -> list[Prediction]:
         weights = self._estimator._weights
         column = np.array([weights.get(name, 0.0) for name in names], dtype=np.float64)
-        raw = (x @ column + self._estimator.intercept).tolist()
+        raw = x @ column + self._estimator.intercept
         mean = self._estimator.loss.mean_func
         if self._regression:
-            return [Prediction(float(mean(value)), None) for value in raw]
-        answers = [(1.0 - p, p) for p in map(mean, raw)]
-        return [Prediction(p > q, {False: q, True: p}) for q, p in answers]
+            return [Prediction(float(mean(value)), None) for value in raw.tolist()]
+        if self._logistic:  # river's sigmoid, by column
+            with np.errstate(over="ignore"):
+                inner = 1.0 / (1.0 + np.exp(-raw))
+            shares = np.where(np.abs(raw) > _SATURATED, raw > 0.0, inner).tolist()
+        else:
+            shares = list(map(mean, raw.tolist()))
+        return [Prediction(p > 0.5, {False: 1.0 - p, True: p}) for p in shares]
 
     def add(self, moves: Mapping[str, Mapping[str, float]], bias: float, weight: float) -> None:
         weights, start = self._estimator._weights, self._start

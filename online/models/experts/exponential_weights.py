@@ -9,13 +9,15 @@ change.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from struct import unpack
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from online.models.experts.linear import Floats
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from replay.example import Example
 
 FADE: Final = 0.995
 """Discount factor of the recent losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
@@ -23,7 +25,8 @@ FADE: Final = 0.995
 LONG: Final = 1.0 - 1.0 / 3_000.0
 """Discount factor of the long-run losses: a window of 3,000 labels."""
 
-_LONG_SHARE: Final = 1.0 / 3.0  # share of each weight that follows from the long-run losses
+LONG_SHARE: Final = 1.0 / 3.0
+"""Share of each weight that follows from the long-run losses, unless these say more."""
 
 _LOSSES: Final = "losses"
 _LASTING: Final = "lasting"
@@ -39,6 +42,20 @@ class NotesFormat:
         self.experts = experts
         self.halves = {2 * n: f"<{n}e" for n in experts}
         self.doubles = {8 * n: f"<{n}d" for n in experts}
+
+    def probabilities(self, row: Example | None) -> Sequence[float] | None:
+        """Return the experts' noted probabilities of True; None if the row has none."""
+        return _unpack(self.halves, row)
+
+    def numbers(self, row: Example | None) -> Sequence[float] | None:
+        """Return the experts' noted numbers; None if the row has none."""
+        return _unpack(self.doubles, row)
+
+
+def _unpack(forms: Mapping[int, str], row: Example | None) -> Sequence[float] | None:
+    if row is None or (notes := row.notes) is None or len(notes) not in forms:
+        return None
+    return unpack(forms[len(notes)], notes)
 
 
 class Mixture:
@@ -111,8 +128,13 @@ class Mixture:
             self.long = array_of(always.data).tolist()
 
 
-def shares_of(losses: Sequence[float], long: Sequence[float], sharp: float) -> list[float]:
-    """Return the weights for recent losses and long-run losses; they sum to 1."""
+def shares_of(
+    losses: Sequence[float], long: Sequence[float], sharp: float, share: float = LONG_SHARE
+) -> list[float]:
+    """Return the weights for recent losses and long-run losses; they sum to 1.
+
+    ``share`` of each weight follows from the long-run losses.
+    """
     exp = math.exp
     least, lowest = min(losses), min(long)
     if len(losses) == 4:  # unrolled: each answer of a linear model runs it
@@ -126,11 +148,11 @@ def shares_of(losses: Sequence[float], long: Sequence[float], sharp: float) -> l
             exp(sharp * (lowest - e)), exp(sharp * (lowest - f)),
             exp(sharp * (lowest - g)), exp(sharp * (lowest - h)),
         )  # fmt: skip
-        p, q = (1.0 - _LONG_SHARE) / (a + b + c + d), _LONG_SHARE / (e + f + g + h)
+        p, q = (1.0 - share) / (a + b + c + d), share / (e + f + g + h)
         return [p * a + q * e, p * b + q * f, p * c + q * g, p * d + q * h]
     lately = [exp(sharp * (least - loss)) for loss in losses]
     always = [exp(sharp * (lowest - loss)) for loss in long]
-    a, b = (1.0 - _LONG_SHARE) / sum(lately), _LONG_SHARE / sum(always)
+    a, b = (1.0 - share) / sum(lately), share / sum(always)
     return [a * x + b * y for x, y in zip(lately, always, strict=True)]
 
 

@@ -15,7 +15,7 @@ from online.settings.config import Settings
 
 APP: Final = "online"
 _PACKAGES = ("online", "evaluation", "paramserver", "replay", "refusals")
-_READ_AT_START = (("online/http", "html"), ("replay/journal/lua", "lua"))
+_READ_AT_START = (("online/http", "html"), ("replay/journal/redis/lua", "lua"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,17 +56,46 @@ def at_start(
     Raises:
         StartRefused: The state can't be converted.
     """
-    if not set(journal.lineages(model.name)) - {loaded.spec_hash}:
+    requested = any(map(resharding.wished, journal.controls(model.name, 0)))
+    if not requested and not set(journal.lineages(model.name)) - {loaded.spec_hash}:
         return
     specs = reshard.specs_of(model, settings)
     before, after = reshard.served(journal, model.name, specs), model.shards
-    if before is None or before == after:
+    if before is None:
+        return
+    if before == after:
+        _withdraw_interrupted(journal, model.name, next(iter(specs)))
         return
     said = reshard.saying(specs, after, before, after, done=True, why="settings")
     if again:
         reshard.note(journal, model.name, said)
-    else:
-        progress(str(reshard.reshard(journal, settings, model, loaded, before, said)))
+        return
+    seq = reshard.claim(journal, model.name, said)
+    try:
+        done = reshard.reshard(journal, settings, model, loaded, before, said, seq)
+    except (OnlineError, ParamServerError, OSError):
+        _withdraw_interrupted(journal, model.name, said.spec)
+        _continue(journal, model.name, said.was)
+        raise
+    progress(str(done))
+
+
+def _withdraw_interrupted(journal: Journal, model: str, spec: str) -> None:
+    """Withdraw the request of a start that did not come to its end.
+
+    Parameters:
+        spec: Hash of the spec with one server.
+    """
+    found = resharding.newest(journal.controls(model, 0), spec, done=False)
+    if found is not None and found[1].why == "settings":
+        with contextlib.suppress(StartRefused):  # somebody else has replaced it
+            reshard.withdraw(journal, model, spec, found[0])
+
+
+def _continue(journal: Journal, model: str, spec: str) -> None:
+    """Make the lineage that serves the newest one again: only that one's rows are ever trimmed."""
+    if journal.lineages(model)[-1] != spec:
+        begin_epoch(journal, Lineage(model, spec, "", "sum"))
 
 
 def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
@@ -81,13 +110,14 @@ def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
         controls = journal.controls(model.name, 0)
         if all(control.kind != resharding.RESHARD for control in controls):
             continue
-        one = next(iter(reshard.specs_of(model, settings)))
+        specs = reshard.specs_of(model, settings)
+        one = next(iter(specs))
         found = resharding.newest(controls, one, done=True)
         newest, n = resharding.newest(controls, one, done=False), said.shards
         if found is None or newest is None or n != found[1].shards:
             continue
         if n not in (found[1].given, newest[1].given):  # a pending request may say it already
-            now = Reshard(one, n, n, n, done=True, why="settings")
+            now = reshard.saying(specs, n, n, n, done=True, why="settings")
             reshard.note(journal, model.name, now)
 
 
@@ -103,7 +133,7 @@ def reject_requests(settings: Settings, journal: Journal) -> None:
             one = next(iter(reshard.specs_of(model, settings)))
             found = resharding.newest(controls, one, done=False)
             if found is not None and not found[1].done:
-                _fail(journal, model, found[1], model.shards)
+                _fail(journal, model, found[1], found[1].before)
 
 
 def reshard_pending(
@@ -133,9 +163,7 @@ def reshard_pending(
             except (OnlineError, ParamServerError, OSError) as error:
                 with contextlib.suppress(StartRefused):  # withdrawn, or replaced by another request
                     reshard.note(journal, model.name, reshard.failed(request, model.shards), seq)
-                if journal.lineages(model.name)[-1] != specs[model.name]:
-                    # The new lineage has begun, and only the newest one's rows are ever trimmed.
-                    begin_epoch(journal, Lineage(model.name, specs[model.name], "", "sum"))
+                _continue(journal, model.name, specs[model.name])
                 if isinstance(error, OnlineError):
                     raise
                 raise StartRefused(f"model {model.name}: {error}", "Ask again") from error

@@ -32,7 +32,7 @@ from paramserver.snapshots.store import Retention
 from replay.errors import LineTaken
 from replay.journal.base import Journal, Line
 from replay.journal.checksum import checksum
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}

@@ -27,7 +27,7 @@ from paramserver.core.blocks import Block
 from paramserver.core.replicas import Replicas
 from paramserver.core.state import SnapshotState
 from paramserver.core.wire import FORMAT, SyncRequest
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 NOW = 1_800_000_000.0
 

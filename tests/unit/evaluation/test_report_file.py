@@ -18,7 +18,7 @@ from evaluation.errors import TableUnusable
 from evaluation.report.build import report_on
 from evaluation.report.columns import Asked, assign
 from evaluation.report.filerows import FileRows
-from evaluation.report.page import render
+from evaluation.report.page.render import render
 from evaluation.report.values import Report
 from online.cli import app
 

@@ -17,7 +17,7 @@ import pytest
 from evaluation.report.build import report_on
 from evaluation.report.columns import Asked
 from evaluation.report.filerows import FileRows
-from evaluation.report.page import render
+from evaluation.report.page.render import render
 from evaluation.report.values import Report, schema, to_json
 
 

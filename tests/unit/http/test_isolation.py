@@ -19,7 +19,7 @@ from online.models.base import Prediction
 from online.settings.config import Limits
 from replay.example import Features, Label
 from replay.journal.base import Appended, NewRow
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 MODELS: Final = 20
 FAILS, DIVERGES, FLOODED = "m0", "m1", "m2"

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from river import linear_model
 
 from online.http.app import App, build_rest
-from online.http.openinference import EXTENSIONS
+from online.http.openinference.protocol import EXTENSIONS
 from online.learning.merged import Learner
 from online.models.adapters.linear import Linear
 from online.replica.replica import ModelReplica

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fixtures.sources import named
+from benchmarks.quality.defaults import built
+from evaluation.prequential import prequential
 from evaluation.streams import open_stream
 from online.edge.errors import ExportRefused
 from online.edge.lowering import ir
@@ -22,6 +25,7 @@ from online.models.features.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
 from online.models.limited import Limited
 from online.models.loading.load import load
 from online.models.selfrate import SelfRate, SelfRateModel
+from online.settings.config import data_dir
 from paramserver.core.blocks import Blocks, merge
 from replay.example import Example, Label, label_text
 
@@ -166,6 +170,80 @@ def test_who_sleeps_travels_with_the_losses() -> None:
     other.learn({"a": 1.0, "b": 2.0}, True, 1.0)
     other.rebase(values)
     assert other._mixture.slept == [1, 0]
+
+
+def misled(answer: float | None) -> SleepingViews:
+    """Two views: one is wrong in a third of the rows, one in runs.  Answers have this loss."""
+    mixture = naps_of("abcde")
+    mixture.labels = -3_300  # no spell ends
+    for i in range(3_300):
+        bent = float(i % 600 >= 300)
+        losses = [0.3] * EXPERTS + [bent] * EXPERTS + [0.3] * EXPERTS
+        mixture.judge(losses if answer is None else [*losses, answer], 1.0)
+    return mixture
+
+
+def test_where_served_answers_are_worse_than_an_expert_recent_losses_count_less() -> None:
+    """The bent view was right in the last 300 rows, which says little where it errs in runs.
+
+    That answers are worse than the best expert is what tells such a stream from a drift.
+    """
+    for answer, least, most in ((0.45, 0.95, 1.0), (0.3, 0.3, 0.45), (None, 0.3, 0.45)):
+        votes = misled(answer).votes()
+        assert sum(votes) == pytest.approx(1.0)
+        assert least < sum(votes[:EXPERTS]) <= most, answer
+
+
+def test_the_loss_of_served_answers_travels_and_begins_anew_when_a_view_wakes() -> None:
+    mixture = misled(0.45)
+    values = Blocks()
+    merge(values, mixture.cut())
+    other = naps_of("abcde")
+    other.rebase(values)
+    assert other.answered == mixture.answered > min(mixture.long)
+    del values["answered"]
+    other.rebase(values)
+    assert other.answered == min(other.long), "as an older version left it"
+    mixture.slept, mixture.labels, mixture.rested = [NAP, 1], 0, math.inf
+    for _ in range(SPELL):
+        assert mixture.answered != min(mixture.long)
+        mixture.judge([0.2] * EXPERTS, 1.0)
+    assert mixture.active_views() == (True, False)
+    assert mixture.answered == min(mixture.long)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_the_answer_that_was_served_is_judged(task: Any) -> None:
+    """By its probabilities in the row; those that are none are left out."""
+    rng, model = random.Random(5), Auto().model_for(task)
+    mixture: Any = model._mixture
+    for i in range(60):
+        x = {name: rng.gauss(0.0, 1.0) for name in "abcde"}
+        y, found = told(task, x), model.predict({**x})
+        score = {label_text(k): p for k, p in (found.probabilities or {}).items()}
+        if i == 40:
+            before, long = mixture.answered, list(mixture.long)
+            best = long.index(min(long))
+        if i >= 40:
+            score = {label: 1.0 if label == label_text(y) else 0.0 for label in score}
+        if i == 50:
+            score = dict.fromkeys(score, math.nan)
+        model.learn_noted(Example(x, y, score=score, notes=found.notes), 1.0)
+        if i == 49:
+            assert mixture.answered < before, "no loss was added"
+            assert mixture.long[best] > long[best]
+    assert math.isfinite(mixture.answered)
+
+
+@pytest.mark.data
+def test_where_labels_come_in_runs_and_late_it_follows_who_was_right_for_long() -> None:
+    """Connections, labels 500 rows late; .662 by a fixed third of the long-run losses."""
+    source, directory = named("kdd99 500 late"), data_dir()
+    if directory is None or not (directory / "kdd99_10pct").is_dir():
+        pytest.skip("no kdd99_10pct in ONLINE_DATA_DIR")
+    rows = itertools.islice(source.rows(directory), 5_000)
+    found = prequential(built("auto", source.task), rows, source.task, delay=source.delay)
+    assert (found.total.accuracy or 0.0) > 0.69
 
 
 def test_a_sleeping_view_learns_nothing() -> None:

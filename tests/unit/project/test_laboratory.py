@@ -58,6 +58,7 @@ TABLES: Final = {
     "learning-back",
     "liars",
     "merge",
+    "mishaps",
     "newcomer",
     "observed",
     "off-policy",

@@ -97,7 +97,7 @@ def test_every_command_is_on_its_page() -> None:
 
 def test_the_map_has_every_module() -> None:
     page = all_pages()["modules.md"]
-    for name in ("writer", "sqliteappend", "exactly_once", "selfrate"):
+    for name in ("writer", "write_ahead_log", "exactly_once", "selfrate"):
         assert f"\n| `{name}` | " in page
     assert "\n| 12 | `commands/` | " in page
 

@@ -23,7 +23,7 @@ from paramserver.core.blocks import Blocks
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 STREAMS: dict[Task, str] = {
     "binary": "phishing",

@@ -327,7 +327,7 @@ def test_what_stops_before_the_row_changes_nothing(folder: Folder, monkeypatch: 
 
 
 def test_a_journal_that_does_not_answer_at_the_row(folder: Folder, monkeypatch: Any) -> None:
-    from replay.journal.sqlite import SqliteJournal
+    from replay.journal.sqlite.journal import SqliteJournal
 
     def fails(*_: Any, **__: Any) -> None:
         raise OSError("disk full")

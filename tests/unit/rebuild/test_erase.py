@@ -29,7 +29,7 @@ from paramserver.snapshots.store import Retention
 from replay import codec
 from replay.example import Example, PredictionHalf, WaitingLabel
 from replay.journal.base import Half, NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC, OTHER = "a" * 64, "b" * 64
 KEYS = [bytes(32)]

@@ -38,7 +38,7 @@ from paramserver.snapshots.store import Retention
 from replay import codec
 from replay.example import Example, Judged, Moved, Tensor
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 # -- exactly as without it -------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from paramserver.snapshots.store import DirectorySnapshots
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 MODEL, SPEC = "m", "0123456789abcdef" * 4
 LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)

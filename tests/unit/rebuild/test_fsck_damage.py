@@ -18,7 +18,7 @@ from online.settings import config
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 Run = Callable[..., str]
 
@@ -122,7 +122,7 @@ def test_a_disk_that_does_not_let_it_look_is_no_damage(
     def refuse(path: Path, wait_s: float) -> None:
         raise OSError(why, os.strerror(why), f"{path}.lock")
 
-    monkeypatch.setattr("replay.journal.sqlitefile.FairLock", refuse)
+    monkeypatch.setattr("replay.journal.sqlite.file.FairLock", refuse)
     said = run(state, code=1, errors=True)
     assert "DAMAGED" not in said
     assert os.strerror(why) in said

@@ -26,7 +26,7 @@ from online.errors import StartRefused
 from online.rebuild import acceptance
 from replay.errors import JournalDamaged
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 COLUMNS = (
     "payload",

@@ -32,7 +32,7 @@ from online.service.state.check_state import Models
 from paramserver.errors import PublishFailed, RollbackRefused
 from paramserver.process import shortfall
 from replay.errors import JournalDamaged, JournalUnavailable
-from replay.journal.sqlitefile import SqliteFile
+from replay.journal.sqlite.file import SqliteFile
 
 Make = Callable[[], LossWorld]
 

@@ -25,7 +25,7 @@ from paramserver.snapshots.store import Retention
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC = worlds.SPEC
 DRIFT = Drift(on_rise="relearn", relearn_rows=400)

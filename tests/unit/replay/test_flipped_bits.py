@@ -14,9 +14,9 @@ import flipped_world as worlds
 import pytest
 
 from replay.errors import JournalDamaged, ReplayError
-from replay.journal import sqliteproof
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqlitefile import cut_log
+from replay.journal.sqlite import proof as sqliteproof
+from replay.journal.sqlite.file import cut_log
+from replay.journal.sqlite.journal import SqliteJournal
 
 SUFFIXES = ("", "-wal")
 

@@ -12,10 +12,11 @@ import pytest
 from msgspec import structs
 
 from replay.errors import JournalUnavailable
-from replay.journal import sqliteappend, sqliteschema
 from replay.journal.base import NewRow, Outcome, Verdict
 from replay.journal.checksum import checksum
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite import append as sqliteappend
+from replay.journal.sqlite import schema as sqliteschema
+from replay.journal.sqlite.journal import SqliteJournal
 
 SIZES = (1, 2, 63, 64, 65, 127, 128, 129, 511, 513, 1000, 1024)
 

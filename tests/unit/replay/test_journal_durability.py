@@ -15,7 +15,7 @@ import pytest
 
 import replay
 from replay.journal.base import Row
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 ROOT = Path(replay.__file__).parents[1]
 HEAD = """
@@ -23,7 +23,7 @@ import os, resource, sys
 from pathlib import Path
 from replay.errors import JournalUnavailable
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 path, words = Path(sys.argv[1]), sys.argv[2:]
 def say(text):
     os.write(1, f"{text}\\n".encode())

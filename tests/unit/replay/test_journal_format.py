@@ -16,10 +16,10 @@ from replay.errors import (
     JournalFormat,
     JournalUnavailable,
 )
-from replay.journal import sqliteschema
 from replay.journal.base import Half
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqliteschema import FORMAT
+from replay.journal.sqlite import schema as sqliteschema
+from replay.journal.sqlite.journal import SqliteJournal
+from replay.journal.sqlite.schema import FORMAT
 
 
 @pytest.fixture

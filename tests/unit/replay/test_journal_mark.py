@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from replay.errors import JournalDamaged, JournalUnavailable
-from replay.journal import sqlitemark
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqlitemark import Mark
+from replay.journal.sqlite import mark as sqlitemark
+from replay.journal.sqlite.journal import SqliteJournal
+from replay.journal.sqlite.mark import Mark
 
 
 def row(i: int) -> NewRow:

@@ -16,11 +16,11 @@ from replay.errors import (
     JournalUnavailable,
     SizeFull,
 )
-from replay.journal import sqlite as sqlite_module
 from replay.journal.base import Half, NewRow
 from replay.journal.batch import Bounds
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqliteappend import Batch
+from replay.journal.sqlite import journal as sqlite_module
+from replay.journal.sqlite.append import Batch
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 class SmallLog(SqliteJournal):

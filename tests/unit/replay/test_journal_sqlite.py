@@ -22,10 +22,10 @@ from replay.errors import (
     JournalUnavailable,
     PartitionSealed,
 )
-from replay.journal import sqlitefile
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqlitefile import SqliteFile
-from replay.journal.sqliteschema import FOLLOW
+from replay.journal.sqlite import file as sqlitefile
+from replay.journal.sqlite.file import SqliteFile
+from replay.journal.sqlite.journal import SqliteJournal
+from replay.journal.sqlite.schema import FOLLOW
 
 
 class SmallLog(SqliteJournal):

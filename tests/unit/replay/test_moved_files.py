@@ -17,8 +17,8 @@ import pytest
 import replay
 from replay.errors import JournalMoved, JournalUnavailable, ReplayError
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
-from replay.journal.sqlitefile import SqliteFile
+from replay.journal.sqlite.file import SqliteFile
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 def row(i: int) -> NewRow:
@@ -59,7 +59,7 @@ import os, signal, sys
 from pathlib import Path
 from replay.errors import JournalMoved, ReplayError
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 path = Path(sys.argv[1])
 journal = SqliteJournal(path)
 partition = journal.register("m", "r", "spec", 1.0).id
@@ -152,8 +152,8 @@ def test_a_file_that_is_moved_just_before_it_is_opened_again_is_not_made_anew(
 OPENS = """
 import sys
 from pathlib import Path
-from replay.journal import sqlitefile
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite import file as sqlitefile
+from replay.journal.sqlite.journal import SqliteJournal
 if "control" in sys.argv:
     sqlitefile._check_log = lambda path: None
 journal = SqliteJournal(Path(sys.argv[1]))

@@ -15,7 +15,7 @@ from online.replica.pending import waiting_for
 from online.settings.config import Limits
 from replay.errors import JournalUnavailable
 from replay.journal.base import NewRow, Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 class UnreadJournal(SqliteJournal):

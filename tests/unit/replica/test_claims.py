@@ -17,7 +17,7 @@ from online.models.adapters.linear import Linear
 from online.replica.killing_rows import ADOPTERS, DEATHS, ENDED, GIVEN_UP, LEFT, Claims
 from replay.errors import JournalUnavailable
 from replay.journal.base import Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 class Killed(BaseException):

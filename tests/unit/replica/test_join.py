@@ -31,7 +31,7 @@ from replay.errors import JournalFull, JournalUnavailable
 from replay.example import NOTES_BYTES_MAX, LabelHalf, PredictionHalf
 from replay.journal.base import Appended, Half, NewRow
 from replay.journal.batch import Bounds
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 _NOTED = Struct("<4d")
 

@@ -21,7 +21,7 @@ from online.rows.joins import Labelled, Predicted, entry_of, join_key
 from replay import codec
 from replay.example import Example, WaitingLabel
 from replay.journal.base import Appended, NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 LIES = 20
 

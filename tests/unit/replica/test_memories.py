@@ -23,7 +23,7 @@ from paramserver.core import rewrites, wire
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 from replay.memory import Memory
 from replay.rehearsal import Rehearsal
 

@@ -11,7 +11,7 @@ import replica_world as worlds
 
 from replay.errors import JournalUnavailable
 from replay.journal.base import Appended, NewRow
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 class Moved(SqliteJournal):

@@ -17,7 +17,7 @@ from online.models.adapters.linear import Linear
 from online.settings.config import Limits
 from replay.errors import JournalFull, JournalHeld, JournalUnavailable
 from replay.journal.base import Appended, NewRow
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 counting, play, row, statuses, until = (
     worlds.counting,

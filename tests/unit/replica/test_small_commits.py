@@ -17,7 +17,7 @@ from online.replica import follower, queue
 from online.replica.pending import Waiting, waiting_for
 from online.settings.config import Limits
 from replay.journal.base import Appended, NewRow
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 CALLERS, ROUNDS = 4, 6
 T = TypeVar("T")

@@ -35,7 +35,7 @@ from paramserver.core.state import SnapshotState
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Journal, NewRow, Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 _CHOICES: tuple[Choice, ...] = (RELEASED, DISCARDED)
 MODEL, SPEC = "m", "0123456789abcdef" * 4

@@ -14,7 +14,7 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from evaluation.report.build import report_on
-from evaluation.report.page import render
+from evaluation.report.page.render import render
 from evaluation.report.values import to_json
 from online.cli import app
 from online.commands.inspect.report import when
@@ -26,7 +26,7 @@ from online.sure.slices import Slices as Live
 from replay.codec import encode
 from replay.example import Example, Value
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 MODEL = ModelSettings(
     name="clicks", task="binary", learner="logreg", classes={"negative": "no", "positive": "yes"}
@@ -257,7 +257,7 @@ def test_the_command_reads_and_writes_nothing_there(journal: SqliteJournal, tmp_
 
 
 def test_a_journal_without_rows_is_not_enough(journal: SqliteJournal) -> None:
-    from evaluation.report.page import render
+    from evaluation.report.page.render import render
 
     journal.register("clicks", "r1", "s" * 64, 0.0)
     made = report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)

@@ -25,7 +25,7 @@ from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 def test_one_event_is_not_called_events() -> None:

@@ -201,8 +201,8 @@ def test_a_replica_on_another_machine_needs_redis_and_the_same_keys(
 @pytest.mark.parametrize(
     ("file", "noticed"),
     [
-        ("replay/journal/lua/append.lua", True),
-        ("replay/journal/redis.py", True),
+        ("replay/journal/redis/lua/append.lua", True),
+        ("replay/journal/redis/journal.py", True),
         ("online/http/page.html", True),
         ("replay/journal/notes.txt", False),
     ],

@@ -21,7 +21,7 @@ from online.service.state import stalled_process
 from online.service.state.stalled_process import Look, Standstill, look
 from replay.errors import JournalHeld
 from replay.journal.filelock import flock_holder
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 STANDING = Look((7, 100.0), ours=True, stands=True, disk=True)
 HOLD = """

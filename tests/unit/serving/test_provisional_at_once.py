@@ -19,7 +19,7 @@ from replay import codec
 from replay.errors import JournalHeld, JournalUnavailable
 from replay.journal.base import Row
 from replay.journal.batch import Bounds
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 Scene = Callable[[Any], Awaitable[None]]
 

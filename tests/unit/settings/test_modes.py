@@ -26,7 +26,7 @@ from online.settings import config
 from online.settings.file_modes import looser, umask_of
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.lineage import Lineage
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 def modes(place: Path) -> dict[str, int]:

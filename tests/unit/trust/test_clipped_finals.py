@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from provisional_world import half, sent, weight
 from replica_world import World, play
@@ -37,7 +36,7 @@ class Halves(Filter):
 
     def learn(self, event: Any, opinion: Opinion, source: Source, *, taken: bool) -> None: ...
 
-    def refresh(self, rng: np.random.Generator, sources: Any) -> None: ...
+    def refresh(self, sources: Any) -> None: ...
 
 
 def in_part(learner: Any) -> Filtering:

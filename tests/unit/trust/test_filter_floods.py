@@ -190,10 +190,10 @@ def test_a_flood_whose_rows_have_left_the_window_weighs_what_it_has_earned() -> 
     test, arrivals = Surprise(numbers=True), Arrivals()
     arrivals.budget, arrivals.flooding = 20.0, frozenset(("night",))
     test.watch(arrivals)
-    assert test._allowed(Source("night", taken=100), new=False, flooding=True) == 1.0
+    assert test._allowed(Source("night", taken=100), flooding=True) == 1.0
     for _ in range(40):
         arrivals.add("night", new=False)
-    assert test._allowed(Source("night", taken=100), new=False, flooding=True) == 0.5
+    assert test._allowed(Source("night", taken=100), flooding=True) == 0.5
 
 
 def test_an_allowance_comes_back_when_all_have_used_theirs_up() -> None:

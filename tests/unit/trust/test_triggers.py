@@ -12,6 +12,7 @@ import pytest
 
 from online.models.loading.load import load
 from online.settings.model import Triggers
+from online.trust import triggers
 from online.trust.trigger_watch import TriggerWatch
 from online.trust.triggers import LearnedRow, Search, Trigger
 
@@ -20,15 +21,22 @@ LIARS = [f"liar-{i}" for i in range(5)]
 CLASSES = ("a", "b", "c")
 
 
-def rows_of(seed: int, deal: str, attack: str, n: int = 1_500) -> list[LearnedRow]:
-    """A stream with three classes; ``deal``: which honest source sends what."""
+def rows_of(
+    seed: int, deal: str, attack: str, n: int = 1_500, *, hard: bool = False
+) -> list[LearnedRow]:
+    """A stream with three classes; ``deal``: which honest source sends what.
+
+    ``hard``: most rows of the third look like another's, so that no model knows it.
+    """
     rng = random.Random(seed)
     liked = {source: rng.choice(CLASSES) for source in HONEST}
     out = []
     for i in range(n):
         label = rng.choice(CLASSES)
+        looks = rng.choice("ab") if hard and label == "c" and rng.random() < 0.7 else label
+        apart = 3.0 if hard else 1.5
         x: dict[str, Any] = {
-            f"x{j}": rng.gauss(1.5 if CLASSES[j % 3] == label else 0.0, 1.0) for j in range(6)
+            f"x{j}": rng.gauss(apart * (CLASSES[j % 3] == looks), 1.0) for j in range(6)
         }
         if attack and rng.random() < 1 / 3:
             source = rng.choice(LIARS)
@@ -79,10 +87,30 @@ def test_a_trigger_is_named_with_its_sources(seed: int, attack: str) -> None:
     assert trigger.contradicted > 0.7
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_trigger_is_named_where_the_model_hardly_knows_its_label(seed: int) -> None:
+    """Twice as often as it errs on such rows a model can't contradict any."""
+    [trigger] = found_in(rows_of(seed, "alike", "name", hard=True))
+    assert set(trigger.sources) == set(LIARS)
+    assert trigger.label == "c"
+
+
+@pytest.mark.parametrize(
+    ("contradicted", "usual", "marked", "sure"),
+    [
+        (0.98, 0.81, 200, True), (0.88, 0.81, 200, False), (1.0, 0.81, 5, False),
+        (0.60, 0.29, 5, True), (0.29, 0.05, 200, False), (0.60, 0.40, 200, False),
+    ],
+)  # fmt: skip
+def test_what_contradicts(contradicted: float, usual: float, marked: int, sure: bool) -> None:
+    assert triggers._is_contradicted(contradicted, usual, marked, 200) == sure
+
+
 @pytest.mark.parametrize("deal", ["alike", "blocks", "size", "labels", "places", "own name"])
 def test_honest_minorities_ring_nothing(deal: str) -> None:
     for seed in range(2):
-        assert found_in(rows_of(seed, deal, "")) == []
+        assert found_in(rows_of(seed, deal, "", hard=seed == 1)) == []
+        assert found_in(rows_of(seed + 2, deal, "")) == []
 
 
 def test_few_sources_are_not_told_from_one_another() -> None:

@@ -14,7 +14,7 @@ from online.rows.history import Decisions
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC = worlds.SPEC
 

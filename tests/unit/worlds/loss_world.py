@@ -26,8 +26,8 @@ from paramserver.process.shortfall import Accepted
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from replay.journal.redis import RedisJournal
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.redis.journal import RedisJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 _AT_S = 4e9  # retention removes none
 

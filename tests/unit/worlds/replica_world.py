@@ -34,7 +34,7 @@ from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Appended, NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC = "f" * 64
 PATIENCE_S = 60.0

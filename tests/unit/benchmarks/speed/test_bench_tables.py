@@ -36,7 +36,8 @@ def test_what_was_added_is_read_from_each(what: str) -> None:
 def test_a_snapshot_is_saved_restored_and_shared(tmp_path: Path) -> None:
     found = tables.snapshots(5_000, 4, tmp_path)
     assert [line.what.split()[0] for line in found] == [
-        "begun", "saved", "restored,", "1", "begun,", "leaning,", "leaning,", "thirty",
+        "begun", "saved", "restored,", "until", "1", "begun,", "leaning,", "leaning,", "until",
+        "thirty",
     ]  # fmt: skip
     whole, leaning = (line.file_mb for line in found if line.file_mb)
     assert leaning < whole / 20

@@ -215,3 +215,15 @@ def test_only_log_losses_have_a_curvature() -> None:
         model.compensate()
         model.learn({"a": 1.0}, True, 1.0)
         assert model.curved() == {}
+
+
+def test_answers_by_column_are_those_of_each_row_where_probabilities_are_0_or_1_too() -> None:
+    model = Linear(linear_model.LogisticRegression(optim.SGD(1.0)))
+    model.learn({"a": 1.0}, True, 1.0)
+    rows: list[dict[str, Any]] = [{"a": x} for x in (-1e9, -61.0, -40.0, -3.0, 0.0, 2.0, 61.0, 1e9)]
+    several, each = model.predict_many(rows), [model.predict(row) for row in rows]
+    assert [answer.label for answer in several] == [answer.label for answer in each]
+    shares = [answer.probabilities or {} for answer in each]
+    assert {0.0, 1.0} <= {share[True] for share in shares}
+    for answer, share in zip(several, shares, strict=True):
+        assert answer.probabilities == pytest.approx(share, abs=1e-15)

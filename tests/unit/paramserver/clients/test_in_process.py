@@ -27,7 +27,7 @@ from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.attempts import Attempts
 from paramserver.process.lineage import Lineage, begin_epoch
 from replay.errors import JournalUnavailable
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 LINEAGE = Lineage("m", "s" * 64, "{}", "sum")
 QUICK = ServerSettings(confirm_s=0.01, retry_s=0.01, interval_s=0.05)

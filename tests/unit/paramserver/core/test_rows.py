@@ -347,7 +347,7 @@ def test_a_table_stays_where_it_was_read_if_it_can_be_written_there(n: int) -> N
     ids, numbers = np.arange(n, dtype=np.uint64), np.ones((n, 2), dtype=np.float32)
     for given in (numbers.copy(), numbers.copy()[:, :]):
         given.flags.writeable = given.base is None
-        rows = Rows.in_place(ids, given)
+        rows = Rows.in_place(Ids(ids), given)
         kept = rows.copy()
         some = np.arange(0, n + 40, 3, dtype=np.uint64)
         rows.put(some, np.zeros((len(some), 2), dtype=np.float32))
@@ -355,7 +355,7 @@ def test_a_table_stays_where_it_was_read_if_it_can_be_written_there(n: int) -> N
         assert plain_of(rows) == plain_of(kept) | {i: [0.0, 0.0] for i in some.tolist()}
         assert not n or given.min() == 1.0, "a copy has the pages: they are left"
     mine = numbers.copy()
-    rows = Rows.in_place(ids, mine)
+    rows = Rows.in_place(Ids(ids), mine)
     rows.put(ids, np.zeros((n, 2), dtype=np.float32))
     whole = n // PAGE_ROWS * PAGE_ROWS
     assert not mine[:whole].any()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from filter_checks import HONEST, HOSTILE, SIZE, Stream, play, share_taken
+from msgspec.structs import replace
 
 from benchmarks.studies.pushes.pushes import usual
 from paramserver.core.blocks import Blocks, combine, from_wire, merge, to_wire

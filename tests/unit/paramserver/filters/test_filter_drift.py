@@ -26,13 +26,13 @@ def surprised(test: Surprise, sent: list[tuple[str, float]]) -> Surprise:
     for _ in range(8):
         for name in HONEST + LIARS:
             test.learn(event(n := n + 1, name, 0.1), PASS, known(name), taken=True)
-    test.refresh(module.keyed(b"1"), [])
+    test.refresh([])
     assert test.bounds
     for name in HONEST + LIARS:
         test.learn(event(n := n + 1, name, 0.1), PASS, known(name), taken=True)
     for name, loss in sent:
         test.learn(event(n := n + 1, name, loss), PASS, known(name), taken=False)
-    test.refresh(module.keyed(b"2"), [])
+    test.refresh([])
     return test
 
 

@@ -37,7 +37,7 @@ def played(
         factors[source.name].append(opinion.factor if action == 0 else 1.0)
         expected[action] += opinion.factor * (told - expected[action]) / 50.0
         if t % 50 == 49:
-            test.refresh(None, sources)  # type: ignore[arg-type]
+            test.refresh(sources)
     return test, factors
 
 
@@ -74,7 +74,7 @@ def test_an_action_that_all_find_better_than_expected_is_heard() -> None:
     event = Event("s0", b"k", favour=Favour(0, 1.0, 0.05))
     for _ in range(20):  # alone it is compared with nobody
         test.learn(event, Opinion(), source, taken=True)
-        test.refresh(None, [source])  # type: ignore[arg-type]
+        test.refresh([source])
     assert test.judge(event, source).factor == 1.0
 
 
@@ -124,24 +124,24 @@ def test_a_refresh_compares_a_few_actions_and_those_that_were_rewarded(
     turns, seen = -(-40 // TURN_MAX), list[int]()
     told(test, names, range(40))
     for _ in range(turns + 2):
-        test.refresh(None, sources)  # type: ignore[arg-type]
+        test.refresh(sources)
         seen.append(len(counted))
         counted.clear()
     assert seen == [TURN_MAX, TURN_MAX, 40 - 2 * TURN_MAX, 0, 0]
     whole = {a: median(test._said[name][a].off for name in names) for a in range(40)}
     assert test._usual == whole, "in turns all of them are compared"
     told(test, names[:1], [7])
-    test.refresh(None, sources)  # type: ignore[arg-type]
+    test.refresh(sources)
     assert counted == [6], "the only one of which anything has changed"
 
 
 def test_an_action_that_few_reward_lately_is_compared_with_nobody() -> None:
     test, names = Favours(), ["a" * n for n in range(1, 7)]
     told(test, names, [1])
-    test.refresh(None, [Source(name) for name in names])  # type: ignore[arg-type]
+    test.refresh([Source(name) for name in names])
     assert list(test._usual) == [1]
     told(test, names, [1])
-    test.refresh(None, [Source(name) for name in names[:3]])  # type: ignore[arg-type]
+    test.refresh([Source(name) for name in names[:3]])
     assert not test._usual
 
 
@@ -150,7 +150,7 @@ def test_actions_that_can_be_compared_are_bounded(monkeypatch: pytest.MonkeyPatc
     test, names = Favours(), ["a" * n for n in range(1, 5)]
     for first in (0, 8):
         told(test, names, range(first, first + 8))
-        test.refresh(None, [Source(name) for name in names])  # type: ignore[arg-type]
+        test.refresh([Source(name) for name in names])
     assert sorted(test._usual) == list(range(6, 16)), "those compared last"
 
 

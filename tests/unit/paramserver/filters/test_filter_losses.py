@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from json import dumps
 from math import log
 
 import pytest
+from msgspec.structs import replace
 
 from online.trust.sources import Reputations
 from paramserver.core.blocks import Block, Blocks, merge

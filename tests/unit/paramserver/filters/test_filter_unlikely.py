@@ -135,7 +135,7 @@ def world(seed: int, many: int = 26) -> tuple[Unlikely, list[Source], random.Ran
     surprise = Surprise(losses=losses)
     test = Unlikely(surprise)
     for at in (surprise, test):
-        at.refresh(None, sources)  # type: ignore[arg-type]  # no draws are made
+        at.refresh(sources)
     for label in ("true", "false"):
         likely, denied = (losses.odds().of(label, x) for x in (LIKELY, DENIED))
         assert likely is not None

@@ -107,7 +107,7 @@ def test_a_large_source_that_grows_keeps_the_budget_of_its_size(
     assert arrivals.sizes["big"] == pytest.approx(6.0, abs=1.5), "as it was before"
     test = Surprise()
     test.watch(arrivals)
-    allowed = test._allowed(sources["big"], new=False, flooding=True)
+    allowed = test._allowed(sources["big"], flooding=True)
     assert (allowed > 0.5) is works, allowed
 
 

@@ -22,8 +22,8 @@ def test_a_label_is_compared_with_wrong_ones_of_its_time(in_time: bool) -> None:
     trials = Trials({}, lambda bin_: bin_)
     for generation, bin_ in ((1, 90), (2, 40)):
         at = generation if in_time else 1
-        trials.add(at, "b", "anybody", bin_, 20, said=False)
-    trials.add(2 if in_time else 1, "b", "liar", 40, 10, said=True)
+        trials.add_unsaid(at, "b", bin_, 20)
+    trials.add(2 if in_time else 1, "b", "liar", 40, 10)
     assert trials.scores("b") == {"liar": (10, 5.0)} if in_time else {"liar": (10, 10.0)}
     trials.leave(1)
     trials.leave(2)
@@ -70,12 +70,9 @@ def test_lies_about_labels_that_nobody_else_sends_are_hardly_learned() -> None:
 
 def test_without_comparing_at_the_same_time_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control."""
-    add = Trials.add
-
-    def at_once(self: Trials, generation: int, *args: object, said: bool) -> None:
-        add(self, 1, *args, said=said)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Trials, "add", at_once)
+    add, add_unsaid = Trials.add, Trials.add_unsaid
+    monkeypatch.setattr(Trials, "add", lambda self, _, *args: add(self, 1, *args))
+    monkeypatch.setattr(Trials, "add_unsaid", lambda self, _, *args: add_unsaid(self, 1, *args))
     monkeypatch.setattr(Trials, "leave", lambda self, generation: None)
     assert flooded()[0] > 0.25 * 700
 

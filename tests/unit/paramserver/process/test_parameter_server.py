@@ -18,7 +18,7 @@ from paramserver.process.actor import Host, ParameterServer, ServerSettings, ide
 from paramserver.snapshots.history import ancestors, parse_name, snapshot_name
 from paramserver.snapshots.store import DAY_S, HOUR_S, Disk, Retention, retained
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from paramserver.process.actor import ServerSettings
 from paramserver.process.lineage import publish
 from paramserver.snapshots.store import Retention
 from replay.journal.base import NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlite.journal import SqliteJournal
 
 
 @pytest.fixture

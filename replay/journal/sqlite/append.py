@@ -14,10 +14,10 @@ from replay.errors import (
     PartitionSealed,
     PartitionUnknown,
 )
-from replay.journal import sqliteproof as proof
-from replay.journal import sqliteschema as sql
 from replay.journal.base import Half, NewRow, Only, Outcome, Row, Stored, Verdict
 from replay.journal.checksum import checksum
+from replay.journal.sqlite import proof
+from replay.journal.sqlite import schema as sql
 
 _AS_TEXT: Final = {verdict: verdict.value for verdict in Verdict}
 """Verdicts as plain ``str``: for a subclass of ``str``, sqlite3 searches for an adapter."""
@@ -274,6 +274,6 @@ def _with_keys(statement: str, n: int) -> str:
 
 
 def stored_half(found: Sequence[Any]) -> Stored:
-    """Return a half from the columns of :data:`replay.journal.sqliteschema.KEPT_HALF`."""
+    """Return a half from the columns of :data:`replay.journal.sqlite.schema.KEPT_HALF`."""
     _, _, half, event_id, source, payload, at, _, _ = found
     return Stored(Half(half), event_id, source, payload, at)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 
 from replay.errors import LineTaken
-from replay.journal import sqliteproof as proof
-from replay.journal import sqliteschema as sql
 from replay.journal.base import Line
 from replay.journal.checksum import checksum
+from replay.journal.sqlite import proof
+from replay.journal.sqlite import schema as sql
 
 
 def as_line(found: proof.Found) -> Line:

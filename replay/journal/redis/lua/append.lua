@@ -16,11 +16,7 @@ if stop < known then return {'behind', number, int(stop), int(known)} end
 local newest = redis.call('HGET', P .. ':head:' .. of[1], 'newest') or '0'
 if tonumber(newest) < tonumber(ARGV[5]) then return {'older', of[1], newest} end
 local ids, halves = P .. ':ids:' .. of[1], P .. ':halves:' .. of[1]
-if redis.call('EXISTS', ids) == 0 then
-  for _, one in ipairs(redis.call('LRANGE', P .. ':partitions:' .. of[1], 0, -1)) do
-    if redis.call('XLEN', P .. ':rows:' .. one) > 0 then return {'forgotten', of[1]} end
-  end
-end
+if lacks_ids(of[1]) then return {'forgotten', of[1]} end
 local waiting = P .. ':waiting:' .. of[1]
 local count = redis.call('HLEN', halves)
 local any, ran = count > 0, int(running(of[1]) or 0)
@@ -108,7 +104,7 @@ for _, new in ipairs(fresh) do
   local sum = proof('row ' .. number .. ' ' .. int(stop), new.fields)
   new.fields[#new.fields + 1], new.fields[#new.fields + 2] = 'sum', sum
   redis.call('XADD', rows, int(stop) .. '-0', unpack(new.fields))
-  redis.call('HSET', ids, new.key, number .. ':' .. int(stop))
+  redis.call('HSET', ids, new.key, number .. ':' .. int(stop), '', seq)
   outcomes[new.n] = {'written', int(stop), seq}
 end
 for key, had in pairs(touched) do

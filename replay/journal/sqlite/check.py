@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from replay.journal import sqliteproof as proof
-from replay.journal import sqliteschema as sql
 from replay.journal.base import Examined
+from replay.journal.sqlite import proof
+from replay.journal.sqlite import schema as sql
 
 Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 """Returns all rows of one SELECT.  Raises sqlite3.Error."""

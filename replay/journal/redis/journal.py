@@ -19,8 +19,6 @@ from replay.errors import (
     RowInvalid,
     ServerFull,
 )
-from replay.journal import redisproof as proof
-from replay.journal import redisscripts as scripts
 from replay.journal.base import (
     Appended,
     Control,
@@ -37,12 +35,13 @@ from replay.journal.base import (
     Usage,
 )
 from replay.journal.batch import BOUNDS, Bounds, check_batch
-from replay.journal.redischeck import Examination, restore_ids
-from replay.journal.rediserase import RedisErasing
-from replay.journal.redishalves import predicted
-from replay.journal.redisproof import Fields
-from replay.journal.redisserver import Durability, RedisServer
-from replay.journal.rediswords import fields_of, outcome_of, refusal_of, words_of
+from replay.journal.redis import proof, scripts
+from replay.journal.redis.arguments import fields_of, outcome_of, refusal_of, words_of
+from replay.journal.redis.check import Examination, restore_ids
+from replay.journal.redis.erase import RedisErasing
+from replay.journal.redis.halves import predicted
+from replay.journal.redis.proof import Fields
+from replay.journal.redis.server import Durability, RedisServer
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class RedisJournal(Journal):
         prefix: Name of the journal in the server; its keys start with it, in braces.
         bounds: Greatest number of rows in one append, and of halves for each model.
 
-    The other parameters are those of :class:`replay.journal.redisserver.RedisServer`.  Its errors
+    The other parameters are those of :class:`replay.journal.redis.server.RedisServer`.  Its errors
     are raised, and JournalFormat if a newer version has written the prefix's keys.
     """
 
@@ -208,7 +207,7 @@ class RedisJournal(Journal):
                 return Followed(tuple(rows), after, int(trimmed))
 
     def find(self, model: str, key: bytes) -> Row | None:
-        found = self._run(scripts.FIND, model, key)
+        found = _remembered(self, scripts.FIND, self._tag, model, key)
         if not found:
             return None
         row = proof.as_row(int(found[0]), int(found[1]), fields_of(found[2]))
@@ -354,19 +353,20 @@ class RedisJournal(Journal):
         return RedisErasing(self._command, self._run, self._tag)
 
     def usage(self, model: str) -> Usage:
-        size, size_max = self._server.memory()
-        rows, halves = (self._command("HLEN", self._key(n, model)) for n in ("ids", "halves"))
-        return Usage(size, size_max, int(rows), int(halves))
+        ids, halves, *_ = map(int, self._run(scripts.COUNT_IDS, model))
+        return Usage(*self._server.memory(), ids, halves)
 
 
 def _remembered(journal: RedisJournal, script: str, *given: Any) -> Any:
-    """Run a script that writes rows; again, with the ids of its model restored, if they are gone.
+    """Run a script that looks up ids; again, with those of its model restored, if some are gone.
 
-    Somebody has deleted the index then, and no repeat would be known.
+    Somebody has deleted the index then, or put back an older one, and repeats would not be known.
     """
     answer = journal._server.run(script, *given)
-    if answer[0] == b"forgotten":
-        restored = journal.restore_ids(model := answer[1].decode())
-        log.error("%d ids of model %s were gone, and are taken from its rows", restored, model)
-        answer = journal._server.run(script, *given)
+    if not answer or answer[0] != b"forgotten":
+        return answer
+    restored = journal.restore_ids(model := answer[1].decode())
+    log.error("%d ids of model %s were gone, and are taken from its rows", restored, model)
+    if (answer := journal._server.run(script, *given)) and answer[0] == b"forgotten":
+        raise JournalDamaged(f"the ids of model {model}", "they are gone again")
     return answer

@@ -12,9 +12,9 @@ from replay.errors import (
     PartitionUnknown,
     ReplayError,
 )
-from replay.journal import redisproof as proof
 from replay.journal.base import Half, NewRow, Outcome, Row, Stored, Verdict
-from replay.journal.redisproof import Fields
+from replay.journal.redis import proof
+from replay.journal.redis.proof import Fields
 
 
 def words_of(row: NewRow) -> tuple[str | bytes, ...]:
@@ -43,8 +43,6 @@ def refusal_of(answer: list[Any], partition: int, known: int, epoch: int) -> Rep
             return JournalBehind(*map(int, numbers))
         case [b"damaged", *_]:
             return JournalDamaged(f"partition {partition}")
-        case [b"forgotten", model]:
-            return JournalDamaged(f"the ids of model {model.decode()}", "they are gone")
     return None
 
 

@@ -6,10 +6,10 @@ import sqlite3
 from typing import Final
 
 from replay.errors import JournalDamaged
-from replay.journal import sqliteproof as proof
-from replay.journal import sqliteschema as sql
 from replay.journal.base import NewRow
 from replay.journal.checksum import checksum
+from replay.journal.sqlite import proof
+from replay.journal.sqlite import schema as sql
 
 _OF: Final = "SELECT model FROM partitions WHERE id = ?"
 

@@ -31,8 +31,8 @@ from starlette.exceptions import HTTPException
 
 from online import __version__
 from online.errors import RequestError, failed, invalid
-from online.http import repository
 from online.http.ingress import V2
+from online.http.openinference import triton
 from online.messages.bodies import Receive, Scope, Send, Transfers
 from online.messages.structs import Event, FeedbackRequest, Predictions, PredictRequest, Receipts
 from online.messages.tensors import (
@@ -52,7 +52,7 @@ from online.serving.serving import Serving
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS: Final = ("online_feedback", "binary_tensor_data", *repository.EXTENSIONS)
+EXTENSIONS: Final = ("online_feedback", "binary_tensor_data", *triton.EXTENSIONS)
 Refused = RequestError | None
 Give = Callable[[Send, int, bytes, bytes, list[tuple[bytes, bytes]], str], Awaitable[None]]
 """Sends an answer: status, content type, body, headers and the model it belongs to."""
@@ -389,7 +389,7 @@ def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
         return metadata(_find(servings, model, version))
 
     find = partial(_find, servings)
-    repository.add_routes(app, servings, find, metadata, tags)
+    triton.add_routes(app, servings, find, metadata, tags)
     _errors_as_text(app)
     _document(app, servings, tags)
 

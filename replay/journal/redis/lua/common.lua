@@ -57,3 +57,12 @@ local function prove_head(model, spec)
   redis.call('HSET', head, 'sum:' .. spec,
     proof('head ' .. model .. ' ' .. spec, {of[1], of[2] or ''}))
 end
+-- Whether the index of ids does not reach the newest row: somebody has deleted it or put back an older one.
+local function lacks_ids(model)
+  local newest = redis.call('HGET', P .. ':ids:' .. model, '')
+  if newest then return tonumber(newest) < last(P .. ':order:' .. model) end
+  for _, one in ipairs(redis.call('LRANGE', P .. ':partitions:' .. model, 0, -1)) do
+    if redis.call('XLEN', P .. ':rows:' .. one) > 0 then return true end
+  end
+  return false
+end

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 from replay.errors import JournalDamaged, JournalUnavailable
-from replay.journal import redisscripts as scripts
 from replay.journal.base import Half, Stored
+from replay.journal.redis import scripts
 
 _PAGE: Final = 256  # entries per script, so that other callers do not wait long
 _AGAIN: Final = 10  # attempts to copy a stream while another process copies it, too

@@ -5,7 +5,7 @@ SQLite's own means do not suffice.  ``VACUUM`` blocks writers while it rewrites 
 a cell was before its page was balanced, nor rows deleted by a version without it.
 
 So the unused bytes are overwritten in place, some pages at a time, while writers are blocked and
-the whole log has been moved into the file (:meth:`~replay.journal.sqlitefile.SqliteFile.still`).
+the whole log has been moved into the file (:meth:`~replay.journal.sqlite.file.SqliteFile.still`).
 By the file format (https://sqlite.org/fileformat2.html) they are: pages of the freelist; in a
 b-tree page, the space between its cell pointers and its cells, and its free blocks; the end of an
 overflow chain's last page.  No byte that SQLite reads is changed, so crashes, torn pages and
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from replay.errors import JournalDamaged
-from replay.journal.sqlitefile import SqliteFile
+from replay.journal.sqlite.file import SqliteFile
 
 _HEAD: Final = 100  # bytes before the first page's b-tree
 _POINTERS: Final = {2: 12, 5: 12, 10: 8, 13: 8}

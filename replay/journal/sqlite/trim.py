@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping
 
-from replay.journal import sqliteproof as proof
-from replay.journal import sqliteschema as sql
 from replay.journal.base import Row
+from replay.journal.sqlite import proof
+from replay.journal.sqlite import schema as sql
 
 
 def trim(

@@ -15,7 +15,7 @@ The design, and the reasons for it:
 * Nothing is written to a file that was moved or removed by hand: the log is moved into the
   database, and the caller is refused.  A log without its database is not opened.
 * Nothing is written to a file that another program has changed in place before it was verified
-  (:mod:`replay.journal.sqlitemark`).
+  (:mod:`replay.journal.sqlite.mark`).
 * After an I/O error the state in memory is not trusted: a second sync may succeed without having
   written anything (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).  The
   file is reopened, the log is copied into the database and truncated, and the caller sends again.
@@ -44,8 +44,8 @@ from replay.errors import (
 )
 from replay.journal.checksum import checksum
 from replay.journal.filelock import FairLock, posix_holder
-from replay.journal.sqlitelog import broken
-from replay.journal.sqlitemark import Mark
+from replay.journal.sqlite.mark import Mark
+from replay.journal.sqlite.write_ahead_log import broken
 
 Synchronous = Literal["FULL", "OFF"]
 _Place = tuple[int, int]

@@ -17,9 +17,6 @@ from replay.errors import (
     RowInvalid,
     SizeFull,
 )
-from replay.journal import sqlitelines as lines
-from replay.journal import sqliteproof as proof
-from replay.journal import sqliteschema as sql
 from replay.journal.base import (
     Appended,
     Control,
@@ -37,12 +34,14 @@ from replay.journal.base import (
 )
 from replay.journal.batch import BOUNDS, Bounds, check_batch
 from replay.journal.checksum import checksum
-from replay.journal.sqliteappend import Batch, stored_half
-from replay.journal.sqlitecheck import examine
-from replay.journal.sqliteerase import SqliteErasing
-from replay.journal.sqlitefile import SqliteFile, Synchronous, Tables
-from replay.journal.sqlitereplace import stand_in
-from replay.journal.sqlitetrim import trim
+from replay.journal.sqlite import lines, proof
+from replay.journal.sqlite import schema as sql
+from replay.journal.sqlite.append import Batch, stored_half
+from replay.journal.sqlite.check import examine
+from replay.journal.sqlite.erase import SqliteErasing
+from replay.journal.sqlite.file import SqliteFile, Synchronous, Tables
+from replay.journal.sqlite.replace import stand_in
+from replay.journal.sqlite.trim import trim
 
 _READ_PAGE = 1024
 _MB = 1 << 20
@@ -63,7 +62,7 @@ class SqliteJournal(Journal):
             rows and halves are refused; all other writes go on.  None: only free space counts.
         bounds: Greatest number of rows in one append, and of halves for each model.
         free_mb: Returns the free space in MB; by default that of the file's disk.
-        synchronous, lock_wait_s, busy_ms: As in :class:`replay.journal.sqlitefile.SqliteFile`.
+        synchronous, lock_wait_s, busy_ms: As in :class:`replay.journal.sqlite.file.SqliteFile`.
 
     Raises:
         JournalFormat: The file was written by a newer version or by another program.

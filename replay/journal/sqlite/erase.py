@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final, TypeVar
 
 from replay.errors import JournalDamaged
-from replay.journal import sqliteproof as proof
-from replay.journal import sqliteschema as sql
 from replay.journal.base import Half, Stored
 from replay.journal.checksum import checksum
-from replay.journal.sqlitefile import SqliteFile
-from replay.journal.sqliterinse import Rinsing
+from replay.journal.sqlite import proof
+from replay.journal.sqlite import schema as sql
+from replay.journal.sqlite.file import SqliteFile
+from replay.journal.sqlite.rinse import Rinsing
 
 _Item = TypeVar("_Item")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from replay.errors import JournalDamaged
-from replay.journal import sqliteschema as sql
 from replay.journal.base import Control, Head, Partition, Row, Verdict
 from replay.journal.checksum import proves
+from replay.journal.sqlite import schema as sql
 
 Found = Sequence[Any]
 

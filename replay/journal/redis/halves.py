@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from replay.journal import redisscripts as scripts
 from replay.journal.base import Half, Predicted, Stored
+from replay.journal.redis import scripts
 
 
 def predicted(

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from replay.errors import JournalDamaged
-from replay.journal import redisproof as proof
-from replay.journal import redisscripts as scripts
 from replay.journal.base import Examined
+from replay.journal.redis import proof, scripts
 
 _PAGE: Final = 256  # entries per script or command, so that other callers do not wait long
 _SHOWN: Final = 100
@@ -116,16 +115,10 @@ class Examination:
             self._note(order == here, what, "the order of commits does not have it")
 
     def _halves(self, model: str) -> None:
-        cursor: Any = b"0"
-        while True:
-            key = self._key(f"halves:{model}".encode())
-            cursor, found = self._command("HSCAN", key, cursor, "COUNT", _PAGE)
-            for one in _pairs(found):
-                good = self._run(scripts.HALF, model, one[0])
-                if good != b"gone":
-                    self._note(good == b"good", f"half {one[0].hex()} of model {model!a}")
-            if int(cursor) == 0:
-                return
+        for keys in _pages(self._command, self._key(f"halves:{model}".encode())):
+            for key in keys:
+                if (good := self._run(scripts.HALF, model, key)) != b"gone":
+                    self._note(good == b"good", f"half {key.hex()} of model {model!a}")
 
     def _controls(self, model: str) -> None:
         stream, after = self._key(f"controls:{model}".encode()), 0
@@ -191,20 +184,35 @@ class Examination:
 def restore_ids(
     command: Callable[..., Any], run: Callable[..., Any], tag: bytes, model: str
 ) -> int:
-    """Restore missing entries in a model's index of ids, if it has fewer ids than rows.
+    """Restore missing entries in a model's index of ids; return how many were missing.
 
-    Wrong entries are not noticed here, only by :class:`Examination`.  It runs several scripts, none
-    of which blocks the server for long.
+    Nothing is done if it has as many ids as there are rows, the newest row's among them.  After an
+    older index was put back, ids that lead to removed rows are dropped, too.  Several scripts run,
+    none of which blocks the server for long.  Several callers may do this at once.
     """
-    ids, rows = run(scripts.COUNT_IDS, model)
+    ids, _, rows, newest, lacking = map(int, run(scripts.COUNT_IDS, model))
+    if not lacking and ids >= rows:
+        return 0
+    for keys in _pages(command, tag + b":ids:" + model.encode()):
+        run(scripts.DROP_IDS, model, *keys)
     restored = 0
-    if int(ids) < int(rows):
-        for number in command("LRANGE", tag + b":partitions:" + model.encode(), 0, -1):
-            after = b"0"
-            while after:
-                n, after = run(scripts.RESTORE_IDS, model, number, after, _PAGE)
-                restored += int(n)
+    for number in command("LRANGE", tag + b":partitions:" + model.encode(), 0, -1):
+        after = b"0"
+        while after:
+            n, after = run(scripts.RESTORE_IDS, model, number, after, _PAGE)
+            restored += int(n)
+    run(scripts.REACH_IDS, model, newest)
     return restored
+
+
+def _pages(command: Callable[..., Any], key: bytes) -> Iterator[list[bytes]]:
+    """Yield the fields of a hash, some at a time."""
+    cursor: Any = b"0"
+    while True:
+        cursor, found = command("HSCAN", key, cursor, "COUNT", _PAGE)
+        yield [name for name, _ in _pairs(found)]
+        if int(cursor) == 0:
+            return
 
 
 def _pairs(found: Any) -> list[tuple[bytes, bytes]]:

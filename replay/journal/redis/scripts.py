@@ -1,4 +1,4 @@
-"""The Lua scripts of :class:`replay.journal.redis.RedisJournal`, each one atomic step.
+"""The Lua scripts of :class:`replay.journal.redis.journal.RedisJournal`, each one atomic step.
 
 The scripts are in the folder ``lua``; the header of each file describes its arguments.
 
@@ -23,13 +23,13 @@ Keys (``P`` is ``KEYS[1]``, the journal's prefix in braces, so all keys are in o
 ``P:trimmed:MODEL``         string      seq of the newest row that was trimmed
 ``P:claims:NUMBER``         hash        how many learners claimed each offset, and its checksum
 ``P:running:MODEL``         string      milliseconds for which servers have run, and its checksum
-``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key
+``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key; under '' the newest row's seq
 ``P:halves:MODEL``          hash        the half that is kept of each key (cmsgpack)
 ``P:waiting:MODEL``         sorted set  keys of halves by when they were taken
 ``P:head:MODEL``            hash        ``epoch:SPEC``, ``snapshot:SPEC``, ``newest`` epoch
 ``P:lineages:MODEL``        sorted set  specs by their last change of epoch
 ``P:controls:MODEL``        stream      a control row under the id ``SEQ-0``
-``P:decided:MODEL``         hash        seq of each control row's key
+``P:decided:MODEL``         hash        seq of each control row's key; under '' that of the newest
 ``P:lines``                 stream      a line of the log of decisions under the id ``NUMBER-0``
 ``P:anchor``                hash        the line that stands for those that were trimmed
 ``P:erasing:rows:NUMBER``   stream      a copy that grows while payloads are removed
@@ -42,7 +42,7 @@ deletes, which works even without free memory.  Rows that were joined under a la
 which half came second (``half``) and when the first was received (``since``).
 
 Rows, control rows, halves, partitions and heads end with ``sum``: the first 32 bits of the SHA-1
-of their place and all preceding fields (:func:`replay.journal.redisproof.proof`).  Redis's Lua has
+of their place and all preceding fields (:func:`replay.journal.redis.proof.proof`).  Redis's Lua has
 no faster checksum, and only a script knows offset and seq.  ``ran`` is the running time at which a
 row or half was written.
 """
@@ -53,7 +53,7 @@ import re
 from importlib import resources
 from typing import Final
 
-_FOLDER: Final = resources.files("replay.journal").joinpath("lua")
+_FOLDER: Final = resources.files("replay.journal.redis").joinpath("lua")
 
 
 def _lua(name: str) -> str:
@@ -92,3 +92,5 @@ HALVES: Final = COMMON + _lua("halves")
 REPLACE_HALF: Final = COMMON + _lua("replace_half")
 COUNT_IDS: Final = COMMON + _lua("count_ids")
 RESTORE_IDS: Final = COMMON + _lua("restore_ids")
+DROP_IDS: Final = COMMON + _lua("drop_ids")
+REACH_IDS: Final = COMMON + _lua("reach_ids")

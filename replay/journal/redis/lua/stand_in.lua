@@ -34,6 +34,7 @@ repeat
   end
 until cursor == '0'
 local ran = int(running(model) or 0)
+local lacking = lacks_ids(model)
 if not seq then
   seq = int(redis.call('INCR', P .. ':seq'))
   redis.call('XADD', order, seq .. '-0', 'at', here)
@@ -56,4 +57,5 @@ redis.call('XSETID', spare, int(last(rows)) .. '-0')
 redis.call('RENAME', spare, rows)
 for _, key in ipairs(gone) do redis.call('HDEL', ids, key) end
 redis.call('HSET', ids, ARGV[3], here)
+if not lacking then redis.call('HSET', ids, '', int(last(order))) end
 return 'ok'

@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from evaluation.report import figures
+from evaluation.report.page import figures
 from evaluation.report.values import Report, to_json
 from replay.plain import plain
 
@@ -31,7 +31,7 @@ def render(report: Report) -> str:
     data = to_json(report)
     values = json.loads(data)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = (resources.files("evaluation.report") / "page.html").read_text(encoding="utf-8")
+    source = (resources.files("evaluation.report.page") / "page.html").read_text(encoding="utf-8")
     environment.finalize = _readable
     environment.filters |= {"date": _date, "span": _span, "row": "{:,}".format}
     return environment.from_string(source).render(

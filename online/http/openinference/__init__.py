@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: its requests, its errors, and extensions of Triton."""

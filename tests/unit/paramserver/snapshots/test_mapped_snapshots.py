@@ -1,0 +1,204 @@
+"""Large snapshots are mapped, checked while their tables are laid out, and copied afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paramserver.core.blocks import ROWS, Block
+from paramserver.core.pages import PAGE_ROWS, Pool
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
+from paramserver.errors import SnapshotCorrupt, SnapshotFormat
+from paramserver.snapshots import chain, mapped, store
+from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.store import DirectorySnapshots, Retention
+
+IDS = 5_000
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files are mapped, and read and copied in small pieces."""
+    monkeypatch.setattr(store, "MAPPED_LEAST", 1)
+    monkeypatch.setattr(mapped, "_PIECE", 1024)
+    monkeypatch.setattr("paramserver.core.pages._COPIED", PAGE_ROWS)
+
+
+def settled() -> None:
+    """Wait until no table is being copied."""
+    for thread in threading.enumerate():
+        if thread.name == "rows":
+            thread.join(60)
+
+
+def server_with_table() -> Server:
+    server = Server("m", "s", "{}", "sum", 1)
+    ids = np.random.default_rng(1).permutation(IDS).astype(np.uint64)
+    numbers = np.arange(2 * IDS, dtype=np.float32).reshape(IDS, 2)
+    server.values["t"] = Block(ROWS, Rows(ids, numbers))
+    server.values["w"] = Block("additive", {"é": 0.5, "b": -1.0})
+    return server
+
+
+def published(path: Path) -> tuple[SnapshotHistory, Server]:
+    """A whole snapshot, and one that leans on it."""
+    server, history = server_with_table(), SnapshotHistory(DirectorySnapshots(path), Retention())
+    for count in (1, 2):
+        server.count = count
+        if count == 2:
+            some = np.arange(0, IDS, 40, dtype=np.uint64)
+            server.values["t"].data.put(some, np.zeros((len(some), 2), dtype=np.float32))
+        state = server.begin_snapshot(0.0, None, {}, history.base_for_next())
+        assert (state.base is None) == (count == 1)
+        history.publish(f"1-{count}", state)
+    return history, server
+
+
+@pytest.mark.parametrize("name", ["1-1", "1-2"])
+def test_what_is_restored_is_in_memory_of_its_own_in_the_end(tmp_path: Path, name: str) -> None:
+    history, _ = published(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    restored = history.load(name)
+    table: Rows = restored.values["t"].data
+    every = np.arange(IDS, dtype=np.uint64)
+    table.put(every, table.get(every)[0] + 1.0)  # also while it is copied
+    settled()
+    piece = table._pool._pieces[0][1]
+    assert piece.base is None, "no file is behind it"
+    assert table._ids.first(IDS).base is not None
+    assert not isinstance(table._ids._ids.base, memoryview)
+    plain = snapshot_format.decode(files[tmp_path / "1-1.snapshot"]).values["t"].data
+    if name == "1-2":
+        some = np.arange(0, IDS, 40, dtype=np.uint64)
+        plain.put(some, np.zeros((len(some), 2), dtype=np.float32))
+    assert np.array_equal(table.get(every)[0], plain.get(every)[0] + 1.0)
+    assert restored.values["w"].data == {"é": 0.5, "b": -1.0}
+    assert files == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    history, _ = published(tmp_path)
+    path = tmp_path / "1-1.snapshot"
+    good = path.read_bytes()
+    head = snapshot_format.manifest_end(good)
+    places = [*range(0, head + 300, 7), *range(head, len(good), 997), len(good) - 1]
+    for at in places:
+        path.write_bytes(flipped(good, at))
+        with pytest.raises(SnapshotCorrupt):
+            history.load("1-1")
+        with pytest.raises(SnapshotCorrupt, match="leans on 1-1"):
+            history.load("1-2")
+    for size in (0, 20, head - 1, head + 9, len(good) - 1):
+        path.write_bytes(good[:size])
+        with pytest.raises(SnapshotCorrupt):
+            history.load("1-1")
+    path.write_bytes(good)
+    assert history.load("1-2").values["w"].data
+
+
+def test_a_table_of_a_file_that_is_not_sound_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: without the comparison in the end a flipped number is loaded."""
+    history, _ = published(tmp_path)
+    path = tmp_path / "1-1.snapshot"
+    good = path.read_bytes()
+    path.write_bytes(flipped(good, good.index(np.float32(77.0).tobytes())))
+    with pytest.raises(SnapshotCorrupt, match="the checksum of the whole does not match"):
+        history.load("1-1")
+    monkeypatch.setattr(snapshot_format, "_verify", lambda source: None)
+    assert 77.0 not in history.load("1-1").values["t"].data.numbers
+    settled()
+
+
+def test_a_base_that_is_another_one_and_a_newer_schema_are_told(tmp_path: Path) -> None:
+    history, server = published(tmp_path)
+    server.values["w"].data["b"] = 2.0
+    DirectorySnapshots(tmp_path).publish("1-1", snapshot_format.encode(server.state(0.0, None, {})))
+    with pytest.raises(SnapshotCorrupt, match="it is another one"):
+        history.load("1-2")
+    DirectorySnapshots(tmp_path).publish("1-9", snapshot_format.frame(9, b"new", b"payload"))
+    with pytest.raises(SnapshotFormat):
+        chain.read(DirectorySnapshots(tmp_path), "1-9")
+
+
+class Failing(BufferedReader):
+    """A disk that fails after some bytes, or a file that has become shorter."""
+
+    def __init__(self, path: Path, error: OSError | None) -> None:
+        super().__init__(path.open("rb", buffering=0))
+        self.error, self.left = error, 4
+
+    def readinto(self, into: Any) -> int:
+        self.left -= 1
+        if self.left > 0:
+            return super().readinto(into)
+        if self.error is not None:
+            raise self.error
+        return 0
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), None])
+def test_an_error_of_the_disk_is_told_before_the_mapping_is_touched_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    history, _ = published(tmp_path)
+    path, seen = tmp_path / "1-1.snapshot", list[str]()
+    source = mapped.MappedFile(Failing(path, error), path.stat().st_size)
+    monkeypatch.setattr(store.Disk, "take", lambda *_: source)
+    monkeypatch.setattr(snapshot_format, "_finite", lambda numbers: seen.append("rows"))
+    with pytest.raises(OSError, match="Input/output" if error else "has become shorter"):
+        history.load("1-1")
+    assert not seen, "nobody looked at rows that had not been read"
+
+
+class Meanwhile:
+    """A lock before which somebody else has a turn."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._lock, self._act, self._busy = threading.Lock(), act, False
+
+    def __enter__(self) -> None:
+        if not self._busy:
+            self._busy = True
+            self._act()
+            self._busy = False
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_writes_while_pages_are_copied_are_in_the_copy(
+    monkeypatch: pytest.MonkeyPatch, both: bool
+) -> None:
+    """The negative control writes to the old piece only."""
+    n, draw = 40 * PAGE_ROWS, np.random.default_rng(2)
+    pool = Pool(np.zeros((n, 2), dtype=np.float32))
+    expected = np.zeros((n, 2), dtype=np.float32)
+
+    def write() -> None:
+        at = draw.choice(n, 50, replace=False)
+        expected[at] = rows = draw.random((50, 2), dtype=np.float32)
+        pool.write(at, rows)
+
+    pool.begin_copy()
+    assert pool._copy is not None
+    monkeypatch.setattr(pool, "_lock", Meanwhile(write))
+    if not both:
+        monkeypatch.setattr(type(pool._copy), "of", lambda copy, _: np.zeros_like(copy.rows))
+    pool.copy_first()
+    assert np.array_equal(pool.read(np.arange(n)), expected) == both
