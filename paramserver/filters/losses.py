@@ -40,6 +40,7 @@ from paramserver.filters.trials import (
     Bins,
     Trials,
     is_unproven,
+    of_few,
     together,
     total,
     unproven,
@@ -343,16 +344,8 @@ class Losses:
         """Labels with too few senders to compare, who of these is unproven, and who is proven."""
         labels = self._votes.labels
         few = [label for label in labels if len(self._bins.get(label, {})) < SOURCES_MIN]
-        asked = {label: self._trials.scores(label) for label in few}
-        all_labels = together(asked.values())  # of all these labels: they may be many
-        all_in_all = unproven(all_labels)
-        tried = {source for source, (n, _) in all_labels.items() if n >= TRIAL}
-        proven = tried - all_in_all
-        if len(tried) >= SOURCES_MIN and 2 * len(all_in_all) > len(tried):
-            all_in_all = set()  # the model knows these labels of nobody yet
-        found = {label: unproven(scores) for label, scores in asked.items()}
-        proven.difference_update(*found.values())
-        return {label: _named(all_in_all | x) for label, x in found.items()}, _named(proven)
+        doubtful, proven = of_few({x: self._trials.scores(x) for x in few}, SOURCES_MIN)
+        return {label: _named(sources) for label, sources in doubtful.items()}, _named(proven)
 
     def _at_random(self, label: str) -> float:
         """Return what nine of ten losses of a label sent with any row are not above."""
