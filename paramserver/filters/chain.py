@@ -196,10 +196,16 @@ class Chain:
             self.sources.take(source)
         elif source.quarantined:
             self._shadow(source)
+        elif source.unblamed and self._is_over_budget(verdict):
+            source.aside += 1
         if source.standing < QUARANTINE_AT and not self.drift:
             self.sources.quarantine(source)
         if self._arrivals % self._every == 0:
             self.refresh(event.key, event.version)
+
+    def _is_over_budget(self, verdict: Verdict) -> bool:
+        asked = zip(self.filters, verdict.opinions, strict=False)
+        return any(test.budgets and opinion.factor < 1.0 for test, opinion in asked)
 
     def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
         """Revert the evidence of an event that a later one has corrected."""

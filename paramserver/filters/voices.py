@@ -10,6 +10,7 @@ changes, all allowances are reset.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from itertools import islice
 from math import fsum
 from typing import Final
@@ -54,11 +55,13 @@ class Rates:
     Attributes:
         usual: Number of taken events of the median source.
         flooding: Sources that send far more than usual, which are left out of medians.
+        sizes: Their sizes before they did.
     """
 
     def __init__(self) -> None:
         self.usual = 1
         self.flooding: frozenset[str] = frozenset()
+        self.sizes: Mapping[str, float] = {}
         self._voices: dict[str, _Voice] = {}  # last active at the end
         self._events = 0
         self._now: dict[str, _Voice] = {}  # the active sources
@@ -191,7 +194,9 @@ class Voices(Rates):
 
     def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
         usual, size = self._usual_rate, 1.0
-        if taken > self.usual and source not in self.flooding:
+        if source in self.flooding:
+            size = self.sizes.get(source, 1.0)
+        elif taken > self.usual:
             size = taken / self.usual
         back = (usual if usual > _ROUND else _ROUND) * (self._calm - voice.calm_at)
         allowed, most = voice.allowed + size * back, _DEPTH * size
