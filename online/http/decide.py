@@ -109,7 +109,7 @@ def _request_id(request: Request) -> str | None:
 
 
 def _of(choosing: Mapping[str, Choosing], model: str) -> Choosing:
-    if (found := choosing.get(model)) is None:
+    if (chooser := choosing.get(model)) is None:
         hint = f"These do: {', '.join(sorted(choosing)) or 'none'}"
         raise RequestError(404, "no_choices", f"{model[:80]!r} does not choose", "model", hint)
-    return found
+    return chooser
