@@ -16,8 +16,8 @@ from fastapi.responses import HTMLResponse, Response
 
 from online.errors import RequestError
 from online.messages.bodies import JSON, decode
-from online.serving.choosing import Choosing
-from online.serving.personalizer import (
+from online.serving.choices.choosing import Choosing
+from online.serving.choices.personalizer import (
     Personalizer,
     RankRequest,
     SlotRewards,
