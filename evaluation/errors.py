@@ -38,6 +38,6 @@ class LearnerFailed(EvaluationError):
     verb: str
     problem: str
     text = (
-        "the learner can't {verb} row {row}: {problem}. Mend the learner, or leave out or convert "
-        "the features that it can't take"
+        "the learner can't {verb} row {row}: {problem}. Correct the learner, or leave out or "
+        "convert the features that it can't handle"
     )

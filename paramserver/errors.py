@@ -65,7 +65,7 @@ class NothingDecided(ParamServerError):
     """The store did not return the earlier decisions.  Nothing was changed."""
 
     reason: str
-    text = "nothing was decided, for the store did not answer the parameter server: {reason}"
+    text = "no decision was recorded: the store did not answer the parameter server: {reason}"
 
 
 class StartRefused(ParamServerError):
@@ -90,7 +90,7 @@ class PublishFailed(ParamServerError):
     definite = False
     name: str
     reason: str
-    text = "snapshot {name} was not published ({reason}); it is tried again"
+    text = "snapshot {name} was not published ({reason}); this is tried again"
 
 
 class PinIncomplete(ParamServerError):
@@ -157,7 +157,7 @@ class RelearnRefused(ParamServerError):
     """The state relearned from recent rows cannot replace the model's.  Nothing was changed."""
 
     reason: str
-    text = "the model goes on as it is ({reason}); the next alarm tries again"
+    text = "the model stays as it is ({reason}); the next alarm tries again"
 
 
 class BackfillRefused(ParamServerError):
@@ -165,7 +165,7 @@ class BackfillRefused(ParamServerError):
 
     reason: str
     text = (
-        "what the tables have taught is not taken ({reason}), nothing was changed; teach them "
+        "the state learned from tables was refused ({reason}), nothing was changed; learn them "
         "again: online backfill"
     )
 
@@ -189,7 +189,7 @@ class DecisionUncertain(ParamServerError):
     key: str
     reason: str
     text = (
-        "it is not certain that the {kind} is written ({reason}); the server's status tells once "
+        "whether the {kind} was written is unknown ({reason}); the server's status shows it once "
         "it serves again: control, rewrite, frozen"
     )
 

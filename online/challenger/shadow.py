@@ -305,7 +305,7 @@ class Shadow:
         if self.incident is not None:
             return self.incident
         if self._taken_back:  # otherwise it could be promoted and taken back forever
-            return "it has served and was taken back, or did not start: promote it by hand"
+            return "it served before and was replaced, or did not start: promote it by hand"
         if unusable := int(self.learner.tally.counters.get("unusable", 0)):
             return f"{unusable} of its answers were no numbers"
         if self.behind > PAGE_ROWS * 4:

@@ -318,7 +318,7 @@ def _not_recorded(reply: Reply, error: ErrorBody | None) -> bool:
 def _refused(reply: Reply, error: ErrorBody | None) -> ServiceRefused:
     if error is None:
         text = reply.body[:200].decode("latin-1")
-        hint = "It is not the service that answers there: check the URL and what stands in front"
+        hint = "Another program answers there: check the URL, and proxies in front of the service"
         return ServiceRefused(reply.status, "not_ours", text, None, hint)
     return ServiceRefused(reply.status, error.code, error.message, error.field, error.hint)
 

@@ -189,7 +189,7 @@ def pick_model(settings: Settings, name: str | None) -> ModelSettings:
 
     known = {model.name: model for model in settings.models}
     if name is not None and name not in known and [*known] == [DEFAULT_MODEL["name"]]:
-        hint = f"Without a settings file there is {next(iter(known))} alone: name yours by --config"
+        hint = f"Without --config only {next(iter(known))} is served: name your settings file"
         raise ConfigError("--model", f"{name!r} is not served", hint)
     return only(known, name)
 
@@ -226,7 +226,7 @@ def need_table_packages() -> None:
 def agreed(text: str, question: str, *, more: str = "") -> None:
     """Ask the user at the terminal to confirm.  Raises StartRefused without a yes."""
     if not somebody():
-        raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
+        raise StartRefused(f"{text}; there is no terminal to confirm it", "Confirm it with --yes")
     print(f"{text}{more}", file=sys.stderr)
     if not typer.confirm(question, err=True):
         raise StartRefused("nothing was changed", "Say y, or --yes")

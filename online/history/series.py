@@ -58,7 +58,7 @@ class Series:
         try:
             self._db, self._last = _open(file)
         except (sqlite3.DatabaseError, msgspec.MsgspecError, zlib.error) as error:
-            log.warning("%s is damaged (%s), and begins anew", file, error)
+            log.warning("%s is damaged (%s), so a new one is started", file, error)
             for left in (file, file.with_name(f"{file.name}-journal")):
                 left.unlink(missing_ok=True)
             os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))

@@ -258,8 +258,8 @@ class App:
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             kind = content_type(scope)
             if kind == NDJSON and action == "feedback":
-                with self._uploads.place(token) as place:
-                    await upload(serving, receive, send, self._limits, place, headers)
+                with self._uploads.slot(token) as slot:
+                    await upload(serving, receive, send, self._limits, slot, headers)
                 return
             form = format_of(kind)
             body = await self._transfers.read(scope, receive)

@@ -92,7 +92,7 @@ async def _refuse(path: str, reason: str, send: Any) -> None:
     from online.messages import bodies
 
     message = f"no replica answers: {reason}"
-    hint = "Send it again; if it stays so, mend what it says: replicas are started again and again"
+    hint = "Send it again; if this persists, remove the cause: replicas are restarted repeatedly"
     error = RequestError(503, "no_replica", message, None, hint, _RETRY_S)
     if path.startswith("/v2/"):
         data = protocol.error_body(error)

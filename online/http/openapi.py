@@ -174,7 +174,7 @@ def _add_choices(
             _content("A moment, and the actions", ask, _BINARY, example=_CHOOSE),
             {
                 "200": _content(
-                    "The action that was chosen, and the others behind it; or that of each slot",
+                    "The chosen action, followed by the others; or the chosen one of each slot",
                     {"anyOf": [chosen, {"$ref": _REFS.format(name="ChosenSlots")}]},
                 ),
                 "409": _content("Another question was asked under the id", {}),

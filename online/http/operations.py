@@ -187,7 +187,7 @@ def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[i
     return shown
 
 
-_UNAVAILABLE = "The server or the journal does not answer; ask again, it is done once"
+_UNAVAILABLE = "The server or the journal does not answer; repeat the request, it takes effect once"
 
 
 def operations(cluster: Cluster) -> APIRouter:
@@ -246,7 +246,7 @@ def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
         responses=_answers(
             "Rolled back, durably. `complete`: every replica answers from it",
             back,
-            e422="The snapshot can't be gone back to; the message names those that can",
+            e422="The model can't be rolled back to this snapshot; the message names possible ones",
             e503=_UNAVAILABLE,
         ),
     )
@@ -280,7 +280,7 @@ def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
         responses=_answers(
             "Swapped, durably. `complete`: every replica answers from it",
             {**back, "snapshot": "aside-4-130-1f"},
-            e422="The state can't take the place of what is served; the message says why",
+            e422="The state can't replace the served one; the message says why",
             e503=_UNAVAILABLE,
         ),
     )
@@ -294,7 +294,7 @@ def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
         responses=_answers(
             "Swapped, durably; `snapshot` is pinned. `complete`: every replica answers from it",
             {**back, "snapshot": "4-131-from-4-120", "undone": 0},
-            e422="The state can't take the place of what is served; the message says why",
+            e422="The state can't replace the served one; the message says why",
             e503=_UNAVAILABLE,
         ),
     )
@@ -309,7 +309,7 @@ def _add_freezes(routes: APIRouter, cluster: Cluster) -> None:
         "/freeze",
         summary="Stop learning; feedback is kept as `frozen`",
         responses=_answers(
-            "Frozen. `complete`: every replica has seen it, the version stands",
+            "Frozen. `complete`: every replica acts on it, and the version no longer changes",
             acted,
             e503=_UNAVAILABLE,
         ),
@@ -349,7 +349,7 @@ def _add_events(routes: APIRouter, cluster: Cluster) -> None:
 
     @routes.post(
         "/relearn",
-        summary="Learn such events again, each once, as new rows",
+        summary="Learn these events again, each once, as new rows",
         responses=_answers(
             "Learned; ask again with `cursor` until it is null",
             done,
@@ -397,7 +397,7 @@ def _add_quarantine(routes: APIRouter, cluster: Cluster) -> None:
         assert body.source is not None
         return await cluster.decide_source(model, choice, body.source, body.after, body.limit)
 
-    decided = _answers("Decided; the first decision about an event stands", done, e503=_UNAVAILABLE)
+    decided = _answers("Decided; the first decision on an event is final", done, e503=_UNAVAILABLE)
 
     ban = {"source": "bot", "banned": True, "control": 8, "version": [4, 130]}
 

@@ -51,7 +51,7 @@ def history_routes(folder: Path) -> APIRouter:
         try:
             return read(folder, model, begin, end, points)
         except sqlite3.Error as error:
-            hint = "Ask again; or remove the folder `history` of the state folder: it begins anew"
+            hint = "Ask again; or remove the state folder's `history`: a new one is started"
             raise RequestError(503, "history_unavailable", str(error), None, hint, 1) from None
 
     return made

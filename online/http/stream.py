@@ -60,7 +60,7 @@ class Streams:
         """Serve one listener until it leaves or its time ends.  Raises RequestError if full."""
         if len(self._listeners) >= self._most:
             hint = "Ask GET /v1/models now and then, or raise limits.listeners_max"
-            message = f"{self._most} pages are told of changes here already"
+            message = f"{self._most} pages already receive changes here"
             raise RequestError(429, "busy", message, None, hint, 5)
         mine: asyncio.Queue[bytes | None] = asyncio.Queue(1)  # slow listeners skip states
         self._listeners.add(mine)
@@ -111,7 +111,7 @@ class Streams:
                     await asyncio.sleep(min(left_s, _ENDING_S))
                     left_s -= _ENDING_S
         except Exception:  # the pages then poll, and are told the error
-            log.exception("the models can't be looked at")
+            log.exception("the status of the models can't be read")
         self._looking = self._newest = None
         self._hand_out(None)
 

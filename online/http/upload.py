@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Slot:
     """The slot of one upload; ``within`` awaits its client with a timeout."""
 
     within: Callable[[Awaitable[T]], Awaitable[T]]
@@ -62,7 +62,7 @@ class Uploads:
         self._silent: dict[asyncio.Timeout, bytes | None] = {}  # longest idle first
 
     @contextlib.contextmanager
-    def place(self, token: bytes | None) -> Iterator[Place]:
+    def slot(self, token: bytes | None) -> Iterator[Slot]:
         """Hold a slot for a token digest (None: no tokens).  Raises RequestError 429 if full."""
         if token is not None and self._held[token] >= self._share:
             if not self._push_out(of=token):
@@ -71,7 +71,7 @@ class Uploads:
             raise _busy(f"{self._most} uploads are under way here")
         self._held[token] += 1
         try:
-            yield Place(lambda work: self._within(token, work))
+            yield Slot(lambda work: self._within(token, work))
         finally:
             self._held[token] -= 1
             self._held += Counter()  # drops zero counts
@@ -85,10 +85,10 @@ class Uploads:
                 finally:
                     self._silent.pop(clock, None)
         except TimeoutError:
-            message = "nothing came, or no receipt was taken, for too long"
+            message = "no line was received, or no receipt was read, for too long"
             hint = (
                 f"Send a line within {self._idle_s:g} s (limits.upload_idle_s), sooner when all "
-                "places are taken, or begin another upload; what has a receipt is recorded"
+                "slots are used, or start another upload; events with a receipt are recorded"
             )
             raise RequestError(408, "upload_idle", message, None, hint) from None
 
@@ -115,7 +115,7 @@ async def upload(
     receive: Receive,
     send: Send,
     limits: Limits,
-    place: Place,
+    slot: Slot,
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
     """Record events as their lines arrive; the receipts are sent in the same order.
@@ -127,15 +127,15 @@ async def upload(
     error body in the last line.
     """
     head = [(b"content-type", NDJSON), *headers]
-    await place.within(send({"type": "http.response.start", "status": 200, "headers": head}))
+    await slot.within(send({"type": "http.response.start", "status": 200, "headers": head}))
     last = b""
     try:
-        async for lines in place.timely(read_lines(receive, limits.body_bytes_max)):
+        async for lines in slot.timely(read_lines(receive, limits.body_bytes_max)):
             for i in range(0, len(lines), limits.rows_max):
                 receipts = await _record(serving, lines[i : i + limits.rows_max])
                 body = _encode(receipts)
                 part = {"type": "http.response.body", "body": body, "more_body": True}
-                await place.within(send(part))
+                await slot.within(send(part))
     except RequestError as error:
         serving.replica.counts[f"feedback_refused_{error.code}"] += 1
         last = _encode([error_body(error)])
@@ -143,7 +143,7 @@ async def upload(
         log.exception("an upload of feedback, %s", serving.name)
         last = _encode([error_body(failed())])
     with contextlib.suppress(RequestError):  # the client reads nothing any more
-        await place.within(send({"type": "http.response.body", "body": last}))
+        await slot.within(send({"type": "http.response.body", "body": last}))
 
 
 async def _record(serving: Serving, lines: list[bytes]) -> list[Receipt]:

@@ -9,28 +9,29 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, merge
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks
 from paramserver.filters.sources import (
-    EVIDENCE,
     OFFENCES,
     RELEASES,
     SOURCES_MAX,
-    TAKEN,
+    Effects,
     of_sources,
 )
 from replay.example import Judged
 from replay.journal.base import Row, Verdict
 
 _LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
+_HIGHEST: Final = frozenset((OFFENCES, RELEASES))
+"""Blocks of numbers of which the highest counts."""
 
 
 class EvidenceObserver(Protocol):
     """Receives what becomes known about sources."""
 
-    def effects(self, key: bytes) -> Blocks | None:
+    def effects(self, key: bytes) -> Effects | None:
         """Return the effects of the row with this key if it was judged here; otherwise None."""
 
-    def passed(self, row: Row, effects: Blocks) -> None:
+    def passed(self, row: Row, effects: Effects) -> None:
         """Take note that a row's evidence is counted from now on."""
 
     def cut(self, opened: Blocks) -> None:
@@ -63,7 +64,7 @@ class Evidence:
         effects = None if self.observer is None else self.observer.effects(row.key)
         if effects is None:
             effects = effects_of(judged, row.source, row.verdict)
-        add_counts(self._open, effects)
+        effects.add_to(self._open)
         if self.observer is not None:
             self.observer.passed(row, effects)
 
@@ -86,36 +87,19 @@ class Evidence:
             self.observer.reset(of_sources(values))
 
 
-def effects_of(judged: Judged, source: str, verdict: Verdict) -> Blocks:
+def effects_of(judged: Judged, source: str, verdict: Verdict) -> Effects:
     """Return a row's effects on the state of sources."""
-    blocks = {EVIDENCE + test: Block(COUNT, {source: x}) for test, x in judged.evidence.items()}
-    if verdict in _LEARNED:
-        blocks[TAKEN] = Block(COUNT, {source: 1})
     more: Blocks = {}
     for name, numbers in (judged.more or {}).items():
-        highest = name in (OFFENCES, RELEASES)
+        highest = name in _HIGHEST
         data = {who: (0.0, x) for who, x in numbers.items()} if highest else dict(numbers)
         more[name] = Block(EXTREMA if highest else COUNT, data)
-    merge(blocks, more)
-    return blocks
+    return Effects(source, judged.evidence, int(verdict in _LEARNED), more)
 
 
-def judged_of(effects: Blocks, source: str, score: float, reason: str) -> Judged:
+def judged_of(effects: Effects, score: float, reason: str) -> Judged:
     """Encode a row's effects for the row itself; the inverse of :func:`effects_of`."""
-    evidence: dict[str, float] = {}
-    more: dict[str, dict[str, float]] = {}
-    for name, block in effects.items():
-        if len(block.data) == 1 and source in block.data:  # the common case
-            if name.startswith(EVIDENCE):
-                evidence[name[len(EVIDENCE) :]] = block.data[source]
-                continue
-            if name == TAKEN:
-                continue
-        for who, x in block.data.items():
-            if name == TAKEN and who == source:
-                continue
-            if name.startswith(EVIDENCE) and who == source:
-                evidence[name.removeprefix(EVIDENCE)] = x
-            else:
-                more.setdefault(name, {})[who] = x[1] if isinstance(x, tuple) else x
-    return Judged(score, reason, evidence, more or None)
+    more = {name: block.data for name, block in effects.more.items()}
+    for name in effects.more.keys() & _HIGHEST:
+        more[name] = {who: x for who, (_, x) in more[name].items()}
+    return Judged(score, reason, effects.evidence, more or None)

@@ -260,7 +260,7 @@ STATUSES: Final[Mapping[str, str]] = {
     "waiting": "the label is kept until its prediction has been recorded, a reward until its "
     "choice's wait ends",
     "duplicate": "recorded before with the same label: see first_outcome",
-    "conflict": "recorded before with another label, which stands",
+    "conflict": "recorded before with another label, which remains valid",
     "expired": "older than the time for which its id is remembered",
     "undone": "learned once, and taken out by a rollback or a forget (a first_outcome only)",
     "released": "quarantined at first, then released by an operator (a first_outcome only)",

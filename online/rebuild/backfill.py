@@ -126,7 +126,7 @@ def look(tables: Tables, model: Model) -> Cut:
 
     Raises:
         InputRefused: Naming file and column.
-        PlaceFailed: The storage failed.
+        LocationFailed: The storage failed.
     """
     files = inputs.files_of(tables.files)
     if tables.label in (tables.event_id, tables.time, tables.action):
@@ -243,7 +243,7 @@ def teach(
     Raises:
         InputRefused: A file is damaged, was changed meanwhile or is not in order of time, or no row
             could be learned.
-        PlaceFailed: The storage failed.
+        LocationFailed: The storage failed.
     """
     teaching = _Teaching(cut, tables, teacher, validator, known)
     found, done = Learned(), 0
@@ -334,7 +334,7 @@ class _Teaching:
             key = piece.keys[i]
             mark = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
             if mark in self._ids:
-                return str(self._tables.event_id), "an event of this id stands before it"
+                return str(self._tables.event_id), "an earlier row has the same event id"
             self._ids.add(mark)
             if self._known(key):
                 found.known += 1

@@ -190,7 +190,7 @@ class Bases:
         if not found:
             raise StartRefused(
                 f"{name!r} is no snapshot that the model's present state descends from",
-                "`online snapshot list` names those that are kept",
+                "`online snapshot list` names the kept snapshots",
             )
         if (why := self.why_not(found[0])) is not None:
             raise StartRefused(f"{name!r} can't be begun with: {why}", "Name another snapshot")

@@ -119,7 +119,7 @@ def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -
     row, _ = journal.write_control(model, RESHARD, key, payload)
     if row.payload != payload:
         raise StartRefused(
-            f"model {model}: somebody else has decided just now how many parameter servers it has",
+            f"model {model}: another request has just changed its number of parameter servers",
             "Ask again",
         )
     return row.seq

@@ -72,7 +72,7 @@ def examine(settings: Settings, progress: Callable[[int, int], None]) -> Soundne
     except (ReplayError, StartRefused) as error:
         if isinstance(error.__context__, JournalUnavailable):
             raise
-        return Soundness((f"it can't be looked at: {' '.join(str(error).split())}",), 0, 0)
+        return Soundness((f"it can't be read: {' '.join(str(error).split())}",), 0, 0)
     return Soundness(found.damage, found.good, found.unchecked)
 
 

@@ -72,7 +72,7 @@ class Review:
         else:
             (answer,) = self._filtering.judge([asked])
         self._filtering.committed([asked], [Outcome(True, row)])
-        self._filtering.passed(row, {})
+        self._filtering.passed(row, None)
         if judged is None and row.verdict is Verdict.QUARANTINED:
             return  # its source was banned
         if Verdict.QUARANTINED in (row.verdict, answer.verdict) and answer.verdict != row.verdict:

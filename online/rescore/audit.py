@@ -166,7 +166,7 @@ class _Found:
 
 
 def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -> Report:
-    """Read the run's files back and judge them.  Raises PlaceFailed."""
+    """Read the run's files back and judge them.  Raises LocationFailed."""
     found = _Found(plan)
     base = f"runs/{plan.run}"
     for shard in plan.shards:

@@ -12,8 +12,8 @@ class StoreFailed(OnlineError):
     store: str
     reason: str
     text = (
-        "store {store}: {reason}. Its readers keep the run they had; once it answers the same "
-        "command, with the same --run-id, goes on where it ended"
+        "store {store}: {reason}. Its readers keep the earlier run; once it answers, run the same "
+        "command, with the same --run-id, to continue where it stopped"
     )
 
 
@@ -43,6 +43,6 @@ class RayFailed(OnlineError):
     definite = False
     reason: str
     text = (
-        "Ray failed: {reason}. Nothing was published; the same command, with the same --run-id, "
-        "goes on where it ended"
+        "Ray failed: {reason}. Nothing was published; run the same command, with the same "
+        "--run-id, to continue where it stopped"
     )

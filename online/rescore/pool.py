@@ -27,7 +27,7 @@ from online.rescore import errors
 from online.rescore.plan import Plan, decode
 from online.rescore.work import Done, MakeModel, Worker
 from online.tables.layout import Shard
-from online.tables.places import Folder, Place
+from online.tables.places import Folder, Location
 
 _STORE_BYTES: Final = 100 << 20
 _ACTORS_S: Final = 120
@@ -136,7 +136,7 @@ class Scoring:
 
     def __init__(self, output: str, run: str, make: MakeModel) -> None:
         # Read here, because arguments of an actor's constructor should be small.
-        self._plan = decode(Folder(Place(output)).read(f"runs/{run}/plan.json"))
+        self._plan = decode(Folder(Location(output)).read(f"runs/{run}/plan.json"))
         self._worker = Worker(self._plan, output, make, time.monotonic)
 
     def ready(self) -> None:

@@ -43,7 +43,7 @@ from online.tables import inputs, readers
 from online.tables.columns import Rows
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Input, Layout, Shard
-from online.tables.places import Folder, Place
+from online.tables.places import Folder, Location
 
 POINTER: Final = "current.json"
 WEIGHTS: Final = "weights.msgpack"
@@ -144,10 +144,10 @@ def execute(
         progress: Called with the number of rows scored so far, and of all rows.
 
     Raises:
-        InputRefused, PlaceFailed, RunRefused, AuditFailed, StoreFailed, RayFailed: Nothing is
+        InputRefused, LocationFailed, RunRefused, AuditFailed, StoreFailed, RayFailed: Nothing is
             published then.
     """
-    folder = Folder(Place(request.output))
+    folder = Folder(Location(request.output))
     before = pointer(folder)
     made, why = prepare(request, scored, folder, before, now_s)
     outcome = Outcome(made.run, made.rows, all_because=why)
@@ -171,7 +171,7 @@ def execute(
 
 
 def pointer(folder: Folder) -> Current:
-    """The pointer of an output folder.  Raises PlaceFailed, RunRefused."""
+    """The pointer of an output folder.  Raises LocationFailed, RunRefused."""
     try:
         return published.decode(folder.read(POINTER))
     except FileNotFoundError:
@@ -185,7 +185,7 @@ def planned(output: str, run: str) -> Plan | None:
     if not _RUN.fullmatch(run):
         raise RunRefused(run[:80], "no name of a run", "Use letters, digits, dots and hyphens")
     try:
-        data = Folder(Place(output)).read(f"runs/{run}/plan.json")
+        data = Folder(Location(output)).read(f"runs/{run}/plan.json")
     except FileNotFoundError:
         return None
     try:

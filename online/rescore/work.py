@@ -26,7 +26,7 @@ from online.rescore.scorer import Scorer, Scores
 from online.rescore.sparse import touched, weights_of
 from online.tables.columns import Floats, Index, Rows
 from online.tables.layout import Shard
-from online.tables.places import Folder, Place
+from online.tables.places import Folder, Location
 from online.tables.readers import Bad, Piece, read
 from replay.example import Label, label_text
 
@@ -80,7 +80,7 @@ class Worker:
         self, plan: Plan, output: str, make: MakeModel, monotonic_s: Callable[[], float]
     ) -> None:
         self._plan, self._monotonic_s = plan, monotonic_s
-        self._folder = Folder(Place(output))
+        self._folder = Folder(Location(output))
         model = make()
         self._scorer = Scorer(model, plan.task, plan.method)
         weights = weights_of(model) if plan.since else None
@@ -89,7 +89,7 @@ class Worker:
         pa.set_io_thread_count(2)
 
     def score(self, shard: Shard) -> Done:
-        """Score a shard and write its files.  Raises InputRefused, PlaceFailed."""
+        """Score a shard and write its files.  Raises InputRefused, LocationFailed."""
         begun_s = self._monotonic_s()
         one = self._plan.inputs[shard.input]
         results, before, skipped = _Results(self._plan, shard), self._before(shard), 0

@@ -182,7 +182,7 @@ class OneProcess:
                 self._progress(loose)
         private = processes.private_dir(settings.state_dir)
         if left := list(processes.leftovers(run_path(settings), private)):
-            self._progress(f"ended {processes.end(left)} processes that a crash had left behind")
+            self._progress(f"ended {processes.end(left)} processes left over from a crash")
         shutil.rmtree(private, ignore_errors=True)
 
     def _check(self, *, fresh: bool, relearn: bool, accept_loss: bool) -> Models:

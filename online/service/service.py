@@ -55,7 +55,7 @@ _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 Progress = Callable[[str], None]
 
 _SWAP_S = 30.0  # replicas that have not swapped the model by then are replaced
-_NOTHING = "nothing was changed: the service goes on as it was"
+_NOTHING = "nothing was changed: the service continues unchanged"
 _UNCHANGED = "the settings are as they were"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and are sent inline
@@ -228,7 +228,7 @@ class Service:
                 self._progress(loose)
         if left := list(processes.leftovers(run_path(self._settings), self._private)):
             count = processes.end(left)
-            self._progress(f"ended {count} processes that a crash had left behind")
+            self._progress(f"ended {count} processes left over from a crash")
         shutil.rmtree(self._private, ignore_errors=True)
         processes.private_dir(self._settings.state_dir)
         if self._settings.port and not processes.is_free(self._settings.host, self._settings.port):

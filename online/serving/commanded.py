@@ -19,7 +19,7 @@ from paramserver.errors import (
     SnapshotName,
 )
 
-_LIST: Final = "`online snapshot list` names those that are kept"
+_LIST: Final = "`online snapshot list` names the kept snapshots"
 _HANDED_ON_S: Final = 30  # starting a server with large tables takes minutes
 
 

@@ -231,7 +231,7 @@ class HeldEvents:
 
 
 def _unavailable(error: Exception) -> RequestError:
-    hint = "Ask again; what was learned is not learned twice"
+    hint = "Repeat the request; nothing is learned twice"
     message = f"the journal does not answer: {error}"
     return RequestError(503, "journal_unavailable", message, None, hint, 1)
 

@@ -173,7 +173,7 @@ class Personalizer:
         )
         assert isinstance(receipt, Receipt)
         if status >= 410:
-            message = f"the reward was not taken: {receipt.reason or receipt.status}"
+            message = f"the reward was refused: {receipt.reason or receipt.status}"
             raise RequestError(status, receipt.status, message, "value", "See the reason")
 
 

@@ -42,7 +42,7 @@ def _secret(value: SecretStr) -> SecretStr:
         try:
             base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
         except ValueError:
-            raise ValueError("behind whsec_ stands base64") from None
+            raise ValueError("the text after whsec_ must be base64") from None
     if len(text) < _SECRET_MIN:
         raise ValueError(
             f"a secret of {len(text)} characters; it has {_SECRET_MIN} at least; make one with: "

@@ -21,7 +21,7 @@ def _by_name(value: object) -> object:
         return {value: ()}
     if isinstance(value, (list, tuple)):
         if len(set(map(str, value))) < len(value):
-            raise ValueError("a name stands twice in the list")
+            raise ValueError("a name occurs twice in the list")
         return {name: () for name in value}
     if isinstance(value, Mapping):
         return {k: () if v is None else (v,) if isinstance(v, str) else v for k, v in value.items()}
@@ -46,7 +46,7 @@ def check_entity(
         )
     weighted = [name for names in entity.values() for name in names]
     if not 1 <= len(entity) <= KEYS_MAX:
-        raise ValueError(f"entity: {len(entity)} keys, and 1 to {KEYS_MAX} are taken")
+        raise ValueError(f"entity: {len(entity)} keys; give 1 to {KEYS_MAX}")
     for key, names in entity.items():
         if len(names) > OWN_MAX or len(set(names)) < len(names):
             raise ValueError(

@@ -110,7 +110,7 @@ def open_journal(settings: Settings) -> Journal:
     except JournalNotDurable as error:
         remedy = (
             "journal_durability: assumed believes a server whose settings can't be read, "
-            "journal_accept_loss: true takes one that fails over; nothing else is let pass"
+            "journal_accept_loss: true accepts one that fails over; nothing else is allowed"
         )
         raise StartRefused(str(error), remedy) from None
     except JournalDamaged as error:

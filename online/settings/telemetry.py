@@ -22,8 +22,8 @@ def _endpoint(value: str) -> str:
         good, named = False, False
     if not good or named:
         raise ValueError(
-            "give http://host:4318 or https://host, without a user: headers for a collector stand "
-            "in OTEL_EXPORTER_OTLP_HEADERS"
+            "give http://host:4318 or https://host, without a user: headers for a collector are "
+            "given in OTEL_EXPORTER_OTLP_HEADERS"
         )
     return value.rstrip("/")
 

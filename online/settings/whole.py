@@ -68,11 +68,7 @@ def cut_of(
     name_wanted = name and Path(name).name.removesuffix(".snapshot")
     found = _aligned(settings, model, spec, name_wanted)
     if found.names is None:
-        which = (
-            "there is no snapshot"
-            if name_wanted is None
-            else f"of snapshot {name_wanted} there is none"
-        )
+        which = "no snapshot" if name_wanted is None else f"no snapshot {name_wanted}"
         raise StartRefused(
             f"model {model.name} has {model.shards} parameter servers, and {which} with the same "
             "rows in all of them",

@@ -14,7 +14,7 @@ class InputRefused(OnlineError):
     text = "{place}: {problem}. {remedy}"
 
 
-class PlaceFailed(OnlineError):
+class LocationFailed(OnlineError):
     """A file or folder could not be read or written, for instance because a disk is full.
 
     Completed work is kept: the same command continues from there.
@@ -24,6 +24,6 @@ class PlaceFailed(OnlineError):
     place: str
     reason: str
     text = (
-        "{place}: {reason}. Nothing was published; once it is mended the same command, with the "
-        "same --run-id, goes on where it ended"
+        "{place}: {reason}. Nothing was published; remove the cause and run the same command, with "
+        "the same --run-id, to continue where it stopped"
     )

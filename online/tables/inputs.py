@@ -21,7 +21,7 @@ from pyarrow import fs
 from online.tables.columns import Kind
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
-from online.tables.places import Place, failures, without_keys
+from online.tables.places import Location, failures, without_keys
 
 ROWS_MAX: Final = 65_536
 """Most rows of a shard of a Parquet file."""
@@ -50,11 +50,11 @@ _FORMS: Final[dict[str, Form]] = {
 def files_of(places: Sequence[str]) -> list[Input]:
     """The files of some paths or URIs; folders are expanded, in order of names.
 
-    ``rows`` are still 0.  Raises InputRefused, PlaceFailed.
+    ``rows`` are still 0.  Raises InputRefused, LocationFailed.
     """
     out: list[Input] = []
     for place in places:
-        filesystem, path = Place(place).open()
+        filesystem, path = Location(place).open()
         with failures(path):
             info = filesystem.get_file_info(path)
             if info.type == fs.FileType.NotFound:
@@ -80,7 +80,7 @@ def _input(place: str, info: Any) -> Input:
     form = _FORMS.get(plain[plain.rfind(".") :] if "." in plain else "")
     if form is None or (compressed and form == "parquet"):
         known = ", ".join(_FORMS)
-        raise InputRefused(info.path, "its name does not tell what it is", f"Known: {known}, .gz")
+        raise InputRefused(info.path, "its name has no known ending", f"Known: {known}, .gz")
     if not info.size:
         raise InputRefused(info.path, "the file is empty", "Leave it out, or write it again")
     changed_at = (info.mtime_ns or 0) / 1e9
@@ -89,14 +89,14 @@ def _input(place: str, info: Any) -> Input:
 
 def opened(one: Input) -> Any:
     """Open a file's content; a compressed one is a decompressing stream that can't seek."""
-    filesystem, _ = Place(one.place).open()
+    filesystem, _ = Location(one.place).open()
     if not one.compressed:
         return filesystem.open_input_file(one.path)
     return filesystem.open_input_stream(one.path, compression="gzip")
 
 
 def parquet(one: Input) -> pq.ParquetFile:
-    """Open a Parquet file.  Raises InputRefused if it is damaged, and PlaceFailed."""
+    """Open a Parquet file.  Raises InputRefused if it is damaged, and LocationFailed."""
     try:
         with failures(one.path):
             file = opened(one)
@@ -113,7 +113,7 @@ def parquet(one: Input) -> pq.ParquetFile:
 def kinds(one: Input) -> dict[str, Kind | str]:
     """Kinds of a file's columns; a type that no feature can have is given by its name.
 
-    Raises InputRefused, PlaceFailed.
+    Raises InputRefused, LocationFailed.
     """
     if one.form == "parquet":
         return {field.name: _kind(field.type) for field in parquet(one).schema_arrow}
@@ -333,7 +333,7 @@ def cut(inputs: Sequence[Input], rng: np.random.Generator) -> tuple[list[Input],
     """Split the files into shards; also returns the files with their rows counted.
 
     ``rng`` draws the sampled rows.  Raises InputRefused if a file has no rows or is damaged, and
-    PlaceFailed.
+    LocationFailed.
     """
     counted: list[Input] = []
     shards: list[Shard] = []

@@ -13,20 +13,20 @@ from typing import Any
 import pyarrow
 from pyarrow import fs
 
-from online.tables.errors import PlaceFailed
+from online.tables.errors import LocationFailed
 
 _TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
 def failures(place: str) -> Iterator[None]:
-    """Convert errors of pyarrow and the system to PlaceFailed; FileNotFoundError is passed on."""
+    """Convert errors of pyarrow and the system to LocationFailed, but not FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:
         raise
     except (OSError, pyarrow.ArrowException) as error:
-        raise PlaceFailed(without_keys(place), f"{type(error).__name__}: {error}") from error
+        raise LocationFailed(without_keys(place), f"{type(error).__name__}: {error}") from error
 
 
 def without_keys(place: str) -> str:
@@ -35,7 +35,7 @@ def without_keys(place: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A file or folder.
 
     Attributes:
@@ -45,21 +45,21 @@ class Place:
     uri: str
 
     def open(self) -> tuple[Any, str]:
-        """Open the pyarrow filesystem; returns it and the path on it.  Raises PlaceFailed."""
+        """Open the pyarrow filesystem; returns it and the path on it.  Raises LocationFailed."""
         if "://" not in self.uri:
             return fs.LocalFileSystem(), str(Path(self.uri).absolute())
         try:
             found: tuple[Any, str] = fs.FileSystem.from_uri(self.uri)
         except (pyarrow.ArrowException, ValueError, OSError) as error:
             text = str(error).replace(self.uri, without_keys(self.uri))
-            raise PlaceFailed(without_keys(self.uri), f"can't be opened ({text})") from None
+            raise LocationFailed(without_keys(self.uri), f"can't be opened ({text})") from None
         return found
 
 
 class Folder:
     """A folder whose files are complete or absent, even after an interruption."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self._fs, self._path = place.open()
         self._local = isinstance(self._fs, fs.LocalFileSystem)
 
@@ -68,7 +68,7 @@ class Folder:
         return f"{self._path}/{name}"
 
     def read(self, name: str) -> bytes:
-        """Read a file.  Raises FileNotFoundError, PlaceFailed."""
+        """Read a file.  Raises FileNotFoundError, LocationFailed."""
         path = self.path(name)
         with failures(path), self._fs.open_input_file(path) as file:
             data: bytes = file.read()

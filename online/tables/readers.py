@@ -66,7 +66,7 @@ class Piece:
 def read(one: Input, shard: Shard, layout: Layout) -> Iterator[Piece]:
     """Yield the shard's rows, at most ``BATCH_ROWS`` of a Parquet file at once.
 
-    Raises InputRefused if it is damaged, or was changed since the run was planned, and PlaceFailed.
+    Raises LocationFailed, and InputRefused if it is damaged, or was changed since the planning.
     """
     if one.form == "parquet":
         first = shard.first

@@ -252,11 +252,11 @@ class Filtering:
         if (first := example.corrects) is not None:
             self.chain.take_back(first.source, first.evidence)
         self._note_drift()
-        effects = self.reputations.decided(row.key, row.source, taken=verdict.taken)
+        effects = self.reputations.decided(row.key, row.source)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # the row's may be clipped already
         self._batch.add(row.key)
         self.counts[written.value] += 1
-        judged = judged_of(effects, row.source, verdict.score, verdict.reason)
+        judged = judged_of(effects, verdict.score, verdict.reason)
         factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
         example = msgspec.structs.replace(example, judged=judged, corrects=_in_part(first, factor))
         payload = codec.encode(example)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
 from paramserver.filters.chain import Chain
 from paramserver.filters.losses import LOSS_BLOCKS
-from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
+from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, Effects
 from replay.journal.base import Row
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class _Pending:
     ``place`` is its partition and offset, once it is written.
     """
 
-    effects: Blocks
+    effects: Effects
     place: tuple[int, int] | None = None
 
 
@@ -88,16 +88,14 @@ class Reputations:
         """Return whether a row is judged but not learned yet."""
         return key in self._pending
 
-    def decided(self, key: bytes, source: str, *, taken: bool) -> Blocks:
+    def decided(self, key: bytes, source: str) -> Effects:
         """Return the effects of the event that the chain just observed, to write with its row."""
-        effects = self._chain.cut()
+        effects = self._chain.effects()
         if self._unwritten:
-            merge(effects, self._unwritten)
+            merge(effects.more, self._unwritten)
             self._unwritten = {}
-        if not taken:
-            effects.pop(TAKEN, None)
         self._pending[key] = _Pending(effects)
-        add_counts(self._ahead, effects)
+        effects.add_to(self._ahead)
         self._update_quarantined([source])
         return effects
 
@@ -113,11 +111,11 @@ class Reputations:
         for key, pending in list(self._pending.items()):
             if pending.place is not None and pending.place[0] == partition:
                 del self._pending[key]
-                self._subtract(pending.effects)
+                self._subtract(pending.effects.blocks())
 
     def take_back(self, key: bytes) -> None:
         """Subtract the effects of a row that was not written, or that was a repeat."""
-        effects = self._pending.pop(key).effects
+        effects = self._pending.pop(key).effects.blocks()
         self._subtract(effects)
         self._apply(_negative(effects))
         for source, (_, number) in _data(effects, OFFENCES).items():
@@ -126,20 +124,21 @@ class Reputations:
                 known.offences = known.releases
         self._update_quarantined(_named(effects))
 
-    def effects(self, key: bytes) -> Blocks | None:
+    def effects(self, key: bytes) -> Effects | None:
         """Return the effects of a pending row; None if the row is not pending."""
         pending = self._pending.get(key)
         return None if pending is None else pending.effects
 
-    def passed(self, row: Row, effects: Blocks) -> None:
-        """Record that the learner's values now include a row's effects."""
+    def passed(self, row: Row, effects: Effects | None) -> None:
+        """Record that the learner has passed a row; None: it adds no effects of it."""
         pending = self._pending.pop(row.key, None)
-        if pending is None:  # a row of another replica, or a replayed one
-            add_counts(self._ahead, effects)
-            self._apply(effects)
-            self._update_quarantined(_named(effects))
-        elif effects is not pending.effects:
-            self._subtract(pending.effects)
+        if pending is not None:
+            if effects is not pending.effects:
+                self._subtract(pending.effects.blocks())
+        elif effects is not None:  # a row of another replica, or a replayed one
+            effects.add_to(self._ahead)
+            self._apply(blocks := effects.blocks())
+            self._update_quarantined(_named(blocks))
         if row.source in self._quarantined:  # judged before its source was quarantined
             self.on_quarantine(row.source)
 
@@ -184,7 +183,7 @@ class Reputations:
             if pending.place is None or pending.place[1] > clock.get(pending.place[0], 0):
                 break  # rows are in the order of their offsets
             del self._pending[key]
-            self._subtract(pending.effects)
+            self._subtract(pending.effects.blocks())
 
     def _subtract(self, effects: Blocks) -> None:
         """Subtract effects from the sum ahead of the values."""
@@ -198,7 +197,7 @@ class Reputations:
         """Recompute the sum while no delta is open, to drop unused names."""
         self._ahead, self._subtracted = {}, 0
         for pending in self._pending.values():
-            add_counts(self._ahead, pending.effects)
+            pending.effects.add_to(self._ahead)
 
     def _apply(self, effects: Blocks) -> None:
         """Add effects to the chain's table."""

@@ -37,7 +37,13 @@ from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
 from paramserver.filters.samples import Samples
 from paramserver.filters.schema import Schema
-from paramserver.filters.sources import SOURCES_MAX, Sources, condemned_by, has_turned
+from paramserver.filters.sources import (
+    SOURCES_MAX,
+    Effects,
+    Sources,
+    condemned_by,
+    has_turned,
+)
 from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
 
@@ -175,7 +181,7 @@ class Chain:
         """Learn from an event that was written with this verdict, in the order of the rows."""
         if verdict.verdict == REFUSED:
             return
-        source, taken, drift = self.sources.touch(event.source), verdict.taken, self.drift
+        source, taken, drift = self.sources.begin(event.source), verdict.taken, self.drift
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
@@ -235,6 +241,12 @@ class Chain:
     def cut(self) -> Blocks:
         """Return the increments of the observed events, to be pushed with their range of rows."""
         return self.sources.cut() | self.losses.cut()  # their block names differ
+
+    def effects(self) -> Effects:
+        """Return the effects of the event observed last, in place of :meth:`cut`."""
+        effects = self.sources.end()
+        effects.more.update(self.losses.cut())
+        return effects
 
     def rebase(self, values: Blocks) -> None:
         """Replace statistics by the server's plus open increments; quarantine by the result."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched, add_counts
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
 from paramserver.filters.losses import LOSS_BLOCKS, Newest
@@ -98,6 +99,46 @@ def condemned_by(source: Source, test: str) -> bool:
     return against == {test}
 
 
+@dataclass(slots=True)
+class Effects:
+    """Holds what one event changes in the statistics of sources.
+
+    Attributes:
+        source: The event's source.
+        evidence: Nats about it, by test.
+        taken: How many events of it were taken.
+        more: All other changes, such as of other sources.
+    """
+
+    source: str
+    evidence: dict[str, float]
+    taken: int
+    more: Blocks
+
+    def blocks(self) -> Blocks:
+        """Return all changes as blocks."""
+        out: Blocks = {}
+        self.add_to(out)
+        return out
+
+    def add_to(self, sums: Blocks) -> None:
+        """Add the changes to ``sums``, in place."""
+        for test, nats in self.evidence.items():
+            _add(sums, _block_of(test), self.source, nats)
+        if self.taken:
+            _add(sums, TAKEN, self.source, self.taken)
+        if self.more:
+            add_counts(sums, self.more)
+
+
+def _add(sums: Blocks, block: str, source: str, x: float) -> None:
+    try:
+        data = sums[block].data
+    except KeyError:
+        data = (sums.setdefault(block, Block(COUNT, {}))).data
+    data[source] = data.get(source, 0) + x
+
+
 @cache
 def _block_of(test: str) -> str:
     """Return the name of a test's evidence block; cached with its hash."""
@@ -122,6 +163,7 @@ class Sources:
         self._new: OrderedDict[str, Source] = OrderedDict()
         self._known: OrderedDict[str, Source] = OrderedDict()
         self._open: Blocks = {}
+        self._of_event = Effects("", {}, 0, {})
         self.evicted = 0
         self.heard: dict[str, int] = {}
 
@@ -135,6 +177,24 @@ class Sources:
     def get(self, name: str) -> Source:
         """Return the source, or a new record if it is unknown.  Changes nothing."""
         return self._known.get(name) or self._new.get(name) or Source(name)
+
+    def begin(self, name: str) -> Source:
+        """Return the source of an event, whose effects are collected from now on."""
+        self._settle_event()
+        self._of_event.source = name
+        return self.touch(name)
+
+    def end(self) -> Effects:
+        """Return the effects of the last event, with what has changed before it."""
+        effects, self._of_event = self._of_event, Effects("", {}, 0, {})
+        effects.more, self._open = self._open, {}
+        return effects
+
+    def _settle_event(self) -> None:
+        """Move an event's effects that nobody has asked for to the other changes."""
+        if self._of_event.evidence or self._of_event.taken:
+            self._of_event.add_to(self._open)
+            self._of_event = Effects("", {}, 0, {})
 
     def touch(self, name: str) -> Source:
         """Return the source, adding it if it is unknown, and mark it as last seen."""
@@ -168,7 +228,7 @@ class Sources:
         new = min(max(new, -EVIDENCE_MAX), EVIDENCE_MAX) if abs(new) > EVIDENCE_MAX else new
         self._write(source, test, new, arrival)
         if new != old:
-            self._increase(_block_of(test), source.name, new - old)
+            self._increase(test, source.name, new - old)
 
     def _write(self, source: Source, test: str, evidence: float, arrival: int) -> None:
         source.evidence[test] = evidence
@@ -182,7 +242,10 @@ class Sources:
     def take(self, source: Source) -> None:
         """Count one more accepted or clipped event of the source."""
         source.taken += 1
-        self._increase(TAKEN, source.name, 1)
+        if source.name == self._of_event.source:
+            self._of_event.taken += 1
+        else:
+            _add(self._open, TAKEN, source.name, 1)
         if source.taken == EARNED:
             self._settle(source)
 
@@ -207,14 +270,15 @@ class Sources:
             self.release(source)
         else:
             for test, evidence in source.evidence.items():
-                self._increase(EVIDENCE + test, source.name, -evidence)
+                self._increase(test, source.name, -evidence)
                 source.evidence[test] = 0.0
 
-    def _increase(self, block: str, key: str, by: float) -> None:
-        opened = self._open.get(block)
-        if opened is None:
-            opened = self._open[block] = Block(COUNT, {})
-        opened.data[key] = opened.data.get(key, 0) + by
+    def _increase(self, test: str, source: str, by: float) -> None:
+        if source != self._of_event.source:
+            _add(self._open, _block_of(test), source, by)
+            return
+        evidence = self._of_event.evidence
+        evidence[test] = evidence.get(test, 0.0) + by
 
     def _highest(self, block: str, key: str, number: int) -> None:
         data = self._open.setdefault(block, Block(EXTREMA, {})).data
@@ -222,11 +286,13 @@ class Sources:
 
     def cut(self) -> Blocks:
         """Return the increments since the last cut, to be pushed with the range of rows."""
+        self._settle_event()
         out, self._open = self._open, {}
         return out
 
     def rebase(self, values: Blocks, arrival: int) -> list[Source]:
         """Replace statistics by the server's values plus open increments; return those sources."""
+        self._settle_event()
         named: dict[str, Source] = {}
         for block, got in values.items():
             if not _is_of_sources(block):
@@ -263,6 +329,6 @@ class Sources:
         """Replace all statistics by ``values``, with no open increments."""
         self._new.clear()
         self._known.clear()
-        self._open = {}
+        self._open, self._of_event = {}, Effects("", {}, 0, {})
         self.rebase(values, arrival)
         self.heard = {}

@@ -317,7 +317,7 @@ class Swapping:
         if (state.model, state.spec) != (self._running.lineage.model, self._running.lineage.spec):
             raise self._refusal(history, name, f"it is of model {state.model!r}, another spec")
         if state.version[0] < self._running.begun:
-            raise self._refusal(history, name, "it is from before the model began anew")
+            raise self._refusal(history, name, "it is from before the model was replaced")
         return state
 
     def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:

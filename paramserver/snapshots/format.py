@@ -293,7 +293,7 @@ def _changed(block: Block, arrays: Arrays, prefix: str) -> Block:
     new = Rows(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
     new.gone = arrays[prefix + "gone"]
     if block.kind != algebra.ROWS or table.width != new.width:
-        raise ValueError(f"what it leans on has no table of width {new.width} there")
+        raise ValueError(f"its base has no table of width {new.width} there")
     table.update(new)
     return block
 

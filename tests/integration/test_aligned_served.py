@@ -78,5 +78,5 @@ def test_an_export_and_a_run_of_scores_have_what_all_servers_have(world: World, 
 
 def test_a_snapshot_of_one_server_alone_is_not_the_model(world: World) -> None:
     model = world.settings.models[0]
-    with pytest.raises(StartRefused, match="of snapshot 7-7 there is none with the same rows"):
+    with pytest.raises(StartRefused, match="no snapshot 7-7 with the same rows"):
         restored(world.settings, model, "7-7")

@@ -120,7 +120,9 @@ def test_a_model_that_was_renamed_and_a_key_that_is_gone_are_said(state: Path) -
         said: list[str] = []
         with online.Learner(model(), state, name=name, say=said.append) as learner:
             learner.learn_one({"x": 1.0}, True)
-        return [line for line in said if "was served from" in line or "made anew" in line]
+        return [
+            line for line in said if "was served from" in line or "a new one was created" in line
+        ]
 
     assert lines("spam") == []
     (said,) = lines("mail")
@@ -128,7 +130,7 @@ def test_a_model_that_was_renamed_and_a_key_that_is_gone_are_said(state: Path) -
     assert lines("mail") == [], "once"
     (state / "key").unlink()
     (said,) = lines("mail")
-    assert f"{state / 'key'} was not there" in said
+    assert f"{state / 'key'} was missing" in said
 
 
 def test_it_works_in_a_notebook_and_a_second_one_on_the_folder_closes_the_first(

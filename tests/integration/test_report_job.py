@@ -25,7 +25,7 @@ import online
 from online.processes import PortRange
 from online.rescore.run import pointer
 from online.rescore.snapshot import scored
-from online.tables.places import Folder, Place
+from online.tables.places import Folder, Location
 
 pytestmark = pytest.mark.ray
 
@@ -149,7 +149,7 @@ def test_a_table_scored_as_a_job(submitted: Submit, tmp_path: Path) -> None:
     printed = next(x for x in said.splitlines() if '"was_published"' in x)
     facts = json.loads(printed[printed.index("{") :])
     assert (facts["scored"], facts["quarantined"], facts["shards"]) == (300, 0, 3)
-    run = pointer(Folder(Place(str(output)))).run
+    run = pointer(Folder(Location(str(output)))).run
     assert run is not None
     assert run.name == facts["run"]
     model = scored(settings.models[0], settings).make()

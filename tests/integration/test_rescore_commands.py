@@ -20,8 +20,8 @@ from online.cli import app
 from online.rescore.errors import RunRefused, StoreFailed
 from online.rescore.run import pointer
 from online.rescore.stores import open_store
-from online.tables.errors import PlaceFailed
-from online.tables.places import Folder, Place
+from online.tables.errors import LocationFailed
+from online.tables.places import Folder, Location
 
 TESTS = Path(__file__).parents[1]
 
@@ -49,7 +49,7 @@ def test_list_rollback_and_gc(tmp_path: Path) -> None:
     ]  # fmt: skip
     said("scores", "rollback", *both)
     said("scores", "rollback", "--to", "r1", *both)
-    assert store.current().run == pointer(Folder(Place(str(output)))).run
+    assert store.current().run == pointer(Folder(Location(str(output)))).run
     assert store.get(["1", "201"], 0.0).scores[1] is None  # of r3 only
     text = said("scores", "gc", "--keep", "2", "--unfinished", *both)
     assert "removed r0\n" in text
@@ -91,7 +91,7 @@ def test_from_an_object_store_to_an_object_store(
         there = pq.read_table(io.BytesIO(data.read()))
         assert there.equals(pq.read_table(path))
     assert worlds.run(files, output).was_published
-    with pytest.raises(PlaceFailed):
+    with pytest.raises(LocationFailed):
         worlds.run(files, f"s3://nowhere-{os.getpid()}/x{query}")
 
 
@@ -104,7 +104,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         pytest.skip("no small file system can be mounted here")
     try:
         path = worlds.write(tmp_path / "t.parquet", worlds.table(40_000), 2_000)
-        with pytest.raises(PlaceFailed, match="No space left on device"):
+        with pytest.raises(LocationFailed, match="No space left on device"):
             worlds.run([path], small / "out")
         assert not (small / "out" / "current.json").exists()
         store = open_store(f"sqlite:{small / 'scores'}", "m")

@@ -102,7 +102,7 @@ def test_resumed_after_sigkill(place: Path, whole: dict[str, str], target: str, 
         assert code != 0
         assert not (place / output / "current.json").exists()
         if target == "node":
-            assert "goes on where it ended" in err, err
+            assert "to continue where it stopped" in err, err
             assert "Traceback" not in err, err
         second = Command(place, output)
         code, out, err = second.finish()

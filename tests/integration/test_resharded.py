@@ -124,7 +124,7 @@ def test_without_a_cut_of_the_same_rows_the_start_is_refused(world: World) -> No
         world.learn(service, 10)
     for name in (world.folder / "snapshots" / "+1" / "m").rglob("*.snapshot"):
         name.unlink()
-    with pytest.raises(StartRefused, match="there is no snapshot with the same rows"):
+    with pytest.raises(StartRefused, match="no snapshot with the same rows"):
         Embedded(world.settings(3), world.lines.append).start()
     with world.served(3, relearn=True) as service:
         world.check(service)

@@ -4,7 +4,7 @@ Not here, for a ledger's delta is the same on any values, and rows are rarely ol
 epoch of each shard that its replica knows*, *no reply is made of shards of which some have taken a
 decision in*, *rows stay until all shards have them*, *no answer counts twice what one shard has*,
 *a delta ends where a shard stands*.  They are in ``tests/unit/paramserver/core/test_shards.py`` and
-``tests/unit/learning/test_apart.py``.
+``tests/unit/learning/test_lagging_shard.py``.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def backfill(
     again: Annotated[bool, typer.Option("--again", help="learn the same file twice")] = False,
     relearn: Annotated[
         bool,
-        typer.Option("--relearn", help="begin anew: these tables first, then the journal"),
+        typer.Option("--relearn", help="new state: these tables first, then the journal"),
     ] = False,
 ) -> None:
     """Teach a model from tables, row by row in their order.
@@ -169,7 +169,7 @@ class _Work:
         from online.service.state.check_state import Models
         from online.settings.places import snapshots_path
         from online.settings.sharded import check_whole
-        from online.tables.places import Folder, Place
+        from online.tables.places import Folder, Location
         from paramserver.core import rewrites
         from paramserver.process.lineage import Lineage
         from paramserver.snapshots.history import SnapshotHistory
@@ -193,7 +193,7 @@ class _Work:
         self._history = SnapshotHistory(open_snapshots(place), Retention())
         rule = merge_rule(model, loaded.model)
         self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule)
-        self._aside = Folder(Place(str(settings.state_dir / "backfills")))
+        self._aside = Folder(Location(str(settings.state_dir / "backfills")))
 
     def done(self, client: SimpleClient | None, *, relearn: bool) -> dict[str, Any]:
         """Teach, and return the facts; ``client``: of the running service, if there is one."""
@@ -201,8 +201,8 @@ class _Work:
             return self.alone(relearn=relearn)
         if relearn:
             raise StartRefused(
-                "a service runs, and a model that begins anew is another one",
-                "Stop it for --relearn; without it the tables come on top of what it knows",
+                "a service is running, and --relearn replaces its model",
+                "Stop it for --relearn; without --relearn the tables are learned in addition",
             )
         return self.beside(client)
 
@@ -225,7 +225,7 @@ class _Work:
             self._journal, self._history, found, values, self._lesson(done), time.time()
         )
         facts = {"snapshot": base.note.snapshot, "control": base.seq}
-        return self._facts(done, took_s, facts, "the next start goes on from it")
+        return self._facts(done, took_s, facts, "the next start continues from it")
 
     def beside(self, client: SimpleClient) -> dict[str, Any]:
         """Teach beside a running service, which then continues with the result."""
@@ -250,7 +250,7 @@ class _Work:
         finally:
             if not may_stand:  # no control row refers to it
                 self._history.withdraw(aside)
-        return self._facts(done, took_s, checked(answer), "the service goes on from it")
+        return self._facts(done, took_s, checked(answer), "the service continues from it")
 
     def _refuse_repeats(self) -> None:
         from online.rebuild.backfill import refuse_repeats

@@ -126,12 +126,12 @@ def forget_source(
 
 def _print_forgotten(work: _Work, source: str, done: dict[str, Any]) -> None:
     print(
-        f"{work.name} goes on without {source}: {done['undone']:,} rows taken out, "
+        f"{work.name} continues without {source}: {done['undone']:,} rows removed, "
         f"{done['learned']:,} events learned again from {work.beginning} in {span(done['seconds'])}"
     )
     if done["unlearned"]:
-        print(f"  {done['unlearned']:,} of the rows taken out are others', which the model could")
-        print("  not learn without them")
+        print(f"  {done['unlearned']:,} of the removed rows are other sources', which the")
+        print("  model could not learn without them")
     _print_review(done["review"])
     for replica in done["missing"]:
         print(f"  {replica} has not seen it yet")
@@ -359,7 +359,7 @@ class _Work:
     def stands(self) -> str:
         """Describe the state after an interruption."""
         if self._swapped:
-            return "it is forgotten, and not erased yet: the same command goes on"
+            return "it is forgotten, but not erased yet: run the same command again"
         return "the model is as it was"
 
     def certify(self, options: Options) -> dict[str, Any]:

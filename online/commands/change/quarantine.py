@@ -173,5 +173,5 @@ def _decide(
         if total.get("failed"):
             print(f"{total['failed']:,} could not be learned")
         if code and cursor is not None:
-            print(f"interrupted; the same command goes on, or faster with --after {cursor}")
+            print(f"interrupted; run the same command again, or faster with --after {cursor}")
     raise typer.Exit(code)

@@ -26,7 +26,7 @@ from online.errors import StartRefused
 _PAGE = 200
 _PATIENCE_S = 30.0  # for a service that is busy or restarting
 
-After = Annotated[str | None, typer.Option("--after", help="continue behind this cursor")]
+After = Annotated[str | None, typer.Option("--after", help="continue after this cursor")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="most events that are listed")]
 
 
@@ -177,9 +177,9 @@ def _gone(client: SimpleClient, model: str, name: str, error: Exception) -> Exce
     near = max(before, key=lambda row: row["version"])
     ago = span(time.time() - near["created_at"])
     return StartRefused(
-        f"there is no snapshot {name!r}: of the newest ones a few are kept, the others spaced",
+        f"there is no snapshot {name!r}: retention keeps the newest, and older ones at times",
         f"The last one before it is {near['name']}, made {ago} ago; `online snapshot pin NAME` "
-        "keeps one for as long as you need it",
+        "keeps a snapshot",
     )
 
 
@@ -272,7 +272,7 @@ def _relearn(
         if total["removed"]:
             print(f"{total['removed']:,} older rows were removed by retention")
         if code and cursor is not None:
-            print(f"interrupted; the same command goes on, or faster with --after {cursor}")
+            print(f"interrupted; run the same command again, or faster with --after {cursor}")
     raise typer.Exit(code)
 
 

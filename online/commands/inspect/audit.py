@@ -123,7 +123,7 @@ def _chosen(
     keys = keys_of(settings.key_path)
     if not keys:
         raise StartRefused(
-            f"the keys in {settings.key_path} can't be read, and lines are verified with them",
+            f"the keys in {settings.key_path} can't be read; they are needed to verify lines",
             "Be the user that the service runs as, or name its settings file with --config",
         )
     with contextlib.closing(open_journal(settings)) as journal:

@@ -37,7 +37,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _WORDS = {"ok": "OK", "watch": "WATCH", "act": "ACT", "not_enough_data": "NOT ENOUGH DATA"}
 
 Column = Annotated[
-    str | None, typer.Option(help="column, if its name is not obvious; none: there is none")
+    str | None, typer.Option(help="column, if its name is not recognised; none: no such column")
 ]
 
 
@@ -62,7 +62,7 @@ def report(
         str | None, typer.Option(help="label whose probability the score is")
     ] = None,
     delay: Annotated[
-        int, typer.Option(min=0, help="rows until a label is known, if no column tells")
+        int, typer.Option(min=0, help="rows until a label is known, if no column has its time")
     ] = 0,
     model: Model = None,
     since: Annotated[

@@ -61,7 +61,7 @@ def history(
     try:
         recorded = series.read(folder, name, begin, end, None if out is not None else points)
     except sqlite3.Error as error:
-        remedy = "Run it again; or remove the folder `history` of the state folder: it begins anew"
+        remedy = "Run it again; or remove the state folder's `history`: a new one is started"
         raise StartRefused(f"the history of {name} can't be read: {error}", remedy) from None
     if not recorded["recorded"]:
         raise StartRefused(

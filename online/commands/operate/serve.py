@@ -188,7 +188,7 @@ def _change(what: str, step: Callable[[], list[str]]) -> None:
     try:
         lines = step()
     except Exception as error:  # whatever is wrong, the service goes on as before
-        lines = [f"not {what}: {error}", "the service goes on as it was"]
+        lines = [f"not {what}: {error}", "the service continues unchanged"]
     for line in lines:
         print(f"  {line}", flush=True)
 
@@ -261,7 +261,7 @@ def _watch(
             tending = threading.Thread(target=running.tend, daemon=True)
             tending.start()
         if not running.alive():
-            print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
+            print("Ray has stopped, so the service ends; start it again", file=sys.stderr)
             return 2
     return 0
 

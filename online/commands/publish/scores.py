@@ -62,7 +62,7 @@ def scores_rollback(
     """
     from online.rescore import published
     from online.rescore.run import POINTER, pointer
-    from online.tables.places import Folder, Place
+    from online.tables.places import Folder, Location
 
     opened = _opened(store, context)
     _one_of(output, opened)
@@ -70,7 +70,7 @@ def scores_rollback(
         made = opened.point(lambda current: current.back(to))
         print(f"{opened.url}: run {made.run.name if made.run else None} is read now")
     if output is not None:
-        folder = Folder(Place(output))
+        folder = Folder(Location(output))
         made = pointer(folder).back(to)
         folder.write(POINTER, published.encode(made))
         print(f"{output}: run {made.run.name if made.run else None} is read now")
@@ -105,9 +105,9 @@ def scores_gc(
 def _gc_folder(output: str, keep: int, unfinished: bool) -> list[str]:
     from online.rescore import published
     from online.rescore.run import POINTER, pointer
-    from online.tables.places import Folder, Place
+    from online.tables.places import Folder, Location
 
-    folder = Folder(Place(output))
+    folder = Folder(Location(output))
     current = pointer(folder)
     names = current.removable(keep)
     if names:  # first, so that nobody can return to them
@@ -131,10 +131,10 @@ def _opened(store: str | None, context: Context) -> Scores | None:
 
 def _current(output: str | None, opened: Scores | None) -> Current:
     from online.rescore.run import pointer
-    from online.tables.places import Folder, Place
+    from online.tables.places import Folder, Location
 
     _one_of(output, opened)
-    return opened.current() if opened is not None else pointer(Folder(Place(str(output))))
+    return opened.current() if opened is not None else pointer(Folder(Location(str(output))))
 
 
 def _one_of(output: str | None, opened: Scores | None) -> None:

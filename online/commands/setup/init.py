@@ -106,7 +106,7 @@ def init(
         begun = time.monotonic()
         score, n = _played(found, learner, rows, hidden=as_json)
     except EvaluationError as error:
-        raise ConfigError(str(table), str(error), "Name another --label, or mend the row") from None
+        raise ConfigError(str(table), str(error), "Name another --label, or correct it") from None
     elapsed = time.monotonic() - begun
     _write(places, _settings(model_name, found, n), _source(model_name, table, found, learner))
     if as_json:
@@ -306,7 +306,7 @@ def _declared(found: Guess) -> list[str]:
     """Lines with the features' types, and an example where there is a typical value."""
     from online.tables.guess import FEATURES
 
-    lines = ["    features:             # other names are left out, and told; without this: any"]
+    lines = ["    features:             # other names are left out and reported; without this: any"]
     for column in found.columns:
         if column.kind in FEATURES:
             value = found.examples.get(column.name)
@@ -388,7 +388,7 @@ def _write(places: list[Path], *texts: str) -> None:
 def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str, str]:
     """Settings and model from the answers of the user at the terminal."""
     if not somebody():
-        raise ConfigError("TABLE", "no table, and nobody to ask", "Name a .csv or .parquet file")
+        raise ConfigError("TABLE", "no table, and no terminal", "Name a .csv or .parquet file")
     if label is not None:
         raise ConfigError("--label", "there is no table to find it in", "Name a table")
     model_name = name or typer.prompt("What is the model called?", default="model")
@@ -418,7 +418,7 @@ def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
         print(f"  {column.name:<{width}}  {column.kind}: {column.why}")
     shown = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
     print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {shown}")
-    print(f"\nwrote {places[0]} and {places[1]}; what is guessed stands in the first one\n")
+    print(f"\nwrote {places[0]} and {places[1]}; the first one lists what was guessed\n")
     print(f"  online serve {places[0]}\n")
     print("It starts empty. To teach it the table, before or meanwhile:\n")
     print(f"  {_backfill(found, places[0])}{lacking()}")

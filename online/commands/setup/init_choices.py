@@ -167,8 +167,8 @@ def _columns(
     """
     found = guess(table, reward)
     kinds = {
-        action: Column(action, "category", "the action that was taken"),
-        reward: Column(reward, "label", "the reward that came of it"),
+        action: Column(action, "category", "the chosen action"),
+        reward: Column(reward, "label", "the reward of that action"),
     }
     if p is not None:
         why = f"how likely the action was to be taken ({_PROBABILITY} {NONE}: it is not)"
@@ -279,7 +279,7 @@ def say(log: Log, place: Path, made: Earned) -> None:
         f"\nplayed {made.rows:,} choices, each asked before it was learned; mean reward:\n"
         f"  of the log {made.reward:.4g}  of {action!r} alone {alone:.4g}  of the model {would}"
     )
-    print(f"\nwrote {place}; what is guessed stands in it\n\n  online serve {place}\n")
+    print(f"\nwrote {place}, which lists what was guessed\n\n  online serve {place}\n")
     print("It starts empty. To teach it the log, before or meanwhile:\n")
     print(f"  {_backfill(log, place)}{lacking()}")
 

@@ -64,7 +64,7 @@ def lower(model: Model, task: Task) -> EdgeModel:
         return _experts(model, task)
     if isinstance(model, Personal):
         names = ", ".join(sorted(model.ids))
-        problem = f"each {names} has numbers of its own, which a file would carry to everybody"
+        problem = f"each {names} has parameters of its own, which a file would disclose"
         raise ExportRefused(f"entity: {names}", problem)
     if isinstance(model, RewardModel):
         problem = (

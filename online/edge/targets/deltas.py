@@ -65,7 +65,7 @@ def steps(old: bytes, new: bytes) -> bytes:
         scale = step_of(there - here)
         q = (there - here) / scale
         if np.abs(q).sum() > _UP * _LONG_MAX * count:
-            raise DifferenceUnfit("the weights stand on no common grid")
+            raise DifferenceUnfit("the weights have no common grid")
         scales.append(scale)
         taken.append(_written(q.astype(np.int64)))
         moved[at : at + 4 * count] = (here + q * scale).astype("<f4").view(np.uint8)

@@ -68,9 +68,9 @@ def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> Snapshot
     except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
         files = ", ".join(file.name for file in base.files)
         raise StartRefused(
-            f"model {name} begins with what {files} has taught it, and the snapshot "
+            f"model {name} starts from what it learned from {files}, and the snapshot "
             f"{base.snapshot} of that can't be used ({error})",
-            "Put a good copy of it back, or learn the tables again: online backfill --relearn",
+            "Restore a good copy of it, or learn the tables again: online backfill --relearn",
         ) from error
 
 
@@ -106,8 +106,9 @@ def _unreachable_state(settings: Settings, journal: Journal, *, keyless: bool) -
             )
     if keyless and any(p.end for name in names for p in journal.partitions(name)):
         yield (
-            f"{settings.key_path} was not there, and is made anew: ids of predictions from before "
-            "are unknown to it; if there is a copy of the old one, stop and put it back"
+            f"{settings.key_path} was missing, so a new one was created: ids of earlier "
+            "predictions are unknown to it; if you have a copy of the old one, stop the service "
+            "and restore it"
         )
 
 
@@ -144,8 +145,8 @@ def _accepted(missing: str, *, accept: bool) -> str:
     if not accept:
         raise StartRefused(
             missing,
-            "Put the journal's newest copy back, with its log; or go on without what no snapshot "
-            "has of them, of whatever model: online serve --accept-loss",
+            "Restore the journal's newest copy, with its log; or continue without what no snapshot "
+            "has of them, for all models: online serve --accept-loss",
         )
     return f"{missing}; what no snapshot has of them is gone"
 
@@ -219,7 +220,7 @@ class Models:
         check_whole(model, "going on without lost events")
         for note in acceptance.accept(journal, model.name, histories, time.time()):
             self._progress(
-                f"model {model.name}: goes on from {note.snapshot} (of {note.base}), without "
+                f"model {model.name}: continues from {note.snapshot} (of {note.base}), without "
                 f"{note.events:,} events that the journal has lost; a repeat of one of them is "
                 "learned again"
             )

@@ -88,8 +88,8 @@ class Children:
         line = f"process {one.pid} ({one.name()})"
         if not _begins_again(one):
             self._progress(
-                f"{line} stands still for {bound_s:g} s, and nothing starts it again: it is left "
-                f"alone; `kill -CONT {one.pid}` lets it go on"
+                f"{line} has been stopped for {bound_s:g} s, and nothing would restart it: it is "
+                f"left alone; `kill -CONT {one.pid}` resumes it"
             )
             return
         processes.end([one])

@@ -51,7 +51,9 @@ def give_up(settings: Settings, places: Sequence[tuple[int, int]]) -> list[str]:
                 notes = acceptance.give_up(journal, model, histories, rows, time.time())
                 named = ", ".join(f"{p}:{offset}" for p, offset in rows)
                 lines.append(f"model {model}: given up: {named}; a repeat of one is learned again")
-                lines += [f"model {model}: goes on from {n.snapshot} (of {n.base})" for n in notes]
+                lines += [
+                    f"model {model}: continues from {n.snapshot} (of {n.base})" for n in notes
+                ]
     finally:
         owner.release()
     return lines

@@ -42,7 +42,7 @@ def running(state_dir: Path) -> dict[str, Any]:
     if (died := died_owner(state_dir)) is not None:  # its leftover processes might still answer
         raise StartRefused(
             f"the service on {state_dir} has died ({died})",
-            "Start it again with `online serve`: that ends what was left behind",
+            "Start it again with `online serve`: that ends leftover processes",
         )
     return facts
 

@@ -93,7 +93,7 @@ class Standstill:
         own = processes.own_processes()
         processes.end([one for one in own if (one.pid, one.create_time()) == process])
         return (
-            f"ended process {process[0]}: it stood still for {bound_s:g} s and held the "
+            f"ended process {process[0]}: it was stopped for {bound_s:g} s and held the "
             "journal; what it had written is learned by another replica"
         )
 

@@ -131,7 +131,7 @@ def test_names_that_yaml_would_take_for_something_else_stay_texts(table: Path) -
 
 def test_without_a_table_somebody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="nobody to ask"):
+    with pytest.raises(ConfigError, match="no terminal"):
         run("init")
     monkeypatch.setattr("online.commands.setup.init.somebody", lambda: True)
     run("init", asks="spam\nbinary\nsubject, body\n")

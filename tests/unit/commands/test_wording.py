@@ -54,7 +54,7 @@ def test_a_model_that_is_not_named_or_not_served(model: str | None, said: str) -
 
 
 def test_another_model_than_the_default_needs_the_settings_file_that_has_it() -> None:
-    with pytest.raises(ConfigError, match="phishing alone: name yours by --config"):
+    with pytest.raises(ConfigError, match="Without --config only phishing is served"):
         base.pick_model(load(None, {}, {}), "clicks")
 
 

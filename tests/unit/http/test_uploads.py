@@ -234,12 +234,12 @@ def test_places_are_given_back_whatever_happens() -> None:
     async def inside() -> None:
         uploads = Uploads(2, 1.0, FOR_EVER)
         for _ in range(5):
-            with pytest.raises(ZeroDivisionError), uploads.place(b"a"), uploads.place(b"b"):
+            with pytest.raises(ZeroDivisionError), uploads.slot(b"a"), uploads.slot(b"b"):
                 raise ZeroDivisionError
         assert not uploads._held, "no memory of tokens that have gone"
         with (
-            uploads.place(b"a"), uploads.place(b"a"),
-            pytest.raises(RequestError, match="2 uploads are under way"), uploads.place(b"b"),
+            uploads.slot(b"a"), uploads.slot(b"a"),
+            pytest.raises(RequestError, match="2 uploads are under way"), uploads.slot(b"b"),
         ):  # fmt: skip
             pass
 

@@ -87,8 +87,8 @@ async def _upload(serving: Any, weight: Any, n: int = 0) -> str:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message.get("body", b""))
 
-    with Uploads(1, 1.0, 5.0).place(None) as place:
-        await upload(serving, receive, send, LIMITS, place)
+    with Uploads(1, 1.0, 5.0).slot(None) as slot:
+        await upload(serving, receive, send, LIMITS, slot)
     answer = json.loads(b"".join(sent).splitlines()[0])
     return _of(answer["status"], answer.get("error"))
 

@@ -229,7 +229,7 @@ def test_rows_that_are_not_learned_go_aside(folder: Folder) -> None:
         (3, "", "no features"),
         (4, "a", "not a number"),
         (5, "y", "not a label of this model: 7"),
-        (6, "id", "an event of this id stands before it"),
+        (6, "id", "an earlier row has the same event id"),
     ]
     path.write_text("a,y\n1,\n2,\n")
     with pytest.raises(InputRefused, match="no row could be learned"):
@@ -378,7 +378,7 @@ def test_a_service_goes_on_with_what_the_table_has_taught(
     assert service.asides() == []
     with pytest.raises(TaughtAlready):
         folder.backfill("--input", path)
-    with pytest.raises(StartRefused, match="begins anew"):
+    with pytest.raises(StartRefused, match="--relearn replaces its model"):
         folder.backfill("--input", path, "--relearn")
     service.server.snapshot()
     assert fsck.check(folder.settings, "m").good

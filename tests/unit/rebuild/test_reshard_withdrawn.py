@@ -104,7 +104,7 @@ def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
     for other, stands in ((withdraw, "failed"), (again, "operator")):
         others = [other]
         reshard.note(world.journal, "m", saying(world, 2, 2, 3))
-        why = "somebody else has decided" if late else "no longer are"
+        why = "another request has just changed" if late else "no longer are"
         with pytest.raises(StartRefused, match=why):
             server_count.reshard_pending(world.settings(2), {"m": world.spec}, lambda _: None)
         assert newest_of(world).why == stands

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import replica_world as worlds
+from test_long_bodies import turns as others
 from test_ordinary import event, taught
-from test_turns import turns as others
 
 from online.replica import follower
 from online.replica.follower import Follower

@@ -21,8 +21,8 @@ from online.rescore import audit, errors
 from online.rescore.errors import AuditFailed, RunRefused
 from online.rescore.run import pointer
 from online.tables import inputs, places
-from online.tables.errors import InputRefused, PlaceFailed
-from online.tables.places import Folder, Place
+from online.tables.errors import InputRefused, LocationFailed
+from online.tables.places import Folder, Location
 
 
 def scores(output: Path, run: str) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def bad(output: Path, run: str) -> list[tuple[int, str, str]]:
 
 
 def published(output: Path) -> str | None:
-    run = pointer(Folder(Place(str(output)))).run
+    run = pointer(Folder(Location(str(output)))).run
     return None if run is None else run.name
 
 
@@ -200,7 +200,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "t.xlsx: its name" in refused(tmp_path, [str(tmp_path / "t.xlsx")])
     whole = gzip.compress(b"id,a,b,c\n" + b"1,0.125,0.25,0.5\n" * 9_000)
     (tmp_path / "t.csv.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PlaceFailed, match=r"t\.csv\.gz: .*Truncated"):
+    with pytest.raises(LocationFailed, match=r"t\.csv\.gz: .*Truncated"):
         worlds.run([str(tmp_path / "t.csv.gz")], tmp_path / "out")
     assert published(tmp_path / "out") is None
     (tmp_path / "h.csv").write_text("id,a,b,c\n")
@@ -356,7 +356,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:
         real(path, data)
 
     monkeypatch.setattr(places, "_write_local", write)
-    with pytest.raises(PlaceFailed, match="No space left"):
+    with pytest.raises(LocationFailed, match="No space left"):
         worlds.run([path], tmp_path / "out")
     assert published(tmp_path / "out") is None
     monkeypatch.setattr(places, "_write_local", real)
@@ -366,7 +366,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:
 
 def test_errors_survive_pickling() -> None:
     for error in (
-        InputRefused("f", "p", "r"), PlaceFailed("f", "p"), errors.RayFailed("x"),
+        InputRefused("f", "p", "r"), LocationFailed("f", "p"), errors.RayFailed("x"),
         errors.StoreFailed("s", "r"), errors.RunRefused("r", "p", "d"),
         errors.AuditFailed("r", ("a", "b")),
     ):  # fmt: skip

@@ -104,7 +104,7 @@ def test_what_is_left_behind_is_told_by_a_query(
     monkeypatch.setattr(SqliteJournal, "restore_ids", restore)
     with closing(open_journal(made.settings)) as journal:
         (line,) = check_state._unreachable_state(made.settings, journal, keyless=True)
-        assert "was not there, and is made anew" in line
+        assert "was missing, so a new one was created" in line
         assert not restored
         (line,) = check_state.restore_ids(made.settings, journal)
     assert "3 ids were gone" in line

@@ -39,7 +39,7 @@ from paramserver.core.server import Server
 from paramserver.filters import sources as tables
 from paramserver.filters.base import Event, Filter, Opinion, Source
 from paramserver.filters.chain import Chain
-from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, keep_bounds
+from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, Effects, keep_bounds
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
@@ -346,18 +346,23 @@ def test_frozen_rows_are_not_judged(tmp_path: Path) -> None:
 
 
 def test_what_a_row_says_comes_back_from_it() -> None:
-    effects: Blocks = {
+    more = {
+        EVIDENCE + "direction": Block(COUNT, {"y": -7.5}),
+        OFFENCES: Block(EXTREMA, {"z": (0.0, 2.0)}),
+    }
+    effects = Effects("x", {"surprise": -1.25, "direction": 0.1}, 1, more)
+    assert effects.blocks() == {
         EVIDENCE + "surprise": Block(COUNT, {"x": -1.25}),
         EVIDENCE + "direction": Block(COUNT, {"x": 0.1, "y": -7.5}),
         TAKEN: Block(COUNT, {"x": 1}),
         OFFENCES: Block(EXTREMA, {"z": (0.0, 2.0)}),
     }
-    judged = judged_of(effects, "x", 0.5, "why")
+    judged = judged_of(effects, 0.5, "why")
     example = Example({"a": 1.0}, True, judged=judged)
     again = codec.decode(codec.encode(example)).judged
     assert again == judged
     assert effects_of(judged, "x", Verdict.CLIPPED) == effects
-    assert TAKEN not in effects_of(judged, "x", Verdict.QUARANTINED)
+    assert TAKEN not in effects_of(judged, "x", Verdict.QUARANTINED).blocks()
 
 
 def test_a_server_keeps_evidence_and_sources_in_bounds() -> None:
@@ -422,7 +427,7 @@ def test_flipped_labels_are_learned_without_filters_and_not_with_them(filters: A
             (new,) = made.judge([new])
             made.committed([new], [SimpleNamespace(new=True, row=SimpleNamespace(
                 partition=1, offset=n + 1))])  # type: ignore[list-item]  # fmt: skip
-            made.passed(SimpleNamespace(key=new.key, source=source), {})  # type: ignore[arg-type]
+            made.passed(SimpleNamespace(key=new.key, source=source), None)  # type: ignore[arg-type]
         if new.verdict is Verdict.QUARANTINED:
             set_aside[source] += 1
         else:

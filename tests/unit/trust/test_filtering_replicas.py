@@ -14,7 +14,7 @@ from online.trust import sources
 from online.trust.filtering import Filtering
 from paramserver.core.blocks import Blocks, merge
 from paramserver.filters.base import Event, Opinion, Source
-from paramserver.filters.sources import RELEASES
+from paramserver.filters.sources import RELEASES, Effects
 
 
 def test_one_attacker_spread_over_replicas_is_one(tmp_path: Path) -> None:
@@ -104,7 +104,8 @@ def test_recovery_asks_no_filter(
             task.cancel()
         world.client.down = False
         if forgetful:  # the mutant: what a row says is not in it
-            monkeypatch.setattr("online.learning.source_evidence.effects_of", lambda *args: {})
+            nothing = lambda judged, source, verdict: Effects(source, {}, 0, {})  # noqa: E731
+            monkeypatch.setattr("online.learning.source_evidence.effects_of", nothing)
         second = await world.replica("b", filters=broken)
         await second.exchange._adopt(first.writer.partition)
         await until(lambda: second.learner.includes(first.writer.partition, first.writer.known))

@@ -17,6 +17,7 @@ from paramserver.filters.base import Event
 from paramserver.filters.chain import by_name
 from paramserver.filters.losses import Null
 from paramserver.filters.odds import Votes
+from paramserver.filters.sources import Effects
 from paramserver.filters.surprise import _Lately
 from replay.journal.base import Verdict
 
@@ -30,7 +31,7 @@ class World:
         self.reputations = Reputations(self.chain, dict)
         self.learner = Evidence()
         self.learner.observer = self.reputations
-        self.waiting: list[tuple[bytes, str, Blocks]] = []
+        self.waiting: list[tuple[bytes, str, Effects]] = []
         self.values: Blocks = {}
 
     def judge(self) -> None:
@@ -39,13 +40,13 @@ class World:
         name, loss = f"s{self.draw.randrange(12)}", self.draw.expovariate(2.0)
         event = Event(name, self.n.to_bytes(16, "little"), None, loss, label=label, answer=label)
         self.chain.observe(event, self.chain.decide(event))
-        effects = self.reputations.decided(event.key, name, taken=True)
+        effects = self.reputations.decided(event.key, name)
         self.waiting.append((event.key, name, effects))
 
     def learn(self) -> None:
         key, source, effects = self.waiting.pop(0)
         row: Any = SimpleNamespace(key=key, source=source, verdict=Verdict.ACCEPTED)
-        self.learner.add(row, judged_of(effects, source, 0.0, ""))
+        self.learner.add(row, judged_of(effects, 0.0, ""))
 
     def take_back(self) -> None:
         key, _, _ = self.waiting.pop(self.draw.randrange(len(self.waiting)))
@@ -66,8 +67,9 @@ class World:
     def expected(self) -> Blocks:
         """All that the values lack."""
         total: Blocks = {}
-        for effects in (self.learner._open, *(effects for _, _, effects in self.waiting)):
-            add_counts(total, effects)
+        add_counts(total, self.learner._open)
+        for _, _, effects in self.waiting:
+            effects.add_to(total)
         return total
 
 

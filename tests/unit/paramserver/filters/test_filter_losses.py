@@ -93,12 +93,12 @@ def test_a_row_that_is_a_repeat_takes_its_loss_back() -> None:
     reputations = Reputations(chain, dict)
     for event in events(200):
         chain.observe(event, chain.decide(event))
-        reputations.decided(event.key, event.source, taken=True)
+        reputations.decided(event.key, event.source)
     before = chain.losses.nulls(), chain.losses.events
     again = Event("s1", b"again", None, 50.0, label="true", answer="false")
     chain.observe(again, chain.decide(again))
-    effects = reputations.decided(again.key, again.source, taken=True)
-    assert sum(effects[LOSSES].data.values()) == 1
+    effects = reputations.decided(again.key, again.source)
+    assert sum(effects.more[LOSSES].data.values()) == 1
     assert chain.losses.events == before[1] + 1
     reputations.take_back(again.key)
     assert (chain.losses.nulls(), chain.losses.events) == before

@@ -96,7 +96,7 @@ def test_a_store_that_does_not_answer_lets_nothing_be_decided(world: Any) -> Non
     for decide in (
         server.freeze, lambda: server.ban("bot", True), lambda: server.upgrade(b'{"on":true}')
     ):  # fmt: skip
-        with pytest.raises(errors.NothingDecided, match="nothing was decided") as told:
+        with pytest.raises(errors.NothingDecided, match="no decision was recorded") as told:
             decide()
         assert told.value.definite
     world.store.failing.clear()
