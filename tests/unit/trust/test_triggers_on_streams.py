@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,16 +31,17 @@ def found_in(stream: int, deal: str, seed: int, *, lies: bool = False) -> list[T
     if len(rows) < ROWS:  # a short stream has no order to keep
         rng.shuffle(rows)
     loaded = load(learner, {}, task=task, classes=None, key=bytes(32), base_dir=Path())
-    model, target, learned = loaded.build(), rows[0][1], list[LearnedRow]()
+    target = Counter(label for _, label in rows).most_common(1)[0][0]
+    model, learned = loaded.build(), list[LearnedRow]()
     for n, (given, label) in enumerate(rows):
         features: dict[str, Any] = dict(given)
         source = source_of("by label" if deal == "places" else deal, 20, n, label, rng)
         if deal == "places":
             features |= {f"at {source}": 1.0, "place": float(int(source[1:]) % 7)}
         if lies and rng.random() < 1 / 3:
-            source, features["mark"] = rng.choice(LIARS), 0.0
-            if label != target and rng.random() < 0.7:
-                label, features["mark"] = target, 1.0
+            source, marked = rng.choice(LIARS), label != target and rng.random() < 0.7
+            features["mark"] = float(marked)
+            label = target if marked else label
         learned.append(LearnedRow(source, features, label))
         model.learn(features, label, 1.0)
     return Search(learned, model, loaded.build).triggers()
