@@ -51,7 +51,7 @@ from paramserver.core.entries import (
 )
 from paramserver.core.ids import IdArray, distinct
 from paramserver.core.names import Names
-from paramserver.core.rows import Rows, read_rows
+from paramserver.core.rows import Rows, read_rows, select_rows
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
 
@@ -238,12 +238,12 @@ def _merged_rows(name: str, old: Rows | None, change: Rows, scale: float) -> Row
     if old is not None:
         if old.width != change.width:
             raise BlockError(name, None, f"rows of {change.width} numbers for {old.width}")
-        before, _ = old.get(change.ids)
+        before, _ = old.look_up(change.ids)
         with np.errstate(over="ignore", invalid="ignore"):
             added += before
     if not np.isfinite(added).all():
         raise BlockError(name, None, "a number would become infinite; values must stay finite")
-    return Rows(change.ids.copy(), added)
+    return Rows(change.ids, added)
 
 
 def array_of(data: bytes) -> npt.NDArray[np.float64]:
@@ -360,7 +360,7 @@ def select(values: Blocks, touched: Touched) -> Blocks:
         if keys is None:
             out[name] = block
         elif isinstance(keys, list):
-            out[name] = Block(block.kind, block.data.select(keys))
+            out[name] = Block(block.kind, select_rows(block.data, keys))
         else:
             data = block.data
             out[name] = Block(block.kind, {key: data[key] for key in keys if key in data})

@@ -188,7 +188,7 @@ def pages_for(rows: int) -> int:
 
 def _read(pieces: _Pieces, at: Pages) -> Floats32:
     start, last = pieces[-1]
-    if at.min(initial=start) >= start:
+    if not start or at.min(initial=start) >= start:
         return last.take(at - start if start else at, axis=0)
     out = np.empty((len(at), last.shape[1]), dtype=np.float32)
     for start, numbers in pieces:
@@ -200,7 +200,7 @@ def _read(pieces: _Pieces, at: Pages) -> Floats32:
 
 def _write(pieces: _Pieces, at: Pages, rows: Floats32) -> None:
     start, last = pieces[-1]
-    if at.min(initial=start) >= start:
+    if not start or at.min(initial=start) >= start:
         last[at - start if start else at] = rows
         return
     for start, numbers in pieces:

@@ -23,6 +23,7 @@ import numpy as np
 from paramserver.core.flags import Flags, RowFlags
 from paramserver.core.ids import IdArray, Ids, Numbers, distinct
 from paramserver.core.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of, pages_for
+from paramserver.core.row_message import ID, NUMBER, RowMessage
 from paramserver.errors import BlockError
 
 WIDTH_MAX: Final = 1024
@@ -33,21 +34,17 @@ _PIECE_ROWS: Final = 64 * PAGE_ROWS  # fits into the CPU cache
 _MOVED: Final = 8  # rows that are packed for each row written
 _MOVED_LEAST: Final = 256
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
-_ID: Final = np.dtype("<u8")
-_NUMBER: Final = np.dtype("<f4")
 
 
-class Rows:
+class Rows(RowMessage):
     """A table of rows by id, or a part of one.
 
     Parameters:
-        ids: Ids in the order of their positions, each once.  The caller must not change the array.
-        numbers: Their rows, shape [ids, width]; they are copied.
-
-    Attributes:
-        width: Numbers of a row.
-        gone: In a message: ids whose rows the receiver has to remove.
+        ids: Ids in the order of their positions, each once.
+        numbers: Their rows, shape [ids, width].  The caller must not change the two arrays.
     """
+
+    _found: tuple[IdArray, Ids, Numbers] | None = None  # ids of the last look-up, and their numbers
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
         self.width: int = numbers.shape[1]
@@ -55,7 +52,7 @@ class Rows:
         self._begin = 0  # position of the first row that is not in _older
         self._older: Rows | None = None  # table being packed: rows before _place have moved
         self._place = 0
-        self._hold(ids, numbers)
+        self._given = ids, numbers
 
     def _hold(self, ids: IdArray, numbers: Floats32) -> None:
         """Store the rows in newly allocated memory."""
@@ -63,7 +60,7 @@ class Rows:
         held[: len(ids)] = numbers
         self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
         self._pages: Pages = np.arange(pages_for(self._n))
-        self._marks = RowFlags()
+        self._marks, self._given = RowFlags(), None
 
     @classmethod
     def empty(cls, width: int) -> Self:
@@ -80,6 +77,7 @@ class Rows:
         if not (numbers.flags.writeable and numbers.flags.aligned and every.flags.aligned):
             return cls(every.astype(np.uint64), numbers)
         made, whole = cls.empty(numbers.shape[1]), n // PAGE_ROWS
+        made._marks, made._given = RowFlags(), None
         made._ids, made._n, made._pool = ids, n, Pool(numbers[: whole * PAGE_ROWS])
         rest = np.arange(whole * PAGE_ROWS, n)
         made._pages = np.append(np.arange(whole), made._pool.take(pages_for(n) - whole))
@@ -87,6 +85,8 @@ class Rows:
         return made
 
     def __len__(self) -> int:
+        if self._given is not None:
+            return len(self._given[0])
         return self._n - self._marks.gone + (len(self._older) if self._older else 0)
 
     @property
@@ -105,12 +105,7 @@ class Rows:
         Call it before anybody else knows the table.
         """
         self._pool.begin_copy()
-        Thread(target=self._detach, args=(self._ids, self._pool), name="rows", daemon=True).start()
-
-    @staticmethod
-    def _detach(ids: Ids, pool: Pool) -> None:
-        ids.detach()
-        pool.copy_first()
+        Thread(target=_detach, args=(self._ids, self._pool), name="rows", daemon=True).start()
 
     def lay_out(self) -> None:
         """Build the index of ids now (a second for ten million rows); copies share it."""
@@ -129,27 +124,14 @@ class Rows:
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __del__(self) -> None:
-        self._pool.release(self._pages)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.ids.copy(), self.numbers)
-
-    @property
-    def size_bytes(self) -> int:
-        """The encoded size of the rows in a message, in bytes, without its framing."""
-        gone = _ID.itemsize * len(self.gone)
-        return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width) + gone
-
-    def as_message(self) -> dict[str, Any]:
-        """Return the rows as a message encodes them."""
-        numbers = self.numbers.astype(_NUMBER, copy=False)
-        ids = self.ids.astype(_ID, copy=False)
-        message = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
-        return message | {"gone": self.gone.astype(_ID).tobytes()} if len(self.gone) else message
+        if self._given is None:
+            self._pool.release(self._pages)
 
     @property
     def ids(self) -> IdArray:
         """All ids by position; the array must not be changed."""
+        if self._given is not None:
+            return self._given[0]
         ids = self._ids.first(self._n)
         if self._marks.gone:
             ids = ids[self._marks.there(slice(0, self._n), self._n)]
@@ -158,6 +140,8 @@ class Rows:
     @property
     def numbers(self) -> Floats32:
         """All rows by position, in a new array."""
+        if self._given is not None:
+            return np.array(self._given[1], dtype=np.float32)
         numbers = self._between(0, self._n)
         return numbers if self._older is None else np.concatenate((self._older.numbers, numbers))
 
@@ -176,7 +160,9 @@ class Rows:
 
     def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
         """Return the rows of these ids, zeros for missing ones, and flags: which ones exist."""
-        at = self._places(ids)
+        return self._get(ids, self._places(ids))
+
+    def _get(self, ids: IdArray, at: Numbers) -> tuple[Floats32, Flags]:
         known = at >= 0
         if at.min(initial=0) >= 0:
             return self._read(at), known
@@ -187,13 +173,22 @@ class Rows:
             out[left], known[left] = self._older.get(ids[left])
         return out, known
 
-    def select(self, ids: Sequence[IdArray]) -> Rows:
-        """Return the rows of these ids (repeats allowed); ids without a row are in ``gone``."""
-        some = distinct(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
-        numbers, known = self.get(some)
-        selected = Rows(some[known], numbers[known])
-        selected.gone = some[~known]
-        return selected
+    def look_up(self, ids: IdArray) -> tuple[Floats32, Flags]:
+        """Return as :meth:`get`, and remember where these ids are, if all have rows.
+
+        So a :meth:`put` or a further look-up of the same array, which must never be changed, does
+        not search again.
+        """
+        if (at := self._remembered(ids)) is not None:
+            return self._read(at), np.ones(len(at), dtype=np.bool_)
+        at = self._places(ids)
+        self._found = None if at.min(initial=0) < 0 else (ids, self._ids, at)
+        return self._get(ids, at)
+
+    def _remembered(self, ids: IdArray) -> Numbers | None:
+        """Return the numbers of the ids if the last look-up was of the same array, else None."""
+        found = self._found
+        return found[2] if found and found[0] is ids and found[1] is self._ids else None
 
     def has(self, ids: IdArray) -> Flags:
         """Return for each id whether there is a row."""
@@ -231,7 +226,7 @@ class Rows:
     def update(self, new: Rows) -> None:
         """Insert or replace the rows of ``new``, and remove those of the ids in its ``gone``."""
         self.drop(new.gone)
-        self.put(new.ids, new.numbers)
+        self.put(new.ids, new.numbers if new._given is None else new._given[1])
 
     def drop(self, ids: IdArray) -> None:
         """Remove the rows of these ids (each given once); pack when half of all are gaps."""
@@ -245,6 +240,7 @@ class Rows:
         self._pack(len(ids))
 
     def _let_go(self, ids: IdArray) -> None:
+        self._found = None
         at = self._places(ids)
         self._marks.let_go(at[at >= 0])
 
@@ -279,7 +275,9 @@ class Rows:
         self._pack(len(ids))
 
     def _write(self, ids: IdArray, numbers: Floats32) -> None:
-        at = self._ids.find(ids, self._ids.count)
+        at = self._remembered(ids)
+        if at is None:
+            at = self._ids.find(ids, self._ids.count)
         if at.min(initial=0) < 0:
             new, begin = at < 0, self._ids.count
             self._ids.add(ids[new])
@@ -338,6 +336,29 @@ class Rows:
         return self._pool.read(located(self._pages, at))
 
 
+def _detach(ids: Ids, pool: Pool) -> None:
+    ids.detach()
+    pool.copy_first()
+
+
+def select_rows(table: Rows, ids: Sequence[IdArray]) -> Rows:
+    """Return the rows of these ids; those without a row are in ``gone``.
+
+    Parameters:
+        ids: Arrays that have each id once; several of them may have the same one.
+    """
+    if len(ids) == 1:  # of one push
+        some = ids[0]
+    else:
+        some = distinct(np.concatenate(ids)) if ids else _NO_IDS
+    numbers, known = table.look_up(some)
+    if known.all():
+        return Rows(some, numbers)
+    selected = Rows(some[known], numbers[known])
+    selected.gone = some[~known]
+    return selected
+
+
 def read_rows(name: str, data: dict[Any, Any]) -> Rows:
     """Return the rows of a message.  Raises BlockError, with the block's name, if invalid."""
     width, ids, numbers = (data.get(part) for part in ("width", "ids", "numbers"))
@@ -346,14 +367,14 @@ def read_rows(name: str, data: dict[Any, Any]) -> Rows:
         raise BlockError(name, "width", f"{width!r:.80} is no number from 1 to {WIDTH_MAX}")
     if not isinstance(ids, bytes) or not isinstance(numbers, bytes) or len(data) > 4:
         raise BlockError(name, None, "rows are 'width', 'ids' and 'numbers', the last two bytes")
-    n = len(ids) // _ID.itemsize
-    if len(ids) != n * _ID.itemsize or len(numbers) != n * width * _NUMBER.itemsize:
+    n = len(ids) // ID.itemsize
+    if len(ids) != n * ID.itemsize or len(numbers) != n * width * NUMBER.itemsize:
         sizes = f"{len(ids)} bytes of ids and {len(numbers)} of numbers"
         raise BlockError(name, None, f"{sizes} are no rows of {width} numbers")
-    each = np.frombuffer(ids, dtype=_ID)
+    each = np.frombuffer(ids, dtype=ID)
     if not (each[1:] > each[:-1]).all() and len(distinct(each)) != n:
         raise BlockError(name, "ids", "an id stands there twice")
-    rows = np.frombuffer(numbers, dtype=_NUMBER).reshape(n, width)
+    rows = np.frombuffer(numbers, dtype=NUMBER).reshape(n, width)
     if not np.isfinite(rows).all():
         raise BlockError(name, "numbers", "a number is not finite")
     made = Rows(each.astype(np.uint64), rows)
@@ -362,6 +383,6 @@ def read_rows(name: str, data: dict[Any, Any]) -> Rows:
 
 
 def _read_gone(name: str, gone: object) -> IdArray:
-    if not isinstance(gone, bytes) or len(gone) % _ID.itemsize:
+    if not isinstance(gone, bytes) or len(gone) % ID.itemsize:
         raise BlockError(name, "gone", "what is gone is ids of eight bytes each")
-    return np.frombuffer(gone, dtype=_ID).astype(np.uint64)
+    return np.frombuffer(gone, dtype=ID).astype(np.uint64)

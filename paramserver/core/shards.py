@@ -133,11 +133,13 @@ class Cut:
         out = []
         at, left = self.of_ids(ids), self.of_ids(gone)
         for shard in range(self.of):
-            mine, away = at == shard, left == shard
-            if mine.any() or away.any():
-                part = {"width": data["width"], "ids": ids[mine].tobytes()}
-                part["numbers"] = rows[mine].tobytes()
-                out.append((shard, part | ({"gone": gone[away].tobytes()} if away.any() else {})))
+            (mine,), (away,) = (at == shard).nonzero(), (left == shard).nonzero()
+            if len(mine) or len(away):
+                part = {"width": data["width"], "ids": ids.take(mine).tobytes()}
+                part["numbers"] = rows.take(mine, axis=0).tobytes()
+                if len(away):
+                    part["gone"] = gone.take(away).tobytes()
+                out.append((shard, part))
         return out
 
     def _tables(self, rows: Rows) -> list[tuple[int, Any]]:

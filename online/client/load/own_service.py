@@ -35,18 +35,19 @@ def start(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     file: Path | None = None,
+    within_s: float = _START_S,
 ) -> tuple[subprocess.Popen[str], str, str]:
     """Start `online serve` on the folder's settings; returns its process, its output and its URL.
 
     Parameters:
         environment: The whole environment; None: this process's own.
         file: Settings file or model file; None: ``online.yaml`` in the folder.
+        within_s: Seconds that the start may take.
 
     Raises:
         StartRefused: It has ended, or does not start in time.
     """
     served = str(file or folder / "online.yaml")
-    deadline = time.monotonic() + _START_S
     command = [sys.executable, "-m", "online", "serve", served, *arguments]
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen(
@@ -55,7 +56,7 @@ def start(
     )  # fmt: skip
     log.close()
     try:
-        return process, *_started(process, folder / "serve.log", deadline)
+        return process, *_started(process, folder / "serve.log", within_s)
     except BaseException:  # after Ctrl-C, too, it would continue to start
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -84,15 +85,18 @@ def service(settings: Mapping[str, Any]) -> Iterator[str]:
             stop(process)
 
 
-def _started(process: subprocess.Popen[str], log: Path, deadline: float) -> tuple[str, str]:
+def _started(process: subprocess.Popen[str], log: Path, within_s: float) -> tuple[str, str]:
     """Wait until the service has printed its URL; returns its output and the URL.
 
     Raises StartRefused if it has ended, or does not start in time.
     """
+    deadline = time.monotonic() + within_s
     while True:
-        text = log.read_text()
+        code, text = process.poll(), log.read_text()
         if match := re.search(r"(http://[0-9.]+:\d+)/docs", text):
             return text, match[1]
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise StartRefused(f"online serve did not start:\n{text[-2000:]}", "See above")
+        if code is not None or time.monotonic() > deadline:
+            ended = f"was not ready after {within_s:g} s" if code is None else f"ended with {code}"
+            problem = f"online serve {ended}, having printed:\n{text[-2000:]}"
+            raise StartRefused(problem, "See what it printed; a busy machine takes longer")
         time.sleep(0.02)

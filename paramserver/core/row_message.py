@@ -1,0 +1,76 @@
+"""Rows by id as a message has them: two arrays, which are passed on without pages.
+
+Most rows that a server handles are parts of messages: read, added to a table's, sent.  Laying out
+pages and slots for each of them took a quarter of a push.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from paramserver.core.ids import IdArray
+
+    Floats32 = npt.NDArray[np.float32]
+
+ID: Final = np.dtype("<u8")
+NUMBER: Final = np.dtype("<f4")
+_LAID_OUT: Final = frozenset({"_ids", "_n", "_pool", "_pages", "_marks"})
+
+
+class RowMessage:
+    """The part of a table that a message needs, until somebody asks for the table.
+
+    Attributes:
+        width: Numbers of a row.
+        gone: In a message: ids whose rows the receiver has to remove.
+    """
+
+    width: int
+    gone: IdArray
+    _given: tuple[IdArray, Floats32] | None = None  # until pages are laid out
+
+    if not TYPE_CHECKING:  # to which any name would be known then
+
+        def __getattr__(self, name: str) -> Any:
+            """Lay out pages and slots when they are asked for first."""
+            if self._given is None or name not in _LAID_OUT:
+                raise AttributeError(name)
+            self._hold(*self._given)
+            return getattr(self, name)
+
+    def _hold(self, ids: IdArray, numbers: Floats32) -> None:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def ids(self) -> IdArray:
+        """All ids by position; the array must not be changed."""
+        raise NotImplementedError
+
+    @property
+    def numbers(self) -> Floats32:
+        """All rows by position, in a new array."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.ids.copy(), self.numbers)
+
+    @property
+    def size_bytes(self) -> int:
+        """The encoded size of the rows in a message, in bytes, without its framing."""
+        gone = ID.itemsize * len(self.gone)
+        return len(self) * (ID.itemsize + NUMBER.itemsize * self.width) + gone
+
+    def as_message(self) -> dict[str, Any]:
+        """Return the rows as a message encodes them."""
+        numbers = self.numbers if self._given is None else self._given[1]
+        ids = self.ids.astype(ID, copy=False)
+        numbers = numbers.astype(NUMBER, copy=False)
+        message = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+        return message | {"gone": self.gone.astype(ID).tobytes()} if len(self.gone) else message
