@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from redis import Redis
 
 from benchmarks.faults import exactly_once as once
@@ -158,8 +159,9 @@ def _stands_still(scene: Scene) -> None:
 def _hangups(scene: Scene) -> None:
     """SIGHUP after SIGHUP, while an editor writes the settings, some of them wrong."""
     path, rng = scene.folder / "online.yaml", scene.rng
+    before = path.read_text()
     for _ in range(6):
-        changed = json.loads(json.dumps(scene.given))
+        changed = yaml.safe_load(before)
         match rng.randrange(4):
             case 0:
                 changed["limits"]["weight_max"] = rng.choice((2, 3, 5))
@@ -174,7 +176,7 @@ def _hangups(scene: Scene) -> None:
         for _ in range(rng.choice((1, 5, 20))):
             scene.site.running.process.send_signal(signal.SIGHUP)
         time.sleep(rng.choice((0.0, 0.1, 1.0)))
-    write_settings(scene.folder, scene.given)
+    path.write_text(before)
     scene.site.running.process.send_signal(signal.SIGHUP)
 
 
