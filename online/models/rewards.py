@@ -64,8 +64,8 @@ from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.experts.linear import EXPERTS, NORMALISED, Floats
 from online.models.features.hashed import check_hashing
 from online.models.state.composite import Composite
-from paramserver.core.pages import Floats32
 from paramserver.core.sums import Sums
+from paramserver.core.tables.pages import Floats32
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]

@@ -14,8 +14,8 @@ import numpy as np
 from online.models.choices.interactions import Places
 from online.models.experts.linear import ADAGRAD, EXPERTS, Floats
 from paramserver.core.blocks import ROWS, Block, Blocks
-from paramserver.core.pages import Floats32
-from paramserver.core.rows import Rows
+from paramserver.core.tables.pages import Floats32
+from paramserver.core.tables.rows import Rows
 
 _NUMBERS: Final = 6
 _ORDER_KEPT: Final = 65_536  # slots: a longer order is not cached

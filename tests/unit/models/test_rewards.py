@@ -15,7 +15,7 @@ from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable
 from online.models.rewards import Action, Question, RewardModel, Rewards
 from paramserver.core.blocks import ROWS, Block, Blocks, combine, merge
-from paramserver.core.rows import Rows
+from paramserver.core.tables.rows import Rows
 from replay.example import Example, Features
 
 ACTIONS: list[Action] = [("a", {}), ("b", {}), ("c", {})]
