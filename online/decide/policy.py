@@ -21,7 +21,7 @@ import numpy.typing as npt
 from online.models.choices.action_counts import Counted
 from online.models.choices.scores import Scores
 from online.models.experts.linear import Floats
-from paramserver.core.pages import Floats32
+from paramserver.core.tables.pages import Floats32
 
 Chosen = slice | npt.NDArray[np.intp]
 """Indices of the allowed actions."""
@@ -61,6 +61,8 @@ FIRST: Final = 50.0
 
 ETA: Final = 1.0
 _UNSURE: Final = 1e-12
+_TIE: Final = 1e-9  # expected rewards that differ by less are equal
+_DECIMALS: Final = 5  # of probabilities that are compared
 _EACH: Chosen = slice(None)
 CHANGED: Final = 2.0
 """Standard deviations by which discounted rewards must differ before they alone are used."""
@@ -388,9 +390,10 @@ def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -
         whole: Floats = shares / np.add.reduce(shares, axis=-1, keepdims=True)
         return whole
     if budget < 1.0:
-        best = int(means.argmax())
-        if shares[best] < shares.max():  # among ties, the most probable one
-            best = int(np.where(means >= means.max(), shares, -1.0).argmax())
+        # among ties, the most probable one; both within rounding, so that it is the same for a
+        # choice alone and for one that was computed with others
+        ties = means >= means.max() - _TIE
+        best = int(np.where(ties, np.round(shares, _DECIMALS), -1.0).argmax())
         if (rest := 1.0 - shares[best]) > budget:
             shares = shares * (budget / rest)
             shares[best] = 1.0 - budget

@@ -191,8 +191,7 @@ class Chain:
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)
             # evidence against sources does not count while the stream changes
-            evidence = max(opinion.evidence, 0.0) if drift else opinion.evidence
-            if evidence != 0.0:
+            if (evidence := opinion.evidence) > 0.0 or (evidence < 0.0 and not drift):
                 self.sources.add(source, test.name, evidence, self._arrivals)
         if source.turned_at == self._arrivals and not drift:
             self._look_for_drift(self._seen_lately())  # before the first is condemned for it

@@ -124,8 +124,9 @@ class Rates:
         if self._stale:
             if not self._are_the_same():
                 self._look_at_all()
-            middle = _median(self._rates, None) if self._rates else 0.0
-            self._usual_rate = middle + min(middle, _TWICE_MAX)
+            rates, n = self._rates, len(self._rates)
+            middle = (rates[(n - 1) // 2] + rates[n // 2]) / 2.0 if n else 0.0
+            self._usual_rate = middle + (middle if middle < _TWICE_MAX else _TWICE_MAX)
             self._stale = False
         return self._now
 
@@ -145,11 +146,14 @@ class Rates:
 
     def middle(self, source: str) -> float | None:
         """Return the median rate of the other sources' hits; None if too few."""
-        now = self._look() if self._stale else self._now
-        own = now.get(source)
-        if len(now) - (own is not None) < SOURCES_MIN:
+        own = (self._look() if self._stale else self._now).get(source)
+        rates, n = self._rates, len(self._rates)
+        if own is None:
+            return (rates[(n - 1) // 2] + rates[n // 2]) / 2.0 if n >= SOURCES_MIN else None
+        if (n := n - 1) < SOURCES_MIN:
             return None
-        return _median(self._rates, None if own is None else own.rate)
+        at, low, high = bisect_left(rates, own.rate), (n - 1) // 2, n // 2
+        return (rates[low + (low >= at)] + rates[high + (high >= at)]) / 2.0
 
     def gap(self, source: str) -> int:
         """Return the number of events since the source's last one, including the next."""

@@ -70,6 +70,17 @@ def test_without_the_budget_more_is_explored() -> None:
     assert 1.0 - free.max() > 0.3
 
 
+def test_of_equal_actions_the_budget_has_the_same_one_whatever_rounding_says() -> None:
+    """A choice that is computed with others has sums in another order than one alone."""
+    shares = np.array([0.5, 0.0, 0.5])
+    for i in range(3):
+        means = np.array([0.6, 0.6, 0.6])
+        means[i] = np.nextafter(0.6, 1.0)
+        for off in (1e-8, -1e-8):
+            p = bounded(shares + np.array([off, 0.0, -off]), means, floor=0.0, budget=0.2)
+            assert p == pytest.approx([0.8, 0.0, 0.2], abs=1e-6)
+
+
 def test_the_floor_comes_before_the_budget() -> None:
     p = bounded(np.array([1.0, 0.0, 0.0]), np.array([0.9, 0.1, 0.1]), floor=0.1, budget=0.0)
     assert p.tolist() == pytest.approx([0.8, 0.1, 0.1])
