@@ -36,12 +36,6 @@ STEP_MAX: Final = 2.0
 UNLIKELY: Final = "unlikely"
 """Name of the test on unlikely labels, which keeps little positive evidence."""
 
-OF_A_LABEL: Final = ("surprise at ", "surprise about ")
-"""Beginnings of the names of tests on one label.  Their evidence sets aside events that they judge,
-and condemns the source only where it can be no lower: an honest source may send one label mostly,
-or where it is hard."""
-
-_LEAST: Final = 0.01 - EVIDENCE_MAX  # evidence adds up over replicas
 _DOUBTED: Final = -1.0
 _TRUSTED: Final = 2.0
 
@@ -150,12 +144,8 @@ class Source:
 
     @property
     def standing(self) -> float:
-        """The lowest evidence of any test; 0 without evidence.
-
-        That of a test on one label counts where it can be no lower.
-        """
-        known = self.evidence.items()
-        return min([e for test, e in known if condemns(test, e)], default=0.0)
+        """The lowest evidence of any test; 0 without evidence."""
+        return min(self.evidence.values(), default=0.0)
 
     @property
     def sent(self) -> int:
@@ -166,14 +156,14 @@ class Source:
     def trusted(self) -> bool:
         """Whether the tests are clearly for it: one (not only ``UNLIKELY``) or all that judged it.
 
-        Tests of a single label judge few events: they need not be for it.
+        Tests of a single label judge few events, so they need only have nothing against it.
         """
         nats = max([e for test, e in self.evidence.items() if test != UNLIKELY], default=0.0)
         return self.unblamed and max(nats, self.standing) >= _TRUSTED
 
     @property
     def unblamed(self) -> bool:
-        """Whether nothing speaks against it that is worth mentioning."""
+        """Whether no test has evidence against it that is worth mentioning."""
         return self.standing >= _DOUBTED
 
     @property
@@ -185,11 +175,6 @@ class Source:
         """Update a test's moving average with one measurement."""
         old = self.means.get(test)
         self.means[test] = x if old is None else old + (x - old) / 5.0
-
-
-def condemns(test: str, evidence: float) -> bool:
-    """Return whether a test's evidence is about its source, and not about events of one label."""
-    return evidence <= _LEAST or not test.startswith(OF_A_LABEL)
 
 
 class Opinion(msgspec.Struct, frozen=True, gc=False):

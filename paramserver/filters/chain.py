@@ -27,7 +27,6 @@ from paramserver.filters.base import (
     Filter,
     Opinion,
     Source,
-    condemns,
     keyed,
 )
 from paramserver.filters.direction import Direction
@@ -150,7 +149,7 @@ class Chain:
             opinions.append(opinion)
             nats = evidence.get(test.name)
             if opinion is PASS:
-                if nats is not None and nats <= standing and condemns(test.name, nats):
+                if nats is not None and nats <= standing:
                     standing, test_name = nats, test.name
                 continue
             if opinion.stop:
@@ -168,9 +167,7 @@ class Chain:
                 standing, test_name = nats, test.name
         asked, standing = tuple(opinions), 0.0 if test_name == _NOBODY else standing
         if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
-            whole = source.quarantined or condemns(test_name, standing)
-            what = "the source" if whole else "what the source says of this label"
-            reason = f"{test_name}: {what} is quarantined"
+            reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
         # without evidence a source has full weight, not 1/2
         trust = 1.0 if test_name == _NOBODY else 1.0 / (1.0 + exp(-standing - self._credit))

@@ -37,7 +37,7 @@ from typing import Final
 import numpy as np
 
 from paramserver.filters.arrivals import EARNED, Arrivals
-from paramserver.filters.base import OF_A_LABEL, OFF, PASS, STEP_MAX, Event, Filter, Opinion, Source
+from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Filter, Opinion, Source
 from paramserver.filters.losses import Losses, Null
 from paramserver.filters.mixes import Mixes
 from paramserver.filters.voices import Voices
@@ -58,8 +58,8 @@ _HEARD: Final = 0.3
 _LARGEST: Final = 1.0
 """Greatest error that is learned with numeric labels, in units of the 90 % quantile."""
 
-AT, ABOUT = OF_A_LABEL
-"""Prefixes of the names of tests on one label, which the label follows."""
+ABOUT: Final = "surprise about "
+"""Prefix of the names of tests on one label, which the label follows."""
 
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
 _LARGE_REASON: Final = (
@@ -107,7 +107,7 @@ class Surprise(Filter):
         mixes: Mixes | None = None,
     ) -> None:
         if answer is not None:
-            self.name = f"{ABOUT if about else AT}{answer}"
+            self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
         self._numbers = self.losses.numbers

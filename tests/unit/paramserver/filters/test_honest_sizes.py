@@ -10,8 +10,8 @@ import pytest
 
 from online.trust.filtering import _unweighed
 from paramserver.filters.arrivals import Arrivals
-from paramserver.filters.base import CLIPPED, PASS, Event, Filter, Opinion, Source
-from paramserver.filters.chain import Chain, Verdict, by_name
+from paramserver.filters.base import CLIPPED, Event, Source
+from paramserver.filters.chain import by_name
 from paramserver.filters.rate import Rate
 from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
@@ -118,38 +118,5 @@ def test_a_contradiction_that_was_made_good_costs_no_trust() -> None:
     for _ in range(20):
         rate.arrivals.add("s0", new=False)
     assert rate.judge(Event("s0", b""), source).factor == 1.0
-    source.evidence["samples"] = -2.0
+    source.evidence["surprise at true"] = -2.0
     assert rate.judge(Event("s0", b""), source).factor < 1.0
-
-
-class OfTrue(Filter):
-    """A test of rows that are answered *true*, to which its evidence is against all sources."""
-
-    name = "surprise at true"
-
-    def judge(self, event: Event, source: Source) -> Opinion:
-        return Opinion(evidence=-0.7) if event.answer == "true" else PASS
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_what_a_source_says_of_one_label_is_set_aside_before_all_that_it_says(
-    monkeypatch: pytest.MonkeyPatch, works: bool
-) -> None:
-    if not works:  # the mutant: it is condemned at once
-        for place in ("base", "chain"):
-            monkeypatch.setattr(f"paramserver.filters.{place}.condemns", lambda test, nats: True)
-    chain = Chain([OfTrue()], credit=5.0)
-
-    def sent(answer: str, times: int = 1) -> Verdict:
-        for _ in range(times):
-            event = Event("s0", b"", label="false", answer=answer)
-            verdict = chain.decide(event)
-            chain.observe(event, verdict)
-        return verdict
-
-    assert not sent("true", 10).taken
-    assert chain.sources.get("s0").quarantined is not works
-    assert sent("false").taken is works
-    assert not sent("true", 5).taken
-    assert chain.sources.get("s0").quarantined, "it has gone on"
-    assert not sent("false").taken
