@@ -24,7 +24,7 @@ from benchmarks.fixtures.desk import inside
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.structs import Receipt
 from online.rows.validator import Validator
-from online.serving.choosing import Choosing
+from online.serving.choices.choosing import Choosing
 from online.settings.config import Settings, load
 
 SOURCES: Final = 24

@@ -28,9 +28,9 @@ import numpy.typing as npt
 
 from online.models.fm import Fm
 from paramserver.core.blocks import ROWS, Block, to_wire
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
 from paramserver.core.state import SnapshotState
+from paramserver.core.tables.rows import Rows
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.store import DirectorySnapshots, Retention
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from benchmarks.speed.admission import Partition
 from paramserver.core import wire
 from paramserver.core.blocks import ROWS, Block, from_wire, to_wire
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
 
 ROWS_ALL: Final = 10**9
 REPLICAS: Final = 1_000

@@ -18,10 +18,10 @@ import numpy as np
 from benchmarks.speed.admission import Partition
 from paramserver.core import wire
 from paramserver.core.blocks import ROWS, Block, to_wire
-from paramserver.core.ids import IdArray
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
 from paramserver.core.shards import Cut
+from paramserver.core.tables.ids import IdArray
+from paramserver.core.tables.rows import Rows
 
 WIDTH: Final = 16
 TABLE: Final = 200_000

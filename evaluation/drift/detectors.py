@@ -150,4 +150,6 @@ def updates(one: Detector, xs: Sequence[float]) -> list[tuple[int, Change]]:
     """
     if isinstance(one, Adwin | Glr):
         return one.update_all(xs)
-    return [(i, found) for i, x in enumerate(xs) if (found := one.update(x)) is not None]
+    return [
+        (i, change_found) for i, x in enumerate(xs) if (change_found := one.update(x)) is not None
+    ]

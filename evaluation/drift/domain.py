@@ -103,19 +103,19 @@ def _columns(rows: list[Features]) -> tuple[np.ndarray, list[str]]:
     of: list[str] = []
     for name in sorted({name for row in rows for name in row}):
         values = [row.get(name) for row in rows]
-        there = np.array([v is not None and v == v for v in values])
-        if not there.all():
-            columns.append(there.astype(np.float64))
+        present = np.array([v is not None and v == v for v in values])
+        if not present.all():
+            columns.append(present.astype(np.float64))
             of.append(name)
         if any(isinstance(v, str) for v in values):
-            texts = [str(v) if ok else None for v, ok in zip(values, there, strict=True)]
+            texts = [str(v) if ok else None for v, ok in zip(values, present, strict=True)]
             common = Counter(t for t in texts if t is not None).most_common(CATEGORIES_MAX)
             for text, _ in common:
                 columns.append(np.array([t == text for t in texts], dtype=np.float64))
                 of.append(name)
-        elif there.any():
+        elif present.any():
             z = _standard(np.array([float(v) if ok else math.nan  # type: ignore[arg-type]
-                                    for v, ok in zip(values, there, strict=True)]))  # fmt: skip
+                                    for v, ok in zip(values, present, strict=True)]))  # fmt: skip
             columns += [z, z * z]
             of += [name, name]
     kept = [i for i, column in enumerate(columns) if column.std() > 1e-9][:COLUMNS_MAX]
@@ -135,8 +135,8 @@ def _standard(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         spread = (high - low) / 2 or finite.std() or 1.0
         z = np.clip((values - middle) / spread, -_CLIP, _CLIP)
-    found: np.ndarray = np.nan_to_num(z, nan=0.0)
-    return found
+    standardised: np.ndarray = np.nan_to_num(z, nan=0.0)
+    return standardised
 
 
 def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -149,11 +149,11 @@ def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _out_of_fold(x: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the mean over the folds of the AUC of each column of labels."""
     fold = rng.permutation(len(x)) % FOLDS
-    found = []
+    scores = []
     for i in range(FOLDS):
         out = fold == i
-        found.append(_aucs(x[out] @ _solve(x[~out], labels[~out]), labels[out]))
-    aucs: np.ndarray = np.mean(found, axis=0)
+        scores.append(_aucs(x[out] @ _solve(x[~out], labels[~out]), labels[out]))
+    aucs: np.ndarray = np.mean(scores, axis=0)
     return aucs
 
 

@@ -111,9 +111,9 @@ class ErrorHistory:
         """Return the stretch length closest to ``rows``, and its stretches before ``begun``."""
         scale = min(max(int(math.log2(max(rows, 1) / STRETCH)), 0), SCALES - 1)
         while True:
-            found = _learned([s for s in self._kept[scale] if s.end <= begun], STRETCH << scale)
-            if len(found) >= ENOUGH or scale == 0:
-                return STRETCH << scale, found
+            similar = _learned([s for s in self._kept[scale] if s.end <= begun], STRETCH << scale)
+            if len(similar) >= ENOUGH or scale == 0:
+                return STRETCH << scale, similar
             scale -= 1
 
     def _harder(self, before: list[_Stretch], begun: int) -> float:

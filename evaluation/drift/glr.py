@@ -145,9 +145,9 @@ class Glr:
 
 def _kl(q: float, p: float) -> float:
     """Return the KL divergence of Bernoulli(q) from Bernoulli(p), 0 < p < 1, in nats."""
-    found = 0.0
+    total = 0.0
     if q > 0.0:
-        found += q * math.log(q / p)
+        total += q * math.log(q / p)
     if q < 1.0:
-        found += (1.0 - q) * math.log((1.0 - q) / (1.0 - p))
-    return found
+        total += (1.0 - q) * math.log((1.0 - q) / (1.0 - p))
+    return total

@@ -127,14 +127,14 @@ class LabelFree:
 
     def counters(self) -> dict[str, float]:
         """Return counters by name; counters of replicas are merged by adding them."""
-        found: dict[str, float] = {}
+        counters: dict[str, float] = {}
         tables: dict[str, Sequence[float]] = {
             "n": self._n, "sum": self._sums, "right": self._right,
             "open": self._open_n, "open_sum": self._open_sums,
         }  # fmt: skip
         for name, values in tables.items():
-            found |= {f"{name}/{i}": float(v) for i, v in enumerate(values) if v}
-        return found
+            counters |= {f"{name}/{i}": float(v) for i, v in enumerate(values) if v}
+        return counters
 
     def merge(self, counters: Mapping[str, float]) -> None:
         """Add another replica's :meth:`counters`.
@@ -170,8 +170,8 @@ class LabelFree:
         says = np.array(self._sums)[some] / n[some]
         weights = n[some] + self._prior
         shares = (np.array(self._right)[some] + self._prior * says) / weights
-        found: np.ndarray = np.interp(middle, middle[some], isotonic(shares, weights))
-        return found
+        calibrated: np.ndarray = np.interp(middle, middle[some], isotonic(shares, weights))
+        return calibrated
 
     def estimate(self) -> Estimate:
         """Estimate the accuracy of the predictions without labels."""

@@ -267,11 +267,11 @@ class Watch:
     ) -> list[tuple[int, Alarm]]:  # fmt: skip
         out: list[tuple[int, Alarm]] = []
         for who, one in self._score:
-            for i, found in updates(one, scores):
+            for i, raised in updates(one, scores):
                 row = self.served_rows + i + 1
                 if self._is_unlabelled(row - 1, self.judged_rows + i):
-                    since = max(row - found.n_after + 1, 1)
-                    out.append((i, alarm_of(found, row, at[i], "score", "", who, since)))
+                    since = max(row - raised.n_after + 1, 1)
+                    out.append((i, alarm_of(raised, row, at[i], "score", "", who, since)))
         self.served_rows += len(rows)
         self._order.see_all(at)
         assert self.window is not None
@@ -414,9 +414,9 @@ def _ask(
     """Return the alarms of detectors that get this share of the rows."""
     alarms = []
     for who, one in asked:
-        if (found := one.update(x)) is not None:
-            since = max(row - round(found.n_after / share) + 1, 1)
-            alarms.append(alarm_of(found, row, at, signal, name, who, since))
+        if (raised := one.update(x)) is not None:
+            since = max(row - round(raised.n_after / share) + 1, 1)
+            alarms.append(alarm_of(raised, row, at, signal, name, who, since))
     return alarms
 
 

@@ -108,9 +108,11 @@ def build(tally: Tally, *, made_at: float, version: str | None = None) -> Report
     verdict = judge(subject, performance, tally.course, comparison, calibration, features, alarms)
     multivariate = None
     if features is not None:
-        found = ends.multivariate()
+        difference = ends.multivariate()
         multivariate = (
-            missing.setdefault("multivariate", found) if isinstance(found, str) else found
+            missing.setdefault("multivariate", difference)
+            if isinstance(difference, str)
+            else difference
         )
     predictions = None if ends.lacking else ends.predictions(_score_name(tally))
     if predictions is None:
@@ -262,15 +264,15 @@ def _performance(tally: Tally, whole: Summary) -> Performance:
 
 
 def _estimate(tally: Tally) -> Estimate | None:
-    found = tally.label_free.estimate()
-    if found.accuracy is None or found.error is None:
+    estimate = tally.label_free.estimate()
+    if estimate.accuracy is None or estimate.error is None:
         return None
     return Estimate(
-        accuracy=found.accuracy,
-        n=found.n,
-        labelled=int(found.labelled),
-        error=found.error,
-        note=found.note,
+        accuracy=estimate.accuracy,
+        n=estimate.n,
+        labelled=int(estimate.labelled),
+        error=estimate.error,
+        note=estimate.note,
     )
 
 

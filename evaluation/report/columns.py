@@ -88,27 +88,27 @@ def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise TableUnusable(file, twice[0], "two columns have this name", "Rename one of them")
-    found: dict[str, str | None] = {}
+    assigned: dict[str, str | None] = {}
     guessed = set()
     for role in ROLES:
         named = getattr(asked, role)
         if named == NONE and NONE not in names:
-            found[role] = None
+            assigned[role] = None
             continue
-        found[role] = _named(file, names, role, named)
+        assigned[role] = _named(file, names, role, named)
         if named is None:
-            taken = {name for name in found.values() if name}
-            found[role] = _guess(names, role, taken | _asked_for(asked))
+            taken = {name for name in assigned.values() if name}
+            assigned[role] = _guess(names, role, taken | _asked_for(asked))
             guessed.add(role)
-    label = found["label"]
+    label = assigned["label"]
     if label is None:
         raise TableUnusable(file, None, f"no column is called like a label ({_list(names)})",
                             "Name it with --label COLUMN")  # fmt: skip
-    if found["prediction"] is None and found["score"] is None:
+    if assigned["prediction"] is None and assigned["score"] is None:
         raise TableUnusable(file, None, f"no column is called like a prediction ({_list(names)})",
                             "Name it with --prediction COLUMN, or a probability with --score COLUMN"
                             )  # fmt: skip
-    used = {name for name in found.values() if name}
+    used = {name for name in assigned.values() if name}
     wanted = asked.features
     for name in wanted or ():
         _named(file, names, "features", name)
@@ -117,12 +117,12 @@ def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
     features = tuple(name for name in rest if name not in ids)
     return Roles(
         label=label,
-        prediction=found["prediction"],
-        score=found["score"],
-        time=found["time"],
-        label_time=found["label_time"],
-        version=found["version"],
-        source=found["source"],
+        prediction=assigned["prediction"],
+        score=assigned["score"],
+        time=assigned["time"],
+        label_time=assigned["label_time"],
+        version=assigned["version"],
+        source=assigned["source"],
         features=features,
         left_out=ids,
         guessed=frozenset(guessed),

@@ -132,11 +132,11 @@ def causes(tally: Tally, ends: Ends, missing: dict[str, str]) -> Causes | None:
     if ends.lacking or tally.origin.task == "regression":
         missing["causes"] = ends.lacking or "errors of numbers are not split"
         return None
-    found = split(ends.then, ends.now)
-    if isinstance(found, str):
-        missing["causes"] = found
+    parts = split(ends.then, ends.now)
+    if isinstance(parts, str):
+        missing["causes"] = parts
         return None
-    return found
+    return parts
 
 
 def training(tally: Tally, subject: Subject, missing: dict[str, str]) -> Training | None:

@@ -62,16 +62,16 @@ class Ends:
         shifts = _shifts(then, now)
         pairs = {s.name: (self.then.features[s.name], self.now.features[s.name]) for s in shifts}
         ps = holm({name: _p(*pair) for name, pair in pairs.items()})
-        found = []
+        compared = []
         for i, shift in enumerate(shifts):
             a, b = pairs[shift.name]
-            found.append(self._feature(shift, a, b, ps[shift.name], shown=i < SHOWN))
+            compared.append(self._feature(shift, a, b, ps[shift.name], shown=i < SHOWN))
         return FeatureDrift(
             then_first=self.then.first_row,
             then_last=self.then.first_row + len(self.then) - 1,
             now_first=self.now.first_row,
             now_last=self.now.first_row + len(self.now) - 1,
-            features=tuple(found),
+            features=tuple(compared),
             left_out=self._tally.left_out,
         )
 
@@ -131,12 +131,13 @@ class Ends:
 
     def multivariate(self) -> Multivariate | str:
         """Return section 8, the domain classifier, or why it cannot be computed."""
-        found = tell_apart(*self.rows())
-        if found.auc is None or found.low is None or found.high is None:
-            return found.why
+        separated = tell_apart(*self.rows())
+        if separated.auc is None or separated.low is None or separated.high is None:
+            return separated.why
         return Multivariate(
-            auc=found.auc, low=found.low, high=found.high, n_then=found.n_reference, n_now=found.n,
-            drivers=tuple(name for name, weight in found.drivers if weight >= 0.2)[:5],
+            auc=separated.auc, low=separated.low, high=separated.high,
+            n_then=separated.n_reference, n_now=separated.n,
+            drivers=tuple(name for name, weight in separated.drivers if weight >= 0.2)[:5],
         )  # fmt: skip
 
 

@@ -83,16 +83,16 @@ class FileRows:
         """Return the distinct texts of labels and predictions, up to a bound."""
         roles = self._roles
         wanted = [name for name in (roles.label, roles.prediction) if name]
-        found: dict[str, set[str]] = {name: set() for name in wanted}
+        values: dict[str, set[str]] = {name: set() for name in wanted}
         n = 0
         for batch in self._table.batches(wanted):
             n += len(batch[roles.label])
             for name in wanted:
-                if len(found[name]) <= _VALUES_MAX:
-                    found[name].update(t.strip() for t in texts(batch[name].unique()) if t)
+                if len(values[name]) <= _VALUES_MAX:
+                    values[name].update(t.strip() for t in texts(batch[name].unique()) if t)
         if n == 0:
             raise TableUnusable(self._file, None, "it has no rows", "Name a file with rows")
-        return found[roles.label], found.get(roles.prediction or "", set())
+        return values[roles.label], values.get(roles.prediction or "", set())
 
     def _take_score(self, labels: set[str], answers: set[str]) -> bool:
         """Treat the predictions as scores if they are probabilities; return whether they are."""

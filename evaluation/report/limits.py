@@ -246,8 +246,8 @@ class ControlChart:
         mean = _mean(self._normal)
         # No error in a few hundred rows does not mean an error rate of 0: add one error.
         more = 1.0 if self._share else 0.0
-        found = (sum(p.squares for p in self._normal) + more) / (n + more) - mean * mean
-        return found if 0.0 < found < math.inf else 0.0
+        variance = (sum(p.squares for p in self._normal) + more) / (n + more) - mean * mean
+        return variance if 0.0 < variance < math.inf else 0.0
 
     def _reach(
         self, rule: tuple[float, float, float, float], error: float, deviation: float

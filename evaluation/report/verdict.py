@@ -54,16 +54,16 @@ def judge(
     alarms: Alarms | None,
 ) -> Verdict:
     """Return the verdict with all reasons for it, worst first."""
-    found: list[Reason] = []
-    found += _enough(subject, performance, course)
-    found += _baselines(subject, performance, comparisons or ())
+    reasons: list[Reason] = []
+    reasons += _enough(subject, performance, course)
+    reasons += _baselines(subject, performance, comparisons or ())
     changed = list(_change(subject, performance, course))
-    found += changed
+    reasons += changed
     if all(r.state == "ok" for r in changed):
-        found += _alarms(subject, performance, alarms)
-    found += _features(subject, performance, features, fell=any(r.state != "ok" for r in changed))
-    found += _calibration(calibration)
-    ordered = tuple(sorted(found, key=lambda r: _ORDER[r.state]))
+        reasons += _alarms(subject, performance, alarms)
+    reasons += _features(subject, performance, features, fell=any(r.state != "ok" for r in changed))
+    reasons += _calibration(calibration)
+    ordered = tuple(sorted(reasons, key=lambda r: _ORDER[r.state]))
     if not ordered or ordered[0].state == "ok":
         good = _good(subject, performance)
         ordered = (good, *ordered)
@@ -227,10 +227,10 @@ def _alarms(subject: Subject, performance: Performance, alarms: Alarms | None) -
     limits = performance.limits
     if limits is None or recent is None or recent < (1 + _AGREES) * limits.error:
         return
-    found = [a for a in (alarms.alarms if alarms else ()) if a.signal == "error"]
-    if not found or not found[0].worse:
+    raised = [a for a in (alarms.alarms if alarms else ()) if a.signal == "error"]
+    if not raised or not raised[0].worse:
         return
-    last = found[0]
+    last = raised[0]
     if last.row < (1 - _SETTLED) * subject.rows:
         return
     text = (

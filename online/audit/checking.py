@@ -113,7 +113,7 @@ def all_lines(journal: Journal) -> Iterator[Line]:
 
 def _heads(read: Sequence[Read], seen: Iterable[SeenHead]) -> Iterator[str]:
     """Yield faults of lines that snapshots have recorded."""
-    there = {one.number: one.sha256 for one in read if not _anchored(one)}
+    digests = {one.number: one.sha256 for one in read if not _anchored(one)}
     last = read[-1].number if read else 0
     lost = [
         (one.number, one.entry.at)
@@ -126,7 +126,7 @@ def _heads(read: Sequence[Read], seen: Iterable[SeenHead]) -> Iterator[str]:
             continue  # the line was lost with the journal, and the loss was accepted since
         if one.number > last:
             cut[one.number] = one.snapshot
-        elif there.get(one.number, one.sha256) != one.sha256:
+        elif digests.get(one.number, one.sha256) != one.sha256:
             yield f"line {one.number}: it is not the one that snapshot {one.snapshot} knows"
     if cut:
         number = max(cut)

@@ -223,13 +223,13 @@ def _short(payload: bytes) -> dict[str, Any]:
     """Return a control row's short values, and the hash of its payload."""
     about: dict[str, Any] = {}
     try:
-        found = msgspec.json.decode(payload)
+        body = msgspec.json.decode(payload)
     except msgspec.DecodeError:
-        found = {"text": payload.decode(errors="replace")} if payload else {}
-    if isinstance(found, dict):
+        body = {"text": payload.decode(errors="replace")} if payload else {}
+    if isinstance(body, dict):
         about = {
             name: plain(value[:_TEXT_MAX]) if isinstance(value, str) else value
-            for name, value in found.items()
+            for name, value in body.items()
             if isinstance(value, str | int | float | bool) and value != ""
         }
     return {**about, "sha256": hashlib.sha256(payload).hexdigest()}

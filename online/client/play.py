@@ -130,8 +130,8 @@ def play(
                 score.add(label, answer)
                 receipt = client.feedback(model, label, id=answer.id, source=source)
                 if receipt.status in ("conflict", "expired", "failed"):
-                    said = f"model {model}: a label was answered {receipt.status}"
-                    raise PlayFailed(said, "Check that model and stream fit")
+                    message = f"model {model}: a label was answered {receipt.status}"
+                    raise PlayFailed(message, "Check that model and stream fit")
                 yield score
             if stopped():
                 return

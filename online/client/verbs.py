@@ -141,8 +141,8 @@ class ModelVerbs(ChoiceVerbs):
     @verb
     def snapshots(self) -> Steps[list[Data]]:
         """Return the stored snapshots, newest first."""
-        found: list[Data] = (yield from self._get("/snapshots"))["snapshots"]
-        return found
+        snapshots: list[Data] = (yield from self._get("/snapshots"))["snapshots"]
+        return snapshots
 
     @verb
     def snapshot(self, *, pin: bool = False) -> Steps[Data]:
@@ -264,10 +264,10 @@ class ModelVerbs(ChoiceVerbs):
 
     def _get(self, path: str, **query: Any) -> Steps[Data]:
         query_text = urlencode(given(**query))
-        found: Data = yield from self._calls.get(
+        data: Data = yield from self._calls.get(
             self._path(path) + (f"?{query_text}" if query_text else "")
         )
-        return found
+        return data
 
     def _post(self, path: str, body: Data | None = None) -> Steps[Data]:
         """Send an operator's request, which waits for the replicas and is not repeated."""
@@ -354,10 +354,10 @@ class BatchVerbs:
         return (yield from self._flush())
 
     def _flush(self) -> Generator[Request | float, Reply | None, list[Receipt]]:
-        found: list[Receipt] = []
+        taken: list[Receipt] = []
         while events := self.pending.next():
             receipts = yield from ModelVerbs.feedback_many(self._model, events)
-            found += receipts
+            taken += receipts
             if not self.pending.sent(events, receipts):
                 break
-        return found
+        return taken

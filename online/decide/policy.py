@@ -21,7 +21,7 @@ import numpy.typing as npt
 from online.models.choices.action_counts import Counted
 from online.models.choices.scores import Scores
 from online.models.experts.linear import Floats
-from paramserver.core.pages import Floats32
+from paramserver.core.tables.pages import Floats32
 
 Chosen = slice | npt.NDArray[np.intp]
 """Indices of the allowed actions."""

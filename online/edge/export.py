@@ -346,19 +346,19 @@ def _in_steps(
     predictions of the same bytes as precisely as for an exact pack.
     """
     data = grid.on_grid(model, steps.held, proof.rows, np.random.default_rng(seed))
-    found = runners.run_pack(data, proof.rows)
-    parity = gate("edgepack", found, proof, grid.OFF_MAX, grid.AGREE_LEAST)
-    return data, parity, replace(proof, expected=found)
+    answers = runners.run_pack(data, proof.rows)
+    parity = gate("edgepack", answers, proof, grid.OFF_MAX, grid.AGREE_LEAST)
+    return data, parity, replace(proof, expected=answers)
 
 
 def _companions(targets: Iterable[str]) -> dict[str, bytes]:
     """Return the runtime files for the targets, by name."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     if any(t.startswith("edgepack") for t in targets):
-        found["edge.js"] = runners.runtime_js()
+        files["edge.js"] = runners.runtime_js()
     if any(t.startswith("c99") for t in targets):
-        found["edge_model.h"] = c_file.interpreter().encode()
-    return found
+        files["edge_model.h"] = c_file.interpreter().encode()
+    return files
 
 
 def _tried(
@@ -378,10 +378,10 @@ def _prove(
     if target.precision == "float64" and model.computed == "float32":
         raise ExportRefused(name, "the model itself computes in float32")
     data = target.convert(model)
-    found = target.ask(data, model, proof.rows)
+    answers = target.ask(data, model, proof.rows)
     if target.nearly is not None:
-        return data, gate(name, found, proof, *target.nearly[1:]), proof
-    return data, gate(name, found, proof, BOUNDS[target.precision]), proof
+        return data, gate(name, answers, proof, *target.nearly[1:]), proof
+    return data, gate(name, answers, proof, BOUNDS[target.precision]), proof
 
 
 def _described(

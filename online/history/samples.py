@@ -99,12 +99,12 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
 
 def _calibration(tenths: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """By tenth of the probability: rows, the sum of predictions, and the number of positives."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for i, tenth in enumerate(tenths[:TENTHS]):
         if n := tenth["n"]:
-            found[f"c{i}n"], found[f"c{i}said"] = float(n), tenth["score"] * n
-            found[f"c{i}true"] = tenth["share"] * n
-    return found
+            scores[f"c{i}n"], scores[f"c{i}said"] = float(n), tenth["score"] * n
+            scores[f"c{i}true"] = tenth["share"] * n
+    return scores
 
 
 def _counters(report: Mapping[str, float]) -> dict[str, float]:
@@ -134,10 +134,10 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
 
 def incidents(status: Mapping[str, Any]) -> Sequence[str]:
     """The incidents of a status; an older replica reports them in one text."""
-    found: Sequence[str] | None = status.get("incidents")
-    if found is None:
+    names: Sequence[str] | None = status.get("incidents")
+    if names is None:
         return [str(one)] if (one := status.get("incident")) else []
-    return found
+    return names
 
 
 def _release(edge: Mapping[str, Any]) -> str | None:

@@ -129,8 +129,8 @@ def _open(file: Path) -> tuple[sqlite3.Connection, Sample | None]:
     try:
         db.execute("PRAGMA synchronous = OFF")  # durability is not worth waiting for the disk
         db.executescript(_TABLES)
-        found = db.execute("SELECT body FROM samples ORDER BY at DESC LIMIT 1").fetchone()
-        return db, None if found is None else _sample_of(found[0])
+        record = db.execute("SELECT body FROM samples ORDER BY at DESC LIMIT 1").fetchone()
+        return db, None if record is None else _sample_of(record[0])
     except BaseException:
         db.close()
         raise

@@ -101,8 +101,8 @@ class Access:
         if "admin" in held:
             sender.set(Grant(trusted=True))
         else:
-            found = (self._grants.get((role, key)) for role in roles)
-            sender.set(next((grant for grant in found if grant is not None), Grant()))
+            grants = (self._grants.get((role, key)) for role in roles)
+            sender.set(next((grant for grant in grants if grant is not None), Grant()))
         return key
 
     def name_of(self, key: bytes) -> str:

@@ -55,10 +55,10 @@ from online.messages.bodies import (
 from online.messages.choices import ChooseRequest, RewardRequest
 from online.messages.sender import sender
 from online.serving import scores as batch
-from online.serving.choosing import Choosing
+from online.serving.choices.choosing import Choosing
+from online.serving.choices.slots import choose_slots
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
-from online.serving.slots import choose_slots
 from online.serving.status import Cluster
 from online.settings.config import Limits
 from paramserver.process.acting import acting

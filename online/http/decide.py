@@ -16,8 +16,8 @@ from fastapi.responses import HTMLResponse, Response
 
 from online.errors import RequestError
 from online.messages.bodies import JSON, decode
-from online.serving.choosing import Choosing
-from online.serving.personalizer import (
+from online.serving.choices.choosing import Choosing
+from online.serving.choices.personalizer import (
     Personalizer,
     RankRequest,
     SlotRewards,
@@ -109,7 +109,7 @@ def _request_id(request: Request) -> str | None:
 
 
 def _of(choosing: Mapping[str, Choosing], model: str) -> Choosing:
-    if (found := choosing.get(model)) is None:
+    if (chooser := choosing.get(model)) is None:
         hint = f"These do: {', '.join(sorted(choosing)) or 'none'}"
         raise RequestError(404, "no_choices", f"{model[:80]!r} does not choose", "model", hint)
-    return found
+    return chooser

@@ -74,15 +74,15 @@ class NoReplicaGuard:
     async def _absence(self, waited_s: float) -> str | None:
         """Return why no replica will answer; None: one still may."""
         try:
-            found = await asyncio.to_thread(self._look)
+            replicas = await asyncio.to_thread(self._look)
         except Exception as error:  # Ray may raise anything: its controller may be down, too
-            found = Replicas(0, None)
+            replicas = Replicas(0, None)
             if waited_s >= self._wait_s:
                 return f"Ray Serve does not say why: {error!r}"
-        if found.running:
+        if replicas.running:
             return None
-        if found.reason is not None:
-            return found.reason
+        if replicas.reason is not None:
+            return replicas.reason
         return "they are being started" if waited_s >= self._wait_s else None
 
 

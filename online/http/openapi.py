@@ -286,8 +286,8 @@ def _error_of(path: str) -> str:
 
 
 def _schemas(made: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = made.setdefault("components", {}).setdefault("schemas", {})
-    return found
+    schemas: dict[str, Any] = made.setdefault("components", {}).setdefault("schemas", {})
+    return schemas
 
 
 def _one_of(*choices: list[str]) -> list[dict[str, Any]]:

@@ -94,10 +94,10 @@ class Ring:
         self._until_s, self.watched = self._monotonic_s() + WATCHED_S, True
         if after is None or after > self._last:  # the replica was restarted since
             return {"cursor": self._last, "missed": 0, "events": []}
-        found = [one for one in self._taken if one.number > after][:LOOK_MAX]
-        last = found[-1].number if found else self._last
-        events = [event for one in found for event in _entries(one)]
-        return {"cursor": last, "missed": last - after - len(found), "events": events}
+        newer = [one for one in self._taken if one.number > after][:LOOK_MAX]
+        last = newer[-1].number if newer else self._last
+        events = [event for one in newer for event in _entries(one)]
+        return {"cursor": last, "missed": last - after - len(newer), "events": events}
 
 
 def _entries(taken: _Taken) -> Iterator[dict[str, Any]]:

@@ -129,9 +129,9 @@ def server_here() -> uvicorn.Server | None:
     """
     for task in asyncio.all_tasks():
         frame = getattr(task.get_coro(), "cr_frame", None)
-        found = None if frame is None else frame.f_locals.get("self")
-        if isinstance(found, uvicorn.Server):
-            return found
+        server = None if frame is None else frame.f_locals.get("self")
+        if isinstance(server, uvicorn.Server):
+            return server
     return None
 
 

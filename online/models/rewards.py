@@ -64,8 +64,8 @@ from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.experts.linear import EXPERTS, NORMALISED, Floats
 from online.models.features.hashed import check_hashing
 from online.models.state.composite import Composite
-from paramserver.core.pages import Floats32
 from paramserver.core.sums import Sums
+from paramserver.core.tables.pages import Floats32
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]
@@ -447,7 +447,7 @@ class RewardModel(Composite):
             np.multiply.outer(ones, a.numbers[0, 0], out=numbers[:-1].reshape(len(ones), -1))
             numbers[-1] = ones[0]
             now[_SHARED] = _shared(numbers, held.numbers[size:], y, weight, steps[:, size:])
-        now[_ARMS] = self._arms.of((own,)).means[:, 0]
+        now[_ARMS] = self._arms.means_of(own)
         order = order_of(features, columns, a.numbers.shape[2], described * plain)
         return _Taught(now, held.places, held.numbers, steps, order)
 

@@ -120,24 +120,24 @@ def give_up(
     """
     for place in places:
         _check_damaged(journal, model, *place)
-    found = _look(journal, model, histories)
-    for one in found.values():
+    state = _look(journal, model, histories)
+    for one in state.values():
         if one.missing:
             raise shortfall.refusal(model, one.missing)
     lost, seq = Lost(), 0
-    if found:
+    if state:
         controls = journal.controls(model, 0)
         spans = _spans(places)
-        for spec in found:
+        for spec in state:
             if (loss := shortfall.accepted(controls, spec)) is not None:
                 spans = _joined(spans, loss.note.rows)
-        lost = Lost(list(found), spans, controls[-1].seq if controls else 0)
+        lost = Lost(list(state), spans, controls[-1].seq if controls else 0)
         key = f"{LOST}:{lost.known + 1}"
         seq = journal.write_control(model, LOST, key, msgspec.json.encode(lost))[0].seq
     for p, offset in places:
         journal.stand_in(p, offset, _stands_for(p, offset, now_s))
     notes = []
-    for one in found.values():
+    for one in state.values():
         controls = journal.controls(model, 0)
         loss = shortfall.accepted(controls, one.state.spec)
         events = len(places) + (0 if loss is None else loss.note.events)

@@ -100,9 +100,9 @@ def _taken(journal: Journal, note: rewrites.Forget) -> Iterator[Row]:
 def checked(content: Document, keys: list[bytes]) -> Document:
     """Sign a certificate.  StartRefused if its events do not explain the digests' difference."""
     document = certificates.signed(content, keys[0])
-    if found := certificates.faults(document, certificates.public_keys(keys)):
+    if faults := certificates.faults(document, certificates.public_keys(keys)):
         raise StartRefused(
-            f"nothing is certified of {content['source']!r}: {'; '.join(found)}",
+            f"nothing is certified of {content['source']!r}: {'; '.join(faults)}",
             "`online fsck` compares the model's digest with the journal",
         )
     return document

@@ -174,7 +174,7 @@ class Erasure:
             for control in self._journal.controls(self._model, 0)
             if control.kind in (rewrites.FORGET, rewrites.RELEARN)
         }
-        found = []
+        tainted = []
         for name, manifest in history.manifests().items():
             decisions = Decisions(spec)
             upto = max(manifest.control, built.get(name, 0))
@@ -184,8 +184,8 @@ class Erasure:
                 holding.has(partitions[p], offset) and key not in decisions.failed
                 for (p, offset), key in self.sent.taught.items()
             ):
-                found.append(name)
-        return sorted([*found, *history.refused])
+                tainted.append(name)
+        return sorted([*tainted, *history.refused])
 
     def halves(self) -> int:
         """Remove the source's halves of stored joins; returns how many were changed."""

@@ -186,15 +186,15 @@ class Bases:
     def named(self, history: SnapshotHistory, head: str | None, name: str) -> Base:
         """The usable snapshot of this name.  Raises StartRefused."""
         line = [] if head is None else history.line(head)
-        found = [Base(known, c) for known, _, c in line if known == name]
-        if not found:
+        matching = [Base(known, c) for known, _, c in line if known == name]
+        if not matching:
             raise StartRefused(
                 f"{name!r} is no snapshot that the model's present state descends from",
                 "`online snapshot list` names the kept snapshots",
             )
-        if (why := self.why_not(found[0])) is not None:
+        if (why := self.why_not(matching[0])) is not None:
             raise StartRefused(f"{name!r} can't be begun with: {why}", "Name another snapshot")
-        return found[0]
+        return matching[0]
 
 
 def check_reach(found: Influence, wanted: ForgetScope) -> None:

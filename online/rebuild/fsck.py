@@ -181,15 +181,15 @@ def check(
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # independent of the key
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), settings, chosen, spec)
-        found = []
+        findings = []
         for shard in range(chosen.shards):
             place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
             asked = partial(
                 compare, journal, open_snapshots(place, ReadingDisk()), model, spec, progress,
                 served=served, shard=(shard, chosen.shards),
             )  # fmt: skip
-            found.append(_compared(asked, model))
-    return replace(found[0], shards=tuple(found[1:]))
+            findings.append(_compared(asked, model))
+    return replace(findings[0], shards=tuple(findings[1:]))
 
 
 def _compared(compared: Callable[[], Findings], model: str) -> Findings:

@@ -203,8 +203,8 @@ def pages(journal: Journal, partition: Partition) -> Iterator[tuple[Sequence[Row
         n = min(_PAGE, partition.end - first + 1)
         rows = journal.read(partition.id, first, n)
         if len(rows) != n:
-            found = journal.partition(partition.id)
-            if found is None or found.trimmed > partition.trimmed:
+            stored = journal.partition(partition.id)
+            if stored is None or stored.trimmed > partition.trimmed:
                 raise Moved
         yield rows, n - len(rows)
         first += n

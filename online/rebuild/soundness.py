@@ -68,12 +68,12 @@ def examine(settings: Settings, progress: Callable[[int, int], None]) -> Soundne
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     try:
         with contextlib.closing(open_journal(settings)) as journal:
-            found = journal.examine(progress)
+            examined = journal.examine(progress)
     except (ReplayError, StartRefused) as error:
         if isinstance(error.__context__, JournalUnavailable):
             raise
         return Soundness((f"it can't be read: {' '.join(str(error).split())}",), 0, 0)
-    return Soundness(found.damage, found.good, found.unchecked)
+    return Soundness(examined.damage, examined.good, examined.unchecked)
 
 
 def check_log(settings: Settings) -> Checked:
@@ -97,7 +97,7 @@ def _heads(settings: Settings, journal: Journal, models: list[str]) -> Iterator[
             place = lineage_place(snapshots_path(settings), model, spec)
             history = SnapshotHistory(open_snapshots(place, ReadingDisk()), Retention())
             with contextlib.suppress(OSError, ParamServerError):
-                for found in history.manifests().values():
-                    if found.log is not None:
-                        name = f"{found.version[0]}-{found.version[1]} of {model}"
-                        yield SeenHead(name, *found.log, found.created_at)
+                for manifest in history.manifests().values():
+                    if manifest.log is not None:
+                        name = f"{manifest.version[0]}-{manifest.version[1]} of {model}"
+                        yield SeenHead(name, *manifest.log, manifest.created_at)

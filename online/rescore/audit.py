@@ -167,34 +167,35 @@ class _Found:
 
 def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -> Report:
     """Read the run's files back and judge them.  Raises LocationFailed."""
-    found = _Found(plan)
+    result = _Found(plan)
     base = f"runs/{plan.run}"
     for shard in plan.shards:
         name = f"{SHARDS}/{shard.name}"
         try:
             data = folder.read(f"{base}/{name}")
         except FileNotFoundError:
-            found.blocking.append(f"{name} is missing")
+            result.blocking.append(f"{name} is missing")
             continue
-        found.digests[name] = hashlib.sha256(data).hexdigest()
-        found.add(shard.number, data)
+        result.digests[name] = hashlib.sha256(data).hexdigest()
+        result.add(shard.number, data)
     for name in sorted(folder.names(f"{base}/{QUARANTINE}")):
         data = folder.read(f"{base}/{QUARANTINE}/{name}")
-        found.digests[f"{QUARANTINE}/{name}"] = hashlib.sha256(data).hexdigest()
-    _judge(plan, found)
-    keyed = plan.layout.key is not None and not found.blocking
-    if keyed and (duplicates := _duplicates(plan, folder, found.scored)):
-        found.blocking.append(f"keys that occur more than once: {', '.join(duplicates)}")
-    psi, drifted, warnings = _drift(plan, found.bins, before)
+        result.digests[f"{QUARANTINE}/{name}"] = hashlib.sha256(data).hexdigest()
+    _judge(plan, result)
+    keyed = plan.layout.key is not None and not result.blocking
+    if keyed and (duplicates := _duplicates(plan, folder, result.scored)):
+        result.blocking.append(f"keys that occur more than once: {', '.join(duplicates)}")
+    psi, drifted, warnings = _drift(plan, result.bins, before)
     forced = tuple(drifted) if force else ()
-    if found.bad:
-        warnings.append(f"{found.bad} rows are in quarantine")
+    if result.bad:
+        warnings.append(f"{result.bad} rows are in quarantine")
     return Report(
-        plan.rows, found.scored, found.bad, found.sampled,
-        float(found.least) if found.scored and math.isfinite(found.least) else None,
-        float(found.greatest) if found.scored and math.isfinite(found.greatest) else None,
-        dict(found.bins), psi, found.newest if math.isfinite(found.newest) else None,
-        found.digests, tuple(found.blocking + ([] if force else drifted)), tuple(warnings), forced,
+        plan.rows, result.scored, result.bad, result.sampled,
+        float(result.least) if result.scored and math.isfinite(result.least) else None,
+        float(result.greatest) if result.scored and math.isfinite(result.greatest) else None,
+        dict(result.bins), psi, result.newest if math.isfinite(result.newest) else None,
+        result.digests, tuple(result.blocking + ([] if force else drifted)), tuple(warnings),
+        forced,
     )  # fmt: skip
 
 

@@ -295,8 +295,8 @@ def _score(
     made: Plan, scored: Scored, folder: Folder, start: Start, outcome: Outcome,
     progress: Callable[[int, int], None],
 ) -> None:  # fmt: skip
-    there = folder.names(f"runs/{made.run}/{SHARDS}")
-    left = [shard for shard in made.shards if shard.name not in there]
+    written = folder.names(f"runs/{made.run}/{SHARDS}")
+    left = [shard for shard in made.shards if shard.name not in written]
     done = made.rows - sum(shard.rows for shard in left)
     progress(done, made.rows)
     if not left:

@@ -109,15 +109,15 @@ class SqliteScores:
             run = self._refreshed().run
             if run is None or self._open is None or (run.expires_at or now_s) < now_s:
                 return Read(run, [None] * len(keys))
-            found: dict[str, Score] = {}
+            scores: dict[str, Score] = {}
             for begin in range(0, len(keys), 500):
                 some = keys[begin : begin + 500]
                 marks = ",".join("?" * len(some))
                 rows = self._open.execute(
                     f"SELECT key, prediction, score FROM scores WHERE key IN ({marks})", some
                 )
-                found.update((key, (prediction, score)) for key, prediction, score in rows)
-            return Read(run, [found.get(key) for key in keys])
+                scores.update((key, (prediction, score)) for key, prediction, score in rows)
+            return Read(run, [scores.get(key) for key in keys])
 
     def _refreshed(self) -> Current:
         """The pointer, read again if its file was replaced; opens the run's file."""
@@ -283,14 +283,14 @@ class RedisScores:
         """Remove the namespaces of some runs, a thousand keys at a time."""
         with self._failures():
             for name in names:
-                found: list[bytes] = []
+                keys: list[bytes] = []
                 for key in self._client.scan_iter(f"{self._base}:{name}:*", 1_000):
-                    found.append(key)
-                    if len(found) == 1_000:
-                        self._client.unlink(*found)
-                        found = []
-                if found:
-                    self._client.unlink(*found)
+                    keys.append(key)
+                    if len(keys) == 1_000:
+                        self._client.unlink(*keys)
+                        keys = []
+                if keys:
+                    self._client.unlink(*keys)
 
     def get(self, keys: Sequence[str], now_s: float) -> Read:
         """Scores of some keys of one run, in one round trip unless the pointer has changed.

@@ -303,16 +303,16 @@ class OneProcess:
         except ReplayError as error:
             log.warning("journal: %s", error)
             return
-        said: str | None = None
+        problem: str | None = None
         with contextlib.closing(journal):
             while not self._stopping.wait(_TEND_S):
                 try:
                     journal.checkpoint()
-                    said = None
+                    problem = None
                 except ReplayError as error:
-                    if str(error) != said:
+                    if str(error) != problem:
                         log.warning("journal: %s", error)
-                    said = str(error)
+                    problem = str(error)
 
     # -- stop --------------------------------------------------------------------------------
 

@@ -2,9 +2,8 @@
 
 Each is one half of a joined row in the journal until its label replaces it.  Every replica looks
 for halves that have waited long enough, and writes the row that a rule makes
-(:mod:`online.serving.default_rewards`, :mod:`online.serving.default_labels`) by a compare-and-set
-on the half it has read: if a label, or the default of another replica, came first, nothing is
-written.
+(:mod:`.choices.default_rewards`, :mod:`.default_labels`) by a compare-and-set on the half it has
+read: if a label, or the default of another replica, came first, nothing is written.
 
 Halves that a rule leaves alone stay as long as any half does.  To avoid reading them every second,
 a scan starts where the last one ended, and at the oldest half only now and then.

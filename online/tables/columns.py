@@ -42,8 +42,8 @@ class Numbers:
     def items(self) -> list[Any]:
         """Python values of all rows."""
         own = {"integer": np.int64, "bool": np.bool_}.get(self.kind, np.float64)
-        found: list[Any] = self.values.astype(own).tolist()
-        return found
+        items: list[Any] = self.values.astype(own).tolist()
+        return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Text:
     @property
     def present(self) -> Mask | None:
         """Mask of rows that have a text; None: all."""
-        found: Mask = self.codes != ABSENT
-        return None if found.all() else found
+        present: Mask = self.codes != ABSENT
+        return None if present.all() else present
 
     def take(self, rows: Index | Mask) -> Text:
         """The selected rows, in the order of the selection."""
@@ -106,12 +106,12 @@ class Rows:
         if not names:
             return [{} for _ in range(self.n)]
         rows = zip(*(column.items() for column in self.columns.values()), strict=True)
-        found: list[Features] = [dict(zip(names, row, strict=True)) for row in rows]
+        dicts: list[Features] = [dict(zip(names, row, strict=True)) for row in rows]
         for name, column in self.columns.items():
             if (present := column.present) is not None:
                 for i in np.flatnonzero(~present).tolist():
-                    del found[i][name]
-        return found
+                    del dicts[i][name]
+        return dicts
 
     def matrix(self, names: Sequence[str]) -> tuple[Floats, Mask | None]:
         """Numbers of shape (n, names), 0 where absent, and the mask of present ones (None: all).

@@ -158,12 +158,12 @@ def guess(table: Table, label: str | None = None, task: Task | None = None) -> G
     if chosen not in columns:
         known = ", ".join(table.names)
         raise ConfigError("--label", f"there is no column {chosen!r}", f"Name one of: {known}")
-    found, classes = _task(chosen, seen[chosen], task)
+    guessed_task, classes = _task(chosen, seen[chosen], task)
     columns[chosen] = Column(chosen, "label", why)
     examples = {n: v for n, c in columns.items() if (v := _typical(c.kind, seen[n])) is not None}
     if not any(c.kind in FEATURES for c in columns.values()):
         raise ConfigError(str(table.path), "no column is left to learn from", "Add features")
-    return Guess(table, found, chosen, tuple(columns.values()), classes, examples)
+    return Guess(table, guessed_task, chosen, tuple(columns.values()), classes, examples)
 
 
 def _column(name: str, seen: _Seen) -> Column:
@@ -235,8 +235,8 @@ def _task(name: str, seen: _Seen, task: Task | None) -> tuple[Task, tuple[Value,
     values = sorted(seen.different, key=lambda v: (isinstance(v, str), v))
     whole = all(not isinstance(v, str) and float(v).is_integer() for v in values)  # type: ignore[arg-type]
     measured = seen.numeric and (len(values) > NUMBERS_MAX or not whole)
-    found: Task = "regression" if measured else "binary" if len(values) == 2 else "multiclass"
-    chosen = task or found
+    guessed: Task = "regression" if measured else "binary" if len(values) == 2 else "multiclass"
+    chosen = task or guessed
     if chosen == "regression":
         if not seen.numeric:
             raise ConfigError("--task", f"{name} has texts", "Say --task multiclass, or --label")
@@ -265,9 +265,9 @@ def seconds(value: Value) -> float | None:
         return None
     if isinstance(value, str):
         try:
-            if (found := _GERMAN.fullmatch(value)) is None:
+            if (match := _GERMAN.fullmatch(value)) is None:
                 return datetime.fromisoformat(value).timestamp()
-            more = "" if found[2] else ":00" if found[1] else " 00:00:00"
+            more = "" if match[2] else ":00" if match[1] else " 00:00:00"
             return datetime.strptime(value + more, _GERMAN_FORM).timestamp()
         except ValueError:
             return None

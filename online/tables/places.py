@@ -49,11 +49,11 @@ class Location:
         if "://" not in self.uri:
             return fs.LocalFileSystem(), str(Path(self.uri).absolute())
         try:
-            found: tuple[Any, str] = fs.FileSystem.from_uri(self.uri)
+            opened: tuple[Any, str] = fs.FileSystem.from_uri(self.uri)
         except (pyarrow.ArrowException, ValueError, OSError) as error:
             text = str(error).replace(self.uri, without_keys(self.uri))
             raise LocationFailed(without_keys(self.uri), f"can't be opened ({text})") from None
-        return found
+        return opened
 
 
 class Folder:

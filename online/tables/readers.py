@@ -372,8 +372,8 @@ def _keys(values: pa.Array, name: str, refuse: Any) -> list[str]:
         refuse(wrong, name, "no key")
     if (wrong := lengths > _KEY_BYTES_MAX).any():
         refuse(wrong, name, f"a key of more than {_KEY_BYTES_MAX} bytes")
-    found: list[str] = texts.to_pylist()
-    return found
+    keys: list[str] = texts.to_pylist()
+    return keys
 
 
 def _times(one: Input, values: pa.Array, name: str, refuse: Any) -> Floats:

@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from paramserver.core.blocks import OPAQUE, ROWS, Block, Blocks, Touched, copy_block
-from paramserver.core.ids import IdArray, distinct
-from paramserver.core.rows import Rows
+from paramserver.core.tables.ids import IdArray, distinct
+from paramserver.core.tables.rows import Rows
 
 KEPT: Final = "kept."
 """Prefix of the names of blocks in snapshots that only the server uses."""

@@ -20,7 +20,7 @@ opaque     bytes                          the whole new state       replaced
 All but ``local`` and ``opaque`` are commutative and associative, up to rounding for floats and
 exactly for ``extrema``, integer ``count`` and ``digest``.  ``additive``, ``dense``, ``rows`` and
 ``local`` are scaled by a merge rule.  ``rows`` are for tables of millions of ids: see
-:mod:`paramserver.core.rows`.  ``local`` is state that each replica keeps for itself, such as an
+:mod:`.tables.rows`.  ``local`` is state that each replica keeps for itself, such as an
 optimizer's momentum: the server holds a running mean, which only a starting replica loads.
 ``opaque`` is correct only with one writer at a time, which the server's clock enforces.
 """
@@ -49,9 +49,9 @@ from paramserver.core.entries import (
     check_float,
     check_moments,
 )
-from paramserver.core.ids import IdArray, distinct
 from paramserver.core.names import Names
-from paramserver.core.rows import Rows, read_rows, select_rows
+from paramserver.core.tables.ids import IdArray, distinct
+from paramserver.core.tables.rows import Rows, read_rows, select_rows
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from paramserver.core.applied import PartialPulls
 from paramserver.core.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
-from paramserver.core.rows import Rows
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Place, SyncRequest, Version, encode_piece
 
 PART_KEYS: Final = 65_536

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from paramserver.core.admission import KEPT
 from paramserver.core.blocks import ADDITIVE, DIGEST, OPAQUE, ROWS, Block, Blocks
-from paramserver.core.ids import IdArray, distinct
 from paramserver.core.rewrites import REWRITES
-from paramserver.core.rows import Rows
+from paramserver.core.tables.ids import IdArray, distinct
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Push, WireBlock
 from paramserver.store import ControlInfo, HeadInfo, LineInfo, PartitionInfo, Store
 

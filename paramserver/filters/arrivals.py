@@ -41,6 +41,7 @@ class Arrivals:
         flooding: Sources that send more than their budget and more than twice their usual rate,
             until they are within the budget again.  A source that has always sent much is not
             flooding.
+        sizes: Their sizes before that, relative to the median source, at least 1.
     """
 
     def __init__(self, most: int = 4096) -> None:
@@ -52,6 +53,7 @@ class Arrivals:
         self.budget: float | None = None
         self.established = 0
         self.flooding: frozenset[str] = frozenset()
+        self.sizes: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._window)
@@ -67,6 +69,10 @@ class Arrivals:
     def count(self, source: str) -> float:
         """Return the weight of a source's arrivals."""
         return self._count.get(source, _NONE)[1]
+
+    def own_budget(self, source: str) -> float | None:
+        """Return the budget of one source, which is larger if it floods and was large before."""
+        return self.budget and self.budget * self.sizes.get(source, 1.0)
 
     def add(self, source: str, *, new: bool, weight: float = 1.0) -> None:
         """Add an arrival; ``new``: its source is not established."""
@@ -104,19 +110,21 @@ class Arrivals:
         names = earned if len(earned) >= EARNED else [s.name for s in known]
         counts = sorted(self.count(name) for name in names)
         if len(counts) < EARNED:
-            self.budget, self.flooding = None, frozenset()
+            self.budget, self.flooding, self.sizes = None, frozenset(), {}
             return
         twice = 2.0 * counts[len(counts) // 2]
         self.budget = twice + 2.0 * twice**0.5 + _CHANCE
         # The usual rate is taken from events before the window, so that a flood does not become
         # usual; if there are few of these, from all events.
-        total = sum(s.taken for s in known)
+        total = sum(s.sent for s in known)
         early = total < 2.0 * self.total
         used = 2.0 * self.total / max(total if early else total - self.total, 1.0)
-        floods = self.flooding
-        self.flooding = frozenset(
-            s.name
-            for s in known
-            if (n := self.count(s.name)) > self.budget
-            and (s.name in floods or n > used * (s.taken if early else s.taken - n))
-        )
+        before = {s.name: s.sent if early else s.sent - self.count(s.name) for s in known}
+        usual = sorted(before[name] for name in names)[len(names) // 2]
+        floods = self.sizes
+        self.sizes = {
+            name: floods.get(name) or max(n / max(usual, 1.0), 1.0)
+            for name, n in before.items()
+            if (now := self.count(name)) > self.budget and (name in floods or now > used * n)
+        }
+        self.flooding = frozenset(self.sizes)

@@ -37,7 +37,7 @@ UNLIKELY: Final = "unlikely"
 """Name of the test on unlikely labels, which keeps little positive evidence."""
 
 _DOUBTED: Final = -1.0
-
+_TRUSTED: Final = 2.0
 
 _LINE: Final = 16
 
@@ -114,6 +114,7 @@ class Source:
             ±``EVIDENCE_MAX``.
         means: Moving average of each test's measurements over about 9 events.
         taken: Number of events that were accepted or clipped.
+        aside: Number of events that its budget alone kept from being taken here.
         offences, releases: Number of the last quarantine and of the last release; the source is
             quarantined while the first is larger.
         shadow: Number of events scored since it was quarantined.
@@ -127,6 +128,7 @@ class Source:
     evidence: dict[str, float] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
     taken: int = 0
+    aside: int = 0
     offences: int = 0
     releases: int = 0
     shadow: int = 0
@@ -146,9 +148,23 @@ class Source:
         return min(self.evidence.values(), default=0.0)
 
     @property
-    def trust(self) -> float:
-        """The lowest evidence of any test other than ``UNLIKELY``; 0 without evidence."""
-        return min([e for test, e in self.evidence.items() if test != UNLIKELY], default=0.0)
+    def sent(self) -> int:
+        """Number of events by which its size is told: a budget makes no source smaller."""
+        return self.taken + self.aside
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the tests are clearly for it: one (not only ``UNLIKELY``) or all that judged it.
+
+        Tests of a single label judge few events, so they need only have nothing against it.
+        """
+        nats = max([e for test, e in self.evidence.items() if test != UNLIKELY], default=0.0)
+        return self.unblamed and max(nats, self.standing) >= _TRUSTED
+
+    @property
+    def unblamed(self) -> bool:
+        """Whether no test has evidence against it that is worth mentioning."""
+        return self.standing >= _DOUBTED
 
     @property
     def doubted(self) -> bool:

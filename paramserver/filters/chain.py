@@ -188,8 +188,7 @@ class Chain:
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)
             # evidence against sources does not count while the stream changes
-            evidence = max(opinion.evidence, 0.0) if drift else opinion.evidence
-            if evidence != 0.0:
+            if (evidence := opinion.evidence) > 0.0 or (evidence < 0.0 and not drift):
                 self.sources.add(source, test.name, evidence, self._arrivals)
         if source.turned_at == self._arrivals and not drift:
             self._look_for_drift(self._seen_lately())  # before the first is condemned for it
@@ -197,10 +196,16 @@ class Chain:
             self.sources.take(source)
         elif source.quarantined:
             self._shadow(source)
+        elif source.unblamed and self._is_over_budget(verdict):
+            source.aside += 1
         if source.standing < QUARANTINE_AT and not self.drift:
             self.sources.quarantine(source)
         if self._arrivals % self._every == 0:
             self.refresh(event.key, event.version)
+
+    def _is_over_budget(self, verdict: Verdict) -> bool:
+        asked = zip(self.filters, verdict.opinions, strict=False)
+        return any(test.budgets and opinion.factor < 1.0 for test, opinion in asked)
 
     def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
         """Revert the evidence of an event that a later one has corrected."""

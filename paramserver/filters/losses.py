@@ -40,6 +40,7 @@ from paramserver.filters.trials import (
     Bins,
     Trials,
     is_unproven,
+    of_few,
     together,
     total,
     unproven,
@@ -319,8 +320,9 @@ class Losses:
             known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
             held = held_by_few(self._bins, known)
             unknown = () if self.two else self._votes.denied_by_few(known)
+            alone, proven = self._alone()
             self._odds = odds_of(
-                self._votes.shown(), self._alone(), held, self._unlearned(held), unknown
+                self._votes.shown(), alone, held, self._unlearned(held), unknown, proven
             )
         return self._odds
 
@@ -338,17 +340,12 @@ class Losses:
         alike = {label: total(scores) for label, scores in asked.items()}
         return {x: found for x, (n, more) in alike.items() if n < TRIAL or is_unproven(n, more)}
 
-    def _alone(self) -> dict[str, frozenset[str]]:
-        """Labels with whose senders there are too few to compare, and who of these is unproven."""
+    def _alone(self) -> tuple[dict[str, frozenset[str]], frozenset[str]]:
+        """Labels with too few senders to compare, who of these is unproven, and who is proven."""
         labels = self._votes.labels
         few = [label for label in labels if len(self._bins.get(label, {})) < SOURCES_MIN]
-        asked = {label: self._trials.scores(label) for label in few}
-        all_labels = together(asked.values())  # of all these labels: they may be many
-        all_in_all = unproven(all_labels)
-        tried = sum(n >= TRIAL for n, _ in all_labels.values())
-        if tried >= SOURCES_MIN and 2 * len(all_in_all) > tried:
-            all_in_all = set()  # the model knows these labels of nobody yet
-        return {label: _named(all_in_all | unproven(scores)) for label, scores in asked.items()}
+        doubtful, proven = of_few({x: self._trials.scores(x) for x in few}, SOURCES_MIN)
+        return {label: _named(sources) for label, sources in doubtful.items()}, _named(proven)
 
     def _at_random(self, label: str) -> float:
         """Return what nine of ten losses of a label sent with any row are not above."""

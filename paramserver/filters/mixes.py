@@ -31,6 +31,9 @@ _ENOUGH: Final = 8.0
 _BOTH: Final = 0.1
 """Least decayed count of its rarer label for a source that sends both: one of the last 300 rows."""
 
+_NEARLY_ALL: Final = 0.8
+"""Share of one label of a source that sends hardly any other."""
+
 _OFTENER: Final = 1.25
 _MORE: Final = 0.01
 _CHANCE: Final = 0.75
@@ -83,6 +86,14 @@ class Mixes:
         denied[0], denied[1] = denied[0] * fade, denied[1] * fade
         said[at] += 1.0
         denied[at] += loss > _DENIED
+
+    def is_nearly_all(self, source: str, label: str) -> bool:
+        """Return whether a source sends hardly any other label than this one."""
+        counts, at = self._of.get(source), self._at.get(label)
+        if counts is None or at is None:
+            return False
+        total = sum(counts.said)
+        return total >= _ENOUGH and counts.said[at] >= _NEARLY_ALL * total
 
     def rate(self, rate: float, source: str, answer: str) -> float:
         """Return the expected rate at which an honest source contradicts this prediction.

@@ -66,7 +66,7 @@ class Odds(NamedTuple):
     that were not, whose loss speaks for a lie.  ``alone``: labels that few or none have sent, of
     which nothing is said, and the sources that are unproven.  ``held``: labels of which fewer
     than half of the sources send nearly all; ``unlearned``: those of them that the model still
-    doesn't know, and the same.
+    doesn't know, and the same.  ``proven``: sources whose labels of the first kind fit their rows.
     """
 
     said: dict[str, Shares]
@@ -77,6 +77,7 @@ class Odds(NamedTuple):
     alone: Mapping[str, Collection[str]]
     held: Collection[str]
     unlearned: Mapping[str, Collection[str]]
+    proven: Collection[str] = ()
 
     def of(self, label: str | None, loss: float) -> tuple[float, float] | None:
         """How often honest and wrong ones of this label lose so much; None: not known."""
@@ -186,6 +187,7 @@ def odds_of(
     held: Collection[str],
     unlearned: Mapping[str, Collection[str]],
     unknown: Collection[str] = (),
+    proven: Collection[str] = (),
 ) -> Odds:
     """The odds by what is counted of each label; the others: as they are to have them.
 
@@ -195,7 +197,7 @@ def odds_of(
     """
     totals = [_sum(one[which] for one in counts.values()) for which in (0, 1)]
     of_honest, of_wrong = (_shares(total, 1.0) for total in totals)
-    odds = Odds({}, {}, {}, 0.0, 0.0, alone, held, unlearned)
+    odds = Odds({}, {}, {}, 0.0, 0.0, alone, held, unlearned, proven)
     denied = [0.0, 0.0]
     for label, (here, there) in counts.items():
         w = odds.unsaid[label] = _shares(there, _POOLED, of_wrong)

@@ -13,8 +13,6 @@ from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
-_TRUSTED: Final = 4.0
-"""A source with this evidence (nats) in all tests has no budget: honest sources differ in size."""
 
 
 class Rate(Filter):
@@ -52,7 +50,7 @@ class Rate(Filter):
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
-        if over <= 1.0 or source.trust >= _TRUSTED:
+        if over <= 1.0 or source.trusted:
             return PASS if over == 0.0 else Opinion(score=over)
         if over >= self.refuse_at:
             return Opinion(0.0, score=over, reason=reason, stop=True)

@@ -141,7 +141,7 @@ class Surprise(Filter):
         hostile, fresh = rate + _APART, self._fresh
         if hostile < _HOSTILE:
             hostile = _HOSTILE
-        if (size := self.voices.size(source.taken)) > 1.0:
+        if (size := self.voices.size(source.sent)) > 1.0:
             fresh /= size**0.5  # its events between two events of others are correlated
         if numbers:
             fresh *= max(1.0 / self.voices.run(source.name) ** 2, _OF_A_RUN)
@@ -181,8 +181,8 @@ class Surprise(Filter):
     def _allowed(self, source: Source, *, flooding: bool) -> float:
         """Return the weight of the source's events from its surprises and its rate."""
         new = source.taken < EARNED
-        allowed = 1.0 if new else self.voices.weight(source.name, source.taken)
-        if flooding and (most := self.arrivals.budget) is not None:
+        allowed = 1.0 if new else self.voices.weight(source.name, source.sent)
+        if flooding and (most := self.arrivals.own_budget(source.name)) is not None:
             allowed = min(allowed, most / max(self.arrivals.count(source.name), most))
         return allowed
 
@@ -234,7 +234,7 @@ class Surprise(Filter):
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.taken, hit=hit, far=far)
+            self.voices.hear(source.name, source.sent, hit=hit, far=far)
 
     def refresh(self, sources: Sequence[Source]) -> None:
         if self._counts:
@@ -248,10 +248,10 @@ class Surprise(Filter):
             self.again = self._lately.again(self.bounds)
             # correlated surprises carry less evidence: effective sample size of an AR(1) series
             self._fresh = (1.0 - self.again) / (1.0 + self.again)
-        self.voices.flooding = self.arrivals.flooding
-        taken = sorted([s.taken for s in sources if s.taken >= EARNED])
-        if taken:
-            self.voices.many, self.voices.usual = len(taken), taken[len(taken) // 2]
+        self.voices.flooding, self.voices.sizes = self.arrivals.flooding, self.arrivals.sizes
+        sent = sorted([s.sent for s in sources if s.taken >= EARNED])
+        if sent:
+            self.voices.many, self.voices.usual = len(sent), sent[len(sent) // 2]
 
 
 _NEW_LATELY: Final = 32.0

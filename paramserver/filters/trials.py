@@ -118,6 +118,23 @@ def unproven(scores: Scores) -> set[str]:
     return {source for source, (n, likelier) in scores.items() if is_unproven(n, likelier)}
 
 
+def of_few(asked: Mapping[str, Scores], many: int) -> tuple[dict[str, set[str]], set[str]]:
+    """Return the sources that fail with each of these labels, or with all, and those that pass.
+
+    If more than half of at least ``many`` fail with all together, the model knows none of the
+    labels yet.
+    """
+    all_labels = together(asked.values())  # they may be many
+    tried = {source for source, (n, _) in all_labels.items() if n >= TRIAL}
+    failed = unproven(all_labels)
+    passed = tried - failed
+    if len(tried) >= many and 2 * len(failed) > len(tried):
+        failed = set()
+    of_each = {label: unproven(scores) for label, scores in asked.items()}
+    passed.difference_update(*of_each.values())
+    return {label: failed | sources for label, sources in of_each.items()}, passed
+
+
 def _middle(bins: Bins) -> int:
     """Return the bin of the median event."""
     at, passed, many = iter(sorted(bins)), 0, sum(bins.values())

@@ -78,6 +78,12 @@ _UNPROVEN: Final = 1.0 / 16.0
 """Weight of a label that few sources send, from a source whose rows it fits no better than other
 rows, or from a doubted source, whose labels are no longer counted."""
 
+_LARGE: Final = 2.0
+"""Size, relative to the median source, from which on a trusted source may grow larger still."""
+
+_FITS: Final = 0.25
+"""Evidence in nats of a label that hardly anybody else sends and that fits this source's rows."""
+
 _ONE_LABEL: Final = 6.0
 """Evidence in nats above which a source counts as suddenly sending one of two labels only.  With
 four, honest sources lost half a point on a stream whose labels come in runs."""
@@ -130,14 +136,17 @@ class Unlikely(Filter):
         if (odds.unlearned or odds.alone) and self._is_unproven(event.label, source):
             return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
         says = self._says(event.source, event.label, event.loss)
-        flooding = event.source in self.voices.flooding or self._rises(event.source)
+        flooding = self._floods(source) or self._rises(event.source)
         if says is None:
-            if not flooding or self._rates:
+            if self._is_proven(event.label, source.name):
+                says = _PROVEN
+            elif not flooding or self._rates:
                 return PASS
-            says = _NOTHING
+            else:
+                says = _NOTHING
         again = self._surprise.again ** self.voices.gap(event.source)
         fresh = (1.0 - again) / (1.0 + again)
-        if (size := self.voices.size(source.taken)) > 1.0:
+        if (size := self.voices.size(source.sent)) > 1.0:
             fresh /= size**0.5
         if self._surprise.losses.numbers:
             fresh /= self.voices.run(event.source) ** 2
@@ -161,6 +170,15 @@ class Unlikely(Filter):
             return True
         alone = self._odds.alone.get(key)
         return alone is not None and (source.name in alone or source.doubted)
+
+    def _is_proven(self, label: str | None, source: str) -> bool:
+        odds = self._odds
+        return source in odds.proven and key_of(label or "") in odds.alone
+
+    def _floods(self, source: Source) -> bool:
+        """Return whether a source floods that was not large before, or is not trusted."""
+        size = self._surprise.arrivals.sizes.get(source.name)
+        return size is not None and not (source.trusted and size >= _LARGE)
 
     def _rises(self, source: str) -> bool:
         return True in [rising.rises(source) for rising in self._all_rising]
@@ -186,15 +204,16 @@ class Unlikely(Filter):
     def _middle(self, source: str, label: str | None) -> float | None:
         """Return the median source's rate of labels that suggest a lie; None: too few sources.
 
-        For a label that nearly only a few sources send, it is at least the rate with that label,
-        which may be hard at present.
+        If nearly only a few sources send the label, or this one sends hardly any other, it is at
+        least the rate with that label, which may be hard at present.
         """
-        middle, held = self.voices.middle(source), self._odds.held
-        if not held or middle is None or key_of(label or "") not in held:
+        middle, same = self.voices.middle(source), self._of_label.get(label or "")
+        if middle is None or label is None or same is None:
             return middle
-        if (same := self._of_label.get(label or "")) is None:
-            return middle
-        return max(middle, same.middle(source) or 0.0)
+        held = key_of(label) in self._odds.held
+        if held or self._surprise.mixes.is_nearly_all(source, label):
+            return max(middle, same.middle(source) or 0.0)
+        return middle
 
     def _hit(self, label: str | None, loss: float) -> bool | None:
         """Return whether a loss suggests a lie; None: unknown."""
@@ -236,7 +255,7 @@ class Unlikely(Filter):
 
     def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
         if self._rising is not None and not source.quarantined:
-            size = self.voices.size(source.taken)
+            size = self.voices.size(source.sent)
             self._rising.hear(source.name, loss, size)
             for one, rising in self._one_label.items():
                 rising.note(source.name, label == one, size)
@@ -284,6 +303,7 @@ class _Says(NamedTuple):
 
 
 _NOTHING: Final = _Says(hit=False, evidence=0.0, doubt=0.0, usual=1.0)
+_PROVEN: Final = _NOTHING._replace(evidence=_FITS, doubt=_FITS)
 
 
 def _ratio(said: float, unsaid: float, honest: float) -> float:

@@ -10,6 +10,7 @@ changes, all allowances are reset.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from itertools import islice
 from math import fsum
 from typing import Final
@@ -54,11 +55,13 @@ class Rates:
     Attributes:
         usual: Number of taken events of the median source.
         flooding: Sources that send far more than usual, which are left out of medians.
+        sizes: Their sizes before they did.
     """
 
     def __init__(self) -> None:
         self.usual = 1
         self.flooding: frozenset[str] = frozenset()
+        self.sizes: Mapping[str, float] = {}
         self._voices: dict[str, _Voice] = {}  # last active at the end
         self._events = 0
         self._now: dict[str, _Voice] = {}  # the active sources
@@ -121,8 +124,9 @@ class Rates:
         if self._stale:
             if not self._are_the_same():
                 self._look_at_all()
-            middle = _median(self._rates, None) if self._rates else 0.0
-            self._usual_rate = middle + min(middle, _TWICE_MAX)
+            rates, n = self._rates, len(self._rates)
+            middle = (rates[(n - 1) // 2] + rates[n // 2]) / 2.0 if n else 0.0
+            self._usual_rate = middle + (middle if middle < _TWICE_MAX else _TWICE_MAX)
             self._stale = False
         return self._now
 
@@ -142,11 +146,14 @@ class Rates:
 
     def middle(self, source: str) -> float | None:
         """Return the median rate of the other sources' hits; None if too few."""
-        now = self._look() if self._stale else self._now
-        own = now.get(source)
-        if len(now) - (own is not None) < SOURCES_MIN:
+        own = (self._look() if self._stale else self._now).get(source)
+        rates, n = self._rates, len(self._rates)
+        if own is None:
+            return (rates[(n - 1) // 2] + rates[n // 2]) / 2.0 if n >= SOURCES_MIN else None
+        if (n := n - 1) < SOURCES_MIN:
             return None
-        return _median(self._rates, None if own is None else own.rate)
+        at, low, high = bisect_left(rates, own.rate), (n - 1) // 2, n // 2
+        return (rates[low + (low >= at)] + rates[high + (high >= at)]) / 2.0
 
     def gap(self, source: str) -> int:
         """Return the number of events since the source's last one, including the next."""
@@ -187,7 +194,9 @@ class Voices(Rates):
 
     def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
         usual, size = self._usual_rate, 1.0
-        if taken > self.usual and source not in self.flooding:
+        if source in self.flooding:
+            size = self.sizes.get(source, 1.0)
+        elif taken > self.usual:
             size = taken / self.usual
         back = (usual if usual > _ROUND else _ROUND) * (self._calm - voice.calm_at)
         allowed, most = voice.allowed + size * back, _DEPTH * size

@@ -33,9 +33,9 @@ import numpy as np
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Block, Blocks
 from paramserver.core.entries import shared_pairs
-from paramserver.core.ids import Ids
-from paramserver.core.rows import Rows
 from paramserver.core.state import Base, SnapshotState
+from paramserver.core.tables.ids import Ids
+from paramserver.core.tables.rows import Rows
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
 from paramserver.snapshots.mapped import DIGEST_BYTES, MappedFile, Source, source_of
 from paramserver.snapshots.names import Names, keys_at, read_names

@@ -100,11 +100,11 @@ class Buffer(ABC):
             raise StateInvalid(f"its first byte is {state[:1]!r}, format {FORMAT} is known")
         kept = unpacked(_kept, memoryview(state)[1:])
         here = {"policy": type(self).__name__, **self.settings}
-        there = {"policy": kept.policy, **kept.settings}
-        for setting in sorted({*here, *there}, key=lambda name: (name != "policy", name)):
-            found, expected = there.get(setting), here.get(setting)
-            if found != expected:
-                raise StateMismatch(setting, repr(found), repr(expected))
+        stored = {"policy": kept.policy, **kept.settings}
+        for setting in sorted({*here, *stored}, key=lambda name: (name != "policy", name)):
+            value, expected = stored.get(setting), here.get(setting)
+            if value != expected:
+                raise StateMismatch(setting, repr(value), repr(expected))
         self._restore(kept.body)
 
     @abstractmethod

@@ -144,7 +144,7 @@ MUTANTS = [
      "restore without the generator"),
     (RESERVOIR, "buffers.longterm", "= slots, rng, kept.seen", "= slots, rng, max(len(slots), 1)",
      "restore without what was seen"),
-    (RESERVOIR, "buffers.base", "if found != expected:", "if False:", "any settings will do"),
+    (RESERVOIR, "buffers.base", "if value != expected:", "if False:", "any settings will do"),
     (RESERVOIR, "buffers.base", "if state[:1] != bytes([FORMAT]):", "if False:",
      "any format will do"),
     (RESERVOIR, "buffers.base", "return retrieval(*self.parts, k, rng)",

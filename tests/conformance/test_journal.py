@@ -325,8 +325,8 @@ def test_the_suite_rejects_a_changed_append(
 
 TRIMS = [
     (" or columns[1] != model:", ":", "trim of other models"),
-    ("if not is_old(row, int(found[sql.RAN] or 0)):", "if False:", "trim ignores both clocks"),
-    ("int(found[sql.RAN] or 0)", "0", "trim ignores the running time"),
+    ("if not is_old(row, int(record[sql.RAN] or 0)):", "if False:", "trim ignores both clocks"),
+    ("int(record[sql.RAN] or 0)", "0", "trim ignores the running time"),
     (
         "is_old(row,",
         "is_old(__import__('msgspec').structs.replace(row, at=-9e9),",

@@ -22,8 +22,8 @@ from pyarrow import fs
 from safetensors.numpy import load, save
 
 from paramserver.core.blocks import Block
-from paramserver.core.rows import Rows
 from paramserver.core.state import SnapshotState
+from paramserver.core.tables.rows import Rows
 from paramserver.errors import SnapshotCorrupt, SnapshotMissing, StartRefused
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.objects import ObjectSnapshots

@@ -11,7 +11,7 @@ import pytest
 
 from online.decide.record import Choice, unpack
 from online.service.embedded import Embedded
-from online.serving.personalizer import features_of, own_id
+from online.serving.choices.personalizer import features_of, own_id
 from online.settings.config import load
 from online.settings.places import open_journal
 from online.settings.tokens import ROLES

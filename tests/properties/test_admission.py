@@ -21,8 +21,8 @@ from online.learning.deltas import Pulled
 from paramserver.core import admission, wire
 from paramserver.core.admission import Keeper, SightingSketch, TableBounds
 from paramserver.core.blocks import ROWS, Block, to_wire
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
 from paramserver.snapshots import format as snapshot_format
 
 SPEC = "d" * 64

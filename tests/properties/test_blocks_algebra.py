@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramserver.core.blocks import Block, Blocks, combine, copy, from_wire, merge, to_wire
-from paramserver.core.rows import Rows
 from paramserver.core.state import SnapshotState
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import WireBlock
 from paramserver.snapshots.format import decode, encode, equal
 

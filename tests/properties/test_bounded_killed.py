@@ -20,8 +20,8 @@ from online.learning.deltas import Pulled
 from paramserver.core import changes, wire
 from paramserver.core.admission import KEPT, TableBounds
 from paramserver.core.blocks import DIGEST, ROWS, Block, Blocks, to_wire
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.snapshots.format import read_manifest
 from paramserver.snapshots.store import Retention

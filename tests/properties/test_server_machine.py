@@ -27,9 +27,9 @@ from hypothesis.stateful import (
 
 from paramserver.core import wire
 from paramserver.core.blocks import Block, Blocks, copy, from_wire
-from paramserver.core.rows import Rows
 from paramserver.core.server import Lookup, Server
 from paramserver.core.state import Contained, SnapshotState
+from paramserver.core.tables.rows import Rows
 
 SPEC = "s" * 64
 PARTITIONS = (1, 2, 3)

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from sim_mutant import Mutant, only
 
-_CHOOSING: Final = "online.serving.choosing"
-_DEFAULTS: Final = "online.serving.default_rewards"
+_CHOOSING: Final = "online.serving.choices.choosing"
+_DEFAULTS: Final = "online.serving.choices.default_rewards"
 _EVENTS: Final = "online.serving.events"
 _JOINED: Final = "return joined(key, made, label, at, half.payload)"
 
@@ -87,7 +87,7 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
     "a reward of several is added again when it comes again": Mutant(
         (
             (
-                "online.serving.collecting",
+                "online.serving.choices.collecting",
                 "            if sent.named is not None and other.named == sent.named:\n",
                 "            if False:\n",
             ),

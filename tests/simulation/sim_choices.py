@@ -23,8 +23,8 @@ from sim_network import answer_of
 import online.errors
 import online.rows.prediction_ids
 import online.rows.validator
-import online.serving.choosing
-import online.serving.default_rewards
+import online.serving.choices.choosing
+import online.serving.choices.default_rewards
 import online.serving.defaults
 import online.serving.serving
 from online.messages.choices import Action, ChooseRequest, RewardRequest
@@ -72,8 +72,8 @@ def serve(replica: Replica, spec: str) -> Any:
     tokens = online.rows.prediction_ids.Tokens(keys, model.settings.name, nonces)
     serving = online.serving.serving.Serving(model, validator, tokens, model.limits, spec)
     settings = model.settings.choose
-    made = online.serving.choosing.Choosing(serving, validator, model.limits, settings)
-    rule = online.serving.default_rewards.DefaultRewards(settings)
+    made = online.serving.choices.choosing.Choosing(serving, validator, model.limits, settings)
+    rule = online.serving.choices.default_rewards.DefaultRewards(settings)
     made.defaults = online.serving.defaults.Defaults(model, rule, world.wall, world.loop.time)
     return made
 

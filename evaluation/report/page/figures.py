@@ -280,9 +280,9 @@ def _limits(axes: Axes, performance: Performance) -> None:
 
 
 def _ticks(axes: Axes, axis: _Axis, alarms: Alarms | None) -> None:
-    found = [a for a in (alarms.alarms if alarms else ()) if a.signal == "error"]
+    raised = [a for a in (alarms.alarms if alarms else ()) if a.signal == "error"]
     for worse, colour in ((True, BAD), (False, MUTED)):
-        at = [axis.row(a.row) for a in found if a.worse == worse]
+        at = [axis.row(a.row) for a in raised if a.worse == worse]
         if at:
             axes.plot(
                 at, [0.02] * len(at), transform=axes.get_xaxis_transform(), linestyle="",

@@ -53,37 +53,37 @@ def _readable(value: Any) -> Any:
 
 def _figures(report: Report) -> dict[str, str]:
     windows = report.performance.windows
-    found = {}
+    drawn = {}
     if len(windows) > 1:  # a line needs two points
         for name, wide in (("wide", True), ("narrow", False)):
-            found[name] = figures.timeline(report.performance, report.alarms, name, wide=wide)
+            drawn[name] = figures.timeline(report.performance, report.alarms, name, wide=wide)
     for one in report.comparison or ():
         if len(one.steps) > 1:
-            found[one.baseline] = figures.comparison(one, one.baseline)
+            drawn[one.baseline] = figures.comparison(one, one.baseline)
     if report.calibration is not None:
-        found["reliability"] = figures.reliability(report.calibration, "reliability")
+        drawn["reliability"] = figures.reliability(report.calibration, "reliability")
         if len(windows) > 1:
-            found["ece"] = figures.series(windows, lambda w: w.scores.ece, "ECE by window", "ece")
+            drawn["ece"] = figures.series(windows, lambda w: w.scores.ece, "ECE by window", "ece")
     predictions = report.prediction_drift
     if predictions is not None:
         if predictions.histogram is not None:
-            found["scores"] = figures.histogram(
+            drawn["scores"] = figures.histogram(
                 predictions.histogram, f"Then and now: {predictions.of}", "scores"
             )
         if len(windows) > 1 and any(w.positive_rate is not None for w in windows):
-            found["rate"] = figures.series(
+            drawn["rate"] = figures.series(
                 windows, lambda w: w.positive_rate, "Positive answers by window", "rate"
             )
     if report.feature_drift is not None:
         for i, feature in enumerate(report.feature_drift.features):
             if feature.histogram is not None:
-                found[f"feature{i}"] = figures.histogram(
+                drawn[f"feature{i}"] = figures.histogram(
                     feature.histogram, f"Then and now: {feature.name}", f"feature{i}", small=True
                 )
-        found["quadrant"] = figures.quadrant(report.feature_drift, "quadrant")
+        drawn["quadrant"] = figures.quadrant(report.feature_drift, "quadrant")
     if report.multivariate is not None:
-        found["multivariate"] = figures.multivariate(report.multivariate, "multivariate")
-    return {name: _escaped_title(svg) for name, svg in found.items()}
+        drawn["multivariate"] = figures.multivariate(report.multivariate, "multivariate")
+    return {name: _escaped_title(svg) for name, svg in drawn.items()}
 
 
 def _escaped_title(svg: str) -> str:

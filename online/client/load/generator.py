@@ -367,8 +367,8 @@ class _Connection(asyncio.Protocol):
             return
         whole = b"".join(self._parts)
         self._parts = [whole]
-        head, found, body = whole.partition(b"\r\n\r\n")
-        if not found:
+        head, separator, body = whole.partition(b"\r\n\r\n")
+        if not separator:
             return
         if length := _LENGTH.search(head):
             self._need = len(head) + 4 + int(length[1])

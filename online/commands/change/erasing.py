@@ -88,9 +88,9 @@ class Erasing:
         while True:
             names = erasure.tainted(self.settings, self.spec)
             others = {
-                spec: found
+                spec: snapshots
                 for spec in erase.other_lineages(journal, self.model, self.spec)
-                if (found := erasure.tainted(self.settings, spec))
+                if (snapshots := erasure.tainted(self.settings, spec))
             }
             if not names and not others:
                 return removed
@@ -104,13 +104,13 @@ class Erasing:
                 body = {"names": names}
                 path = f"/v1/models/{self.model}/snapshots/withdraw"
                 removed += len(checked(self.client.post(path, json=body))["withdrawn"])
-            for spec, found in others.items():
+            for spec, snapshots in others.items():
                 place = lineage_place(snapshots_path(self.settings), self.model, spec)
                 history = SnapshotHistory(open_snapshots(place), Retention())
-                for name in found:
+                for name in snapshots:
                     history.withdraw_for_good(name)
                 history.remove_leftovers()
-                removed += len(found)
+                removed += len(snapshots)
             time.sleep(_LOOK_S)
 
     def _settle(self, journal: Journal, progress: Callable[[int, int], None]) -> None:

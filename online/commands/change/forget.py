@@ -228,13 +228,15 @@ class _Work:
             self._decisions.read(journal, self.name)
             kept_from = time.time() - self._model.dedupe_window
             with counting("looking", hidden=options.as_json) as progress:
-                found = influence(journal, self.name, self._decisions, wanted, kept_from, progress)
+                affected = influence(
+                    journal, self.name, self._decisions, wanted, kept_from, progress
+                )
             if to is None:
-                check_reach(found, wanted)
-            if not found.n and options.certified:  # nothing to relearn, only to certify
+                check_reach(affected, wanted)
+            if not affected.n and options.certified:  # nothing to relearn, only to certify
                 yield
                 return
-            self._choose(found, to)
+            self._choose(affected, to)
             if not self.events:
                 when = "" if wanted.since is None and to is None else " since then"
                 raise StartRefused(
@@ -343,13 +345,13 @@ class _Work:
 
         if self._model.shards == 1:
             return [(self._history, state)]
-        found = []
+        parts = []
         for shard, values in enumerate(Cut(self._model.shards).blocks(state.values)):
             place = shard_place(snapshots_path(self._settings), shard)
             where = open_snapshots(lineage_place(place, self.name, state.spec))
             part = replace(state, values=values)
-            found.append((SnapshotHistory(where, Retention()), part))
-        return found
+            parts.append((SnapshotHistory(where, Retention()), part))
+        return parts
 
     def ban_only(self) -> dict[str, Any]:
         """Ban the source; the model contains none of its events."""

@@ -42,12 +42,12 @@ def promote(
     if choices is not None and (status["challenger"] is None or choices["answers"] == "caller"):
         _let_answer(client, name, choices, back=back, yes=yes, as_json=context.as_json)
         return
-    if (found := status["challenger"]) is None:
+    if (challenger := status["challenger"]) is None:
         raise StartRefused(
             f"model {name} has no challenger", "Name one in the settings: models[].challenger"
         )
     if not (back or yes):
-        _ask(name, status["learner"], found)
+        _ask(name, status["learner"], challenger)
     done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
     settings = context.settings()
     served = _wait(client, settings, name, done["to"])

@@ -51,11 +51,11 @@ def show(
     client = context.connect()
     url = f"/v1/models/{pick(client, context.model)}/quarantine/events/{quote(event, safe='')}"
     query = {} if source is None else {"source": source}
-    found = checked(client.get(url, params=query))
+    shown_event = checked(client.get(url, params=query))
     if context.as_json:
-        print(json.dumps(found))
+        print(json.dumps(shown_event))
         return
-    for key, value in found.items():
+    for key, value in shown_event.items():
         print(f"{key:>10}  {plain(value) if isinstance(value, str) else json.dumps(value)}")
 
 

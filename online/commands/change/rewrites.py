@@ -160,8 +160,10 @@ def _to_be_undone(context: Context, client: SimpleClient, model: str, name: str)
         journal.close()
     clock = {int(p): offset for p, offset in status["server"]["clock"].items()}
     clock |= {p: ends[p] for p in status["server"]["closed"]}
-    there = target.closed_partitions()
-    rows = sum(max(upto - target.clock.get(p, 0), 0) for p, upto in clock.items() if p not in there)
+    closed = target.closed_partitions()
+    rows = sum(
+        max(upto - target.clock.get(p, 0), 0) for p, upto in clock.items() if p not in closed
+    )
     return {"rows": rows, "since": target.created_at, "version": target.version}
 
 

@@ -38,12 +38,12 @@ def snapshot_list(context: Context) -> None:
     Example: online snapshot list
     """
     client, name = context.asked()
-    found = checked(client.get(f"/v1/models/{name}/snapshots"))["snapshots"]
+    snapshots = checked(client.get(f"/v1/models/{name}/snapshots"))["snapshots"]
     if context.as_json:
-        print(json.dumps(found))
+        print(json.dumps(snapshots))
         return
     rows = table("snapshot", "version", "age", "bytes", "pinned")
-    for s in found:
+    for s in snapshots:
         age = time.time() - s["created_at"]
         pinned = "yes" if s["pinned"] else ""
         version = ".".join(map(str, s["version"]))

@@ -53,21 +53,21 @@ def audit_list(
     Example: online audit list --since 7d --who alice
     """
     settings = context.settings()
-    found = _chosen(settings, act, who, model, since)[-limit:]
+    entries = _chosen(settings, act, who, model, since)[-limit:]
     if context.as_json:
-        print(json.dumps(found))
+        print(json.dumps(entries))
     else:
         shown = table("line", "when", "what", "model", "who", "from", "", fold=True)
-        for one in readable(found):
+        for one in readable(entries):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"] or 0))
-            said = ", ".join(f"{k} {v}" for k, v in one["about"].items() if k != "sha256")
+            details = ", ".join(f"{k} {v}" for k, v in one["about"].items() if k != "sha256")
             wrong = f"[red]{one['fault']}[/red] " if one["fault"] else ""
             shown.add_row(
                 str(one["number"]), when, one["act"], one["model"] or "–", one["who"],
-                one["origin"] or "–", f"{wrong}{said}",
+                one["origin"] or "–", f"{wrong}{details}",
             )  # fmt: skip
-        console().print(shown) if found else print("no such decisions")
-    _end(found)
+        console().print(shown) if entries else print("no such decisions")
+    _end(entries)
 
 
 @app.command("export")
@@ -88,17 +88,17 @@ def audit_export(
     """
     if out.suffix not in (".jsonl", ".csv"):
         raise ConfigError("OUT", f"{out} is neither .jsonl nor .csv", "Name it so")
-    found = _chosen(context.settings(), act, who, model, since)
+    entries = _chosen(context.settings(), act, who, model, since)
     if out.suffix == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, _COLUMNS)
         writer.writeheader()
-        writer.writerows({**one, "about": json.dumps(one["about"])} for one in found)
+        writer.writerows({**one, "about": json.dumps(one["about"])} for one in entries)
         out.write_text(text.getvalue())
     else:
-        out.write_text("".join(json.dumps(one) + "\n" for one in found))
-    print(f"{len(found):,} decisions are in {out}", file=sys.stderr)
-    _end(found)
+        out.write_text("".join(json.dumps(one) + "\n" for one in entries))
+    print(f"{len(entries):,} decisions are in {out}", file=sys.stderr)
+    _end(entries)
 
 
 def _end(found: list[dict[str, Any]]) -> None:
@@ -127,10 +127,10 @@ def _chosen(
             "Be the user that the service runs as, or name its settings file with --config",
         )
     with contextlib.closing(open_journal(settings)) as journal:
-        found = map(_plain, Signer(keys).read(all_lines(journal)))
+        entries = map(_plain, Signer(keys).read(all_lines(journal)))
         return [
             one
-            for one in found
+            for one in entries
             if (one["at"] or begin) >= begin
             and (act is None or one["act"] == act)
             and (who is None or one["who"] == who)

@@ -40,8 +40,8 @@ def certificates_key(context: Context) -> None:
 
     Example: online certificates key
     """
-    found = _public_keys(context)
-    print(json.dumps({"keys": found}) if context.as_json else "\n".join(found))
+    keys = _public_keys(context)
+    print(json.dumps({"keys": keys}) if context.as_json else "\n".join(keys))
 
 
 @app.command("list")
@@ -57,14 +57,14 @@ def certificates_list(context: Context) -> None:
     rows: list[dict[str, Any]] = []
     for file in sorted((settings.state_dir / certify.FOLDER).glob("*.json")):
         document = certify.read(file)
-        found = certificates.faults(document, keys)
-        said = {} if found else document["certificate"]
+        faults = certificates.faults(document, keys)
+        statement = {} if faults else document["certificate"]
         rows.append(
             {
                 "file": str(file),
-                **{name: said.get(name) for name in ("done", "model", "source", "count")},
-                "at": said.get("erased", {}).get("at") or said.get("forgotten_at"),
-                "faults": found,
+                **{name: statement.get(name) for name in ("done", "model", "source", "count")},
+                "at": statement.get("erased", {}).get("at") or statement.get("forgotten_at"),
+                "faults": faults,
             }
         )
     if context.as_json:
@@ -98,16 +98,16 @@ def certificates_verify(
     """
     keys = _public_keys(context) if key is None else [key.lower()]
     document = certify.read(file)
-    found = certificates.faults(document, keys)
+    faults = certificates.faults(document, keys)
     if context.as_json:
-        print(json.dumps({"good": not found, "faults": found}))
-    elif found:
-        print(f"{file}: NOT GOOD: {'; '.join(found)}", file=sys.stderr)
+        print(json.dumps({"good": not faults, "faults": faults}))
+    elif faults:
+        print(f"{file}: NOT GOOD: {'; '.join(faults)}", file=sys.stderr)
     else:
-        said = document["certificate"]
+        statement = document["certificate"]
         print(
-            f"{file}: good: {said['count']:,} events of {said['source']} are {said['done']}, "
-            f"model {said['model']}"
+            f"{file}: good: {statement['count']:,} events of {statement['source']} "
+            f"are {statement['done']}, model {statement['model']}"
         )
-    if found:
+    if faults:
         raise typer.Exit(1)

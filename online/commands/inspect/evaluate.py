@@ -91,11 +91,11 @@ def evaluate(
             f"the journal has no rewarded choice of {asked.name} in this time",
             "Send rewards for choices first, or name another time",
         )
-    found = judging.now()
+    judged = judging.now()
     if context.as_json:
-        print(json.dumps(_data(found, judging.unanswered, beyond)))
+        print(json.dumps(_data(judged, judging.unanswered, beyond)))
     else:
-        _print(found, judging.unanswered, beyond)
+        _print(judged, judging.unanswered, beyond)
 
 
 class Logged(NamedTuple):

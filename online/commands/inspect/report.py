@@ -176,11 +176,11 @@ def when(text: str, now: float, option: str) -> float:
     if re.fullmatch(r"\d{9,10}(\.\d+)?", text.strip()):
         return float(text)
     try:
-        found = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(text.strip())
     except ValueError:
         hint = "Write 7d, 12h, 2026-05-31 or 2026-05-31T08:00:00+02:00"
         raise ConfigError(option, f"{text!r} is no time", hint) from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _give(made: Report, out: Path | None, *, as_json: bool) -> None:

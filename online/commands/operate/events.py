@@ -91,13 +91,13 @@ def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_js
         features = f"  {json.dumps(known, ensure_ascii=False)}" if known else ""
         shown = features if len(features) <= _WIDE else features[: _WIDE - 1] + "…"
         if kind == "answer":
-            said = f"-> {json.dumps(event['prediction'])}{_sure(event)}"
+            line = f"-> {json.dumps(event['prediction'])}{_sure(event)}"
         elif kind == "choice":
-            said = f"-> {event['action']} ({event['probability']:.2f} of {event['of']} actions)"
+            line = f"-> {event['action']} ({event['probability']:.2f} of {event['of']} actions)"
         else:
             label = json.dumps(event["label"]) if "label" in event else "no label,"
-            said = f"<- {label} {event['status']} of {event['source']}"
-        print(plain(f"{at}.{ms:03} {said}{shown}"))
+            line = f"<- {label} {event['status']} of {event['source']}"
+        print(plain(f"{at}.{ms:03} {line}{shown}"))
 
 
 def _sure(event: dict[str, Any]) -> str:

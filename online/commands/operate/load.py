@@ -173,8 +173,8 @@ def load(
                 )  # fmt: skip
 
         if find_rate and per_s is not None:
-            found = find(attempt, start=per_s, p99_ms=p99_ms)
-            raise typer.Exit(_show_found(found, as_json=as_json))
+            highest = find(attempt, start=per_s, p99_ms=p99_ms)
+            raise typer.Exit(_show_found(highest, as_json=as_json))
         report = attempt(per_s)
     raise typer.Exit(_show_report(report, as_json=as_json))
 
@@ -259,14 +259,14 @@ def _tokens(path: Path | None) -> tuple[str, ...]:
         token = config.own_token(None, config.environment())
         return () if token is None else (token, token)
     try:
-        found = path.read_text().split()
+        tokens = path.read_text().split()
     except OSError as error:
         problem = f"{path}: {error.strerror}"
         raise ConfigError("--token-file", problem, "Name a readable file") from None
-    if not 1 <= len(found) <= 2:
-        problem = f"{path} has {len(found)} tokens"
+    if not 1 <= len(tokens) <= 2:
+        problem = f"{path} has {len(tokens)} tokens"
         raise ConfigError("--token-file", problem, "Write one, or two: predictions, feedback")
-    return found[0], found[-1]
+    return tokens[0], tokens[-1]
 
 
 def _served(
@@ -368,19 +368,32 @@ def _print_report(report: Report) -> None:
         "requests", "errors", "per s", "rows/s", "p50", "p90", "p99", "p99.9", "p99.99", "max",
     )  # fmt: skip
     shown = table("", *numbers, right=numbers)
-    for found in loads:
-        times = (found.p50_ms, found.p90_ms, found.p99_ms, found.p999_ms, found.p9999_ms)
-        counts = (found.requests, found.errors, round(found.rate), round(found.rows_rate))
+    for operation in loads:
+        times = (
+            operation.p50_ms,
+            operation.p90_ms,
+            operation.p99_ms,
+            operation.p999_ms,
+            operation.p9999_ms,
+        )
+        counts = (
+            operation.requests,
+            operation.errors,
+            round(operation.rate),
+            round(operation.rows_rate),
+        )
         shown.add_row(
-            found.what, *(f"{n:,}" for n in counts), *(f"{t:.2f}" for t in (*times, found.max_ms))
+            operation.what,
+            *(f"{n:,}" for n in counts),
+            *(f"{t:.2f}" for t in (*times, operation.max_ms)),
         )
     print("latencies in ms, counted from when each request was due")
     console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
     for line in bars(report.total):
         print(line)
-    for found in report.operations:
-        counted = {**found.statuses, **{f"rows {k}": n for k, n in found.outcomes.items()}}
-        print(f"{found.what}: " + ", ".join(f"{n:,} × {k}" for k, n in sorted(counted.items())))
+    for operation in report.operations:
+        counted = {**operation.statuses, **{f"rows {k}": n for k, n in operation.outcomes.items()}}
+        print(f"{operation.what}: " + ", ".join(f"{n:,} × {k}" for k, n in sorted(counted.items())))
     print(
         f"{report.seconds:.1f} s; the generator took {report.cpu_share:.0%} of a core and was late "
         f"by {report.own_late_p99_ms:.2f} ms itself (p99)"

@@ -65,8 +65,8 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     quality = model["quality"]
     console.print(f"\n[bold]{model['model']}[/bold]  {model['task']}, {model['learner']}")
     console.print(f"version {model['version']}   learned {model['learned']:,} events")
-    said = [(name, quality.get(name)) for name in _QUALITY]
-    shown = "  ".join(f"{name} {short(value)}" for name, value in said if value is not None)
+    scores = [(name, quality.get(name)) for name in _QUALITY]
+    shown = "  ".join(f"{name} {short(value)}" for name, value in scores if value is not None)
     console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
     _show_choices(console, model.get("choices"))
     _show_conversions(console, model.get("conversions"))
@@ -166,18 +166,18 @@ def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
     """Print the rewards of choices, beside those of policies that learn nothing."""
     if choices is None or not choices["n"]:
         return
-    said = [f"reward {short(choices['reward'])} over {choices['n']:,} choices"]
+    parts = [f"reward {short(choices['reward'])} over {choices['n']:,} choices"]
     if (alone := choices["constant"]) is not None:
-        said.append(f"always {alone['action']} {short(alone['reward'])}")
-    said.append(f"evenly {short(choices['evenly'])}")
+        parts.append(f"always {alone['action']} {short(alone['reward'])}")
+    parts.append(f"evenly {short(choices['evenly'])}")
     if (base := choices["baseline"]) is not None:
-        said.append(f"your own {short(base['reward'])} (agreed {base['agreed']:.0%})")
+        parts.append(f"your own {short(base['reward'])} (agreed {base['agreed']:.0%})")
     if choices["explored"] is not None:
-        said.append(f"explored {choices['explored']:.1%}")
+        parts.append(f"explored {choices['explored']:.1%}")
     if choices["defaulted"]:
-        said.append(f"{choices['defaulted']:,} by default")
-    console.print(", ".join(said), markup=False)
-    shares = [f"{name} {found['share']:.1%}" for name, found in choices["actions"].items()]
+        parts.append(f"{choices['defaulted']:,} by default")
+    console.print(", ".join(parts), markup=False)
+    shares = [f"{name} {share['share']:.1%}" for name, share in choices["actions"].items()]
     more = f" and {len(shares) - _ACTIONS} more" if len(shares) > _ACTIONS else ""
     console.print(f"chosen: {', '.join(shares[:_ACTIONS])}{more}", markup=False)
     if (learns := choices["apprentice"]) is not None:
@@ -336,10 +336,10 @@ def _compared(
         except NeverServed as error:
             new = not others
             results.append({"model": model.name, "good": new, "never_served": True})
-            said = "nothing to compare"
+            text = "nothing to compare"
             if others:
-                said = "NOT GOOD if it was renamed: give it its old name, or begin in a new folder"
-            texts.append(f"{model.name}: never served from this state, {said}")
+                text = "NOT GOOD if it was renamed: give it its old name, or begin in a new folder"
+            texts.append(f"{model.name}: never served from this state, {text}")
             unknown.append(error)
         except (OnlineError, ReplayError) as error:
             if sound and len(settings.models) == 1:

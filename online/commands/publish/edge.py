@@ -103,16 +103,16 @@ def keygen(
     }  # fmt: skip
     _write_keys(place, chain, made)
     signed = [_again(settings, place, m, valid_days) for m in settings.models] if rotate else []
-    found = roots.followed(chain)
+    followed = roots.followed(chain)
     summary: dict[str, Any] = {
-        "version": found.version, "root": found.root, "keys": list(found.keys),
+        "version": followed.version, "root": followed.root, "keys": list(followed.keys),
         "place": str(place), "signed_again": [name for name in signed if name],
     }  # fmt: skip
     if context.as_json:
         print(json.dumps(summary))
         return
-    print(f"keys in {place}; list {found.version} of them, root key for devices:")
-    print(found.root)
+    print(f"keys in {place}; list {followed.version} of them, root key for devices:")
+    print(followed.root)
     if summary["signed_again"]:
         print(f"signed again: {', '.join(summary['signed_again'])}")
     print("Take root.pem away: it is needed again for --rotate only.")

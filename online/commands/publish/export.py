@@ -202,12 +202,12 @@ def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> 
 
     if not _has_journal(settings):
         return None
-    found: list[Row] = []
+    rows: list[Row] = []
     with contextlib.closing(open_journal(settings)) as journal:
         for part in journal.partitions(served.name):
             last = part.end if part.id in state.closed else state.clock.get(part.id, 0)
-            found += journal.read(part.id, last, 1) if last > part.trimmed else ()
-    return max(found, key=lambda row: row.seq, default=None)
+            rows += journal.read(part.id, last, 1) if last > part.trimmed else ()
+    return max(rows, key=lambda row: row.seq, default=None)
 
 
 def ends_of(

@@ -51,16 +51,16 @@ def doctor(path: File = None, state_dir: StateDir = None, as_json: AsJson = Fals
 
     Example: online doctor online.yaml
     """
-    found = []
+    findings = []
     for one in examine(path, state_dir):
-        found.append(one)
+        findings.append(one)
         if not as_json:
             print(f"{one.verdict:<4}  {one.what:<9} {one.seen}", flush=True)
             if one.verdict != "ok" and one.remedy:
                 print(f"      {'':<9} {one.remedy}")
-    good = all(one.verdict != "FAIL" for one in found)
+    good = all(one.verdict != "FAIL" for one in findings)
     if as_json:
-        print(json.dumps({"good": good, "findings": [asdict(one) for one in found]}))
+        print(json.dumps({"good": good, "findings": [asdict(one) for one in findings]}))
     raise typer.Exit(0 if good else 1)
 
 

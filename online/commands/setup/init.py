@@ -99,21 +99,21 @@ def init(
     from online.tables.first_look import open_table
     from online.tables.guess import guess
 
-    found = guess(open_table(table), label, wanted)
+    guessed = guess(open_table(table), label, wanted)
     model_name = _name(name, table)
     try:
-        learner = _learner(found, rows)
+        learner = _learner(guessed, rows)
         begun = time.monotonic()
-        score, n = _played(found, learner, rows, hidden=as_json)
+        score, n = _played(guessed, learner, rows, hidden=as_json)
     except EvaluationError as error:
         raise ConfigError(str(table), str(error), "Name another --label, or correct it") from None
     elapsed = time.monotonic() - begun
-    _write(places, _settings(model_name, found, n), _source(model_name, table, found, learner))
+    _write(places, _settings(model_name, guessed, n), _source(model_name, table, guessed, learner))
     if as_json:
         shown = {"learner": learner, "rows": n, "seconds": round(elapsed, 1), **_scores(score)}
-        print(json.dumps({"model": model_name, **_guessed(found), **shown}))
+        print(json.dumps({"model": model_name, **_guessed(guessed), **shown}))
         return
-    _say(found, places, score, n)
+    _say(guessed, places, score, n)
 
 
 def _guessed(found: Guess) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def _check(table: Path | None, places: list[Path]) -> None:
     """Refuse a missing table, and files that exist already."""
     if table is not None and not table.exists():
         raise ConfigError("TABLE", f"there is no file {table}", "Name an existing one")
-    if there := [str(place) for place in places if place.exists()]:
+    if existing := [str(place) for place in places if place.exists()]:
         remedy = "Say --force to replace it, or --folder for another place"
-        raise ConfigError("--folder", f"already there: {', '.join(there)}", remedy)
+        raise ConfigError("--folder", f"already there: {', '.join(existing)}", remedy)
 
 
 def _of_labels(named: Mapping[str, str | None]) -> None:
@@ -310,10 +310,10 @@ def _declared(found: Guess) -> list[str]:
     for column in found.columns:
         if column.kind in FEATURES:
             value = found.examples.get(column.name)
-            said: Any = column.kind
+            declared: Any = column.kind
             if value is not None:
-                said = {"type": column.kind, "example": value}
-            lines.append(f"      {scalar(column.name)}: {scalar(said)}")
+                declared = {"type": column.kind, "example": value}
+            lines.append(f"      {scalar(column.name)}: {scalar(declared)}")
     return lines
 
 
@@ -435,5 +435,5 @@ def _backfill(found: Guess, settings: Path) -> str:
 
 def lacking() -> str:
     """Text that names the package which the command needs and lacks; empty if it is installed."""
-    there = importlib.util.find_spec("pyarrow") is not None
-    return "" if there else f"\n\nwhich needs pyarrow: {installing('rescore')}"
+    installed = importlib.util.find_spec("pyarrow") is not None
+    return "" if installed else f"\n\nwhich needs pyarrow: {installing('rescore')}"

@@ -151,10 +151,10 @@ def _likely(value: object) -> bool:
 
 
 def _named(table: Table, wanted: re.Pattern[str], option: str, what: str) -> str:
-    if (found := next((name for name in table.names if wanted.fullmatch(name)), None)) is None:
+    if (column := next((name for name in table.names if wanted.fullmatch(name)), None)) is None:
         remedy = f"Name one of: {', '.join(table.names)}"
         raise ConfigError(option, f"no column looks like the {what}", remedy)
-    return found
+    return column
 
 
 def _columns(
@@ -165,7 +165,7 @@ def _columns(
     Parameters:
         unlikely: Columns that are named like a probability, with a value that is none.
     """
-    found = guess(table, reward)
+    guessed = guess(table, reward)
     kinds = {
         action: Column(action, "category", "the chosen action"),
         reward: Column(reward, "label", "the reward of that action"),
@@ -173,14 +173,14 @@ def _columns(
     if p is not None:
         why = f"how likely the action was to be taken ({_PROBABILITY} {NONE}: it is not)"
         kinds[p] = Column(p, "number", why)
-    for one in found.columns:
+    for one in guessed.columns:
         if one.name in unlikely:
             why = f"{one.why}; no probability, as it has {unlikely[one.name]!r:.80}"
             kinds[one.name] = replace(one, why=f"{why} ({_PROBABILITY} {one.name}: it is)")
-    columns = tuple(kinds.get(c.name, c) for c in found.columns)
+    columns = tuple(kinds.get(c.name, c) for c in guessed.columns)
     if wrong := next((c.name for c in columns if c.kind in FEATURES and c.name[0] == "@"), None):
         raise ConfigError(str(table.path), f"a column {wrong!r}", "Name it without the '@'")
-    return replace(found, columns=columns)
+    return replace(guessed, columns=columns)
 
 
 def earned(log: Log, most: int, *, hidden: bool) -> Earned:
@@ -230,7 +230,7 @@ def _learn(
 
 def settings_text(name: str, log: Log, n: int) -> str:
     """The text of online.yaml for a log of choices."""
-    found, file = log.found, log.found.table.path.name
+    guessed, file = log.found, log.found.table.path.name
     lines = [
         f"# Guessed by `online init` from {n:,} choices of {file}: change whatever is not so.",
         "cluster: embedded        # one process; without this line two replicas on Ray",
@@ -241,11 +241,11 @@ def settings_text(name: str, log: Log, n: int) -> str:
         f"      reward_range: {scalar([log.low, log.high])}",
         "      # default_reward: 0   # where no reward within reward_wait means that nothing came",
     ]
-    if text := found.named("text"):
+    if text := guessed.named("text"):
         lines += ["    learner: rewards", f"    params: {scalar({'text': text})}"]
     lines += ["", f"# The columns of {file}:"]
-    width = max(len(column.name) for column in found.columns)
-    for column in found.columns:
+    width = max(len(column.name) for column in guessed.columns)
+    for column in guessed.columns:
         lines.append(f"#   {column.name:<{width}}  {kind_of(log, column):<11}  {column.why}")
     first = next(log.rows())
     actions: list[dict[str, Any]] = [{"id": action} for action in log.shares]
@@ -253,8 +253,8 @@ def settings_text(name: str, log: Log, n: int) -> str:
     rewarded = {"id": "the id of the answer", "reward": first.reward}
     lines += ["", "# The first row as requests:"]
     for verb, body in (("choose", asked), ("reward", rewarded)):
-        said = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")
-        lines.append(f"#   curl http://127.0.0.1:8000/v1/models/{name}/{verb} -d '{said}'")
+        example = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")
+        lines.append(f"#   curl http://127.0.0.1:8000/v1/models/{name}/{verb} -d '{example}'")
     return written(lines)
 
 
@@ -266,10 +266,10 @@ def kind_of(log: Log, column: Column) -> str:
 
 def say(log: Log, place: Path, made: Earned) -> None:
     """Print the guessed roles and the rewards."""
-    found = log.found
-    print(f"{printable(found.table.path.name)}: choices among {len(log.shares)} actions")
-    width = max(len(column.name) for column in found.columns)
-    for column in found.columns:
+    guessed = log.found
+    print(f"{printable(guessed.table.path.name)}: choices among {len(log.shares)} actions")
+    width = max(len(column.name) for column in guessed.columns)
+    for column in guessed.columns:
         print(f"  {column.name:<{width}}  {kind_of(log, column)}: {column.why}")
     if log.probability is None:
         print("  no probability: each action counts as drawn by its share, whatever the context")
@@ -286,10 +286,10 @@ def say(log: Log, place: Path, made: Earned) -> None:
 
 def _backfill(log: Log, settings: Path) -> str:
     """The command that teaches the model the log from which the settings were guessed."""
-    found = log.found
-    words = ["online", "backfill", "--config", str(settings), "--input", str(found.table.path)]
-    words += ["--label", found.label, "--action", log.action]
-    for column in found.columns:
+    guessed = log.found
+    words = ["online", "backfill", "--config", str(settings), "--input", str(guessed.table.path)]
+    words += ["--label", guessed.label, "--action", log.action]
+    for column in guessed.columns:
         kind = kind_of(log, column)
         if kind == "event_id":
             words += ["--event-id", column.name]

@@ -134,23 +134,27 @@ def check(
         many = "columns" if names[1:] else "column"
         remedy = "Give rows of yours: --stream rows.csv"
         raise ConfigError("--stream", f"the made-up rows have no {many} {', '.join(names)}", remedy)
-    found = []
+    failures = []
     for one in yield_checks():
         name = one.__name__.removeprefix("check_").replace("_", " ")
         try:
             one(loaded.build, rows)
         except CheckFailed as error:
-            found.append({"check": name, "good": False, "seen": error.reason, "hint": HINTS[name]})
+            failures.append(
+                {"check": name, "good": False, "seen": error.reason, "hint": HINTS[name]}
+            )
         except Exception as error:  # a user's model may raise anything
             seen, hint = _raised(error)
-            found.append({"check": name, "good": False, "seen": seen, "hint": hint or HINTS[name]})
+            failures.append(
+                {"check": name, "good": False, "seen": seen, "hint": hint or HINTS[name]}
+            )
         else:
-            found.append({"check": name, "good": True})
+            failures.append({"check": name, "good": True})
         if not as_json:
-            _show(found[-1], one.__doc__ or "")
-    good = all(row["good"] for row in found)
+            _show(failures[-1], one.__doc__ or "")
+    good = all(row["good"] for row in failures)
     if as_json:
-        print(json.dumps({"learner": place, "good": good, "checks": found}))
+        print(json.dumps({"learner": place, "good": good, "checks": failures}))
     else:
         _conclude(loaded.model, good=good)
     raise typer.Exit(0 if good else 1)
@@ -230,18 +234,18 @@ def upgrade(
     client = context.connect()
     name = pick(client, model, "NAME")
     done = checked(client.post(f"/v1/models/{name}/upgrade", json={"on": not stop}))
-    found = None if stop else _compared(client, name, done["params"], wait)
+    compared = None if stop else _compared(client, name, done["params"], wait)
     if context.as_json:
-        print(json.dumps({**done, "model": name, "challenger": found}))
+        print(json.dumps({**done, "model": name, "challenger": compared}))
         return
     if stop:
         print(f"{name}: no challenger of today's defaults from now on")
         return
     print(f"{name}: {json.dumps(done['params'])} learns beside it")
-    if found is None or found["state"] != "learning" or not found["rows"]:
+    if compared is None or compared["state"] != "learning" or not compared["rows"]:
         print("  nothing is compared yet: online status")
         return
-    _show_scores(found)
+    _show_scores(compared)
 
 
 def _compared(
@@ -250,17 +254,19 @@ def _compared(
     """The challenger's standing once it has learned all rows, or when the time is up."""
     deadline = time.monotonic() + wait_s
     while True:
-        found: dict[str, Any] | None = None
+        compared: dict[str, Any] | None = None
         try:
-            found = checked(client.get(f"/v1/models/{name}"))["challenger"]
+            compared = checked(client.get(f"/v1/models/{name}"))["challenger"]
         except StartRefused:  # replicas are being replaced
             if time.monotonic() > deadline:
                 raise
-        if found is not None and found["params"] != params:
-            found = None  # of a replica that will be replaced
-        done = found is not None and found["state"] == "learning" and not found["behind_rows"]
+        if compared is not None and compared["params"] != params:
+            compared = None  # of a replica that will be replaced
+        done = (
+            compared is not None and compared["state"] == "learning" and not compared["behind_rows"]
+        )
         if done or time.monotonic() > deadline:
-            return found
+            return compared
         time.sleep(_LOOK_S)
 
 

@@ -102,7 +102,7 @@ def _mlp(body: Mlp, x: Floats, z: Floats) -> Floats:
 def leaves(body: Forest, x: Floats) -> Any:
     """The leaf of each row in each tree, shape (rows, trees)."""
     n = len(x)
-    found = np.empty((n, len(body.roots)), dtype=np.int64)
+    numbers = np.empty((n, len(body.roots)), dtype=np.int64)
     rows = np.arange(n)
     for t, root in enumerate(body.roots.tolist()):
         at = np.full(n, root)
@@ -119,15 +119,15 @@ def leaves(body: Forest, x: Floats) -> Any:
                 ),
             )
             at[inner] = np.where(left, body.left[here], body.right[here])
-        found[:, t] = ~at
-    return found
+        numbers[:, t] = ~at
+    return numbers
 
 
 def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
-    found = leaves(body, x)
-    each = body.base[found]
+    reached = leaves(body, x)
+    each = body.base[reached]
     if body.kind != "table":
-        for tree, own in enumerate(found.T):
+        for tree, own in enumerate(reached.T):
             for leaf in np.unique(own).tolist():
                 here = own == leaf
                 each[here, tree] = _leaf(body, tree, leaf, z[here])

@@ -91,9 +91,9 @@ def _finish(
 def _parts(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     if type(module) is nn.Sequential:
         return [
-            found
+            inner
             for i, part in module.named_children()
-            for found in _parts(part, f"{name}.{i}" if name else i)
+            for inner in _parts(part, f"{name}.{i}" if name else i)
         ]
     return [(name or type(module).__name__, module)]
 

@@ -65,8 +65,8 @@ class Encoder:
         }
         self._rows: dict[Any, int] = {}
         if self._tokens is not None:
-            found: Sequence[Any] = self._tokens.words or self._tokens.keys.tolist()
-            self._rows = {key: i for i, key in enumerate(found)}
+            texts: Sequence[Any] = self._tokens.words or self._tokens.keys.tolist()
+            self._rows = {key: i for i, key in enumerate(texts)}
 
     def row(self, features: Mapping[str, Any]) -> Row:
         """Encode one row.  NaN, null and non-numbers count as missing in a column."""

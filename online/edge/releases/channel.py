@@ -189,14 +189,14 @@ class Channel:
     def named(self, sequence: int | None) -> Release:
         """The release to return to; None: the last one that all devices had.  PublishRefused."""
         if sequence is None:
-            found = self.before
+            release = self.before
         else:
-            found = next((r for r in self.releases[:-1] if r.sequence == sequence), None)
-        if found is None:
+            release = next((r for r in self.releases[:-1] if r.sequence == sequence), None)
+        if release is None:
             known = ", ".join(str(r.sequence) for r in self.releases[:-1]) or "none"
             wanted = "that all devices had" if sequence is None else str(sequence)
             raise PublishRefused(f"no older release {wanted} is kept", f"Kept: {known}")
-        return found
+        return release
 
     def head(self, now: float, valid_s: float) -> dict[str, Any]:
         """The manifest to sign.  Raises PublishRefused if nothing is published."""

@@ -134,13 +134,15 @@ class Folder:
             lines = (self.path / "reports" / str(sequence)).read_bytes().splitlines()
         except FileNotFoundError:
             return Reports()
-        said: dict[str, list[Any]] = {}
+        reports: dict[str, list[Any]] = {}
         for device, *rest in map(json.loads, lines):
-            said[device] = [*rest, 0, 0][:3]  # older lines have no counts
-        failed = sum(outcome == "failed" for outcome, _, _ in said.values())
-        counts = [(asked, differ) for _, asked, differ in said.values() if asked >= COMPARED_LEAST]
+            reports[device] = [*rest, 0, 0][:3]  # older lines have no counts
+        failed = sum(outcome == "failed" for outcome, _, _ in reports.values())
+        counts = [
+            (asked, differ) for _, asked, differ in reports.values() if asked >= COMPARED_LEAST
+        ]
         differing = sum(differ > DIFFER_SHARE * asked for asked, differ in counts)
-        return Reports(len(said) - failed, failed, len(counts), differing)
+        return Reports(len(reports) - failed, failed, len(counts), differing)
 
     def standing(self) -> dict[str, Any]:
         """State of the releases, newest first, as plain data for pages and histories."""

@@ -47,8 +47,8 @@ def make(kind: Kind, model: EdgeModel) -> bytes:
 def ask(kind: Kind, data: bytes, model: EdgeModel, rows: Rows) -> Floats:
     """Its answers: by LiteRT's interpreter; of Core ML, the saved program computed in NumPy."""
     x = tfjs_file.inputs(model, rows)
-    found: Floats = _run(kind, {"data": np.frombuffer(data, np.uint8), "x": x})["y"]
-    return found.astype(np.float64)
+    outputs: Floats = _run(kind, {"data": np.frombuffer(data, np.uint8), "x": x})["y"]
+    return outputs.astype(np.float64)
 
 
 def available(kind: Kind) -> str | None:

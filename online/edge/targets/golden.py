@@ -191,15 +191,15 @@ def _branches_on_the_way(
     edge: EdgeModel, body: Forest, real: Sequence[Mapping[str, Any]]
 ) -> dict[int, Mapping[str, Any]]:
     """Branches that real rows reach, each with such a row."""
-    found: dict[int, Mapping[str, Any]] = {}
+    branches: dict[int, Mapping[str, Any]] = {}
     for row in real[:256]:
         for at in body.roots.tolist():
             while at >= 0:
-                found.setdefault(at, row)
+                branches.setdefault(at, row)
                 value = row.get(edge.columns.names[int(body.feature[at])])
                 left = isinstance(value, (int, float)) and value <= body.threshold[at]
                 at = int((body.left if left else body.right)[at])
-    return found
+    return branches
 
 
 def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

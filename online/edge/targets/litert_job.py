@@ -102,12 +102,12 @@ def ask(file: bytes, x: Any) -> Any:
     """Return what the interpreter answers to the rows."""
     module = import_module("ai_edge_litert.interpreter")
     interpreter = module.Interpreter(model_content=file, num_threads=1)
-    (given,), (found,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (given,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(given["index"], x.shape)
     interpreter.allocate_tensors()
     interpreter.set_tensor(given["index"], x)
     interpreter.invoke()
-    return interpreter.get_tensor(found["index"])
+    return interpreter.get_tensor(output["index"])
 
 
 if __name__ == "__main__":

@@ -63,40 +63,40 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
     """The tensors of the graph by name, as they are stored."""
     dtype = np.dtype(precision)
     columns, body = model.columns, model.body
-    found: dict[str, Floats] = {}
+    tensors: dict[str, Floats] = {}
     if _scaled(model):
-        found["c"] = columns.center
+        tensors["c"] = columns.center
         if precision == "float32" and not _doubled(model):
             low = columns.center - columns.center.astype(np.float32)
             if low.any():
-                found["d"] = low
+                tensors["d"] = low
         if not _folded(model):
-            found["f"] = columns.factor
+            tensors["f"] = columns.factor
     if columns.ends is not None:
-        found |= dict(zip(("lo", "hi", "le", "mo"), columns.ends, strict=True))
+        tensors |= dict(zip(("lo", "hi", "le", "mo"), columns.ends, strict=True))
     if columns.limit != float("inf"):
-        found |= {"m": np.array(-columns.limit), "n": np.array(columns.limit)}
+        tensors |= {"m": np.array(-columns.limit), "n": np.array(columns.limit)}
     if isinstance(body, Linear):
         factor = columns.factor[:, None] if _folded(model) else 1.0
         if len(columns.names):
-            found |= {"w": body.weights * factor}
-        found |= {"b": body.bias}
+            tensors |= {"w": body.weights * factor}
+        tensors |= {"b": body.bias}
         if body.bent is not None:
-            found |= {"tw": body.bent, "tk": np.arange(TENTS, dtype=np.float64)}
+            tensors |= {"tw": body.bent, "tk": np.arange(TENTS, dtype=np.float64)}
         if model.tokens is not None:
-            found["t"] = np.concatenate([body.table, np.zeros((1, body.table.shape[1]))])
+            tensors["t"] = np.concatenate([body.table, np.zeros((1, body.table.shape[1]))])
         if len(body.votes) > 1:
-            found["v"] = body.votes[:, None]
+            tensors["v"] = body.votes[:, None]
     elif isinstance(body, Mlp):
         for i, layer in enumerate(body.layers):
-            found |= {f"w{i}": layer.weights, f"b{i}": layer.bias}
-        found |= {f"t{k}": table for k, table in enumerate(body.embeddings)}
+            tensors |= {f"w{i}": layer.weights, f"b{i}": layer.bias}
+        tensors |= {f"t{k}": table for k, table in enumerate(body.embeddings)}
     else:
-        found |= _leaf_tables(body, len(columns.names))
+        tensors |= _leaf_tables(body, len(columns.names))
     exact = ("c", "f") if _doubled(model) else ()
     return {
         name: np.ascontiguousarray(table, dtype=np.float64 if name in exact else dtype)
-        for name, table in found.items()
+        for name, table in tensors.items()
     }
 
 
@@ -307,24 +307,24 @@ class _Graph:
     def _embedded(self, body: Mlp, z: str) -> str:
         """Concatenate the numbers and a row of each table: ``floor(x) mod rows``."""
         numbers = self._width - len(body.embeddings)
-        found = []
+        embedded = []
         if numbers:
-            found.append(self._node("Gather", z, self._constant("xn", range(numbers), np.int64),
+            embedded.append(self._node("Gather", z, self._constant("xn", range(numbers), np.int64),
                                     axis=1))  # fmt: skip
         for k, table in enumerate(body.embeddings):
             own = self._node("Gather", z, self._constant(f"xi{k}", numbers + k, np.int64), axis=1)
             whole = self._node("Cast", self._node("Floor", own), to=TensorProto.INT64)
             row = self._node("Mod", whole, self._constant(f"xm{k}", len(table), np.int64))
-            found.append(self._node("Gather", f"t{k}", row))
-        return self._node("Concat", *found, axis=1)
+            embedded.append(self._node("Gather", f"t{k}", row))
+        return self._node("Concat", *embedded, axis=1)
 
     def _forest(self, body: Forest, tensors: Mapping[str, Array]) -> str:
         if not self._width:
             raise ExportRefused("onnx forest", "it has no branch yet, so there is no input")
-        found = self._node(
+        scores = self._node(
             "TreeEnsembleRegressor", self._x, domain=_ML, **_ensemble(body, self._precision)
         )
-        at = self._node("Cast", found, to=TensorProto.INT64)
+        at = self._node("Cast", scores, to=TensorProto.INT64)
         base = self._node("Gather", "l", at)
         one = self._constant("e", [1], np.int64)
         if body.kind == "bayes":

@@ -162,8 +162,8 @@ def _code(table: Array) -> str:
 def tensors_of(data: bytes) -> list[Any]:
     """Name, type, shape and offset of each tensor.  Raises PackCorrupt."""
     header, _ = parts_of(data)
-    found: list[Any] = header["tensors"]
-    return found
+    tensors: list[Any] = header["tensors"]
+    return tensors
 
 
 def _canonical(value: Any) -> bytes:

@@ -55,8 +55,8 @@ def run_onnx(data: bytes, edge: EdgeModel, rows: Rows) -> Floats:
     named = {given.name: given.type for given in session.get_inputs()}
     double = any("double" in kind for kind in named.values())
     fed = onnx_inputs(edge, rows, np.float64 if double else np.float32)
-    (found,) = session.run(None, {name: fed[name] for name in named})
-    answers: Floats = found.astype(np.float64)
+    (outputs,) = session.run(None, {name: fed[name] for name in named})
+    answers: Floats = outputs.astype(np.float64)
     return answers
 
 
@@ -112,8 +112,8 @@ def run_node(data: bytes, rows: Rows) -> NodeAnswers:
         (folder / "ask.mjs").write_text(_ASK_JS)
         _run([node, "ask.mjs"], folder)
         made = json.loads((folder / "out.json").read_text())
-    found = [[math.nan if n is None else n for n in row] for row in made["out"]]
-    return NodeAnswers(outputs=np.array(found), us=made["us"], first=made["first"])
+    outputs = [[math.nan if n is None else n for n in row] for row in made["out"]]
+    return NodeAnswers(outputs=np.array(outputs), us=made["us"], first=made["first"])
 
 
 _ASK_C: Final = """
@@ -172,14 +172,14 @@ def run_c(edge: EdgeModel, rows: Rows) -> Floats:
         (folder / "main.c").write_text(c_program(edge))
         _run([gcc, *C_FLAGS, "-pedantic", "-O2", "main.c", "-o", "ask", "-lm"], folder)
         raw = _run([str(folder / "ask")], folder, c_input(edge, rows))
-    found: Floats = np.frombuffer(raw, "<f4").astype(np.float64).reshape(len(rows), edge.outputs)
-    return found
+    outputs: Floats = np.frombuffer(raw, "<f4").astype(np.float64).reshape(len(rows), edge.outputs)
+    return outputs
 
 
 def _tool(name: str, target: str) -> str:
-    if (found := shutil.which(name)) is None:
+    if (path := shutil.which(name)) is None:
         raise TargetUnavailable(target, f"{name} is not installed")
-    return found
+    return path
 
 
 def _run(command: Sequence[str], folder: Path, given: bytes = b"") -> bytes:

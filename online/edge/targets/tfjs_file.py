@@ -119,15 +119,15 @@ def dense(model: EdgeModel, target: str = "tfjs") -> Iterator[tuple[Floats, Floa
 def _tensors(model: EdgeModel) -> dict[str, Array]:
     columns = model.columns
     center = columns.center.astype(np.float32)
-    found: dict[str, Any] = {
+    tensors: dict[str, Any] = {
         "scale/gamma": columns.factor,
         "scale/beta": (center - columns.center) * columns.factor,  # what rounding the center left
         "scale/moving_mean": center,
         "scale/moving_variance": np.ones(len(center)),
     }
     for i, (weights, bias, _) in enumerate(dense(model)):
-        found |= {f"dense{i}/kernel": weights, f"dense{i}/bias": bias}
-    return {name: np.ascontiguousarray(table, "<f4") for name, table in found.items()}
+        tensors |= {f"dense{i}/kernel": weights, f"dense{i}/bias": bias}
+    return {name: np.ascontiguousarray(table, "<f4") for name, table in tensors.items()}
 
 
 def _activated(kind: str, raw: Array) -> Array:

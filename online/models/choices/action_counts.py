@@ -69,15 +69,26 @@ class Arms(Sums):
         """Return the counts of these actions; the same object until a count changes."""
         if (cached := self._kept.get(ids)) is not None:
             return cached
-        get, each = self.now.get, self._each.get
+        each = self._each.get
         sums = np.array([each(name, _NONE) for name in ids]).T
         np.maximum(sums[2:], 0.0, out=sums[2:])
         np.minimum(sums[3], sums[2], out=sums[3])
-        prior = (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
-        counted = Counted(sums[0], sums[1], sums[2], sums[3], prior)
+        counted = Counted(sums[0], sums[1], sums[2], sums[3], self._prior())
         if len(self._kept) < _KEPT:
             self._kept[ids] = counted
         return counted
+
+    def means_of(self, action: int) -> tuple[float, float]:
+        """Return the smoothed means of one action, as :meth:`of` has them."""
+        n, total, late_n, late_total = self._each.get(action, _NONE)
+        late_n = max(late_n, 0.0)
+        late_total = min(max(late_total, 0.0), late_n)
+        more = PRIOR * self._prior()
+        return (total + more) / (n + PRIOR), (late_total + more) / (late_n + PRIOR)
+
+    def _prior(self) -> float:
+        get = self.now.get
+        return (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
 
     def learn(self, action: int, y: float, weight: float) -> None:
         """Count a reward ``y`` in [0, 1] of an action."""

@@ -14,8 +14,8 @@ import numpy as np
 from online.models.choices.interactions import Places
 from online.models.experts.linear import ADAGRAD, EXPERTS, Floats
 from paramserver.core.blocks import ROWS, Block, Blocks
-from paramserver.core.pages import Floats32
-from paramserver.core.rows import Rows
+from paramserver.core.tables.pages import Floats32
+from paramserver.core.tables.rows import Rows
 
 _NUMBERS: Final = 6
 _ORDER_KEPT: Final = 65_536  # slots: a longer order is not cached
@@ -34,7 +34,9 @@ class Table:
     def __init__(self, block: str, bits: int) -> None:
         self._block, self._size = block, 2**bits
         self._now: Floats32 = np.zeros((self._size, _NUMBERS), np.float32)
-        self._touched = np.zeros(self._size, dtype=np.bool_)  # changed since the cut
+        # Number of a slot's value before its first change since the cut, from 1; 0: unchanged.
+        self._number = np.zeros(self._size, dtype=np.int32)
+        self._numbered = 0
         self._opened: list[tuple[Places, Floats32]] = []
 
     def take(self, places: Places) -> Floats32:
@@ -53,11 +55,9 @@ class Table:
                 normalised ones.
             order: If a slot occurs twice, the last occurrence in this order counts.
         """
-        fresh = ~self._touched[places]
-        if fresh.any():
-            new = places[fresh]
-            self._touched[new] = True
-            self._opened.append((new, held[fresh]))
+        fresh = np.flatnonzero(self._number[places] == 0)
+        if len(fresh):
+            self._note(places[fresh], held[fresh])
         now = held.T.astype(np.float64, order="C")  # slots in the last axis: long inner loops
         slopes = steps[:2]
         squares = now[EXPERTS:]
@@ -68,7 +68,7 @@ class Table:
         now[2:EXPERTS] -= steps[2:]
         with np.errstate(over="ignore"):
             rounded = now.T.astype(np.float32, order="C")
-        total = float(np.add.reduce(np.abs(rounded), axis=None, dtype=np.float64))
+        total = float(np.add.reduce(rounded, axis=None, dtype=np.float64))
         if order is None:
             self._now[places] = rounded
         else:
@@ -81,8 +81,10 @@ class Table:
         The numbers are rounded to what adding the delta to the values before gives, as it does in
         every other process.
         """
-        places, before = self._start()
-        self._open(places[:0], before[:0])
+        places, before = self._joined()
+        last = self._number[places] == np.arange(1, len(places) + 1)  # a row may repeat a slot
+        places, before = places[last], before[last]
+        self._close()
         changes = self._now[places] - before
         if not len(changed := np.flatnonzero(changes.any(axis=1))):
             return {}
@@ -101,37 +103,39 @@ class Table:
         if not len(place):
             return
         place = place.astype(np.int64)
-        if (opened := np.flatnonzero(self._touched[place])).size:
-            places, before = self._start()
-            order = np.argsort(places)
-            at = order[np.searchsorted(places, place[opened], sorter=order)]
+        number = self._number[place]
+        if (opened := np.flatnonzero(number)).size:
+            before, at = self._joined()[1], number[opened] - 1
             taken, now = new[opened], self._now[place[opened]]
             new[opened] = np.where(taken == before[at], now, taken + (now - before[at]))
             before[at] = taken
-            self._open(places, before)
         self._now[place] = new
 
     def reset(self, values: Blocks) -> None:
         """Set the whole state to ``values``, with an empty open delta."""
         self._now = np.zeros((self._size, _NUMBERS), np.float32)
-        self._open(*_NOTHING)
+        self._close()
         self.rebase(values)
 
-    def _start(self) -> tuple[Places, Floats32]:
-        """Return each slot that changed since the cut, once, and its value before."""
-        if not self._opened:
-            return _NOTHING
-        places = np.concatenate([places for places, _ in self._opened])
-        before = np.concatenate([before for _, before in self._opened])
-        places, first = np.unique(places, return_index=True)  # a row may repeat a slot
-        return places, before[first]
+    def _note(self, places: Places, before: Floats32) -> None:
+        """Keep the values of slots before their first change."""
+        begin, self._numbered = self._numbered, self._numbered + len(places)
+        self._number[places] = np.arange(begin + 1, self._numbered + 1)
+        self._opened.append((places, before))
 
-    def _open(self, places: Places, before: Floats32) -> None:
-        """Record that exactly these slots changed since the cut, with their values before."""
-        for old, _ in self._opened:
-            self._touched[old] = False
-        self._touched[places] = True
-        self._opened = [(places, before)] if len(places) else []
+    def _joined(self) -> tuple[Places, Floats32]:
+        """Return the slots that changed since the cut, by number, and their values before."""
+        if len(self._opened) > 1:
+            places = np.concatenate([places for places, _ in self._opened])
+            before = np.concatenate([before for _, before in self._opened])
+            self._opened = [(places, before)]
+        return self._opened[0] if self._opened else _NOTHING
+
+    def _close(self) -> None:
+        """Forget which slots have changed."""
+        for places, _ in self._opened:
+            self._number[places] = 0
+        self._opened, self._numbered = [], 0
 
 
 def order_of(features: int, columns: int, of_action: int, plain: int) -> Places:

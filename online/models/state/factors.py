@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from online.models.errors import StateNotFinite
 from paramserver.core.blocks import ADDITIVE, ROWS, Block, Blocks
-from paramserver.core.rows import Rows
+from paramserver.core.tables.rows import Rows
 
 Floats = npt.NDArray[np.float64]
 _Flags = npt.NDArray[np.bool_]

@@ -220,8 +220,8 @@ def noted_absence() -> str | None:
     """Return what the service's own process has told of it."""
     from ray.experimental import internal_kv
 
-    told = internal_kv._internal_kv_get(_ABSENCE, namespace=APP.encode())
-    return told.decode() if told else None
+    noted = internal_kv._internal_kv_get(_ABSENCE, namespace=APP.encode())
+    return noted.decode() if noted else None
 
 
 def reason(message: str) -> str:

@@ -66,8 +66,8 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> SearchResul
         decisions = Decisions(made.spec)
         decisions.read(journal, model.name)
         rows = list(learned_rows(journal, model.name, decisions, rows_max))
-    found = Search(rows, made.make(), loaded.build).triggers()
-    return SearchResult(len(rows), len({row.source for row in rows}), tuple(found))
+    triggers = Search(rows, made.make(), loaded.build).triggers()
+    return SearchResult(len(rows), len({row.source for row in rows}), tuple(triggers))
 
 
 def learned_rows(

@@ -32,7 +32,7 @@ from online.service.parts.composition import (
 from online.service.parts.model_part import LearnerProcess, Part
 from online.service.parts.model_swap import ModelSwap
 from online.service.parts.report_task import Reporting
-from online.serving.choosing import Choosing
+from online.serving.choices.choosing import Choosing
 from online.serving.default_labels import DefaultLabels
 from online.serving.defaults import Defaults, give_for_ever
 from online.serving.device_pushes import Pushes, pushes_for

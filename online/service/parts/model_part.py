@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from online.replica.replica import ModelReplica
-from online.serving.choosing import Choosing
+from online.serving.choices.choosing import Choosing
 from online.serving.defaults import Defaults
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving

@@ -61,8 +61,8 @@ class Examination:
         pattern = re.sub(rb"([\[\]*?\\])", rb"\\\1", start) + b"*"
         seen: set[bytes] = set()
         while True:
-            cursor, found = self._command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            seen.update(key[len(start) :] for key in found)
+            cursor, keys = self._command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            seen.update(key[len(start) :] for key in keys)
             if int(cursor) == 0:
                 return iter(seen)
 
@@ -73,9 +73,9 @@ class Examination:
             self._damage.append(f"{what}: {why}")
 
     def _partition(self, number: str) -> None:
-        for found in self._run(scripts.PARTITIONS, "number", number):
+        for reply in self._run(scripts.PARTITIONS, "number", number):
             try:
-                partition = proof.as_partition(found)
+                partition = proof.as_partition(reply)
             except (JournalDamaged, ValueError):
                 self._note(False, f"partition {number}")
                 continue
@@ -153,8 +153,8 @@ class Examination:
                     self._note(False, what)
 
     def _heads(self, model: str) -> None:
-        found = self._command("HGETALL", self._key(f"head:{model}".encode()))
-        fields = found if isinstance(found, dict) else dict(_pairs(found))
+        heads = self._command("HGETALL", self._key(f"head:{model}".encode()))
+        fields = heads if isinstance(heads, dict) else dict(_pairs(heads))
         epochs = []
         for name in {n.partition(b":")[2] for n in fields if b":" in n}:
             epoch = fields.get(b"epoch:" + name, b"")
@@ -171,8 +171,8 @@ class Examination:
             self._note(False, f"the newest epoch of model {model!a}", "no head has it")
 
     def _claims(self, number: str) -> None:
-        found = self._command("HGETALL", self._key(f"claims:{number}".encode()))
-        for offset, value in (found if isinstance(found, dict) else dict(_pairs(found))).items():
+        claims = self._command("HGETALL", self._key(f"claims:{number}".encode()))
+        for offset, value in (claims if isinstance(claims, dict) else dict(_pairs(claims))).items():
             n, _, stored = value.partition(b" ")
             if not stored and n.isdigit():
                 self._old += 1
@@ -209,8 +209,8 @@ def _pages(command: Callable[..., Any], key: bytes) -> Iterator[list[bytes]]:
     """Yield the fields of a hash, some at a time."""
     cursor: Any = b"0"
     while True:
-        cursor, found = command("HSCAN", key, cursor, "COUNT", _PAGE)
-        yield [name for name, _ in _pairs(found)]
+        cursor, entries = command("HSCAN", key, cursor, "COUNT", _PAGE)
+        yield [name for name, _ in _pairs(entries)]
         if int(cursor) == 0:
             return
 

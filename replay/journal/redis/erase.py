@@ -36,7 +36,7 @@ class RedisErasing:
 
     def _stale(self, stream: str, ids: Sequence[int], payload: bytes) -> list[int]:
         """Return the ids of those entries that have another payload."""
-        key, found = self._tag + b":" + stream.encode(), []
+        key, stale = self._tag + b":" + stream.encode(), []
         wanted = sorted(ids)
         for start in range(0, len(wanted), _PAGE):
             some = set(wanted[start : start + _PAGE])
@@ -46,10 +46,10 @@ class RedisErasing:
                 for id_, fields in page:
                     after = int(id_.split(b"-")[0])
                     if after in some and fields.get(b"payload") != payload:
-                        found.append(after)
+                        stale.append(after)
                 if len(page) < _PAGE:
                     break
-        return found
+        return stale
 
     def _copy(self, stream: str, place: str, ids: Sequence[int], values: dict[str, bytes]) -> None:
         """Replace the stream by a copy in which these entries have the given values."""
@@ -117,8 +117,8 @@ class RedisErasing:
         start, cursor = self._tag + b":erasing:", b"0"
         pattern = re.sub(rb"([\[\]*?\\])", rb"\\\1", start) + b"*"
         while True:
-            cursor, found = self._command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            yield from found
+            cursor, keys = self._command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            yield from keys
             if int(cursor) == 0:
                 return
 
@@ -129,10 +129,10 @@ class RedisErasing:
         yield 0
         while self._is_writing():
             yield 0
-        if (found := self._command("INFO", "persistence").get(outcome)) != "ok":
-            raise JournalUnavailable(f"{command} has failed ({found})")
+        if (status := self._command("INFO", "persistence").get(outcome)) != "ok":
+            raise JournalUnavailable(f"{command} has failed ({status})")
 
     def _is_writing(self) -> bool:
-        found = self._command("INFO", "persistence")
+        persistence = self._command("INFO", "persistence")
         names = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
-        return any(int(found.get(name, 0)) for name in names)
+        return any(int(persistence.get(name, 0)) for name in names)

@@ -13,9 +13,9 @@ def predicted(
     run: Callable[..., Any], model: str, after: float, before: float, n: int
 ) -> Predicted:
     """Return predictions that wait for their label, see :class:`replay.journal.base.Journal`."""
-    found, upto = run(scripts.PREDICTED, model, repr(float(after)), repr(float(before)), n)
+    entries, upto = run(scripts.PREDICTED, model, repr(float(after)), repr(float(before)), n)
     waiting = tuple(
         (key, Stored(Half(half.decode()), named.decode(), source.decode(), payload, float(at)))
-        for key, half, named, source, payload, at in found
+        for key, half, named, source, payload, at in entries
     )
     return Predicted(waiting, float(upto) if upto else None)

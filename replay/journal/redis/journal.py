@@ -98,8 +98,8 @@ class RedisJournal(Journal):
             monotonic_s=monotonic_s,
         )
         try:
-            if (found := int(self._run(scripts.SET_FORMAT, FORMAT))) > FORMAT:
-                raise JournalFormat(found, FORMAT)
+            if (stored_format := int(self._run(scripts.SET_FORMAT, FORMAT))) > FORMAT:
+                raise JournalFormat(stored_format, FORMAT)
         except BaseException:
             self._server.close()
             raise
@@ -128,13 +128,13 @@ class RedisJournal(Journal):
 
     def _fenced(self, epoch: int, script: str, model: str, *words: str | int) -> Any:
         """Run a script that takes effect only in the lineage's newest epoch; return its result."""
-        status, *found = self._run(script, model, *words)
+        status, *reply = self._run(script, model, *words)
         if status == b"damaged":
             what = "the running time" if script is scripts.RUN else "a head"
             raise JournalDamaged(f"{what} of model {model}")
         if status == b"lost":
-            raise EpochLost(model, epoch, int(found[0]))
-        return found[0]
+            raise EpochLost(model, epoch, int(reply[0]))
+        return reply[0]
 
     # -- partitions and rows -------------------------------------------------------------------
 
@@ -161,8 +161,8 @@ class RedisJournal(Journal):
         if (refusal := refusal_of(answer, partition, known, epoch)) is not None:
             raise refusal
         outcomes: list[Outcome] = []
-        for row, found in zip(rows, answer[3], strict=True):
-            outcomes.append(outcome_of(partition, row, found, outcomes))
+        for row, reply in zip(rows, answer[3], strict=True):
+            outcomes.append(outcome_of(partition, row, reply, outcomes))
         return Appended(tuple(outcomes), int(answer[1]), int(answer[2]))
 
     def seal(self, partition: int) -> int:
@@ -172,8 +172,8 @@ class RedisJournal(Journal):
         return int(answer[1])
 
     def partition(self, partition: int) -> Partition | None:
-        found = self._run(scripts.PARTITIONS, "number", partition)
-        return proof.as_partition(found[0]) if found else None
+        reply = self._run(scripts.PARTITIONS, "number", partition)
+        return proof.as_partition(reply[0]) if reply else None
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
         return tuple(map(proof.as_partition, self._run(scripts.PARTITIONS, "model", model)))
@@ -191,26 +191,26 @@ class RedisJournal(Journal):
         return tuple(rows)
 
     def _entries(self, stream: bytes, first: int, last: int) -> list[tuple[int, Fields]]:
-        found = self._command("XRANGE", stream, f"{first}-0", f"{last}-0")
-        return [(int(id_.split(b"-")[0]), fields) for id_, fields in found]
+        entries = self._command("XRANGE", stream, f"{first}-0", f"{last}-0")
+        return [(int(id_.split(b"-")[0]), fields) for id_, fields in entries]
 
     def follow(self, model: str, after: int, n: int) -> Followed:
         rows: list[Row] = []
         while True:  # several scripts, so that none blocks the server for long
             size = min(_FOLLOW_PAGE, n - len(rows))
-            newest, found, looked_at, trimmed = self._run(scripts.FOLLOW, model, after, size)
+            newest, entries, looked_at, trimmed = self._run(scripts.FOLLOW, model, after, size)
             rows += (
-                proof.as_row(int(p), int(offset), fields_of(flat)) for p, offset, flat in found
+                proof.as_row(int(p), int(offset), fields_of(flat)) for p, offset, flat in entries
             )
             after = int(newest)
             if len(rows) >= n or looked_at < size:
                 return Followed(tuple(rows), after, int(trimmed))
 
     def find(self, model: str, key: bytes) -> Row | None:
-        found = _remembered(self, scripts.FIND, self._tag, model, key)
-        if not found:
+        reply = _remembered(self, scripts.FIND, self._tag, model, key)
+        if not reply:
             return None
-        row = proof.as_row(int(found[0]), int(found[1]), fields_of(found[2]))
+        row = proof.as_row(int(reply[0]), int(reply[1]), fields_of(reply[2]))
         if row.key != key:
             raise JournalDamaged(f"the place of an id of model {model}", "another event is there")
         return row
@@ -229,8 +229,8 @@ class RedisJournal(Journal):
         return Head(int(epoch or 0), None if snapshot is None else snapshot.decode())
 
     def lineages(self, model: str) -> tuple[str, ...]:
-        found = self._command("ZRANGE", self._key("lineages", model), 0, -1)
-        return tuple(spec.decode() for spec in found)
+        specs = self._command("ZRANGE", self._key("lineages", model), 0, -1)
+        return tuple(spec.decode() for spec in specs)
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
         return int(self._fenced(expected, scripts.BEGIN_EPOCH, model, spec, expected))
@@ -255,10 +255,10 @@ class RedisJournal(Journal):
         if line is not None:
             self._take(line, answer)
         won, seq, row = answer
-        found = proof.as_control(model, int(seq), fields_of(row))
-        if found.key != key:
+        stored = proof.as_control(model, int(seq), fields_of(row))
+        if stored.key != key:
             raise JournalDamaged(f"the place of a decision of model {model}", "another is there")
-        return found, won == b"1"
+        return stored, won == b"1"
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
         rows: list[Control] = []
@@ -272,8 +272,8 @@ class RedisJournal(Journal):
         self._take(line, self._run(scripts.WRITE_LINE, line.number, bytes(line.text)))
 
     def newest_line(self) -> Line | None:
-        found = self._command("XREVRANGE", self._tag + b":lines", "+", "-", "COUNT", 1)
-        return proof.lines(found)[0] if found else self._anchor()
+        entries = self._command("XREVRANGE", self._tag + b":lines", "+", "-", "COUNT", 1)
+        return proof.lines(entries)[0] if entries else self._anchor()
 
     def lines(self, after: int, n: int) -> tuple[Line, ...]:
         anchor = self._anchor()

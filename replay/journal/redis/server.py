@@ -174,17 +174,17 @@ class RedisServer:
 
     def _check_settings(self, info: dict[str, Any]) -> None:
         for setting, needed, remedy in _SETTINGS:
-            found = self._setting(setting)
-            if found is None and setting == "maxmemory-policy":
-                found = info.get("maxmemory_policy")  # known without CONFIG, too
-            if found is None and not self._assumed:
+            value = self._setting(setting)
+            if value is None and setting == "maxmemory-policy":
+                value = info.get("maxmemory_policy")  # known without CONFIG, too
+            if value is None and not self._assumed:
                 raise JournalNotDurable(
                     setting, "unreadable", needed,
                     "let the service's user run CONFIG GET, or, if you know that the server is "
                     "durable, give durability: assumed",
                 )  # fmt: skip
-            if found is not None and found != needed:
-                raise JournalNotDurable(setting, found, needed, remedy)
+            if value is not None and value != needed:
+                raise JournalNotDurable(setting, value, needed, remedy)
 
     def _setting(self, name: str) -> str | None:
         """Return a setting's value, or None if it cannot be read."""
@@ -195,8 +195,8 @@ class RedisServer:
             except ResponseError:  # no such command or no permission, as on hosted servers
                 return {}
 
-        found = self._ask(once).get(name)
-        return None if found is None else str(found)
+        value = self._ask(once).get(name)
+        return None if value is None else str(value)
 
 
 def _check_topology(info: dict[str, Any], accept_loss: bool) -> None:

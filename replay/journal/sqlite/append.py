@@ -53,11 +53,11 @@ class Batch:
     def __init__(
         self, db: sqlite3.Connection, partition: int, known: int, halves_max: int, seen: int
     ) -> None:
-        found = db.execute(sql.ADMIT, (partition,)).fetchone()
-        if found is None:
+        admitted = db.execute(sql.ADMIT, (partition,)).fetchone()
+        if admitted is None:
             raise PartitionUnknown(partition)
-        state = proof.as_partition((*found[_PARTITION], found[_MODEL][1]))
-        model = proof.as_model(found[_MODEL])
+        state = proof.as_partition((*admitted[_PARTITION], admitted[_MODEL][1]))
+        model = proof.as_model(admitted[_MODEL])
         self._model, self._halves, self._ran = model.id, model.halves, model.running
         self.end = state.end
         if state.sealed:
@@ -68,9 +68,9 @@ class Batch:
         self.epoch = max((head.epoch for head, _ in heads.values()), default=0)
         if self.epoch < seen:
             raise EpochBehind(model.name, self.epoch, seen)
-        self._unchecked, self._seq = int(found[-2] or 0), int(found[-1])
+        self._unchecked, self._seq = int(admitted[-2] or 0), int(admitted[-1])
         self._db = db
-        self._partition, self._entry = partition, found[_PARTITION][:-1]
+        self._partition, self._entry = partition, admitted[_PARTITION][:-1]
         self._known = known
         self._halves_max = halves_max
         self._answered: set[bytes] = set()
@@ -101,7 +101,7 @@ class Batch:
         ordinary = not halves and not any(map(_is_special, rows))
         if ordinary and (written := self._insert_all(rows)) is not None:
             return written
-        stands = {found[_KEY]: found for found in self._by_keys(sql.BY_KEYS, rows)}
+        stands = {record[_KEY]: record for record in self._by_keys(sql.BY_KEYS, rows)}
         out: list[Outcome] = []
         stretch: list[NewRow] = []
         seen: set[bytes] = set()
@@ -191,11 +191,11 @@ class Batch:
         """Write a row or half whose key has no row, if preconditions and stored half admit it."""
         if row.only is not None and not self._is_met(row.only):
             return Outcome(False, None, gone=True)
-        found = self._stored_half(key)
-        if found is not None and (row.half or row.over is not None) and not proof.good(found):
+        half = self._stored_half(key)
+        if half is not None and (row.half or row.over is not None) and not proof.good(half):
             what = f"the half that was stored for id {row.event_id!a}"
             return Outcome(False, None, damaged=JournalDamaged(what))
-        stored, given = None if found is None else stored_half(found), bytes(row.payload)
+        stored, given = None if half is None else stored_half(half), bytes(row.payload)
         if stored is None and row.over is not None and given:
             return Outcome(False, None, gone=True)
         replaced = row.over if row.half is None or row.over is not None else b""
@@ -217,10 +217,10 @@ class Batch:
     def _stored_half(self, key: bytes) -> tuple[Any, ...] | None:
         if not self._halves:
             return None
-        found: tuple[Any, ...] | None = self._db.execute(
+        record: tuple[Any, ...] | None = self._db.execute(
             sql.KEPT_HALF, (self._model, key)
         ).fetchone()
-        return found
+        return record
 
     def _store_half(self, key: bytes, row: NewRow) -> Outcome:
         at = float(row.at)

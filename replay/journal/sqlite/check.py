@@ -40,21 +40,21 @@ def examine(query: Query, unchecked: int, progress: Callable[[int, int], None]) 
         damage += _guarded(step, query)
     for name, columns, table, key in _TABLES:
         try:
-            for found in query(f"SELECT {key}, {columns} FROM {table} NOT INDEXED", ()):
-                if proof.good(found[1:]):
+            for record in query(f"SELECT {key}, {columns} FROM {table} NOT INDEXED", ()):
+                if proof.good(record[1:]):
                     good += 1
                 else:
-                    damage.append(f"{name} {found[0]}: it does not match its checksum")
+                    damage.append(f"{name} {record[0]}: it does not match its checksum")
         except sqlite3.Error as error:
             damage.append(f"the table of each {name} can't be read: {error}")
     try:
-        for found in _rows(query, progress):
-            if proof.good(found):
+        for record in _rows(query, progress):
+            if proof.good(record):
                 good += 1
-            elif proof.good_row(found, unchecked):
+            elif proof.good_row(record, unchecked):
                 old += 1
             else:
-                damage.append(f"{proof.place(found)}: it does not match its checksum")
+                damage.append(f"{proof.place(record)}: it does not match its checksum")
     except sqlite3.Error as error:
         damage.append(f"rows can't be read: {error}")
     if len(damage) > _SHOWN:
@@ -79,8 +79,8 @@ def _pages(query: Query) -> Iterator[str]:
 def _schema(query: Query) -> Iterator[str]:
     """The definition of the tables."""
     known = query("SELECT value FROM meta WHERE name = 'schema'", ())
-    ((found,),) = query(f"SELECT ({sql.SCHEMA_SUM})", ())
-    if known != [(found,)]:
+    ((schema_sum,),) = query(f"SELECT ({sql.SCHEMA_SUM})", ())
+    if known != [(schema_sum,)]:
         yield "the definition of the tables does not match its checksum"
     if query("SELECT value FROM meta WHERE name = 'format'", ()) != [(sql.FORMAT,)]:
         yield "the number of the format is not the one of this version"
@@ -88,12 +88,12 @@ def _schema(query: Query) -> Iterator[str]:
 
 def _together(query: Query) -> Iterator[str]:
     """The counts and numbers in the tables must fit together."""
-    for name, counted, found in query(
+    for name, counted, actual in query(
         "SELECT name, halves, (SELECT count(*) FROM halves h WHERE h.model = m.id) FROM models m",
         (),
     ):
-        if counted != found:
-            yield f"model {name!a} counts {counted} halves, {found} are there"
+        if counted != actual:
+            yield f"model {name!a} counts {counted} halves, {actual} are there"
     for name, n, last in query(
         "SELECT m.name, count(c.seq), coalesce(max(c.seq), 0) FROM models m"
         " JOIN control c ON c.model = m.id GROUP BY m.id",

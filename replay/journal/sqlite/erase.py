@@ -38,13 +38,13 @@ class SqliteErasing:
         for some in _batches(offsets):
             with self._file.write() as db:
                 for offset in some:
-                    found = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
-                    if found is None:
+                    record = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
+                    if record is None:
                         continue
-                    row = proof.as_row(found, self._unchecked)
+                    row = proof.as_row(record, self._unchecked)
                     if (row.event_id, row.payload) == ("", payload):
                         continue
-                    columns = [*found[:-1]]
+                    columns = [*record[:-1]]
                     columns[4], columns[8] = "", payload
                     db.execute(_REWRITE, (payload, checksum(*columns), row.seq))
                     changed += 1
@@ -54,16 +54,16 @@ class SqliteErasing:
         """Yield the model's halves, read page by page."""
         after = b""
         while page := self._file.query(_HALVES, (model, after, _STEP)):
-            for found in page:
-                yield bytes(found[1]), _stored(found)
+            for record in page:
+                yield bytes(record[1]), _stored(record)
             after = bytes(page[-1][1])
 
     def replace_half(self, model: str, key: bytes, over: Stored, by: Stored | None) -> bool:
         """Replace a half by another one, or remove it."""
         with self._file.write() as db:
             (number,) = db.execute(f"SELECT {sql.MODEL}", (model,)).fetchone()
-            found = db.execute(sql.KEPT_HALF, (number, key)).fetchone()
-            if found is None or _stored(found) != over:
+            record = db.execute(sql.KEPT_HALF, (number, key)).fetchone()
+            if record is None or _stored(record) != over:
                 return False
             db.execute(sql.DROP_HALF, (number, key))
             if by is None:
@@ -71,7 +71,7 @@ class SqliteErasing:
                 db.execute(sql.COUNT_HALVES, (-1, number))
                 db.execute(sql.PROVE_MODEL, (number,))
             else:
-                given = (by.half.value, by.event_id, by.source, by.payload, by.at, found[7])
+                given = (by.half.value, by.event_id, by.source, by.payload, by.at, record[7])
                 columns = (number, key, *given)
                 db.execute(sql.KEEP_HALF, (*columns, checksum(*columns)))
         return True
@@ -82,13 +82,13 @@ class SqliteErasing:
         for some in _batches(sorted(keys)):
             with self._file.write() as db:
                 for key in some:
-                    found = db.execute(_DECISION, (model, key)).fetchone()
-                    if found is None or found[2] != kind:
+                    record = db.execute(_DECISION, (model, key)).fetchone()
+                    if record is None or record[2] != kind:
                         continue
-                    row = proof.as_control(model, found)
+                    row = proof.as_control(model, record)
                     if row.payload != payload:
-                        columns = (found[0], row.seq, row.kind, row.key, payload)
-                        db.execute(_RETELL, (payload, checksum(*columns), found[0], row.seq))
+                        columns = (record[0], row.seq, row.kind, row.key, payload)
+                        db.execute(_RETELL, (payload, checksum(*columns), record[0], row.seq))
                         changed += 1
         return changed
 

@@ -391,11 +391,13 @@ def _prepare(db: sqlite3.Connection, its: Tables) -> None:
     if tables:
         if "meta" not in tables:
             raise JournalFormat(None, its.format)
-        (found,) = db.execute("SELECT max(value) FROM meta WHERE name = 'format'").fetchone()
-        if found is None or found > its.format:
-            raise JournalFormat(found, its.format)
-        if found < its.format:
-            steps = "".join(its.upgrades[i] for i in range(found, its.format))
+        (stored_format,) = db.execute(
+            "SELECT max(value) FROM meta WHERE name = 'format'"
+        ).fetchone()
+        if stored_format is None or stored_format > its.format:
+            raise JournalFormat(stored_format, its.format)
+        if stored_format < its.format:
+            steps = "".join(its.upgrades[i] for i in range(stored_format, its.format))
             db.executescript(
                 f"BEGIN IMMEDIATE; {steps} {its.prove}"
                 f"UPDATE meta SET value = {its.format} WHERE name = 'format'; COMMIT;"
@@ -442,16 +444,16 @@ def _make(path: Path) -> None:
 def _place(name: str) -> _Place | None:
     """Return device and inode of the file of this name, or None if there is none."""
     try:
-        found = os.stat(name)
+        status = os.stat(name)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _places(path: Path) -> dict[str, _Place]:
     """Return device and inode of those of database, log and log index that exist."""
-    found = {f"{path}{end}": _place(f"{path}{end}") for end in ("", "-wal", "-shm")}
-    return {name: place for name, place in found.items() if place is not None}
+    places = {f"{path}{end}": _place(f"{path}{end}") for end in ("", "-wal", "-shm")}
+    return {name: place for name, place in places.items() if place is not None}
 
 
 _descriptors: dict[_Place, int] = {}
@@ -487,9 +489,9 @@ def cut_log(path: Path, lock_wait_s: float) -> str | None:
             return None
         with closing(sqlite3.connect(path)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-        if found != "ok":
-            raise JournalDamaged(f"{path} without what is behind the damage in its log", found)
+            (result,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        if result != "ok":
+            raise JournalDamaged(f"{path} without what is behind the damage in its log", result)
     except sqlite3.Error as error:
         raise _refusal(error, path) from error
     finally:

@@ -99,8 +99,8 @@ class SqliteJournal(Journal):
             lock_wait_s=lock_wait_s,
             busy_ms=busy_ms,
         )
-        found = self._file.query(sql.UNCHECKED, ())
-        self._unchecked = int(found[0][0]) if found else 0
+        unchecked = self._file.query(sql.UNCHECKED, ())
+        self._unchecked = int(unchecked[0][0]) if unchecked else 0
 
     def _row(self, found: proof.Found) -> Row:
         return proof.as_row(found, self._unchecked)
@@ -158,22 +158,22 @@ class SqliteJournal(Journal):
 
     def seal(self, partition: int) -> int:
         with self._file.write() as db:
-            found = db.execute(f"{sql.PARTITION} WHERE p.id = ?", (partition,)).fetchone()
-            if found is None:
+            record = db.execute(f"{sql.PARTITION} WHERE p.id = ?", (partition,)).fetchone()
+            if record is None:
                 raise PartitionUnknown(partition)
-            end = proof.as_partition(found).end
+            end = proof.as_partition(record).end
             db.execute(sql.SEAL, (partition,))
             db.execute(sql.PROVE_PARTITION, (partition,))
         return end
 
     def partition(self, partition: int) -> Partition | None:
-        found = self._file.query(f"{sql.PARTITION} WHERE p.id = ?", (partition,))
-        return proof.as_partition(found[0]) if found else None
+        records = self._file.query(f"{sql.PARTITION} WHERE p.id = ?", (partition,))
+        return proof.as_partition(records[0]) if records else None
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
         where = f"WHERE p.model = {sql.MODEL} ORDER BY p.id"
-        found = self._file.query(f"{sql.PARTITION} {where}", (model,))
-        return tuple(map(proof.as_partition, found))
+        records = self._file.query(f"{sql.PARTITION} {where}", (model,))
+        return tuple(map(proof.as_partition, records))
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
         """Read rows in several transactions, so that none keeps the log from shrinking."""
@@ -201,8 +201,8 @@ class SqliteJournal(Journal):
         return Followed(tuple(rows), last, proof.as_model(state[0]).trimmed if state else 0)
 
     def find(self, model: str, key: bytes) -> Row | None:
-        found = self._file.query(sql.FIND, (model, key))
-        return self._row(found[0]) if found else None
+        records = self._file.query(sql.FIND, (model, key))
+        return self._row(records[0]) if records else None
 
     # -- epochs, heads and control rows --------------------------------------------------------
 
@@ -254,16 +254,16 @@ class SqliteJournal(Journal):
         return proof.as_control(model, row), written
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
-        found = self._file.query(f"{sql.CONTROL} AND c.seq > ? ORDER BY c.seq", (model, after))
-        return tuple(proof.as_control(model, row) for row in found)
+        records = self._file.query(f"{sql.CONTROL} AND c.seq > ? ORDER BY c.seq", (model, after))
+        return tuple(proof.as_control(model, row) for row in records)
 
     def write_line(self, line: Line) -> None:
         with self._file.write() as db:
             lines.append(db, line)
 
     def newest_line(self) -> Line | None:
-        found = self._file.query(sql.LAST_LINE, ())
-        return lines.as_line(found[0]) if found else None
+        records = self._file.query(sql.LAST_LINE, ())
+        return lines.as_line(records[0]) if records else None
 
     def lines(self, after: int, n: int) -> tuple[Line, ...]:
         return tuple(map(lines.as_line, self._file.query(sql.LINES, (after, n))))
@@ -328,10 +328,10 @@ class SqliteJournal(Journal):
         return removed
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
-        found = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
-        halves = [(bytes(one[1]), stored_half(one)) for one in found if proof.good(one)]
+        records = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
+        halves = [(bytes(one[1]), stored_half(one)) for one in records if proof.good(one)]
         waiting = tuple(one for one in halves if one[1].half is Half.PREDICTION)
-        return Predicted(waiting, float(found[-1][sql.TAKEN_AT]) if found else None)
+        return Predicted(waiting, float(records[-1][sql.TAKEN_AT]) if records else None)
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         with self._file.write() as db:
@@ -369,12 +369,12 @@ def _check_room(
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:
     """Return the model's number, assigning one at its first use."""
-    found = db.execute("SELECT id FROM models WHERE name = ?", (model,)).fetchone()
-    if found is None:
+    record = db.execute("SELECT id FROM models WHERE name = ?", (model,)).fetchone()
+    if record is None:
         made = db.execute("INSERT INTO models (name) VALUES (?)", (model,)).lastrowid
         db.execute(sql.PROVE_MODEL, (made,))
-        found = (made,)
-    return int(found[0])
+        record = (made,)
+    return int(record[0])
 
 
 def _is_old(before: float, ahead: float, ran: float, row: Row, written: int) -> bool:
@@ -394,7 +394,7 @@ def _check_epoch(
 ) -> dict[str, tuple[Head, int]]:
     """Return the model's heads.  Raises EpochLost unless ``epoch`` is the lineage's newest."""
     heads = _heads(db, model)
-    found = heads[spec][0].epoch if spec in heads else 0
-    if spec not in heads or found != epoch:
-        raise EpochLost(model, epoch, found)
+    newest = heads[spec][0].epoch if spec in heads else 0
+    if spec not in heads or newest != epoch:
+        raise EpochLost(model, epoch, newest)
     return heads

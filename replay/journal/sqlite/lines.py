@@ -34,8 +34,8 @@ def trim(db: sqlite3.Connection, anchor: Line) -> None:
 
 
 def _newest(db: sqlite3.Connection) -> int:
-    found = db.execute(sql.LAST_LINE).fetchone()
-    return 0 if found is None else int(found[0])
+    record = db.execute(sql.LAST_LINE).fetchone()
+    return 0 if record is None else int(record[0])
 
 
 def _write(db: sqlite3.Connection, line: Line) -> None:

@@ -63,11 +63,11 @@ class Mark:
     def read(self) -> Marked | None:
         """Return the mark, or None if it is missing or invalid."""
         try:
-            found = os.pread(self._fd, _LAYOUT.size + _SUM.size, 0)
+            data = os.pread(self._fd, _LAYOUT.size + _SUM.size, 0)
         except OSError:
             return None
-        if found != self._known[0]:
-            self._known = (found, _parsed(found))
+        if data != self._known[0]:
+            self._known = (data, _parsed(data))
         return self._known[1]
 
     def _write(self, marked: Marked) -> None:
@@ -78,8 +78,8 @@ class Mark:
 
     def _note_file(self, file: tuple[int, int] | None, looks: int = 0) -> None:
         if file is not None:
-            found = self.read() or Marked(file, 0)
-            self._write(replace(found, file=file, looks=found.looks + looks))
+            marked = self.read() or Marked(file, 0)
+            self._write(replace(marked, file=file, looks=marked.looks + looks))
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -92,8 +92,8 @@ class Mark:
             self.look_through()
         with self.changing(looks=int(foreign)):
             yield
-        found = self.read()
-        self._looks = 0 if found is None else found.looks
+        marked = self.read()
+        self._looks = 0 if marked is None else marked.looks
 
     @contextmanager
     def changing(self, looks: int = 0) -> Iterator[None]:
@@ -109,27 +109,27 @@ class Mark:
 
     def note_newest(self, db: sqlite3.Connection) -> None:
         """Record that this connection's rows are committed; call it after :meth:`check`."""
-        newest, found = self._newest(db), self._known[1]
-        if found is not None and newest > found.newest:
-            self._write(replace(found, newest=newest))
+        newest, known = self._newest(db), self._known[1]
+        if known is not None and newest > known.newest:
+            self._write(replace(known, newest=newest))
 
     def _newest(self, db: sqlite3.Connection) -> int:
-        found = db.execute(self._query).fetchone()
-        return int(found[0]) if found else 0
+        record = db.execute(self._query).fetchone()
+        return int(record[0]) if record else 0
 
     def _now(self) -> tuple[int, int] | None:
         """Return size and modification time of the file, or None if it cannot be read."""
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError:
             return None
-        return found.st_size, found.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
 
     @property
     def foreign(self) -> bool:
         """Whether another program has changed the file since it was marked."""
-        found, now = self.read(), self._now()
-        return found is not None and now is not None and found.file not in (now, _CHANGING)
+        marked, now = self.read(), self._now()
+        return marked is not None and now is not None and marked.file not in (now, _CHANGING)
 
     def look_through(self) -> int:
         """Verify a database that another program has changed; return its newest row's number.
@@ -140,17 +140,15 @@ class Mark:
         place, newest = f"file:{quote(str(self._path))}?mode=ro", 0
         try:
             with closing(sqlite3.connect(place, uri=True)) as db:
-                found = " ".join(db.execute("PRAGMA integrity_check(1)").fetchone()[0].split())
+                problem = " ".join(db.execute("PRAGMA integrity_check(1)").fetchone()[0].split())
                 if db.execute(_NUMBERED).fetchone():
                     newest = self._newest(db)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
-            found = str(error)
-        if found != "ok":
-            why = (
-                f"another program has changed it where it lies, and it is no longer whole: {found}"
-            )
+            problem = str(error)
+        if problem != "ok":
+            why = f"another program has changed the file, which is damaged now: {problem}"
             raise JournalDamaged(str(self._path), why)
         return newest
 
@@ -182,13 +180,13 @@ class Mark:
 
     def lost(self, db: sqlite3.Connection) -> int:
         """Return the number of committed rows that the database does not have."""
-        found = self.read()
-        return 0 if found is None else max(found.newest - self._newest(db), 0)
+        marked = self.read()
+        return 0 if marked is None else max(marked.newest - self._newest(db), 0)
 
     def accept(self, db: sqlite3.Connection) -> None:
         """Set the mark's newest row to the database's, which accepts the loss of later ones."""
-        if (found := self.read()) is not None:
-            self._write(replace(found, newest=self._newest(db)))
+        if (marked := self.read()) is not None:
+            self._write(replace(marked, newest=self._newest(db)))
 
     def close(self) -> None:
         """Close the mark file."""

@@ -18,12 +18,12 @@ def stand_in(
     db: sqlite3.Connection, partition: int, offset: int, row: NewRow, unchecked: int
 ) -> bool:
     """Replace a damaged row within a write transaction, see ``stand_in`` of ``Journal``."""
-    found = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
-    if found is None:
+    record = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
+    if record is None:
         raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
-    if proof.good_row(found, unchecked):
+    if proof.good_row(record, unchecked):
         return False
-    seq, (number,) = found[0], db.execute(_OF, (partition,)).fetchone()
+    seq, (number,) = record[0], db.execute(_OF, (partition,)).fetchone()
     db.execute("REINDEX rows")  # SQLite cannot delete a row whose index entries do not match it
     db.execute("DELETE FROM rows WHERE seq = ?", (seq,))
     columns = (

@@ -34,13 +34,13 @@ def trim(
             continue
         first = last = proof.as_partition(columns).trimmed
         newest = 0
-        for found in db.execute(
+        for record in db.execute(
             sql.OLDEST, (partition, first, upto[partition], n - removed)
         ).fetchall():
-            if not proof.good_row(found, unchecked):
+            if not proof.good_row(record, unchecked):
                 continue  # damaged, so its time is not trusted: the rows after it decide
-            row = proof.as_row(found, unchecked)
-            if not is_old(row, int(found[sql.RAN] or 0)):
+            row = proof.as_row(record, unchecked)
+            if not is_old(row, int(record[sql.RAN] or 0)):
                 break
             last, newest = row.offset, row.seq
         if last > first:

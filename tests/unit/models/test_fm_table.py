@@ -22,7 +22,7 @@ from online.models.loading.checks import CheckFailed, check_model
 from online.models.state import factors
 from online.models.state.factors import TABLE, TableLines
 from paramserver.core.blocks import Blocks, copy, merge, size_bytes, to_wire
-from paramserver.core.rows import Rows
+from paramserver.core.tables.rows import Rows
 from replay import codec
 from replay.example import Example, Features, Label
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from online.decide import Policy, draw, row, uniform
-from online.models.choices.expert_table import _made_order, order_of
+from online.models.choices.action_counts import Arms
+from online.models.choices.expert_table import Table, _made_order, order_of
 from online.models.choices.interactions import alike, hash_of, laid_out, right, settled
 from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable
 from online.models.rewards import Action, Question, RewardModel, Rewards
-from paramserver.core.blocks import Blocks, combine, merge
+from paramserver.core.blocks import ROWS, Block, Blocks, combine, merge
+from paramserver.core.tables.rows import Rows
 from replay.example import Example, Features
 
 ACTIONS: list[Action] = [("a", {}), ("b", {}), ("c", {})]
@@ -337,3 +339,28 @@ def test_the_order_of_a_wide_context_is_made_each_time() -> None:
     assert order_of(*few) is order_of(*few)
     assert order_of(*many) is not order_of(*many)
     assert (order_of(*many) == _made_order(*many)).all()
+
+
+def test_a_slot_that_a_row_repeats_is_in_the_delta_once_and_new_values_leave_its_change() -> None:
+    table, steps = Table("experts", 6), np.array([1.0, -1.0, 0.5, 0.25])[:, None]
+    for places in ([3, 5, 3], [5, 7]):
+        at = np.array(places)
+        table.step(at, table.take(at), np.repeat(steps, len(at), axis=1))
+    changed = table.take(np.array([3, 5, 7]))
+    new = Rows(np.array([3, 9], np.uint64), np.ones((2, 6), np.float32))
+    table.rebase({"experts": Block(ROWS, new)})
+    np.testing.assert_array_equal(table.take(np.array([3])), changed[:1] + 1.0)
+    cut = table.cut()["experts"].data
+    assert sorted(cut.ids.tolist()) == [3, 5, 7]
+    order = np.argsort(cut.ids)
+    np.testing.assert_allclose(cut.numbers[order], changed, rtol=1e-6)
+    assert table.cut() == {}
+
+
+def test_the_means_of_one_action_are_those_it_has_among_others() -> None:
+    arms = Arms()
+    for i in range(60):
+        arms.learn(i % 3, (i % 5) / 4.0, 1.0 + i % 2)
+    among = arms.of((0, 1, 2, 7)).means
+    for i, action in enumerate((0, 1, 2, 7)):
+        assert arms.means_of(action) == tuple(among[:, i])

@@ -20,6 +20,8 @@ ROOMS: Final = "rooms of online/ import from lower floors only"
 PARAMSERVER: Final = "rooms of paramserver/ import from lower floors only"
 JOURNAL: Final = "rooms of replay/journal/ import from lower floors only"
 HTTP: Final = "rooms of online/http/ import from lower floors only"
+TABLES: Final = "tables of rows know no other block"
+SERVING: Final = "rooms of online/serving/ import from lower floors only"
 REPORT: Final = "a report's numbers do not know its page"
 MODELS: Final = "rooms of online/models/ import from lower floors only"
 ALONE: Final = "these modules alone import "
@@ -50,6 +52,8 @@ WRONG: Final = [  # file, what it imports, the contract that says no
     ("replay/journal/batch.py", "from replay.journal.sqlite import schema", JOURNAL),
     ("replay/journal/redis/check.py", "from replay.journal.sqlite import proof", JOURNAL),
     ("online/http/openinference/triton.py", "from online.http import openapi", HTTP),
+    ("online/serving/defaults.py", "from online.serving.choices import choosing", SERVING),
+    ("paramserver/core/tables/ids.py", "from paramserver.core import blocks", TABLES),
     ("evaluation/report/tally.py", "from evaluation.report.page import figures", REPORT),
     ("online/models/features/hashed.py", "from online.models.adapters import linear", MODELS),
     ("online/models/lonely.py", "import json", MODELS),

@@ -143,7 +143,7 @@ def test_a_close_leaves_no_log_though_others_have_changed_the_file(used: Open) -
 def test_nothing_is_written_into_a_file_that_was_cut(used: Open, size: int) -> None:
     os.truncate(used.path, size)
     told = used.refused()
-    assert "it is no longer whole" in told or "lacks the newest 400 rows" in told
+    assert "which is damaged now" in told or "lacks the newest 400 rows" in told
     assert "\n" not in told
 
 
@@ -157,7 +157,7 @@ def test_a_mixture_of_two_files_is_not_opened(used: Open, tmp_path: Path) -> Non
     with path.open("r+b") as file:
         file.seek(8192)
         file.write(used.copy.read_bytes()[4096:16_384])
-    with pytest.raises(JournalDamaged, match="another program has changed it where it lies"):
+    with pytest.raises(JournalDamaged, match="another program has changed the file"):
         opened(path)
     (folder / "journal.db.mark").unlink()  # the control: SQLite itself sees nothing
     opened(path).close()

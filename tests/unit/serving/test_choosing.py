@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import replica_world as worlds
 
-import online.serving.choosing
+import online.serving.choices.choosing
 from online.decide.record import unpack
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.choices import interactions
 from online.models.rewards import Rewards
 from online.rows.validator import Validator
-from online.serving.batcher import Batcher
-from online.serving.choosing import Choosing
+from online.serving.choices.batcher import Batcher
+from online.serving.choices.choosing import Choosing
 from replay import codec
 
 
@@ -116,13 +116,13 @@ def test_choices_that_come_together_are_each_answered_as_alone(
 
     async def scene(world: Any) -> None:
         choosing = await chooser(world)
-        score_many = online.serving.choosing.score_many
+        score_many = online.serving.choices.choosing.score_many
 
         def scored(model: Any, asked: Any, *args: float) -> Any:
             sizes.append(len(asked))
             return score_many(model, asked, *args)
 
-        monkeypatch.setattr(online.serving.choosing, "score_many", scored)
+        monkeypatch.setattr(online.serving.choices.choosing, "score_many", scored)
         told = [[Action(x, {"y": float(t + i)}) for i, x in enumerate("abc")] for t in range(12)]
         asked = [ChooseRequest(told[t], {"x": float(t)}) for t in range(12)]
         asked[3].exclude = ["a", "b", "c"]

@@ -18,7 +18,8 @@ from online.messages.choices import Reward, RewardRequest
 from online.messages.sender import sender
 from online.messages.structs import Receipt, Receipts
 from online.rows.joins import ROUNDS_MAX
-from online.serving import collecting, defaults
+from online.serving import defaults
+from online.serving.choices import collecting
 from online.settings.choose import Choose
 from online.settings.tokens import Grant
 from replay import codec

@@ -17,8 +17,8 @@ from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import RewardModel, Rewards
 from online.rows.prediction_ids import event_key
 from online.rows.validator import Validator
-from online.serving.choosing import Choosing
-from online.serving.default_rewards import DefaultRewards
+from online.serving.choices.choosing import Choosing
+from online.serving.choices.default_rewards import DefaultRewards
 from online.serving.defaults import PAGE, Defaults
 from online.settings.config import Limits
 from online.settings.model import ModelSettings

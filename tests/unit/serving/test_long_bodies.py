@@ -16,8 +16,8 @@ from test_ordinary import event, taught
 
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, Reward, RewardRequest, Slot
-from online.serving import collecting, personalizer
-from online.serving.slots import choose_slots
+from online.serving.choices import collecting, personalizer
+from online.serving.choices.slots import choose_slots
 from online.settings.config import Limits
 
 MANY = 20

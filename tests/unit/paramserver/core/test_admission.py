@@ -19,8 +19,8 @@ from online.settings import config
 from paramserver.core import wire
 from paramserver.core.admission import KEPT, Keeper, SightingSketch, TableBounds
 from paramserver.core.blocks import ROWS, Block, Blocks, from_wire, to_wire
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
 from paramserver.snapshots import format as snapshot_format
 
 FLOOD = 1_800

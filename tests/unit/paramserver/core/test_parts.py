@@ -16,8 +16,8 @@ from paramserver.core import wire
 from paramserver.core.applied import PULLS_MAX, PartialPulls
 from paramserver.core.blocks import Block, Blocks, from_wire, merge, to_wire
 from paramserver.core.parts import PART_KEYS, Parts
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
 
 SPEC = "c" * 64
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paramserver.core import ids as ids_module
 from paramserver.core.blocks import ROWS, Block, Blocks, from_wire, merge, select, to_wire
-from paramserver.core.rows import Rows
+from paramserver.core.tables import ids as ids_module
+from paramserver.core.tables.rows import Rows
 
 N = 3_000
 

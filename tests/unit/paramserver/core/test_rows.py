@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paramserver.core import ids as ids_module
-from paramserver.core import rows as rows_module
 from paramserver.core.blocks import (
     ROWS,
     Block,
@@ -24,10 +22,12 @@ from paramserver.core.blocks import (
     put,
     select,
 )
-from paramserver.core.ids import Ids, distinct
-from paramserver.core.pages import PAGE_ROWS, Pool
 from paramserver.core.parts import Parts
-from paramserver.core.rows import Rows
+from paramserver.core.tables import ids as ids_module
+from paramserver.core.tables import rows as rows_module
+from paramserver.core.tables.ids import Ids, distinct
+from paramserver.core.tables.pages import PAGE_ROWS, Pool
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import WireBlock, decode_piece
 from paramserver.errors import BlockError
 

@@ -15,9 +15,9 @@ from paramserver.clients.client import Client
 from paramserver.clients.sharded_client import ShardedClient, ShardedReply, sharded
 from paramserver.core import wire
 from paramserver.core.blocks import Block, Blocks, from_wire, to_wire
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
 from paramserver.core.shards import Cut, ShardStore, joined, shard_name, shard_place
+from paramserver.core.tables.rows import Rows
 from paramserver.errors import RequestRefused, ServerUnavailable, ShardAway
 
 SPEC = "s" * 64

@@ -12,6 +12,7 @@ from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Event, Source
 from paramserver.filters.chain import by_name
 from paramserver.filters.losses import Losses
+from paramserver.filters.mixes import Mixes
 from paramserver.filters.odds import NONE
 from paramserver.filters.rate import Rate
 from paramserver.filters.surprise import Surprise
@@ -254,5 +255,24 @@ def test_when_a_label_has_become_hard_those_who_alone_send_it_are_compared_with_
         alone_with_it = source in sources[:6]
         hit = draw.random() < (0.5 if alone_with_it else 0.05)
         judged(test, source, hit=hit, label="true" if alone_with_it else "false")
+    worst = min(source.evidence[test.name] for source in sources)
+    assert (worst > -6.0) is works, worst
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_half_of_the_sources_that_send_one_label_are_compared_with_each_other(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """Nobody holds a label that half of them send; it has become hard, and the other has not."""
+    if not works:  # the mutant: compared with those who send the other label
+        monkeypatch.setattr(Mixes, "is_nearly_all", lambda self, source, label: False)
+    test, sources, draw = world(5)
+    test._surprise.mixes = Mixes(("true", "false"))
+    for _ in range(2_000):
+        source = draw.choice(sources)
+        one = source in sources[:13]
+        hit, label = draw.random() < (0.5 if one else 0.05), "true" if one else "false"
+        test._surprise.mixes.hear(source.name, label, DENIED if hit else LIKELY)
+        judged(test, source, hit=hit, label=label)
     worst = min(source.evidence[test.name] for source in sources)
     assert (worst > -6.0) is works, worst

@@ -11,9 +11,9 @@ import pytest
 
 from paramserver.core.admission import KEPT
 from paramserver.core.blocks import Block, Blocks
-from paramserver.core.rows import Rows
 from paramserver.core.shards import Cut
 from paramserver.core.state import SnapshotState
+from paramserver.core.tables.rows import Rows
 from paramserver.process.aligned import aligned, whole
 from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.snapshots.places import open_snapshots

@@ -13,8 +13,8 @@ from paramserver import errors
 from paramserver.core import wire
 from paramserver.core.admission import TableBounds
 from paramserver.core.blocks import ROWS, Blocks
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.snapshots import chain
 from paramserver.snapshots.format import equal, read_manifest

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from paramserver.core.blocks import ROWS, Block
-from paramserver.core.pages import PAGE_ROWS, Pool
-from paramserver.core.rows import Rows
 from paramserver.core.server import Server
+from paramserver.core.tables.pages import PAGE_ROWS, Pool
+from paramserver.core.tables.rows import Rows
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
 from paramserver.snapshots import chain, mapped, store
 from paramserver.snapshots import format as snapshot_format
@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All files are mapped, and read and copied in small pieces."""
     monkeypatch.setattr(store, "MAPPED_LEAST", 1)
     monkeypatch.setattr(mapped, "_PIECE", 1024)
-    monkeypatch.setattr("paramserver.core.pages._COPIED", PAGE_ROWS)
+    monkeypatch.setattr("paramserver.core.tables.pages._COPIED", PAGE_ROWS)
 
 
 def settled() -> None:

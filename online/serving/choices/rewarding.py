@@ -1,7 +1,7 @@
 """Rewards of one model's choices: makes receipts from the bodies of requests.
 
 A reward is a label.  If several rewards of a choice are learned as one, they are stored until the
-choice's wait ends (:mod:`online.serving.collecting`).
+choice's wait ends (:mod:`online.serving.choices.collecting`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from online.errors import invalid
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.rows.validator import Validator
-from online.serving.collecting import RewardCollector, Sent
+from online.serving.choices.collecting import RewardCollector, Sent
 from online.serving.receipts import HTTP
 from online.serving.serving import Serving
 from online.settings.choose import Choose

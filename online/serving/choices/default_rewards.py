@@ -1,9 +1,9 @@
 """Default rewards: what a choice is worth when its wait has ended.
 
-A choice gets the sum of the rewards stored until then (:mod:`online.serving.collecting`), or the
-default.  A choice that teaches nothing is removed if its token carries all of it; a reward that
-arrives later makes its half again.  A reward after a default is answered like a second reward of
-the same choice.
+A choice gets the sum of the rewards stored until then (:mod:`.collecting`), or the default.  A
+choice that teaches nothing is removed if its token carries all of it; a reward that arrives later
+makes its half again.  A reward after a default is answered like a second reward of the same
+choice.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import msgspec
 from online.errors import RequestError, invalid
 from online.messages.choices import Action, ChooseRequest, Chosen, RewardRequest
 from online.messages.structs import Receipt
-from online.serving.choosing import Choosing
+from online.serving.choices.choosing import Choosing
 from online.serving.events import is_join_id
 
 _EVENT_MAX: Final = 256

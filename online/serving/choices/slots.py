@@ -13,7 +13,7 @@ import msgspec
 
 from online.errors import invalid
 from online.messages.choices import ChooseRequest, ChosenSlots, Slot
-from online.serving.choosing import Choosing
+from online.serving.choices.choosing import Choosing
 
 _SLOT = "slot"
 """Context feature with the slot's id, and prefix of the slot's own features before a dot."""

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.core.ids import distinct
+from paramserver.core.tables.ids import distinct
 
 Floats32 = npt.NDArray[np.float32]
 Pages = npt.NDArray[np.int64]

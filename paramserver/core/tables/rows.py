@@ -20,10 +20,18 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from paramserver.core.flags import Flags, RowFlags
-from paramserver.core.ids import IdArray, Ids, Numbers, distinct
-from paramserver.core.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of, pages_for
-from paramserver.core.row_message import ID, NUMBER, RowMessage
+from paramserver.core.tables.flags import Flags, RowFlags
+from paramserver.core.tables.ids import IdArray, Ids, Numbers, distinct
+from paramserver.core.tables.pages import (
+    PAGE_ROWS,
+    Floats32,
+    Pages,
+    Pool,
+    located,
+    page_of,
+    pages_for,
+)
+from paramserver.core.tables.row_message import ID, NUMBER, RowMessage
 from paramserver.errors import BlockError
 
 WIDTH_MAX: Final = 1024

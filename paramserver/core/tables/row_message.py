@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from paramserver.core.ids import IdArray
+    from paramserver.core.tables.ids import IdArray
 
     Floats32 = npt.NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.core.ids import Numbers
+from paramserver.core.tables.ids import Numbers
 
 Flags = npt.NDArray[np.bool_]
 

@@ -40,11 +40,11 @@ from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
 from online.rows.validator import NUMBER_MAX, Validator, not_plain
 from online.serving.apprentice import CALLER, answering
-from online.serving.batcher import Batcher
-from online.serving.default_rewards import DefaultRewards
+from online.serving.choices.batcher import Batcher
+from online.serving.choices.default_rewards import DefaultRewards
+from online.serving.choices.rewarding import RewardHandler
 from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
-from online.serving.rewarding import RewardHandler
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
 from online.settings.config import Limits

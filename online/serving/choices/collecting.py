@@ -3,8 +3,8 @@
 Until then a choice is one half of a joined row, and its rewards are stored in that half.  Each
 reward is added by a compare-and-set on the half last read; if another write came first, the half is
 read again.  So each reward is counted once, whichever replica takes it, and a repeat with the same
-``reward_id`` is recognized.  The result is one ordinary row (:mod:`online.serving.default_rewards`)
-of one source: a choice takes rewards of one source only.
+``reward_id`` is recognized.  The result is one ordinary row (:mod:`.default_rewards`) of one
+source: a choice takes rewards of one source only.
 """
 
 from __future__ import annotations

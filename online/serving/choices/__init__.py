@@ -1,0 +1,1 @@
+"""Choices: actions are chosen, their rewards collected, and missing rewards replaced."""

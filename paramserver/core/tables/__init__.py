@@ -1,0 +1,1 @@
+"""Tables of rows by id: numbering, pages that copies share, and their messages."""

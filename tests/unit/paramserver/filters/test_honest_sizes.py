@@ -1,0 +1,122 @@
+"""Honest sources that send much, or one label only, are judged beside those that do the same."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from math import exp, log
+
+import pytest
+
+from online.trust.filtering import _unweighed
+from paramserver.filters.arrivals import Arrivals
+from paramserver.filters.base import CLIPPED, Event, Source
+from paramserver.filters.chain import by_name
+from paramserver.filters.rate import Rate
+from paramserver.filters.surprise import Surprise
+from paramserver.filters.unlikely import Unlikely
+
+LABELS = ("false", "true")
+ROWS, BEGIN = 1_500, 500
+
+
+def learned(senders: dict[str, list[str]], *, weighs: bool = True) -> Counter[str]:
+    """Weight learned of each source's rows after the first; ``n of`` a name are its rows.
+
+    Each row is sent by any of those named for its label, which is the likelier one in nine of ten.
+    """
+    chain = by_name(("rate", "samples", "surprise"), None, None, answers=LABELS[::-1])
+    draw, out = random.Random(7), Counter[str]()
+    for i in range(ROWS):
+        label = draw.choice(LABELS)
+        denied = draw.random() < 0.1
+        share = 1.0 / (1.0 + exp(draw.gauss(-2.0, 0.5)))
+        loss = -log(1.0 - share if denied else share)
+        answer = label if loss < log(2.0) else LABELS[label == "false"]
+        source = draw.choice(senders[label])
+        event = Event(source, i.to_bytes(16, "little"), None, loss, label=label, answer=answer)
+        verdict = chain.decide(event)
+        if verdict.verdict == CLIPPED and not weighs:
+            verdict = _unweighed(verdict)
+        chain.observe(event, verdict)
+        if i >= BEGIN:
+            out[source] += verdict.factor if verdict.taken else 0.0
+            out[f"n of {source}"] += 1
+    return out
+
+
+def part_of(found: Counter[str], names: list[str]) -> float:
+    """The share of the rows of these sources that is learned."""
+    return sum(found[x] for x in names) / sum(found[f"n of {x}"] for x in names)
+
+
+SMALL = [f"s{i:02d}" for i in range(25)]
+HALF = {label: SMALL + ["big"] * 25 for label in LABELS}
+
+
+@pytest.mark.parametrize("weighs", [True, False])
+def test_a_source_that_sends_half_of_all_rows_is_learned(weighs: bool) -> None:
+    assert part_of(learned(HALF, weighs=weighs), ["big"]) > 0.95
+
+
+def test_it_was_not_while_a_few_labels_did_not_speak_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: each test, also of one label, had to have four nats for it."""
+    trust = lambda self: min((e for t, e in self.evidence.items() if t != "unlikely"), default=0.0)  # noqa: E731
+    monkeypatch.setattr(Source, "trusted", property(lambda self: trust(self) >= 4.0))
+    assert part_of(learned(HALF), ["big"]) < 0.95
+
+
+def test_nor_while_what_its_budget_kept_out_made_it_smaller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Control: a small source that sends so much floods, and has the allowance of a small one."""
+    monkeypatch.setattr(Source, "sent", property(lambda self: self.taken))
+    assert part_of(learned(HALF, weighs=False), ["big"]) < 0.95
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_one_that_alone_sends_a_label_is_trusted_if_it_fits_its_rows(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:
+        monkeypatch.setattr(Unlikely, "_is_proven", lambda self, label, source: False)
+    found = learned({"false": SMALL, "true": ["one", "two"]})
+    assert (part_of(found, ["one", "two"]) > 0.95) is works
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_large_source_that_grows_keeps_the_budget_of_its_size(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:
+        monkeypatch.setattr(Arrivals, "own_budget", lambda self, source: self.budget)
+    arrivals, draw = Arrivals(), random.Random(3)
+    sources = {name: Source(name) for name in (*SMALL, "big")}
+    for n in range(3_000):
+        many = 0.2 if n < 2_000 else 0.8
+        name = "big" if draw.random() < many else draw.choice(SMALL)
+        arrivals.add(name, new=False)
+        sources[name].taken += 1
+        if n % 50 == 0:
+            arrivals.refresh(sources.values())
+        if n == 2_200:
+            break
+    assert arrivals.flooding == {"big"}
+    assert arrivals.sizes["big"] == pytest.approx(6.0, abs=1.5), "as it was before"
+    test = Surprise()
+    test.watch(arrivals)
+    allowed = test._allowed(sources["big"], flooding=True)
+    assert (allowed > 0.5) is works, allowed
+
+
+def test_a_contradiction_that_was_made_good_costs_no_trust() -> None:
+    rate, source = Rate(), Source("s0", taken=50)
+    source.evidence = {"surprise": 8.0, "surprise at true": 0.3, "samples": 0.0}
+    rate.arrivals.budget = 1.0
+    for _ in range(20):
+        rate.arrivals.add("s0", new=False)
+    assert rate.judge(Event("s0", b""), source).factor == 1.0
+    source.evidence["surprise at true"] = -2.0
+    assert rate.judge(Event("s0", b""), source).factor < 1.0
