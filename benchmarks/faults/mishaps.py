@@ -99,14 +99,16 @@ class Scene:
             time.sleep(0.1)
         raise AssertionError(f"events are not taken: {code} {answer}")
 
-    def command(self, *words: str) -> int:
-        """Exit code of an operator's command."""
+    def command(self, *words: str) -> bool:
+        """Give an operator's command; whether it was done.  A refusal is counted."""
         online = [sys.executable, "-m", "online", *words]
         config = ["--config", str(self.folder / "online.yaml")]
         done = subprocess.run(
-            [*online, *config], capture_output=True, timeout=600, env=own_environment()
+            [*online, *config], capture_output=True, text=True, timeout=600, env=own_environment()
         )
-        return done.returncode
+        if done.returncode:
+            self.said[f"{words[0]}: {done.stderr.strip()[:100]}"] += 1
+        return done.returncode == 0
 
 
 def _event(name: str, source: str = "bench") -> dict[str, Any]:
@@ -186,21 +188,14 @@ def _two_operators(scene: Scene) -> None:
     second = scene.rng.choice(
         [["forget", "--source", sources[1], "--yes"], ["freeze"], ["snapshot", "create"]]
     )
-    codes = dict[str, int]()
-
-    def give(words: list[str]) -> None:
-        codes[" ".join(words[:3])] = scene.command(*words)
-
-    threads = [threading.Thread(target=give, args=(words,)) for words in (first, second)]
+    threads = [threading.Thread(target=scene.command, args=words) for words in (first, second)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     scene.command("unfreeze", "--release")
-    for source in sources:
-        if codes.get(f"forget --source {source}") != 0:
-            scene.said["refused"] += f"forget --source {source}" in codes
-            assert scene.command("forget", "--source", source, "--yes") == 0, source
+    for source in sources:  # what is left of one is a stranger at the end
+        scene.command("forget", "--source", source, "--yes")
 
 
 def _ids_removed(scene: Scene) -> None:
