@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from redis import Redis
 
 from benchmarks.faults import exactly_once as once
@@ -99,14 +100,16 @@ class Scene:
             time.sleep(0.1)
         raise AssertionError(f"events are not taken: {code} {answer}")
 
-    def command(self, *words: str) -> int:
-        """Exit code of an operator's command."""
+    def command(self, *words: str) -> bool:
+        """Give an operator's command; whether it was done.  A refusal is counted."""
         online = [sys.executable, "-m", "online", *words]
         config = ["--config", str(self.folder / "online.yaml")]
         done = subprocess.run(
-            [*online, *config], capture_output=True, timeout=600, env=own_environment()
+            [*online, *config], capture_output=True, text=True, timeout=600, env=own_environment()
         )
-        return done.returncode
+        if done.returncode:
+            self.said[f"{words[0]}: {done.stderr.strip()[:100]}"] += 1
+        return done.returncode == 0
 
 
 def _event(name: str, source: str = "bench") -> dict[str, Any]:
@@ -156,8 +159,9 @@ def _stands_still(scene: Scene) -> None:
 def _hangups(scene: Scene) -> None:
     """SIGHUP after SIGHUP, while an editor writes the settings, some of them wrong."""
     path, rng = scene.folder / "online.yaml", scene.rng
+    before = path.read_text()
     for _ in range(6):
-        changed = json.loads(json.dumps(scene.given))
+        changed = yaml.safe_load(before)
         match rng.randrange(4):
             case 0:
                 changed["limits"]["weight_max"] = rng.choice((2, 3, 5))
@@ -172,7 +176,7 @@ def _hangups(scene: Scene) -> None:
         for _ in range(rng.choice((1, 5, 20))):
             scene.site.running.process.send_signal(signal.SIGHUP)
         time.sleep(rng.choice((0.0, 0.1, 1.0)))
-    write_settings(scene.folder, scene.given)
+    path.write_text(before)
     scene.site.running.process.send_signal(signal.SIGHUP)
 
 
@@ -186,21 +190,14 @@ def _two_operators(scene: Scene) -> None:
     second = scene.rng.choice(
         [["forget", "--source", sources[1], "--yes"], ["freeze"], ["snapshot", "create"]]
     )
-    codes = dict[str, int]()
-
-    def give(words: list[str]) -> None:
-        codes[" ".join(words[:3])] = scene.command(*words)
-
-    threads = [threading.Thread(target=give, args=(words,)) for words in (first, second)]
+    threads = [threading.Thread(target=scene.command, args=words) for words in (first, second)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     scene.command("unfreeze", "--release")
-    for source in sources:
-        if codes.get(f"forget --source {source}") != 0:
-            scene.said["refused"] += f"forget --source {source}" in codes
-            assert scene.command("forget", "--source", source, "--yes") == 0, source
+    for source in sources:  # what is left of one is a stranger at the end
+        scene.command("forget", "--source", source, "--yes")
 
 
 def _ids_removed(scene: Scene) -> None:

@@ -19,7 +19,7 @@ from online.learning.scores import score_of
 from online.models.base import Model, learn_example
 from online.models.loading.load import load
 from online.settings.model import Drift
-from online.watch.drift import Judge
+from online.watch.drift import DriftMonitor
 from replay.example import Example, Features, Label, Value
 
 STREAMS: Final = ("elec2", "insects", "acs")
@@ -76,7 +76,7 @@ def run(
 
 def judged(stream: str, learner: str, task: Task, rows: list[tuple[Features, Label]]) -> Line:
     """The judge's state at every look."""
-    judge, model = Judge(Drift(), task), _model(learner, task)
+    judge, model = DriftMonitor(Drift(), task), _model(learner, task)
     newest: Label | None = None
     wrong, looks, apart = 0, Counter[bool](), Counter[bool]()
     first, last = KNOWN.get(stream, (0, 0))

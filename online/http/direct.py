@@ -26,7 +26,7 @@ from online.http.whole_answers import written
 from online.messages.bodies import Format, Send
 from online.messages.structs import FeedbackRequest, PredictRequest, Receipt
 from online.replica.pending import Recorded
-from online.serving.event_batcher import Place
+from online.serving.event_batcher import BatchPosition
 from online.serving.ordinary import EventRow
 from online.serving.serving import Serving
 
@@ -293,7 +293,7 @@ class _DirectEvent:
         self.ended = False
         self.recorded: Recorded | None = None
         self.error: Exception | None = None
-        self.place: Place | None = None
+        self.place: BatchPosition | None = None
 
     def done(self) -> bool:
         """Whether the outcome or an error is set."""

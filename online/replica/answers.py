@@ -14,7 +14,7 @@ from online.learning.base import LEARNED, BaseLearner
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written
 from online.replica.refused import refusal_of, unanswered_in_time
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.rows import history
 from online.rows.finals import may_change
 from online.tracing.trace import Trace
@@ -45,7 +45,7 @@ class Answers:
         changing: Repeats of events whose label may change, for :mod:`online.replica.corrections`.
     """
 
-    def __init__(self, shared: Shared, partition: Partition) -> None:
+    def __init__(self, shared: ReplicaParts, partition: Partition) -> None:
         self.requests = 0
         self.incident: str | None = None
         self.changing: list[tuple[Waiter, Outcome]] = []

@@ -15,7 +15,7 @@ from online.replica.answers import Answers, Waiter
 from online.replica.control_log import FAILED
 from online.replica.pending import split_point
 from online.replica.refused import Unjudged
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.rows import history
 from online.rows.finals import final_key, final_row
 from online.rows.history import Decisions, again_key, copies, origin
@@ -69,7 +69,7 @@ class Corrections:
 
     def __init__(
         self,
-        shared: Shared,
+        shared: ReplicaParts,
         answers: Answers,
         write: Write,
         refuse: Callable[[Sequence[Waiter], ReplayError], None],

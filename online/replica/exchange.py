@@ -11,7 +11,7 @@ from typing import Final
 
 from online.replica.backlog import Backlog
 from online.replica.follower import Follower
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.replica.surroundings import Services
 from online.replica.writer import Writer
 from paramserver.core.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
@@ -60,7 +60,7 @@ class Exchange:
 
     def __init__(
         self,
-        shared: Shared,
+        shared: ReplicaParts,
         writer: Writer,
         follower: Follower,
         backlog: Backlog,

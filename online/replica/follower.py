@@ -19,10 +19,10 @@ from online.learning.alike import alike
 from online.learning.base import LEARNED
 from online.replica.killing_rows import Claims
 from online.replica.learning_cost import Cost
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.replica.writer import Writer
 from online.rows.history import is_again
-from online.watch.drift import Judge
+from online.watch.drift import DriftMonitor
 from replay.errors import JournalDamaged, JournalUnavailable
 from replay.journal.base import Row
 
@@ -70,10 +70,10 @@ class Follower:
 
     def __init__(
         self,
-        shared: Shared,
+        shared: ReplicaParts,
         writer: Writer,
         *,
-        judge: Judge | None = None,
+        judge: DriftMonitor | None = None,
     ) -> None:
         self._judge = judge
         # Why the rows of a partition can't be learned, by partition; 0 stands for all of them.
@@ -319,7 +319,7 @@ class Follower:
             await self._claims.ended(row.partition)
         return True
 
-    def _show_judge(self, judge: Judge, row: Row) -> None:
+    def _show_judge(self, judge: DriftMonitor, row: Row) -> None:
         """Pass a learned row of this replica to the drift judge, but no adopted one.
 
         Rows that an operator had learned again are skipped, too: their predictions are old,

@@ -15,7 +15,7 @@ from online.replica.answers import Answers, Waiter
 from online.replica.corrections import Write
 from online.replica.pending import Waiting, Written, split_point
 from online.replica.refused import Unjudged
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.rows.joins import ROUNDS_MAX, entry_of, join_outcome
 from replay import codec
 from replay.errors import JournalUnavailable, ReplayError
@@ -33,7 +33,7 @@ class Joining:
 
     def __init__(
         self,
-        shared: Shared,
+        shared: ReplicaParts,
         answers: Answers,
         write: Write,
         refuse: Callable[[Sequence[Written], ReplayError], None],
@@ -101,7 +101,7 @@ class Joining:
         return [Written(after) for after in entry.after]
 
 
-def within_room(row: NewRow, shared: Shared) -> NewRow:
+def within_room(row: NewRow, shared: ReplicaParts) -> NewRow:
     """Limit a joined row to the names that the vocabulary has room for; keep others as they are."""
     if row.half is not None or row.over is None:
         return row

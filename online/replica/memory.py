@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from online.replica.memory_settings import fill
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.trust.filtering import Filtering
 from replay.errors import ReplayError
 
@@ -20,7 +20,7 @@ class MemoryUpkeep:
         filters: Reports sources that become quarantined; None: there are no filters.
     """
 
-    def __init__(self, shared: Shared, filters: Filtering | None) -> None:
+    def __init__(self, shared: ReplicaParts, filters: Filtering | None) -> None:
         self._learner, self._control, self._store = shared.learner, shared.control, shared.store
         self._counts, self._settings, self._filters = shared.counts, shared.settings, filters
         self._banned_by = 0  # newest control row whose bans are purged

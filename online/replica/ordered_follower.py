@@ -10,9 +10,9 @@ from typing import Final
 
 from online.learning.ordered import OrderedLearner
 from online.replica.follower import Follower
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.replica.writer import Writer
-from online.watch.drift import Judge
+from online.watch.drift import DriftMonitor
 from replay.journal.base import Row
 
 _PAGE_ROWS: Final = 256
@@ -51,11 +51,11 @@ class OrderedFollower(Follower):
 
     def __init__(
         self,
-        shared: Shared,
+        shared: ReplicaParts,
         writer: Writer,
         learner: OrderedLearner,
         *,
-        judge: Judge | None = None,
+        judge: DriftMonitor | None = None,
     ) -> None:
         super().__init__(shared, writer, judge=judge)
         self._ordered, self._model = learner, shared.settings.name

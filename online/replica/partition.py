@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from replay.errors import JournalUnavailable, PartitionSealed
 from replay.journal.base import Appended, NewRow
 
@@ -29,7 +29,7 @@ class Partition:
         new_server: Whether the last append returned a server epoch that was not known before.
     """
 
-    def __init__(self, shared: Shared, moves_on: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, shared: ReplicaParts, moves_on: Callable[[], Awaitable[None]]) -> None:
         self.number = self.known = 0
         self.new_server = False
         self._shared, self._store, self._counts = shared, shared.store, shared.counts

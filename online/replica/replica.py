@@ -44,7 +44,7 @@ from online.replica.ordered_follower import OrderedFollower
 from online.replica.pace import Pace
 from online.replica.peers import Peer
 from online.replica.reactions import Reactions
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.replica.surroundings import Clocks, Identity, Services
 from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
@@ -54,7 +54,7 @@ from online.telemetry import Durations
 from online.tracing.trace import current
 from online.trust.filtering import Filtering
 from online.watch.canary import Canary
-from online.watch.drift import Judge
+from online.watch.drift import DriftMonitor
 from replay.errors import ReplayError
 from replay.example import Label
 
@@ -99,7 +99,7 @@ class ModelReplica:
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.control = ControlLog(settings.name, who.spec, self.store)
         learner.untaught = self.control.decisions.lacks
-        self._shared = Shared(
+        self._shared = ReplicaParts(
             settings, limits, learner, self.store, self.control,
             self.counts, self._pace, who, clocks, outside.crossing,
         )  # fmt: skip
@@ -132,11 +132,11 @@ class ModelReplica:
             return OrderedFollower(self._shared, self.writer, learner, judge=self.judge)
         return Follower(self._shared, self.writer, judge=self.judge)
 
-    def _new_judge(self, canary: Canary | None) -> Judge | None:
+    def _new_judge(self, canary: Canary | None) -> DriftMonitor | None:
         if not (self.settings.drift.watch and self._learns):
             return None
         drift, task, rewards = self.settings.drift, self.settings.task, self.settings.reward_range
-        return Judge(drift, task, self._on_rise, self.store.background, canary, rewards)
+        return DriftMonitor(drift, task, self._on_rise, self.store.background, canary, rewards)
 
     def _on_rise(self, alarm: Alarm, since: float) -> None:
         """Handle a rise of the error: the rehearsal memory now holds rows of an outdated stream."""

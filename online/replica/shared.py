@@ -18,7 +18,7 @@ from online.tracing.trace import Crossing
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class ReplicaParts:
     """The model, the store, and the signals between the loops.
 
     Attributes:

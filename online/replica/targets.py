@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from online.learning.bounds import with_target
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.rows.history import is_again
 from replay import codec
 from replay.example import Example
@@ -20,7 +20,7 @@ from replay.journal.base import NewRow, Verdict
 class Targets:
     """Bounds the targets of one model; does nothing for tasks whose labels are not bounded."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: ReplicaParts) -> None:
         settings = shared.settings
         self._bounds, self._counts = shared.learner.bounds, shared.counts
         self._bounded = settings.purpose.bounded

@@ -33,7 +33,7 @@ from online.replica.pending import (
 )
 from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
-from online.replica.shared import Shared
+from online.replica.shared import ReplicaParts
 from online.replica.targets import Targets
 from online.replica.written_behind import WriteBehindQueue
 from online.rows.joins import Whole
@@ -64,7 +64,7 @@ class Writer:
         unjudged: The last failure to judge rows; None: there was none.
     """
 
-    def __init__(self, shared: Shared, filters: Filtering | None) -> None:
+    def __init__(self, shared: ReplicaParts, filters: Filtering | None) -> None:
         self.stopping = self.writing = self.committing = False
         self.unjudged: str | None = None
         self.committed: deque[Row] = deque()

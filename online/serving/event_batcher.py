@@ -37,7 +37,7 @@ class _Group:
     read: Sequence[EventRow | RequestError | None] = ()
 
 
-class Place(NamedTuple):
+class BatchPosition(NamedTuple):
     """The position of an event in its group."""
 
     group: _Group
@@ -73,7 +73,7 @@ class EventBatcher:
         recorded, row = await done, place.row
         return None if row is None or recorded is None else (row, recorded)
 
-    def take(self, event: Event, done: OutcomeReceiver) -> Place:
+    def take(self, event: Event, done: OutcomeReceiver) -> BatchPosition:
         """Queue the event to be written with others; ``done`` receives its outcome.
 
         The outcome is None for an event that has to be read by itself; nothing was done with it.
@@ -86,7 +86,7 @@ class EventBatcher:
             asyncio.get_running_loop().call_soon(self._read, grant, group)
         group.events.append(event)
         group.done.append(done)
-        place = Place(group, len(group.events) - 1)
+        place = BatchPosition(group, len(group.events) - 1)
         if len(group.events) >= self._ordinary.together:
             self._read(grant, group)
         return place

@@ -7,7 +7,7 @@ from online.messages.structs import Event, FeedbackRequest, Receipt
 from online.replica.pending import OutcomeReceiver, Recorded
 from online.replica.replica import ModelReplica
 from online.serving import anomalies
-from online.serving.event_batcher import EventBatcher, Place
+from online.serving.event_batcher import BatchPosition, EventBatcher
 from online.serving.events import Events
 from online.serving.ordinary import EventRow
 from online.serving.receipts import HTTP, ReceiptMaker, plain
@@ -34,7 +34,7 @@ class SingleEvents:
         (recorded,) = await self._replica.writer.record([read.row], [read.example])
         return await self.receipt(read, recorded)
 
-    def take(self, event: Event, done: OutcomeReceiver) -> Place:
+    def take(self, event: Event, done: OutcomeReceiver) -> BatchPosition:
         """Queue the event in the batch of this turn; see :meth:`EventBatcher.take`."""
         return self._batcher.take(event, done)
 

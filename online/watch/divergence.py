@@ -31,7 +31,7 @@ TIMES_NONE: Final = 4.0
 _FOLLOWS: Final = 0.2  # weight of a good window in the mean of earlier ones
 
 
-class Guard:
+class DivergenceMonitor:
     """Watches the counters of :mod:`evaluation.metrics` for a suspicious rise of the loss."""
 
     def __init__(self, task: Task) -> None:
@@ -100,7 +100,7 @@ class Watch:
         recover: Callable[[int, float], Awaitable[Mapping[str, Any]]],
         now_s: Callable[[], float],
     ) -> None:
-        self._guard, self._learner = Guard(task), learner
+        self._guard, self._learner = DivergenceMonitor(task), learner
         self._recover, self._now_s = recover, now_s
         self.incident: str | None = None
 

@@ -53,7 +53,7 @@ _SHOWN: Final = 20
 _SAMPLE: Final = 16
 
 
-class Judge:
+class DriftMonitor:
     """Watches errors, scores and features of one model.
 
     Parameters:
@@ -334,7 +334,7 @@ def of_all(
     """Combine the drift reports of all replicas; the state is that of the worst one.
 
     Parameters:
-        here, shown: Name of this replica, and its judge's :meth:`Judge.summary`.
+        here, shown: Name of this replica, and its judge's :meth:`DriftMonitor.summary`.
         reports: Newest gauges of every replica, by name; those without a judge's, or without
             contact for ``HEARD_S``, are left out.
 

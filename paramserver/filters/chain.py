@@ -345,7 +345,7 @@ def by_name(
         rewards: Whether events are rewards of choices, which are also tested by action.
         numbers: Whether labels are numbers, prefixed by the sign of their error (+ or -).
     """
-    filters: list[Filter] = [Schema(size)]
+    filters: list[Filter] = [Schema(size, numbers=numbers)]
     for name in NAMES:
         if name not in names or (size is None and name in NEED_GRADIENT):
             continue

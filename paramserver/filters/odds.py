@@ -45,7 +45,9 @@ _FAMILIAR: Final = 256.0
 """Labels after which those at random begin to leave; after twice as many they are gone."""
 
 _NEARLY_ALL: Final = 0.9
-"""Of a label that fewer than half of the sources have to themselves."""
+_OTHERS: Final = 0.2
+"""Of a label that fewer than half of the sources have to themselves; and how much less of a label's
+wrong ones the others may have than of all labels."""
 
 _KNOWN: Final = 2 * TRIAL
 _KNOWN_MIN: Final = 4
@@ -150,16 +152,23 @@ class Votes:
         return out
 
     def denied_by_few(self, known: Collection[str]) -> list[str]:
-        """Labels of which nearly all wrong ones are of fewer than half of the ``known`` sources."""
+        """Labels of which nearly all wrong ones are of fewer than half of the ``known`` sources.
+
+        Where these send nearly all of the labels that is no wonder: then it has to be more.
+        """
         out, few = [], (len(known) - 1) // 2
+        all_said = sum(self._said.get(source, 0) for source in known)
         for label, of_place in self._counts.items():
             unsaid: dict[str, int] = {}
             for of_source in of_place.values():
                 for source, (_, n) in of_source.items():
-                    if n:
+                    if n and source in known:
                         unsaid[source] = unsaid.get(source, 0) + n
-            sizes = sorted((n for source, n in unsaid.items() if source in known), reverse=True)
-            if few > 0 and sum(sizes[:few]) >= _NEARLY_ALL * max(sum(sizes), 1):
+            by_size = sorted(unsaid, key=unsaid.__getitem__, reverse=True)
+            theirs = sum(self._said.get(source, 0) for source in by_size[:few])
+            most = _OTHERS * min(1.0 - theirs / max(all_said, 1), 0.5)
+            rest = sum(unsaid[source] for source in by_size[few:])
+            if few > 0 and rest <= most * max(sum(unsaid.values()), 1):
                 out.append(label)
         return out
 

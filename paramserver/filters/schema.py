@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Final
 
 import numpy as np
@@ -20,13 +21,17 @@ class Schema(Filter):
     Parameters:
         size: Length of gradients; None: the model has none, so events must have none.
         longest: Greatest Euclidean norm of a gradient, and greatest loss.
+        numbers: Whether losses are errors in the unit of the labels, and so may have any size.
     """
 
     name = "schema"
 
-    def __init__(self, size: int | None, *, longest: float = LARGEST) -> None:
+    def __init__(
+        self, size: int | None, *, longest: float = LARGEST, numbers: bool = False
+    ) -> None:
         self.size = size
         self.longest = longest
+        self._loss_max = sys.float_info.max if numbers else longest
 
     def judge(self, event: Event, source: Source) -> Opinion:
         problem = self._problem(event)
@@ -36,8 +41,8 @@ class Schema(Filter):
         if not 1 <= len(event.source) <= SOURCE_CHARS_MAX:
             return f"a source's name has 1 to {SOURCE_CHARS_MAX} characters"
         loss = event.loss
-        if loss is not None and not 0.0 <= loss <= self.longest:
-            return f"loss {loss!r} is not in [0, {self.longest:g}]"
+        if loss is not None and not 0.0 <= loss <= self._loss_max:
+            return f"loss {loss!r} is not in [0, {self._loss_max:g}]"
         return self._gradient_problem(event)
 
     def _gradient_problem(self, event: Event) -> str | None:

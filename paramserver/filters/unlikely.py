@@ -32,7 +32,6 @@ from typing import Final, NamedTuple
 
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import (
-    EVIDENCE_MAX,
     OFF,
     PASS,
     UNLIKELY,
@@ -70,6 +69,7 @@ _RATE_APART: Final = 0.2
 
 _CREDIT_MAX: Final = 2.0
 _DOUBTED: Final = -0.5
+_DOUBT_MIN: Final = -2.0
 _SHARE: Final = 0.1
 _DEPTH: Final = 3.0
 """Allowance of sources in doubt: events refilled per event of another source, and its maximum."""
@@ -233,7 +233,7 @@ class Unlikely(Filter):
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if opinion.detail:
             self._doubts.pop(event.source, None)
-            self._doubts[event.source] = max(opinion.score, -EVIDENCE_MAX)
+            self._doubts[event.source] = max(opinion.score, _DOUBT_MIN)
             if len(self._doubts) > _KNOWN:
                 del self._doubts[next(iter(self._doubts))]
             if opinion.detail > 0.0:

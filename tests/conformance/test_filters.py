@@ -154,7 +154,7 @@ MUTANTS = [
     ("schema", "if square > self.longest**2:", "if False:", "10¹² passes"),
     ("schema", "or gradient.shape != (self.size,)", "", "any shape will do"),
     ("schema", "if gradient.dtype != np.float32:", "if False:", "any type will do"),
-    ("schema", "not 0.0 <= loss <= self.longest", "loss > self.longest", "a loss that is NaN"),
+    ("schema", "not 0.0 <= loss <= self._loss_max", "loss > self._loss_max", "a loss that is NaN"),
     ("rate", "1.0 / over, score", "1.0, score", "over the budget is taken whole"),
     ("rate", "if over >= self.refuse_at:", "if False:", "a flood is only weighed"),
     ("rate", "if pool > over:", "if False:", "new names have budgets of their own"),

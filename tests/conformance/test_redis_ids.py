@@ -14,6 +14,7 @@ from online.settings import config
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
+from replay.journal.redis import scripts
 from replay.journal.redis.journal import RedisJournal
 
 _ROWS = 600  # more than two pages
@@ -104,6 +105,24 @@ def test_a_running_service_knows_repeats_after_an_older_index_was_put_back(
         assert repeats(journal) == _ROWS - trimmed
         assert journal.usage("m").rows == _ROWS
         assert journal.examine(lambda done, total: None).damage == ()
+
+
+def test_rows_of_a_writer_of_an_older_release_are_found_without_reading_all(
+    tmp_path: Path, redis_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes their ids, and does not say how far the index reaches."""
+    with closing(RedisJournal(redis_node.url, prefix=tmp_path.name)) as journal:
+        p, _ = filled(journal)
+        end = _ROWS // 2
+        with monkeypatch.context() as older:
+            said = scripts.APPEND.replace(", '', seq)", ")")
+            assert said != scripts.APPEND
+            older.setattr(scripts, "APPEND", said)
+            journal.append(p, end, [event(_ROWS + n) for n in range(3)])
+        monkeypatch.setattr(scripts, "RESTORE_IDS", "error('all rows are read')")
+        monkeypatch.setattr(scripts, "DROP_IDS", "error('all ids are read')")
+        found = journal.append(p, end + 3, [event(_ROWS + n) for n in range(4)])
+        assert [one.new for one in found.outcomes] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("older", [True, False])

@@ -186,22 +186,36 @@ def restore_ids(
 ) -> int:
     """Restore missing entries in a model's index of ids; return how many were missing.
 
-    Nothing is done if it has as many ids as there are rows, the newest row's among them.  After an
-    older index was put back, ids that lead to removed rows are dropped, too.  Several scripts run,
-    none of which blocks the server for long.  Several callers may do this at once.
+    The rows that are newer than the index are found by the order of commits: they are few if they
+    are of a writer of an older release, which does not record how far the index reaches.  All rows
+    are read if some still lack an id, and all ids if some lead to rows that were removed, as those
+    of an older copy do.  Several scripts run, none of which blocks the server for long; several
+    callers may restore at once.
     """
-    ids, _, rows, newest, lacking = map(int, run(scripts.COUNT_IDS, model))
-    if not lacking and ids >= rows:
+    ids, _, rows, reaches, newest = map(int, run(scripts.COUNT_IDS, model))
+    if ids == rows and (reaches >= newest or not rows):
         return 0
-    for keys in _pages(command, tag + b":ids:" + model.encode()):
-        run(scripts.DROP_IDS, model, *keys)
     restored = 0
-    for number in command("LRANGE", tag + b":partitions:" + model.encode(), 0, -1):
-        after = b"0"
-        while after:
-            n, after = run(scripts.RESTORE_IDS, model, number, after, _PAGE)
-            restored += int(n)
+    if reaches >= 0:
+        restored = _restored(run, scripts.RESTORE_NEWER_IDS, model, reaches)
+        ids, _, rows, *_ = map(int, run(scripts.COUNT_IDS, model))
+    if reaches < 0 or ids < rows:
+        for number in command("LRANGE", tag + b":partitions:" + model.encode(), 0, -1):
+            restored += _restored(run, scripts.RESTORE_IDS, model, 0, number)
+        ids, _, rows, *_ = map(int, run(scripts.COUNT_IDS, model))
+    if ids > rows:
+        for keys in _pages(command, tag + b":ids:" + model.encode()):
+            run(scripts.DROP_IDS, model, *keys)
     run(scripts.REACH_IDS, model, newest)
+    return restored
+
+
+def _restored(run: Callable[..., Any], script: str, model: str, after: int, *place: bytes) -> int:
+    """Run a script that restores ids page by page; return how many it has added."""
+    restored, at = 0, str(after).encode()
+    while at:
+        added, at = run(script, model, *place, at, _PAGE)
+        restored += int(added)
     return restored
 
 

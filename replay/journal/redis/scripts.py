@@ -64,6 +64,7 @@ def _lua(name: str) -> str:
 
 COMMON: Final = _lua("common")
 _LINES: Final = COMMON + _lua("lines")
+_IDS: Final = COMMON + _lua("ids")
 
 SET_FORMAT: Final = COMMON + _lua("set_format")
 APPEND: Final = COMMON + _lua("append")
@@ -91,6 +92,7 @@ COPY: Final = COMMON + _lua("copy")
 HALVES: Final = COMMON + _lua("halves")
 REPLACE_HALF: Final = COMMON + _lua("replace_half")
 COUNT_IDS: Final = COMMON + _lua("count_ids")
-RESTORE_IDS: Final = COMMON + _lua("restore_ids")
+RESTORE_IDS: Final = _IDS + _lua("restore_ids")
 DROP_IDS: Final = COMMON + _lua("drop_ids")
+RESTORE_NEWER_IDS: Final = _IDS + _lua("restore_newer_ids")
 REACH_IDS: Final = COMMON + _lua("reach_ids")

@@ -238,3 +238,17 @@ def test_no_honest_target_of_a_real_stream_is_clipped(column: str) -> None:
         clipped += taught is not example
         bounds.add(taught)
     assert (len(rows), clipped) == (45_312, 0)
+
+
+def test_targets_of_any_unit_are_learned_from_many_sources() -> None:
+    """Yen instead of millions of yen: the same verdicts, though each error is in millions."""
+    found = []
+    for unit in (1.0, 5e7):
+        draw = random.Random(1)
+        dealt = Dealt(ModelSettings(name="m", task="regression", learner="linreg"), replicas=1)
+        for n in range(300):
+            x = {name: draw.gauss(0.0, 1.0) for name in "abc"}
+            dealt.step(f"s{n % 12}", x, unit * (sum(x.values()) + draw.gauss(0.0, 0.1) + 3.0))
+        found.append(dealt.counts)
+    assert found[0] == found[1]
+    assert found[0]["quarantined"] == 0

@@ -12,7 +12,7 @@ from river import linear_model, preprocessing, tree
 from online.models.adapters.linear import Linear
 from online.serving.status import _INFLUENCE_NAMES, _INFLUENCE_SHOWN, _influence
 from online.settings.model import Drift
-from online.watch.drift import Judge
+from online.watch.drift import DriftMonitor
 from replay.example import Example, Features
 
 ROWS: list[Features] = [{"a": x, "b": 2.0, "c": -x / 2} for x in (-1.0, 0.0, 1.0, 2.0)]
@@ -76,7 +76,7 @@ def test_so_many_features_are_told_and_no_more() -> None:
 
 
 def test_the_judge_holds_the_newest_rows() -> None:
-    judge = Judge(Drift(), "binary")
+    judge = DriftMonitor(Drift(), "binary")
     for i in range(40):
         judge.learned(1, i + 1, Example({"a": float(i)}, True, 1.0, {"true": 0.5, "false": 0.5}), i)
     assert [row["a"] for row in judge.sample] == [float(i) for i in range(24, 40)]

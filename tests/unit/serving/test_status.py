@@ -20,7 +20,7 @@ from online.serving import journal_room, status
 from online.serving.status import Cluster
 from online.settings.model import Drift, ModelSettings
 from online.settings.purposes import PURPOSES
-from online.watch.drift import Judge
+from online.watch.drift import DriftMonitor
 from paramserver.errors import (
     DecisionUncertain,
     HandedOn,
@@ -333,7 +333,9 @@ def test_with_several_replicas_nobody_knows_which_labels_are_to_come(
 
 def test_the_drift_is_what_all_replicas_know_whichever_answers() -> None:
     """One has all the labels: the other one, asked, said "0 labelled rows" after 5,000."""
-    busy, quiet = (Judge(Drift(reference_rows=200, window_rows=200), "binary") for _ in range(2))
+    busy, quiet = (
+        DriftMonitor(Drift(reference_rows=200, window_rows=200), "binary") for _ in range(2)
+    )
     draw = random.Random(1)
     for i in range(1, 1_501):
         right = draw.random() < (0.9 if i < 1_000 else 0.3)

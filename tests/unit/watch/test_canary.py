@@ -14,7 +14,7 @@ from evaluation.streams import open_stream
 from online.models.base import Prediction, by_probability
 from online.settings.model import Drift, ModelSettings
 from online.watch.canary import ROWS_MAX, WARM, Canary
-from online.watch.drift import Judge
+from online.watch.drift import DriftMonitor
 from replay.example import Example
 
 ROWS = list(islice(iter(open_stream("phishing", None).rows), 1_000))
@@ -82,7 +82,7 @@ def test_whatever_is_answered_is_a_loss(p: float | None) -> None:
 def test_the_judge_acts_on_it() -> None:
     seen: list[tuple[Alarm, float]] = []
     model: Any = Says(0.9)
-    judge = Judge(
+    judge = DriftMonitor(
         Drift(), "binary", lambda alarm, since: seen.append((alarm, since)),
         canary=Canary([({"a": 1.0}, True)], lambda: model),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from online.models.adapters.linear import Linear
 from online.models.network import Network
 from online.rows.prediction_ids import event_key
 from online.settings.model import Drift
-from online.watch.divergence import WINDOW_ROWS, Guard
+from online.watch.divergence import WINDOW_ROWS, DivergenceMonitor
 from paramserver.core import rewrites
 from paramserver.core.blocks import ADDITIVE, COUNT, Block
 from paramserver.core.rewrites import HALVED
@@ -37,7 +37,7 @@ class Counted:
     """Counters of a binary model whose answers cost so much each."""
 
     def __init__(self) -> None:
-        self.guard, self.at_s = Guard("binary"), 0.0
+        self.guard, self.at_s = DivergenceMonitor("binary"), 0.0
         self.counters = {"label/true": 0.0, "label/false": 0.0, "log_n": 0.0, "log_loss": 0.0}
 
     def look(self, loss: float, rows: int = WINDOW_ROWS) -> float | None:
@@ -93,7 +93,10 @@ def test_values_that_were_rewritten_begin_a_new_count() -> None:
 
 
 def test_regression_is_beside_the_mean() -> None:
-    guard, counters = Guard("regression"), {"n": 0.0, "abs_error": 0.0, "mean_abs_error": 0.0}
+    guard, counters = (
+        DivergenceMonitor("regression"),
+        {"n": 0.0, "abs_error": 0.0, "mean_abs_error": 0.0},
+    )
     found = []
     for error in (0.5, 0.5, 3.9, 3.9, 50.0, 50.0):
         for name, value in (("n", 1), ("abs_error", error), ("mean_abs_error", 1.0)):

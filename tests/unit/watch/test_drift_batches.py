@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.drift.alarm import Alarm
 from online.settings.model import Drift
-from online.watch.drift import _WAITING_MAX, TOGETHER, Judge
+from online.watch.drift import _WAITING_MAX, TOGETHER, DriftMonitor
 from replay.example import Example
 from replay.journal.base import Row, Verdict
 
@@ -47,11 +47,11 @@ def example(rng: random.Random, task: str, turned: bool) -> Example:
     return Example(features, label, 1.0, score, None, no_change=no_change, **times)
 
 
-def watched(task: Any, said: list[tuple[Alarm, float]]) -> Judge:
-    return Judge(SETTINGS, task, lambda alarm, since: said.append((alarm, since)))
+def watched(task: Any, said: list[tuple[Alarm, float]]) -> DriftMonitor:
+    return DriftMonitor(SETTINGS, task, lambda alarm, since: said.append((alarm, since)))
 
 
-def told(judge: Judge) -> list[Any]:
+def told(judge: DriftMonitor) -> list[Any]:
     without = judge._without and vars(judge._without)
     shown = repr((judge.summary(), judge.report(), judge.newest(50), judge.example))
     return [shown, judge.unusable, list(judge._taken), judge._judged, without]
@@ -88,23 +88,23 @@ def test_many_rows_are_judged_as_one_after_the_other(task: str) -> None:
 
 
 def forget_what_was_judged(patch: pytest.MonkeyPatch) -> None:
-    real = Judge.learned_all
+    real = DriftMonitor.learned_all
 
-    def forgets(self: Judge, rows: Any, examples: Any) -> None:
+    def forgets(self: DriftMonitor, rows: Any, examples: Any) -> None:
         self._judged.clear()
         real(self, rows, examples)
 
-    patch.setattr(Judge, "learned_all", forgets)
+    patch.setattr(DriftMonitor, "learned_all", forgets)
 
 
 def look_only_when_there_are_many(patch: pytest.MonkeyPatch) -> None:
-    real = Judge.look
+    real = DriftMonitor.look
 
-    def looks(self: Judge) -> None:
+    def looks(self: DriftMonitor) -> None:
         if len(self._waiting.features) >= TOGETHER:
             real(self)
 
-    patch.setattr(Judge, "look", looks)
+    patch.setattr(DriftMonitor, "look", looks)
 
 
 @pytest.mark.parametrize("change", [forget_what_was_judged, look_only_when_there_are_many])

@@ -11,7 +11,7 @@ import pytest
 from evaluation.drift.alarm import Alarm
 from online.models.base import Prediction
 from online.settings.model import Drift
-from online.watch.drift import STATES, Judge
+from online.watch.drift import STATES, DriftMonitor
 from replay.example import Example, Label
 
 SETTINGS = Drift(reference_rows=200, window_rows=200)
@@ -24,7 +24,9 @@ def example(draw: Random, right: float, shift: float = 0.0, **more: Any) -> Exam
     return Example({"x": draw.gauss(shift, 1.0)}, label, score=score, predicted_at=1.0, **more)
 
 
-def teach(judge: Judge, rows: int, right: float, *, first: int = 1, shift: float = 0.0) -> int:
+def teach(
+    judge: DriftMonitor, rows: int, right: float, *, first: int = 1, shift: float = 0.0
+) -> int:
     draw = Random(first)
     for i in range(first, first + rows):
         judge.learned(1, i, example(draw, right, shift), float(i))
@@ -39,7 +41,7 @@ def test_an_error_that_rises_is_told_once_and_is_a_state() -> None:
         seen.append(alarm)
         since.append(before)
 
-    judge = Judge(SETTINGS, "binary", risen)
+    judge = DriftMonitor(SETTINGS, "binary", risen)
     assert judge.summary()["state"] == "not enough data"
     assert judge.report()["drift_state"] == 0
     n = teach(judge, 1_000, 0.85)
@@ -55,7 +57,7 @@ def test_an_error_that_rises_is_told_once_and_is_a_state() -> None:
 
 
 def test_a_row_that_is_learned_again_is_judged_once() -> None:
-    judge = Judge(SETTINGS, "binary")
+    judge = DriftMonitor(SETTINGS, "binary")
     draw = Random(1)
     for _ in range(3):
         for i in range(1, 11):
@@ -65,7 +67,7 @@ def test_a_row_that_is_learned_again_is_judged_once() -> None:
 
 
 def test_features_that_move_are_named() -> None:
-    judge = Judge(SETTINGS, "binary")
+    judge = DriftMonitor(SETTINGS, "binary")
     n = teach(judge, 600, 0.8)
     teach(judge, 600, 0.8, first=n, shift=2.0)
     shown = judge.summary()
@@ -74,7 +76,7 @@ def test_features_that_move_are_named() -> None:
 
 
 def test_answers_without_labels_have_an_expected_accuracy() -> None:
-    judge = Judge(SETTINGS, "binary")
+    judge = DriftMonitor(SETTINGS, "binary")
     for _ in range(300):
         judge.asked(Prediction(True, {True: 0.8, False: 0.2}))
     estimate = judge.summary()["without_labels"]
@@ -86,7 +88,7 @@ def test_answers_without_labels_have_an_expected_accuracy() -> None:
 
 
 def test_rows_without_an_answer_and_odd_answers_stop_nothing() -> None:
-    judge = Judge(SETTINGS, "binary")
+    judge = DriftMonitor(SETTINGS, "binary")
     judge.learned(1, 1, Example({"x": 1.0}, True), 1.0)
     judge.learned(1, 2, Example({"x": None, "y": "text"}, True, score={"true": 7.0}), 2.0)
     judge.asked(Prediction(None, {}))
@@ -97,7 +99,7 @@ def test_rows_without_an_answer_and_odd_answers_stop_nothing() -> None:
 
 def test_regression_is_judged_by_its_errors() -> None:
     seen: list[Alarm] = []
-    judge = Judge(SETTINGS, "regression", lambda alarm, _: seen.append(alarm))
+    judge = DriftMonitor(SETTINGS, "regression", lambda alarm, _: seen.append(alarm))
     draw = Random(2)
     for i in range(1, 1_601):
         off = draw.gauss(0.0, 1.0 if i < 900 else 6.0)
@@ -113,7 +115,9 @@ def test_choices_are_judged_by_what_rewards_are_short_of(
 ) -> None:
     """What is expected follows the rewards, so that its own error tells nothing."""
     seen: list[Alarm] = []
-    judge = Judge(SETTINGS, "regression", lambda alarm, _: seen.append(alarm), rewards=rewards)
+    judge = DriftMonitor(
+        SETTINGS, "regression", lambda alarm, _: seen.append(alarm), rewards=rewards
+    )
     draw, n = Random(3), 0
     for share in (0.9, 0.5):
         for _ in range(1_000):
@@ -137,7 +141,7 @@ def test_the_reference_is_worked_out_aside() -> None:
             asked.append((call, future := Future[Any]()))
             return future
 
-    judge = Judge(SETTINGS, "binary", aside=Aside())
+    judge = DriftMonitor(SETTINGS, "binary", aside=Aside())
     n = teach(judge, 600, 0.8)
     ((call, future),) = asked
     assert not judge.summary()["shifts"]
@@ -148,7 +152,7 @@ def test_the_reference_is_worked_out_aside() -> None:
 
 
 def test_a_request_to_copy_has_the_models_names_and_none_of_its_values() -> None:
-    judge = Judge(SETTINGS, "multiclass")
+    judge = DriftMonitor(SETTINGS, "multiclass")
     assert judge.example is None
     row = {"price": 17.25, "n": 3, "city": "Oslo", "new": False, "gone": None}
     judge.learned(1, 1, Example({**row, **{f"z{i}": 1.0 for i in range(9)}}, "red"), 1.0)
@@ -159,6 +163,6 @@ def test_a_request_to_copy_has_the_models_names_and_none_of_its_values() -> None
     assert (features["n"], features["city"], features["new"]) == (1, "text", True)
     assert judge.example["label"] == "red"
     assert "gone" not in features
-    binary = Judge(SETTINGS, "binary")
+    binary = DriftMonitor(SETTINGS, "binary")
     binary.learned(1, 1, Example({"x": 1.0}, True), 1.0)
     assert binary.example == {"features": {"x": 1.0}, "label": None}, "the status has its labels"

@@ -1,4 +1,5 @@
 -- Arguments: model, seq.  Records that the index of ids contains all rows up to this one.
 local ids = P .. ':ids:' .. ARGV[1]
-local newest = tonumber(redis.call('HGET', ids, '') or '-1')
-if newest < tonumber(ARGV[2]) then redis.call('HSET', ids, '', ARGV[2]) end
+if tonumber(redis.call('HGET', ids, '') or '-1') < tonumber(ARGV[2]) then
+  redis.call('HSET', ids, '', ARGV[2])
+end

@@ -276,3 +276,18 @@ def test_half_of_the_sources_that_send_one_label_are_compared_with_each_other(
         judged(test, source, hit=hit, label=label)
     worst = min(source.evidence[test.name] for source in sources)
     assert (worst > -6.0) is works, worst
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_source_is_in_doubt_no_longer_than_it_gives_cause(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """One whose rows were hard for a while: doubts had as much memory as evidence."""
+    if not works:  # the mutant
+        monkeypatch.setattr("paramserver.filters.unlikely._DOUBT_MIN", -8.0)
+    test, sources, draw = world(5)
+    sent(test, sources, draw, {}, 1_000)
+    sent(test, sources, draw, {"s3": 1.0}, 26 * 15)
+    assert test._doubts["s3"] < -1.0
+    weight = sent(test, sources, draw, {"s3": 0.0}, 26 * 15)
+    assert (test._doubts["s3"] > 0.0) is works, weight["s3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from math import exp, log
 
 import pytest
@@ -83,3 +84,23 @@ def test_liars_are_no_measure_for_what_is_wrong_of_a_label(
     """Control: only they say anything else, so what is likely would speak for a lie."""
     monkeypatch.setattr(Votes, "denied_by_few", lambda self, known: [])
     assert flooded()[1] > 0.02 * 700
+
+
+def denied(sizes: dict[str, float], lies: int = 0) -> int:
+    """How many of six labels are denied by few; new names send eight lies each."""
+    draw, votes, said = random.Random(952), Votes(), Counter[str]()
+    for i in range(1_152):
+        source = f"new-{i // 8}" if i < lies else draw.choices([*sizes], [*sizes.values()])[0]
+        label, other = draw.sample("abcdef", 2)
+        votes.add(label, source, 0, 1, said=True)
+        votes.add(other, source, 50, 1, said=False)
+        said[source] += 1
+    return len(votes.denied_by_few({source for source, n in said.items() if n >= 8}))
+
+
+def test_few_that_send_nearly_all_deny_nearly_all() -> None:
+    """Nine in ten of a label's wrong ones were held to be theirs, however much they send."""
+    unequal = {f"s{i}": ((i + 1) / 26) ** 0.125 - (i / 26) ** 0.125 for i in range(26)}
+    assert denied(unequal) == 0
+    few = dict.fromkeys((f"s{i}" for i in range(8)), 1.0) | dict.fromkeys(("a", "b", "c"), 0.4)
+    assert denied(few, lies=96) == 0
