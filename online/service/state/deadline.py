@@ -28,6 +28,6 @@ class StartDeadline:
         """Raise StartRefused if the time is over; ``waits_for`` says what is still missing."""
         if self.left_s() == 0.0:
             raise StartRefused(
-                f"{waits_for}; the start ends after {self._wait_s:g} s",
+                f"{waits_for}; the start gives up after {self._wait_s:g} s",
                 "On a busy machine raise `start_wait_s` in the settings",
             )
