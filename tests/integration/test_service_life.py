@@ -133,7 +133,7 @@ def test_side_by_side_then_stop_kill_restart_and_changed_code(service: Running) 
         other.process.kill()
         other.process.wait(240)
         other = launch(place)
-        assert any("left behind" in line for line in other.lines)
+        assert any("left over from a crash" in line for line in other.lines)
         assert left.wait(240) == -signal.SIGKILL
         assert not [p for p in traces.processes if runs(p)]
         assert settle(other, "clicks", 41)["learned"] == 41

@@ -6,11 +6,12 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from benchmarks.studies.pushes import rules_stacked as stacked
 from benchmarks.studies.pushes.inputs import Layer, LayerReference
