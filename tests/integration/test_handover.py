@@ -160,7 +160,7 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
         said = reload(running, "nothing was changed", lambda s: s.update(port=1, replicas=1))
         assert "port needs a restart" in said
         assert len(running.replica_urls()) == 2
-        said = reload(running, "goes on as it was", lambda s: s.update(port=0, replicas="two"))
+        said = reload(running, "continues unchanged", lambda s: s.update(port=0, replicas="two"))
         assert "not reloaded: replicas" in said
         said = reload(running, "as they were", lambda s: s.update(replicas=2))
 
