@@ -135,7 +135,9 @@ def acknowledged(sent: Sent, more: int) -> None:
 def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -> None:
     sent, stop = Sent(), threading.Event()
     # Whoever stops seals, however long a machine at work takes; nobody takes its rows before.
-    with service({**settings_of(0), "replicas": 3, "limits": {"adopt_s": 60}}) as running:
+    settings = {**settings_of(0), "replicas": 3, "limits": {"adopt_s": 60}}
+    with contextlib.ExitStack() as at_end, service(settings) as running:
+        at_end.callback(stop.set)  # else a failure leaves threads that send to the next service
         predictors = [Predictor(running.url, stop) for _ in range(2)]
         clients = [Client(i, lambda: running.url, sent, stop, i) for i in range(8)]
         for thread in (*predictors, *clients):
