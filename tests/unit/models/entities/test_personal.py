@@ -281,7 +281,7 @@ def test_other_learners_are_refused_with_what_to_do(learner: str) -> None:
     [
         ({"task": "multiclass"}, "the task is multiclass: take binary"),
         ({"task": "choose", "learner": "rewards"}, "the task is choose"),
-        ({"entity": []}, "0 keys, and 1 to 8"),
+        ({"entity": []}, "0 keys; give 1 to 8"),
         ({"entity": ["a", "a"]}, "twice"),
         ({"entity": {"who": ["who"]}}, "'who' is a key, and no number"),
         ({"entity": {"who": ["x"] * 2}}, "none of them twice"),
@@ -301,7 +301,7 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], named: s
 
 def test_it_is_neither_exported_nor_rehearsed_and_says_why() -> None:
     model = learned(model_of("logreg", "binary"), liked(visits(300)))
-    with pytest.raises(ExportRefused, match="entity: who: each who has numbers of its own"):
+    with pytest.raises(ExportRefused, match="entity: who: each who has parameters of its own"):
         lower(model, "binary")
     assert "twice" in str(why_no_replay(model, "compensated"))
 
