@@ -1,9 +1,8 @@
 """The learn loop: learns committed journal rows in offset order.
 
 One turn of the event loop learns one row, or as many as take about ``_TURN_S`` together, so other
-tasks wait no longer than that, or than one row takes; while no predictions come it is 1.8 times as
-long.  Ordinary rows with the same feature names are learned in one pass: learning each separately
-would cost four times as much.
+tasks wait no longer than that, or than one row takes.  Ordinary rows with the same feature names
+are learned in one pass: learning each separately would cost four times as much.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from online.learning.alike import alike
 from online.learning.base import LEARNED
@@ -29,8 +28,6 @@ from replay.journal.base import Row
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.0005
-_ALONE = 1.8  # times as many rows in a pass while no predictions come
-_ALONE_S = 0.1  # without a prediction
 _NUMBERS = 256  # feature values in one pass at first, before its duration is known
 _NUMBERS_MAX = 1 << 16
 _NUMBERS_A_ROW = 16  # fixed cost of a row, in feature values that take as long
@@ -39,24 +36,6 @@ _READ_ROWS = 256  # rows of one page when the journal is replayed
 _UNREAD_S = 0.2  # between two attempts to read rows
 _DAMAGED_S = 5.0  # between two attempts to read damaged rows, which an operator may have repaired
 _UNWRITTEN_S = 0.2  # between two attempts to record a failed row
-
-
-class _Callers:
-    """Notices whether predictions or choices come, by the replica's ``counts``."""
-
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts, self._asked, self._asked_s = counts, 0, -math.inf
-
-    def share_of_turn(self) -> float:
-        """Return how many times ``_TURN_S`` a pass may take: more while nobody waits for it.
-
-        A row costs a tenth less in passes of twice as many.
-        """
-        now_s = asyncio.get_running_loop().time()
-        asked = self._counts["predictions"] + self._counts["choices"]
-        if asked != self._asked:
-            self._asked, self._asked_s = asked, now_s
-        return _ALONE if now_s - self._asked_s > _ALONE_S else 1.0
 
 
 class Follower:
@@ -86,7 +65,6 @@ class Follower:
         self._change_lock = shared.change_lock
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
-        self._callers = _Callers(shared.counts)
         self._claims = Claims(
             lambda *place: store.write(store.journal.claim, *place),
             lambda *place: store.read(store.journal.claims, *place),
@@ -241,8 +219,8 @@ class Follower:
         example = writer.decoded.get(first.offset)
         if example is None or not learner.wants(first):
             return 0
-        size, share = len(example.features) + _NUMBERS_A_ROW, self._callers.share_of_turn()
-        most = max(int(self._numbers * share) // size, _ALIKE_LEAST)
+        size = len(example.features) + _NUMBERS_A_ROW
+        most = max(self._numbers // size, _ALIKE_LEAST)
         some = rows[at : at + most]
         known = [writer.decoded.get(row.offset) for row in some]
         n, decisions = alike(some, known), self._control.decisions
@@ -267,7 +245,7 @@ class Follower:
                 self._judge.learned_all(taught, examples[: len(taught)])
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
-        self._adapt_pass_size(n, most, (time.perf_counter() - begun_s) / share)
+        self._adapt_pass_size(n, most, time.perf_counter() - begun_s)
         return n
 
     def _adapt_pass_size(self, n: int, most: int, took_s: float) -> None:

@@ -33,7 +33,7 @@ STATES: Final = ("not enough data", "ok", "watch", "act")
 HEARD_S: Final = 30.0
 """Seconds without contact after which a replica's state no longer counts."""
 
-TOGETHER: Final = 128
+TOGETHER: Final = 64
 """Rows in a batch for the watch, unless its state is read earlier."""
 
 NUMBERS: Final = 1_000
@@ -41,7 +41,7 @@ NUMBERS: Final = 1_000
 
 _FEW: Final = 8  # smaller batches are not worth their cost, whatever their width
 
-_WAITING_MAX: Final = 8 * TOGETHER  # rows at which a batch is forced
+_WAITING_MAX: Final = 16 * TOGETHER  # rows at which a batch is forced
 
 _TIMES_EVERY: Final = 32
 _TIMES_MAX: Final = 4096

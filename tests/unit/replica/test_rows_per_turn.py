@@ -1,7 +1,4 @@
-"""A pass has as many rows as half a millisecond has room for, by what the last ones took.
-
-Without predictions it has nearly twice as many.
-"""
+"""A pass has as many rows as half a millisecond has room for, by what the last ones took."""
 
 from __future__ import annotations
 
@@ -25,12 +22,9 @@ US = 1e-6
 
 
 async def passes(
-    world: worlds.World, patch: pytest.MonkeyPatch, costs: Sequence[float], *, asked: bool = True
+    world: worlds.World, patch: pytest.MonkeyPatch, costs: Sequence[float]
 ) -> list[list[int]]:
-    """How many rows the newest passes were to have, where a row takes so long by our clock.
-
-    ``asked``: a prediction comes before each pass.
-    """
+    """How many rows the newest passes were to have, where a row takes so long by our clock."""
     serving, rng = await taught(world), random.Random(1)
     learner, now_s, found, sizes = serving.replica.learner, [0.0], list[list[int]](), list[int]()
     clock = SimpleNamespace(perf_counter=lambda: now_s[0], monotonic=time.monotonic)
@@ -40,7 +34,6 @@ async def passes(
     def learn_alike(rows: Any, examples: Any) -> int:
         n = real(rows, examples)
         now_s[0] += n * cost_s[0]
-        serving.replica.counts["predictions"] += asked
         sizes.append(len(rows))
         return n
 
@@ -64,16 +57,6 @@ def test_cheap_rows_come_in_long_passes_and_dear_ones_in_short_ones(
         assert 8 <= max(dear) <= 13, dear
         assert max(dearest) == 2, dearest
         assert 20 <= max(again) <= 32, again
-
-    worlds.play(tmp_path, scene)
-
-
-def test_without_predictions_passes_are_longer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scene(world: worlds.World) -> None:
-        (alone,) = await passes(world, monkeypatch, [20 * US], asked=False)
-        assert 38 <= max(alone) <= 50, alone
 
     worlds.play(tmp_path, scene)
 
