@@ -11,6 +11,7 @@ commit are written in one turn.  Every other request goes to the application.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class Direct:
         task.add_done_callback(self._tasks.discard)
 
 
-class HeadHandler:
+class HeadHandler(ABC):
     """Handles the bodies that follow one cached head.
 
     Parameters:
@@ -163,9 +164,9 @@ class HeadHandler:
         cycle.traced = traced  # the application does not draw again
         return traced
 
+    @abstractmethod
     def handle(self, serving: Serving, cycle: Any, body: bytes) -> bool:
         """Handle the body of this kind of request; return whether that was possible."""
-        raise NotImplementedError
 
     def refused(
         self, serving: Serving, action: str, error: Exception, request_id: bytes
