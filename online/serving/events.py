@@ -15,6 +15,7 @@ from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
 from online.models.base import why_not_revised
 from online.replica.replica import ModelReplica
+from online.rows.finals import final_key, has_provisional
 from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
 from online.rows.validator import Validator, not_plain
@@ -195,13 +196,16 @@ class Events:
     ) -> None:
         """Check the bounds that apply to new rows only; repeats get their first outcome.
 
-        Raises RequestError 422.
+        The final label of an event with a provisional one is a new row.  Raises RequestError 422.
         """
         problem = self._problem(event, weight, field) or self._crowded(label, field)
         if problem is None:
             return
         for key in keys:
-            if await self._find(key, f"{field}id") is not None:
+            row = await self._find(key, f"{field}id")
+            if row is not None and (event.provisional or not has_provisional(row)):
+                return
+            if row is not None and await self._find(final_key(row.key), f"{field}id") is not None:
                 return
         raise problem
 
