@@ -55,7 +55,7 @@ class InProcess:
         open_store: Callable[[], Any],
         directory: str,
         settings: ServerSettings,
-        find_gone: FindGone,
+        find_gone: FindGone | None,
         shard: Shard | None = None,
     ) -> None:
         self.name = name
@@ -87,9 +87,13 @@ class InProcess:
         """Answer another shard's call; may raise anything."""
         return self._server.shared(method, *args)
 
+    def do(self, method: str, *args: object) -> Any:
+        """Call a method of the server in this thread; may raise anything."""
+        return getattr(self._server, method)(*args)
+
     async def ask(self, method: str, args: tuple[object, ...]) -> Any:
         """Call a method of the server on a thread.  Raises ParamServerError."""
-        asked = partial(getattr(self._server, method), *args)
+        asked = partial(self.do, method, *args)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._asking, asked)
         except ParamServerError:
@@ -114,6 +118,7 @@ class InProcess:
         for thread in (*self._threads, asked):
             if thread.is_alive():
                 thread.join(_STOP_S)
+        self._server.local_socket.close()
         self._close()
 
     def _opened(self) -> Store:
@@ -146,6 +151,7 @@ class InProcess:
             if self._stopped.wait(self._settings.retry_s):
                 return
             self._ended.clear()
+            self._server.local_socket.close()
             self._close()
             self._server = self._make()
 
