@@ -205,7 +205,7 @@ class Settings(Tree):
     key_file: Path | None = Field(
         None, description="default: state_dir/key, created at the first start"
     )
-    models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
+    models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=256)
     limits: Limits = Limits()
     tokens: AccessTokens = Field(
         AccessTokens(), description="who may use the HTTP port; without any, loopback only"

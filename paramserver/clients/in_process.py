@@ -30,6 +30,7 @@ _log: Final = logging.getLogger(__name__)
 
 _THREADS: Final = 4  # concurrent requests
 _STOP_S: Final = 5.0
+_LATE_S: Final = 1.0  # by which a snapshot is late at most
 
 
 class Closable(Protocol):
@@ -157,7 +158,9 @@ class InProcess:
 
     def _publish(self) -> None:
         published = Attempts("ParameterServer.snapshot_if_due")
-        while not self._stopped.wait(self._settings.confirm_s):
+        settings = self._settings
+        pause_s = max(settings.confirm_s, min(_LATE_S, settings.interval_s / 10))
+        while not self._stopped.wait(pause_s):
             self._step(ParameterServer.snapshot_if_due, published)
 
     def _step(self, step: Callable[[ParameterServer], None], attempts: Attempts) -> None:
