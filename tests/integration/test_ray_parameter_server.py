@@ -170,7 +170,7 @@ def test_servers_that_share_a_process(ray_here: None, tmp_path: Path) -> None:
 
         ray_client.end(["a"])
         del found["a"]
-        with pytest.raises(ServerUnavailable, match="no actor|does not run"):
+        with pytest.raises(ServerUnavailable, match=r"no actor|does not run"):
             await clients["a"].call("status", 60.0)
         with pytest.raises(ValueError, match=r"\ba\b"):
             ray_client.find("a")
