@@ -150,6 +150,9 @@ class Limits(Tree):
     )
     table_rows_max: int | None = Field(None, ge=1_000, description="rows of an embedding table")
     table_sights: int = Field(1, ge=1, le=100, description="pushes before a table's row is kept")
+    shared_server_mb: float = Field(
+        8, ge=0, description="models with no larger snapshot share a process of parameter servers"
+    )
     audit_lines_max: int = Field(
         100_000, ge=100, description="lines of the audit log; it is trimmed at a tenth more"
     )
@@ -202,7 +205,7 @@ class Settings(Tree):
     key_file: Path | None = Field(
         None, description="default: state_dir/key, created at the first start"
     )
-    models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
+    models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=256)
     limits: Limits = Limits()
     tokens: AccessTokens = Field(
         AccessTokens(), description="who may use the HTTP port; without any, loopback only"

@@ -87,7 +87,7 @@ class ParameterServer:
         self._publishing = Publishing(self._running, self._sharing)
         self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
-        self._near, self._refused = LocalSocketServer(self.sync), dict[str, str]()
+        self.local_socket, self._refused = LocalSocketServer(self.sync), dict[str, str]()
         self._identity = ""  # computed in the thread, because it reads files
         self._started_s = self._running.host.monotonic()
         self._restore_s: float | None = None
@@ -215,7 +215,7 @@ class ParameterServer:
 
     def near(self) -> tuple[bytes, bytes]:
         """Return address and key of the local socket for ``sync``."""
-        return self._near.way()
+        return self.local_socket.way()
 
     # -- snapshots ---------------------------------------------------------------------------
 

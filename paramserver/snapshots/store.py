@@ -221,6 +221,10 @@ class DirectorySnapshots:
             return []
         return sorted(f.removesuffix(SUFFIX) for f in files if f.endswith(SUFFIX))
 
+    def largest(self) -> int:
+        """Return the size of the largest snapshot in bytes; 0 if there is none."""
+        return max((self._file(name).stat().st_size for name in self.names()), default=0)
+
     def delete(self, name: str) -> None:
         """Remove a snapshot.  After a crash it may exist again, complete.
 
