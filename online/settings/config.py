@@ -173,7 +173,10 @@ class Settings(Tree):
     )
     port: int = Field(8000, ge=0, le=65_535, description="0 chooses a free port")
     start_wait_s: float = Field(
-        180, ge=5, description="time after which a start that is not complete is given up"
+        180,
+        ge=5,
+        description="time after which a start that is not complete is given up, and a large "
+        "snapshot of which the disk delivers no more",
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: scaled with the load")
     state_dir: Path = Field(Path(STATE_DIR), description="folder of journal, snapshots and key")

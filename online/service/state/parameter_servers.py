@@ -163,6 +163,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         retention=retention_of(model),
         lease_s=settings.limits.adopt_s / 2,
         confirm_s=_CONFIRM_S,
+        stall_s=settings.start_wait_s,
         keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
