@@ -32,6 +32,20 @@ class Sync(Tree):
         "replica learns all rows in the journal's order; overlay: one process does, and each "
         "replica learns its own rows on top of what that publishes; lagging: overlay without them",
     )
+    vectors: Literal["float32", "float16"] = Field(
+        "float32",
+        description="numbers of a table's vectors in a push (fm with table: true); float16: they "
+        "are rounded, and what rounding leaves over is pushed with the row's next change",
+    )
+
+    @model_validator(mode="after")
+    def _has_pushes(self) -> Sync:
+        if self.vectors == "float16" and self.merge in ("ordered", "overlay", "lagging"):
+            raise ValueError(
+                f"vectors: float16 is for pushes, and with merge: {self.merge} there are none: "
+                "leave one of the two out"
+            )
+        return self
 
 
 class Snapshots(Tree):
