@@ -25,7 +25,8 @@ from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from online.models.fm import Fm, FmTable
 from online.models.loading.load import load
-from online.settings.model import ModelSettings, Sync
+from online.settings.model import ModelSettings
+from online.settings.sync import Sync
 from replay.example import Features
 
 Part = Literal["choice", "proof", "whole"]

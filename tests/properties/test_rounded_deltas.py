@@ -267,7 +267,8 @@ ROUNDED = "delta[:, exact:] = moved[:, exact:].astype(HALF)"
         pytest.param(check_all_add_the_same, "self._base[at] += delta",
                      "self._base[at] += delta + self._moved[at]", id="the rest counts at once"),
         pytest.param(check_nothing_is_lost, "self._base[at] += delta",
-                     "self._base[at] += delta; self._moved[at] += self._moved[at]", id="the rest counts twice"),
+                     "self._base[at] += delta; self._moved[at] += self._moved[at]",
+                     id="the rest counts twice"),
     ],
 )  # fmt: skip
 def test_a_table_that_breaks_a_promise_is_noticed(
