@@ -374,9 +374,10 @@ def read_rows(name: str, data: dict[Any, Any]) -> Rows:
     halves, gone = data.get("halves", b""), data.get("gone", b"")
     if type(width) is not int or not 1 <= width <= WIDTH_MAX:
         raise BlockError(name, "width", f"{width!r:.80} is no number from 1 to {WIDTH_MAX}")
-    arrays = all(isinstance(part, bytes) for part in (ids, numbers, halves))
-    if not arrays or not data.keys() <= _MESSAGE:
+    if not (isinstance(ids, bytes) and isinstance(numbers, bytes) and isinstance(halves, bytes)):
         raise BlockError(name, None, "rows are 'width', 'ids' and 'numbers', the last two bytes")
+    if unknown := data.keys() - _MESSAGE:
+        raise BlockError(name, None, f"a message of rows has no {sorted(map(repr, unknown))[0]}")
     n = len(ids) // ID.itemsize
     rounded = len(halves) // (n * HALF.itemsize) if n else 0
     exact = width - rounded
