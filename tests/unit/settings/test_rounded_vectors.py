@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from online.models.errors import LearnerUnusable
 from online.models.fm import FmTable
 from online.models.loading.from_settings import built_for_pushes, load_model
+from online.service.parts.composition import _learner
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 
@@ -40,6 +41,13 @@ def test_only_copies_that_push_round() -> None:
     plain = model("float32")
     assert sent(built_for_pushes(plain, loaded(plain).build)()) == 0
     assert loaded(plain).spec_hash == loaded(made).spec_hash, "the state is the same"
+
+
+@pytest.mark.parametrize("vectors", ["float32", "float16"])
+def test_the_learner_of_a_service_rounds_what_it_pushes(vectors: str) -> None:
+    made = model(vectors)
+    learner = _learner(made, Settings(models=(made,)), loaded(made), for_others=False)
+    assert sent(learner.serving) == (8 if vectors == "float16" else 0)
 
 
 @pytest.mark.parametrize(
