@@ -62,8 +62,8 @@ def began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tupl
             ray_client, "start_shared",
             lambda given: lambda name: together.add(given[name].lineage.model),
         )  # fmt: skip
-        for one in parameter_servers.begin(settings, loaded, lambda line: None, only=only):
-            one.handle()
+        for begun in parameter_servers.begin(settings, loaded, lambda line: None, only=only):
+            begun.handle()
         return together, each, {name.split(":")[1] for name in ended}
 
     return begin

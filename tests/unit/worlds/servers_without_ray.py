@@ -26,8 +26,12 @@ def answers_for_ray(
         handles = {name: begin(name) for name in given}
         return lambda name: handles[name]()
 
+    def leave(names: Collection[str]) -> None:
+        if ended is not None:
+            ended.extend(names)
+
     monkeypatch.setattr(f"{ray}.start_shared", start_shared)
     monkeypatch.setattr(f"{ray}.start_or_get", lambda name, *_, shard: begin(name))
     monkeypatch.setattr(f"{ray}.shared", lambda: set(sharing))
     monkeypatch.setattr(f"{ray}.exists", lambda name: name in alone)
-    monkeypatch.setattr(f"{ray}.end", lambda names: ended is not None and ended.extend(names))
+    monkeypatch.setattr(f"{ray}.end", leave)

@@ -174,7 +174,7 @@ class Stalling(BufferedReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.open("rb", buffering=0))
-        self.left, self.goes_on = 2, threading.Event()
+        self.path, self.left, self.goes_on = path, 2, threading.Event()
 
     def readinto(self, into: Any) -> int:
         self.left -= 1
@@ -199,7 +199,7 @@ def test_a_disk_that_stalls_is_given_up_and_asked_again(
         stalled = SnapshotHistory(snapshots, Retention())
         with pytest.raises(TimeoutError, match=r"nothing for 0\.1 s, after 1,024 of"):
             stalled.restore("1-2", "m", "s")
-        names = [Path(one.raw.name).stem for one in taken]
+        names = [one.path.stem for one in taken]
         assert names == ["1-2", "1-1"], "with its base, and no older one instead"
     reading = [thread for thread in threading.enumerate() if thread.name == "snapshot-checksum"]
     for one in taken:
