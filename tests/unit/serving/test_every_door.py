@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 from provisional_world import event, guess, half, refused, sent, weight
 from replica_world import World, play
 
+from benchmarks.fixtures.desk import inside
 from online.errors import RequestError
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.serving.serving import Serving
 from online.settings.config import Limits
+from online.settings.model import ModelSettings
+from online.settings.tokens import Grant
 from online.trust.filtering import SOURCES_MIN, Filtering
 from paramserver.filters.base import Event as Judged
 from paramserver.filters.base import Filter, Opinion, Source
@@ -108,6 +112,23 @@ def test_a_provisional_label_s_repeat_is_answered_whatever_it_weighs(tmp_path: P
         await replica.stop(2)
 
     play(tmp_path, scene)
+
+
+def test_a_repeat_s_weight_is_none_for_another_prediction_of_that_id(tmp_path: Path) -> None:
+    """Of an id that an application and the source both predict with, one has its label."""
+    senders = {"app": Grant(), "s": Grant("s")}
+    settings = ModelSettings(name="m", task="binary", learner="logreg")
+
+    async def scene() -> None:
+        async with inside(tmp_path, settings, senders, 1) as desk:
+            heavy = {"id": "visit-1", "label": True, "weight": 1e6}
+            await desk.predict("app", {"a": 1.0}, "visit-1", 0)
+            assert await desk.label("s", {**heavy, "weight": 1.0}, 0) == "learned"
+            await desk.predict("s", {"a": 1.0}, "visit-1", 0)
+            assert await desk.label("s", heavy, 0) == "duplicate"
+            assert await desk.label("s", {**heavy, "weight": 1.0}, 0) == "learned"
+
+    asyncio.run(scene())
 
 
 # -- weights -------------------------------------------------------------------------------------
