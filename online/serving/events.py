@@ -21,7 +21,7 @@ from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
 from online.rows.validator import Validator, not_plain
 from online.serving.answer_ids import AnswerIds, as_sent, notes_of
 from online.serving.ordinary import EventRow, Ordinary, Unfit
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay import codec
 from replay.errors import JournalDamaged
 from replay.example import (

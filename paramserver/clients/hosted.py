@@ -26,7 +26,7 @@ _LAST_S: Final = 10.0  # for the last snapshot of a server that is replaced
 
 
 class Given(NamedTuple):
-    """What a server is made of, see :class:`paramserver.process.actor.ParameterServer`."""
+    """Arguments of one server, see :class:`paramserver.process.actor.ParameterServer`."""
 
     lineage: Lineage
     open_store: Callable[[], Store]

@@ -11,7 +11,8 @@ from servers_without_ray import answers_for_ray
 
 from online.models.loading.from_settings import load_model
 from online.service.state import parameter_servers
-from online.settings.config import Limits, Settings
+from online.settings.config import Settings
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.places import server_name, snapshots_path
 from paramserver.clients import ray_client
