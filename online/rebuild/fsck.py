@@ -36,7 +36,7 @@ from online.rebuild.holdings import (
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.settings.places import open_journal, snapshots_path
+from online.settings.places import open_journal, snapshots_of, snapshots_path
 from paramserver.core.blocks import Blocks
 from paramserver.core.shards import Cut, ShardStore, shard_place
 from paramserver.errors import (
@@ -50,7 +50,7 @@ from paramserver.process.lineage import Lineage, check_start
 from paramserver.process.shortfall import shortfall
 from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.history import Foreign, SnapshotHistory, ancestors, parse_name
-from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import SUFFIX, ReadingDisk, Retention
 from paramserver.store import Store
 from replay.journal.base import Journal
@@ -183,9 +183,9 @@ def check(
         _check_known(journal.lineages(model), settings, chosen, spec)
         findings = []
         for shard in range(chosen.shards):
-            place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
+            snapshots = snapshots_of(settings, model, spec, shard, ReadingDisk())
             asked = partial(
-                compare, journal, open_snapshots(place, ReadingDisk()), model, spec, progress,
+                compare, journal, snapshots, model, spec, progress,
                 served=served, shard=(shard, chosen.shards),
             )  # fmt: skip
             findings.append(_compared(asked, model))
@@ -228,7 +228,7 @@ def _has_snapshots(settings: Settings, model: ModelSettings, spec: str) -> bool:
         place = shard_place(snapshots_path(settings), shard)
         if "://" not in place and any((Path(place) / model.name).glob(f"*/*{SUFFIX}")):
             return True
-        if open_snapshots(lineage_place(place, model.name, spec), ReadingDisk()).names():
+        if snapshots_of(settings, model.name, spec, shard, ReadingDisk()).names():
             return True
     return False
 

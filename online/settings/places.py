@@ -12,8 +12,10 @@ from online.settings.addresses import hidden
 from online.settings.config import Settings
 from online.settings.glimpse import RUN
 from online.settings.model import ModelSettings
-from paramserver.core.shards import shard_name
-from paramserver.snapshots.store import Retention
+from paramserver.core.shards import shard_name, shard_place
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.snapshots.store import Disk, Retention
 from refusals import installing
 from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
 from replay.journal.base import Journal
@@ -129,6 +131,21 @@ def open_journal(settings: Settings) -> Journal:
 def snapshots_path(settings: Settings) -> str:
     """Folder or URI of the snapshots of all lineages of all models."""
     return settings.snapshot_dir or str(settings.state_dir / "snapshots")
+
+
+def snapshots_of(
+    settings: Settings, model: str, spec: str, shard: int = 0, disk: Disk | None = None
+) -> Snapshots:
+    """Open the snapshots of a lineage's parameter server; nothing is changed there."""
+    place = shard_place(snapshots_path(settings), shard)
+    return open_snapshots(lineage_place(place, model, spec), disk)
+
+
+def history_of(
+    settings: Settings, model: str, spec: str, shard: int = 0, disk: Disk | None = None
+) -> SnapshotHistory:
+    """Return the history of a lineage's snapshots, see :func:`snapshots_of`."""
+    return SnapshotHistory(snapshots_of(settings, model, spec, shard, disk), Retention())
 
 
 def retention_of(model: ModelSettings) -> Retention:

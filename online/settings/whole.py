@@ -9,24 +9,16 @@ from pathlib import Path
 from online.errors import StartRefused
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.settings.places import open_journal, snapshots_path
-from paramserver.core.shards import shard_place
+from online.settings.places import history_of, open_journal
 from paramserver.core.state import SnapshotState
 from paramserver.process.aligned import aligned, whole
 from paramserver.process.shortfall import begun
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
 
 
 def histories_of(settings: Settings, model: ModelSettings, spec: str) -> list[SnapshotHistory]:
     """Snapshot histories of a lineage, one per shard."""
-    path = snapshots_path(settings)
-    places = [shard_place(path, shard) for shard in range(model.shards)]
-    return [
-        SnapshotHistory(open_snapshots(lineage_place(place, model.name, spec)), Retention())
-        for place in places
-    ]
+    return [history_of(settings, model.name, spec, shard) for shard in range(model.shards)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,14 +167,11 @@ class _Work:
         from online.models.loading.from_settings import merge_rule
         from online.rebuild.backfill import look
         from online.service.state.check_state import Models
-        from online.settings.places import snapshots_path
+        from online.settings.places import history_of
         from online.settings.sharded import check_whole
         from online.tables.places import Folder, Location
         from paramserver.core import rewrites
         from paramserver.process.lineage import Lineage
-        from paramserver.snapshots.history import SnapshotHistory
-        from paramserver.snapshots.places import lineage_place, open_snapshots
-        from paramserver.snapshots.store import Retention
 
         check_whole(model, "a backfill")
         self._settings, self._model, self._journal = settings, model, journal
@@ -189,8 +186,7 @@ class _Work:
             remedy = "Start it, and let it learn: online unfreeze"
             raise StartRefused(f"{model.name} is frozen", remedy)
         self._cut = look(tables, loaded.model)
-        place = lineage_place(snapshots_path(settings), model.name, loaded.spec_hash)
-        self._history = SnapshotHistory(open_snapshots(place), Retention())
+        self._history = history_of(settings, model.name, loaded.spec_hash)
         rule = merge_rule(model, loaded.model)
         self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule)
         self._aside = Folder(Location(str(settings.state_dir / "backfills")))

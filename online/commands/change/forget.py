@@ -178,10 +178,7 @@ class _Work:
         from online.models.loading.from_settings import load_model
         from online.rebuild.rebuild import ForgetScope
         from online.rows.prediction_ids import Keys
-        from online.settings.places import snapshots_path
-        from paramserver.snapshots.history import SnapshotHistory
-        from paramserver.snapshots.places import lineage_place, open_snapshots
-        from paramserver.snapshots.store import Retention
+        from online.settings.places import history_of
 
         self.name, self._client = name, client
         self.events = self._again = 0
@@ -197,8 +194,7 @@ class _Work:
         self._loaded = load_model(chosen, self._settings, keys.secret, keys.old_secrets)
         if not self._loaded.spec_hash.startswith(status["spec"]):
             raise StartRefused(f"model {name} of these settings is not the one served", remedy)
-        place = lineage_place(snapshots_path(self._settings), name, self._loaded.spec_hash)
-        self._open = partial(SnapshotHistory, open_snapshots(place), Retention())
+        self._open = partial(history_of, self._settings, name, self._loaded.spec_hash)
         self._history = self._open()
 
     def _status(self) -> dict[str, Any]:
@@ -337,20 +333,15 @@ class _Work:
 
     def _parts(self, state: SnapshotState) -> list[tuple[SnapshotHistory, SnapshotState]]:
         """Return the snapshot history and the part of the state of each server."""
-        from online.settings.places import snapshots_path
-        from paramserver.core.shards import Cut, shard_place
-        from paramserver.snapshots.history import SnapshotHistory
-        from paramserver.snapshots.places import lineage_place, open_snapshots
-        from paramserver.snapshots.store import Retention
+        from online.settings.places import history_of
+        from paramserver.core.shards import Cut
 
         if self._model.shards == 1:
             return [(self._history, state)]
         parts = []
         for shard, values in enumerate(Cut(self._model.shards).blocks(state.values)):
-            place = shard_place(snapshots_path(self._settings), shard)
-            where = open_snapshots(lineage_place(place, self.name, state.spec))
-            part = replace(state, values=values)
-            parts.append((SnapshotHistory(where, Retention()), part))
+            history = history_of(self._settings, self.name, state.spec, shard)
+            parts.append((history, replace(state, values=values)))
         return parts
 
     def ban_only(self) -> dict[str, Any]:

@@ -139,18 +139,16 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
 
 def _to_be_undone(context: Context, client: SimpleClient, model: str, name: str) -> dict[str, Any]:
     """Rows that a rollback would undo, and their age, from the snapshot's manifest."""
-    from online.settings.places import open_journal, snapshots_path
+    from online.settings.places import open_journal, snapshots_of
     from paramserver.errors import SnapshotMissing
     from paramserver.snapshots.format import read_manifest
-    from paramserver.snapshots.places import lineage_place, open_snapshots
 
     settings = context.settings()
     status = checked(client.get(f"/v1/models/{model}"))
     if status["server"] is None:
         raise StartRefused("the parameter server does not answer", "See `online status`")
-    place = lineage_place(snapshots_path(settings), model, status["spec"])
     try:
-        target = read_manifest(open_snapshots(place).load(name))
+        target = read_manifest(snapshots_of(settings, model, status["spec"]).load(name))
     except SnapshotMissing as error:
         raise _gone(client, model, name, error) from error
     journal = open_journal(settings)

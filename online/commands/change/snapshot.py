@@ -131,10 +131,9 @@ def _stored(settings: Settings, model: str | None) -> Snapshots:
     """The stored snapshots of a model of the settings."""
     from online.challenger.promotion import as_stored
     from online.models.loading.from_settings import load_model
-    from online.settings.places import snapshots_path
-    from paramserver.snapshots.places import lineage_place, open_snapshots
+    from online.settings.places import snapshots_of
 
     settings = as_stored(settings)
     chosen = pick_model(settings, model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash
-    return open_snapshots(lineage_place(snapshots_path(settings), chosen.name, spec))
+    return snapshots_of(settings, chosen.name, spec)

@@ -226,11 +226,10 @@ def restored(
     """Load the snapshot; return it, and the model with its state."""
     from online.models.loading.from_settings import load_model
     from online.rows.prediction_ids import Keys
-    from online.settings.places import snapshots_path
+    from online.settings.places import snapshots_of, snapshots_path
     from online.settings.whole import cut_of
     from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import parse_name
-    from paramserver.snapshots.places import lineage_place, open_snapshots
 
     if not settings.key_path.exists():
         raise StartRefused(
@@ -244,13 +243,12 @@ def restored(
     elif snapshot is not None and Path(snapshot).is_file():
         state = read_file(Path(snapshot))
     else:
-        place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
-        stored = open_snapshots(place)
+        stored = snapshots_of(settings, served.name, loaded.spec_hash)
         name = snapshot and Path(snapshot).name.removesuffix(".snapshot")
         versions = {n: parsed[0] for n in stored.names() if (parsed := parse_name(n))}
         if name is None and not versions:
             raise StartRefused(
-                f"model {served.name} has no snapshot in {place}",
+                f"model {served.name} has no snapshot in {snapshots_path(settings)}",
                 "Publish one: online snapshot create; or name the state folder with --state-dir",
             )
         state = read(stored, name or max(versions, key=versions.__getitem__))
