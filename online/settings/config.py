@@ -324,7 +324,7 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), error.strerror or "unreadable", "Name an existing file"
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Mend the line named") from None
+        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Correct that line") from None
     if data is None:
         return {}
     if not isinstance(data, dict):

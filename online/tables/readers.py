@@ -91,7 +91,7 @@ def _parquet_batches(one: Input, shard: Shard, layout: Layout) -> Iterator[pa.Re
     file = parquet(one)
     place = f"{one.path}, row group {shard.group}"
     if file.metadata.num_row_groups <= shard.group:
-        raise InputRefused(place, "it is not there any more", "Begin a new run")
+        raise InputRefused(place, "it was removed during the run", "Begin a new run")
     at = 0
     try:
         for batch in file.iter_batches(
@@ -118,7 +118,7 @@ def _bytes(one: Input, shard: Shard) -> bytes:
             stream.seek(shard.begin)
         data: bytes = stream.read(shard.end - shard.begin)
     if len(data) < shard.end - shard.begin:
-        raise InputRefused(one.path, "it is shorter than it was", "Begin a new run")
+        raise InputRefused(one.path, "it has become shorter during the run", "Begin a new run")
     return data
 
 

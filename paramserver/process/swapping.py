@@ -154,7 +154,9 @@ class Swapping:
         server, _, history = now
         rows = [row for row in history.listed() if row.created_at <= before]
         if not rows:
-            raise self._refusal(history, "none", "all are of a time when it was bad already")
+            raise self._refusal(
+                history, "none", "all of them were made after the model had diverged"
+            )
         target = self._target(history, rows[0].name)
         if target.rewrite != server.rewrite and again in [row.name for row in rows]:
             return str(again), self._target(history, str(again))
@@ -261,7 +263,7 @@ class Swapping:
         """Return the decision to switch to a separately built state, and that state."""
         (server, store, history), name = now, asked.snapshot
         if not name.startswith(ASIDE):
-            raise aside.refusal(asked, f"{name!r} is no state that was built aside")
+            raise aside.refusal(asked, f"there is no separately built state {name!r}")
         if (why := self._sharing.lacks(name)) is not None:
             raise aside.refusal(asked, why)
         try:
@@ -315,9 +317,9 @@ class Swapping:
         except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
             raise self._refusal(history, name, str(error)) from error
         if (state.model, state.spec) != (self._running.lineage.model, self._running.lineage.spec):
-            raise self._refusal(history, name, f"it is of model {state.model!r}, another spec")
+            raise self._refusal(history, name, f"it is of model {state.model!r} with another spec")
         if state.version[0] < self._running.begun:
-            raise self._refusal(history, name, "it is from before the model was replaced")
+            raise self._refusal(history, name, "it is older than the newest rewrite of the model")
         return state
 
     def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:

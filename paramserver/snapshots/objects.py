@@ -134,7 +134,7 @@ class ObjectSnapshots:
         try:
             found, data = self._read(_data_file(name, digest), limit)
         except FileNotFoundError as error:
-            raise SnapshotCorrupt("its data are gone") from error
+            raise SnapshotCorrupt("its file of data is missing") from error
         if found != size:
             raise SnapshotCorrupt(f"its data have {found} bytes, its manifest says {size}")
         if limit < 0 and sha256(data).hexdigest() != digest:
@@ -184,7 +184,7 @@ class ObjectSnapshots:
             raise SnapshotMissing(name) from error
         match = _MANIFEST.fullmatch(raw)
         if match is None:
-            raise SnapshotCorrupt("its manifest is not one")
+            raise SnapshotCorrupt("its manifest is damaged")
         return match[1].decode(), int(match[2])
 
     def _path(self, file: str) -> str:

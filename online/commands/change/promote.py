@@ -109,7 +109,7 @@ def _wait(client: SimpleClient, settings: Settings, name: str, spec: str) -> dic
     while running(settings.state_dir).get("specs", {}).get(name) != spec:
         if time.monotonic() > deadline:
             raise StartRefused(
-                f"{name} is promoted, and its replicas have not gone over in {_PATIENCE_S:.0f} s",
+                f"{name} is promoted; its replicas have not switched within {_PATIENCE_S:.0f} s",
                 "See what `online serve` says",
             )
         time.sleep(_LOOK_S)

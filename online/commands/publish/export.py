@@ -121,7 +121,7 @@ def targets_of(text: str) -> list[str]:
     wanted = [t.strip() for t in text.split(",")]
     if unknown := [t for t in wanted if t not in TARGETS]:
         raise ConfigError(
-            "--targets", f"{unknown[0]!r} is none", f"Name some of: {', '.join(TARGETS)}"
+            "--targets", f"{unknown[0]!r} is not a target", f"Name some of: {', '.join(TARGETS)}"
         )
     return wanted
 

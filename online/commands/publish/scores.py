@@ -139,4 +139,4 @@ def _current(output: str | None, opened: Scores | None) -> Current:
 
 def _one_of(output: str | None, opened: Scores | None) -> None:
     if output is None and opened is None:
-        raise ConfigError("--output", "neither it nor --store is given", "Give one of them")
+        raise ConfigError("--output", "neither --output nor --store is given", "Give one of them")

@@ -312,7 +312,7 @@ def reshard(
         if context.as_json:
             print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
             return
-        print(f"{name}: another number is no longer wished; {before} parameter servers serve")
+        print(f"{name}: the request was withdrawn; {before} parameter servers serve as before")
         return
     _wait_for_reshard(settings, name, spec, request)
     if context.as_json:
@@ -402,20 +402,20 @@ def _wait_for_reshard(settings: Settings, name: str, spec: str, request: tuple[i
             late = time.monotonic() > deadline
             if late and not since and withdraw(journal, name, one, seq) is not None:
                 raise StartRefused(
-                    f"{name} has the parameter servers that it had: others have not begun in "
-                    f"{_RESHARD_S:.0f} s, and are no longer wished",
+                    f"{name} keeps its parameter servers: new ones have not begun within "
+                    f"{_RESHARD_S:.0f} s, and the request was withdrawn",
                     "See what `online serve` says",
                 )
         if any(json.loads(message)["why"] == "failed" for message in since):
             raise StartRefused(
-                f"{name} has the parameter servers that it had: others could not be started, or "
-                "are no longer wished",
+                f"{name} keeps its parameter servers: new ones could not be started, or the "
+                "request was withdrawn",
                 "See what `online serve` says",
             )
         if late:
             raise StartRefused(
-                f"{name} is to have other parameter servers, and its replicas have not gone over "
-                f"in {_RESHARD_S:.0f} s",
+                f"{name} gets other parameter servers, and its replicas have not switched to them "
+                f"within {_RESHARD_S:.0f} s",
                 "See what `online serve` says",
             )
         time.sleep(_LOOK_S)

@@ -89,9 +89,9 @@ def on_grid(
     Raises StepsUnfit for trees, and if no grid is fine enough.
     """
     if isinstance(model.body, Forest):
-        raise StepsUnfit("trees have no weights that move a little")
+        raise StepsUnfit("trees have no weights")
     if isinstance(model.body, Linear) and model.body.bent is not None:
-        raise StepsUnfit("tents stand where the exact scaler has them")
+        raise StepsUnfit("the bins of `auto` depend on its exact scaler")
     encoder = Encoder(model)
     asked = [encoder.row(row) for row in (*rows, *_crossed(rows, rng))]
     expected = outputs(model, asked)
@@ -206,7 +206,7 @@ def _fine(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float
         if allowed(_on(model, found)):
             return found
         found = {name: step / 2.0 for name, step in found.items()}
-    raise StepsUnfit("no step is small enough for the answers that are allowed")
+    raise StepsUnfit("no step keeps the answers within their bound")
 
 
 def _wider(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:

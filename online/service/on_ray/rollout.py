@@ -154,7 +154,7 @@ def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int)
     except RuntimeError as error:
         message = serve.status().applications[APP].deployments["Replica"].message
         raise StartRefused(
-            f"the replicas do not start: {reason(message) or error}", "Mend what it says"
+            f"the replicas do not start: {reason(message) or error}", "Correct that"
         ) from error
 
 

@@ -184,8 +184,8 @@ def _resharded(
     _publish_aligned(journal, settings, before, spec)
     specs = reshard.specs_of(before, settings)
     if resharding.newest(journal.controls(model.name, seq), request.spec, done=False) is not None:
-        problem = f"model {model.name}: other parameter servers were wished, and no longer are"
-        raise StartRefused(problem, "What serves goes on")
+        problem = f"model {model.name}: the request for other parameter servers was withdrawn"
+        raise StartRefused(problem, "The present ones go on")
     now = reshard.saying(
         specs, request.given, before.shards, request.shards, done=True, why=request.why
     )
