@@ -106,9 +106,9 @@ class River:
         n_after = min(RECENT, (self._n + 1) // 2)
         n_before = max(self._n - n_after, 1)
         after = self._recent * n_after
-        found = change(self._sum - after, n_before, after, n_after)
+        detected = change(self._sum - after, n_before, after, n_after)
         self._begin()
-        return found
+        return detected
 
 
 DETECTORS: Final[Mapping[str, Callable[[], Detector]]] = {

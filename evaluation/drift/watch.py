@@ -246,9 +246,9 @@ class Watch:
                 continue
             stop = min(start + _APART, len(rows))
             for i in range(start, stop):
-                found = self.served(rows[i], scores[i], at=at[i])
-                found += self.judged(errors[i], rule=rules[i], at=at[i])
-                out += [(i, alarm) for alarm in found]
+                raised = self.served(rows[i], scores[i], at=at[i])
+                raised += self.judged(errors[i], rule=rules[i], at=at[i])
+                out += [(i, alarm) for alarm in raised]
         return out
 
     def _by_column(self, start: int, at: Sequence[float]) -> int:

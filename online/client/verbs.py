@@ -274,8 +274,8 @@ class ModelVerbs(ChoiceVerbs):
         data = None if body is None else msgspec.json.encode(body)
         request = Request("POST", self._path(path), data, _OPERATOR_S)
         reply: Reply = yield from self._calls.send(request, twice=False)
-        found: Data = msgspec.json.decode(reply.body)
-        return found
+        decoded: Data = msgspec.json.decode(reply.body)
+        return decoded
 
 
 def _plain(event: Event, field: str) -> Event:

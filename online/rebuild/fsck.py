@@ -236,10 +236,10 @@ def _has_snapshots(settings: Settings, model: ModelSettings, spec: str) -> bool:
 def unnamed(settings: Settings) -> list[str]:
     """Models that the journal has and the settings do not: removed, renamed or misspelt."""
     place = snapshots_path(settings)
-    found = {p.name for p in Path(place).glob("*")} if "://" not in place else set()
+    names = {p.name for p in Path(place).glob("*")} if "://" not in place else set()
     with contextlib.closing(open_journal(settings)) as journal:
-        found = (found | started_with(journal)) - {model.name for model in settings.models}
-        return sorted(name for name in found if journal.lineages(name))
+        names = (names | started_with(journal)) - {model.name for model in settings.models}
+        return sorted(name for name in names if journal.lineages(name))
 
 
 def compare(

@@ -173,9 +173,9 @@ def _lowered(model: Model, method: Method) -> _Raw:
     return _scaled_trees(_scalers(scalers), lower(final))
 
 
-def _scalers(found: Sequence[Any]) -> list[Standard | Limited | MinMax]:
+def _scalers(steps: Sequence[Any]) -> list[Standard | Limited | MinMax]:
     known: list[Standard | Limited | MinMax] = []
-    for step in found:
+    for step in steps:
         if type(step) is preprocessing.StandardScaler:
             known.append(Standard(step, ""))
         elif type(step) is preprocessing.MinMaxScaler:

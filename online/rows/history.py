@@ -432,10 +432,10 @@ def _listed(
         where = row.partition, row.offset
         if next(seq for seq, taken in decisions.taken if taken.has(*where)) != span.decision:
             return None
-    found, undone = _found(journal, model, decisions, row)
+    listed, undone = _found(journal, model, decisions, row)
     if status == UNDONE and undone is not None and undone.key != row.key:
         return None  # it is listed at its first undone copy
-    return found
+    return listed
 
 
 def _found(

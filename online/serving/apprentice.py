@@ -33,8 +33,8 @@ def promotion_decision(replica: ModelReplica, *, back: bool, force: bool) -> byt
         return None
     if answering(replica) == MODEL and settings.challenger is not None:
         return None
-    found = choices_in(replica.learner.tally.views)
-    standing = None if found is None else found.standing()
+    choices = choices_in(replica.learner.tally.views)
+    standing = None if choices is None else choices.standing()
     evidence: dict[str, Any] = {} if standing is None else msgspec.to_builtins(standing)
     if not back and not force and answering(replica) == CALLER and not evidence.get("ready"):
         raise _not_ready(settings.name, evidence)

@@ -117,8 +117,8 @@ class Serving:
         features = self._validator.features(request.features, "features")
         self._explained.check(features)
         near = await self._explained.nearest(features, request.nearest)
-        if (found := self._explained.at_once(features)) is not None:
-            answer, explanation = found
+        if (explained := self._explained.at_once(features)) is not None:
+            answer, explanation = explained
             facts, explanation.nearest = self._facts(request), near
             return self._one(request, features, facts, answer, self._shares(answer), explanation)
         async with self._explained.in_turns(features) as (answer, explanation):

@@ -352,8 +352,8 @@ def _read_tokens(settings: Settings) -> AccessTokens:
         path = settings.base_dir / path
         if tokens.of(role):
             raise ConfigError(f"tokens.{role}", "given, and a file of them too", "Leave one out")
-        found = read_token_file(path, f"tokens.{role}_file")
-        secret = tuple(SecretStr(token) for token in found)
+        read = read_token_file(path, f"tokens.{role}_file")
+        secret = tuple(SecretStr(token) for token in read)
         tokens = tokens.model_copy(update={role: secret, f"{role}_file": path.resolve()})
     return tokens
 

@@ -157,7 +157,7 @@ class _Tally:
             if body.count(_LEARNED) == self.operation.rows:
                 self.outcomes["learned"] += self.operation.rows
             else:
-                outcomes = Counter(found.decode() for found in _STATUS.findall(body))
+                outcomes = Counter(outcome.decode() for outcome in _STATUS.findall(body))
                 self.outcomes += outcomes
                 good = "refused" not in outcomes
         self.errors += not good

@@ -208,17 +208,17 @@ class _Work:
         from paramserver.process.lineage import recover
 
         models, name, loaded = self._models, self._model.name, self._loaded
-        found = None
+        recovered = None
         if not relearn:
             models.check_for_backfill(self._journal, name, loaded)
             self._refuse_repeats()
-            found = recover(self._journal, self._history, self._lineage, _HISTORY)
-        values, done, took_s = self._taught({} if found is None else found.server.values)
-        if found is None:  # only here, so that an interruption before changes nothing
+            recovered = recover(self._journal, self._history, self._lineage, _HISTORY)
+        values, done, took_s = self._taught({} if recovered is None else recovered.server.values)
+        if recovered is None:  # only here, so that an interruption before changes nothing
             models.begin_again(self._journal, name, loaded)
-            found = recover(self._journal, self._history, self._lineage, _HISTORY)
+            recovered = recover(self._journal, self._history, self._lineage, _HISTORY)
         base = make_base(
-            self._journal, self._history, found, values, self._lesson(done), time.time()
+            self._journal, self._history, recovered, values, self._lesson(done), time.time()
         )
         facts = {"snapshot": base.note.snapshot, "control": base.seq}
         return self._facts(done, took_s, facts, "the next start continues from it")

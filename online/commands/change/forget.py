@@ -241,23 +241,23 @@ class _Work:
                 )
             yield
 
-    def _choose(self, found: Influence, to: str | None) -> None:
+    def _choose(self, influence: Influence, to: str | None) -> None:
         """Choose the snapshot to begin with, of those that are there now."""
         from online.rebuild.forget import Bases
 
         journal, spec = self._journal, self._loaded.spec_hash
-        self._found, self._to, self._history = found, to, self._open()
+        self._found, self._to, self._history = influence, to, self._open()
         self._history.index()
         head = journal.head(self.name, spec).snapshot
         bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
         if self._model.shards > 1:  # no snapshot holds all of it: from the first row on
             head = None
         if to is None:
-            self._base = bases.before(self._history, head, self._begun(spec), found)
+            self._base = bases.before(self._history, head, self._begun(spec), influence)
         else:
             self._base = bases.named(self._history, head, to)
         clock = bases.clock(self._base.contained)
-        self.events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
+        self.events = sum(r > clock[p] for p, rows in influence.rows.items() for r in rows)
         rows = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
         self._again = rows - self.events
 

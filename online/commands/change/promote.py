@@ -58,12 +58,12 @@ def promote(
         print("  take it back: online promote --back")
 
 
-def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
+def _ask(name: str, learner: str, challenger: dict[str, Any]) -> None:
     """Ask for confirmation, unless the challenger is known to be better."""
-    if found.get("verdict") == "better":
+    if (verdict := challenger.get("verdict")) == "better":
         return
-    text = f"{found['learner']} is not known to be better than {learner}: {found.get('verdict')}"
-    rows = f", {found.get('rows', 0):,} rows compared."
+    text = f"{challenger['learner']} is not known to be better than {learner}: {verdict}"
+    rows = f", {challenger.get('rows', 0):,} rows compared."
     agreed(text, f"Let it serve as {name}?", more=rows)
 
 

@@ -122,8 +122,10 @@ def snapshot_show(
         "spec_text": json.loads(state.spec_text) if state.spec_text else None,
     }  # fmt: skip
     if lineage:
-        found = stored or _stored(load_settings(path, state_dir=state_dir), model or state.model)
-        shown["lineage"] = ancestors(name, found.names())
+        snapshots = stored or _stored(
+            load_settings(path, state_dir=state_dir), model or state.model
+        )
+        shown["lineage"] = ancestors(name, snapshots.names())
     print(json.dumps(shown, indent=1))
 
 

@@ -101,8 +101,8 @@ def audit_export(
     _end(entries)
 
 
-def _end(found: list[dict[str, Any]]) -> None:
-    if wrong := sum(one["fault"] is not None for one in found):
+def _end(checked: list[dict[str, Any]]) -> None:
+    if wrong := sum(one["fault"] is not None for one in checked):
         print(f"{wrong:,} lines are not as they were written: online fsck", file=sys.stderr)
         raise typer.Exit(1)
 

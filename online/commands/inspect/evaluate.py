@@ -155,7 +155,7 @@ def logged(journal: Journal, model: str, since: float, until: float) -> Iterator
 
 
 def _data(
-    found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int
+    estimates: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int
 ) -> dict[str, Any]:
     policies = {
         name: {
@@ -163,7 +163,7 @@ def _data(
             "dr": one.dr, "effective": one.effective, "warnings": list(one.warnings),
             "interval": None if one.interval is None else list(_ends(one)),
         }
-        for name, one in found.items()
+        for name, one in estimates.items()
     }  # fmt: skip
     return {"at": time.time(), "out_of_range": beyond, "policies": policies}
 
@@ -173,10 +173,10 @@ def _ends(one: Estimated) -> tuple[float, float]:
     return one.interval.low, one.interval.high
 
 
-def _print(found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int) -> None:
+def _print(estimates: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int) -> None:
     numbers = ("reward", "between", "snips", "choices", "worth")
     rows = table("policy", *numbers, right=numbers)
-    for name, one in found.items():
+    for name, one in estimates.items():
         between = "–"
         if one.interval is not None:
             low, high = _ends(one)
@@ -186,7 +186,7 @@ def _print(found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond
             f"{one.effective:,.0f}",
         )  # fmt: skip
     console().print(rows)
-    for name, one in found.items():
+    for name, one in estimates.items():
         for warning in one.warnings:
             console().print(f"[yellow]{readable(name)}: {readable(warning)}[/yellow]")
         if unanswered[name]:

@@ -430,25 +430,25 @@ def bars(load: Load) -> list[str]:
     ]
 
 
-def _show_found(found: HighestRate, *, as_json: bool) -> int:
+def _show_found(highest: HighestRate, *, as_json: bool) -> int:
     """Print the result of --find; returns the exit code."""
-    code = 130 if found.interrupted else 0 if found.rate else 1
+    code = 130 if highest.interrupted else 0 if highest.rate else 1
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(highest)))
         return code
     columns = ("rate", "reached", "p50 ms", "p99 ms", "errors", "unfinished", "holds")
     shown = table(*columns, right=columns)
-    for step in found.steps:
+    for step in highest.steps:
         shown.add_row(
             f"{step.rate:,.0f}", f"{step.reached:,.0f}", f"{step.p50_ms:.2f}",
             f"{step.p99_ms:.2f}", f"{step.errors:,}", f"{step.unfinished:,}",
             "yes" if step.holds else "no",
         )  # fmt: skip
     console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
-    if found.rate:
-        print(f"{found.rate:,.0f} requests/s keep p99 ≤ {found.p99_ms_max:g} ms")
+    if highest.rate:
+        print(f"{highest.rate:,.0f} requests/s keep p99 ≤ {highest.p99_ms_max:g} ms")
     else:
-        print(f"no rate that was tried keeps p99 ≤ {found.p99_ms_max:g} ms")
-    if any(step.bottleneck and not step.holds for step in found.steps):
+        print(f"no rate that was tried keeps p99 ≤ {highest.p99_ms_max:g} ms")
+    if any(step.bottleneck and not step.holds for step in highest.steps):
         print("warning: the generator itself was a bottleneck; the service may bear more")
     return code

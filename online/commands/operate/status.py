@@ -191,18 +191,19 @@ def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
         )
 
 
-def _show_conversions(console: Console, found: dict[str, Any] | None) -> None:
+def _show_conversions(console: Console, conversions: dict[str, Any] | None) -> None:
     """Print how many predictions wait for labels, and the outcome of those without one in time."""
-    if found is None:
+    if conversions is None:
         return
-    waiting = "–" if found["waiting"] is None else f"{found['waiting']:,}"
-    if (oldest_s := found["oldest_s"]) is not None:
+    waiting = "–" if conversions["waiting"] is None else f"{conversions['waiting']:,}"
+    if (oldest_s := conversions["oldest_s"]) is not None:
         waiting += f" (the oldest for {span(oldest_s)})"
-    share = found["within"]
+    share = conversions["within"]
     late = "too few positives to know" if share is None else f"{share:.0%} of the positives have"
     console.print(
-        f"conversions: {waiting} wait, {found['defaulted']:,} without a label within "
-        f"{span(found['window_s'])} ({late} come by then), {found['corrected']:,} corrected later"
+        f"conversions: {waiting} wait, {conversions['defaulted']:,} without a label within "
+        f"{span(conversions['window_s'])} ({late} come by then), "
+        f"{conversions['corrected']:,} corrected later"
     )
 
 
@@ -228,22 +229,25 @@ def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:
     )
 
 
-def _show_challenger(console: Console, found: dict[str, Any] | None) -> None:
-    if found is None:
+def _show_challenger(console: Console, challenger: dict[str, Any] | None) -> None:
+    if challenger is None:
         return
-    if found["state"] != "learning":
-        console.print(f"challenger: {found['learner']}, {found['state']}: {found['incident']}")
+    if challenger["state"] != "learning":
+        console.print(
+            f"challenger: {challenger['learner']}, {challenger['state']}: {challenger['incident']}"
+        )
         return
-    text = f"challenger: {found['learner']}, {found['verdict']}"
-    if found["rows"]:
-        text += f", {found['challenger']:.4g} to {found['champion']:.4g} on {found['rows']:,} rows"
-        low, high = found["interval"]
+    text = f"challenger: {challenger['learner']}, {challenger['verdict']}"
+    if challenger["rows"]:
+        text += f", {challenger['challenger']:.4g} to {challenger['champion']:.4g}"
+        text += f" on {challenger['rows']:,} rows"
+        low, high = challenger["interval"]
         text += f" (difference of scores {low:+.3f} … {high:+.3f})"
-    console.print(f"{text}; {found['behind_rows']:,} rows behind")
-    for why in found["lacking"]:
+    console.print(f"{text}; {challenger['behind_rows']:,} rows behind")
+    for why in challenger["lacking"]:
         console.print(f"  {why}")
-    if found["incident"]:
-        console.print(f"[red]  incident: {found['incident']}[/red]")
+    if challenger["incident"]:
+        console.print(f"[red]  incident: {challenger['incident']}[/red]")
 
 
 def _show_room(console: Console, journal: dict[str, Any] | None) -> None:
@@ -332,7 +336,7 @@ def _compared(
     for model in settings.models:
         try:
             served = is_served(settings.state_dir)
-            found = check(settings, model.name, counter(), served=served)
+            findings = check(settings, model.name, counter(), served=served)
         except NeverServed as error:
             new = not others
             results.append({"model": model.name, "good": new, "never_served": True})
@@ -348,8 +352,8 @@ def _compared(
             results.append({"model": model.name, "good": False, "error": reason})
             texts.append(f"{model.name}: can't be compared: {reason}")
         else:
-            results.append(found.as_dict())
-            texts.append(str(found))
+            results.append(findings.as_dict())
+            texts.append(str(findings))
     if sound and len(unknown) == len(settings.models):
         raise unknown[0]
     texts += [f"{name}: the journal has it, and these settings do not name it" for name in others]

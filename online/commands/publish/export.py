@@ -181,15 +181,15 @@ def left_behind(settings: Settings, served: ModelSettings, about: Mapping[str, A
     if "rewrite" not in fresh or not _has_journal(settings):
         return None
     partition, _, offset = fresh.get("trained_through", {}).get("event", "0:0").partition(":")
-    found = None
+    newest = None
     with contextlib.closing(open_journal(settings)) as journal:
         for control in journal.controls(served.name, 0):
             if control.kind in rewrites.REWRITES and control.seq > fresh["rewrite"]:
                 taken = rewrites.Undone(rewrites.note_of(control).taken())
                 # A rollback to a snapshot after the release does not affect it.
                 if control.kind != rewrites.ROLLBACK or taken.has(int(partition), int(offset)):
-                    found = control.kind
-    return found
+                    newest = control.kind
+    return newest
 
 
 def _has_journal(settings: Settings) -> bool:

@@ -270,18 +270,18 @@ def _compared(
         time.sleep(_LOOK_S)
 
 
-def _show_scores(found: dict[str, Any]) -> None:
+def _show_scores(compared: dict[str, Any]) -> None:
     """Print both scores side by side, and the commands for a decision."""
-    losses = found["champion_loss"], found["challenger_loss"]
+    losses = compared["champion_loss"], compared["challenger_loss"]
     score = "accuracy" if losses[0] is not None else "error"  # regression: the mean error
-    low, high = found["interval"]
-    print(f"  {'':10}{'serves':>10}{'of today':>10}   on {found['rows']:,} rows")
-    print(f"  {score:10}{found['champion']:>10.4f}{found['challenger']:>10.4f}")
+    low, high = compared["interval"]
+    print(f"  {'':10}{'serves':>10}{'of today':>10}   on {compared['rows']:,} rows")
+    print(f"  {score:10}{compared['champion']:>10.4f}{compared['challenger']:>10.4f}")
     if losses[0] is not None and losses[1] is not None:
         print(f"  {'log loss':10}{losses[0]:>10.4f}{losses[1]:>10.4f}")
-    print(f"  {found['verdict']}: difference of scores {low:+.3f} … {high:+.3f}")
-    if found["behind_rows"]:
-        print(f"  {found['behind_rows']:,} rows behind: online status")
+    print(f"  {compared['verdict']}: difference of scores {low:+.3f} … {high:+.3f}")
+    if compared["behind_rows"]:
+        print(f"  {compared['behind_rows']:,} rows behind: online status")
     print("  let it serve: online promote; end it: online models upgrade --stop")
 
 

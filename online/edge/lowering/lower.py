@@ -233,8 +233,8 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
 
     def of(straight: str, bent: str) -> Floats:
         """Return the experts' weights under a key of each view, in one row; "" has none."""
-        found = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
-        return found.reshape(-1) if scale is None else scale @ found
+        stacked = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
+        return stacked.reshape(-1) if scale is None else scale @ stacked
 
     known = held._at if task == "multiclass" else held._now
     keys = {key.removeprefix("b") for key in known if key[0] != "c" and key not in _BIASES}
@@ -258,8 +258,8 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
 def _held(experts: Any, key: str, task: Task) -> Floats:
     """The weights of one view's experts under a key, shape (EXPERTS, outputs)."""
     if task == "multiclass":
-        found: Floats = experts._now[experts._at.get(key, 0), :EXPERTS]
-        return found
+        numbers: Floats = experts._now[experts._at.get(key, 0), :EXPERTS]
+        return numbers
     return np.array(experts._now.get(key, [0.0] * EXPERTS)[:EXPERTS])[:, None]
 
 

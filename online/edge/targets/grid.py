@@ -100,13 +100,13 @@ def on_grid(
         return _off(outputs(candidate, asked), expected)
 
     def allowed(candidate: EdgeModel, most: float = 1.0) -> bool:
-        found = outputs(candidate, asked)
+        answers = outputs(candidate, asked)
         given = slice(len(rows))  # in these alone, too: a gate counts them
         agree = not model.classes or (
-            agreement(found, expected) >= AGREE_LEAST
-            and agreement(found[given], expected[given]) >= AGREE_LEAST
+            agreement(answers, expected) >= AGREE_LEAST
+            and agreement(answers[given], expected[given]) >= AGREE_LEAST
         )
-        return agree and _off(found, expected) <= most
+        return agree and _off(answers, expected) <= most
 
     def near(candidate: EdgeModel) -> bool:
         return allowed(candidate, _SCALER)
@@ -201,32 +201,32 @@ def _searched(model: EdgeModel, off: _Off) -> dict[str, float]:
 
 def _fine(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
     """The steps, halved until the result is allowed.  Raises StepsUnfit."""
-    found = dict(steps)
+    finer = dict(steps)
     for _ in range(_BITS):
-        if allowed(_on(model, found)):
-            return found
-        found = {name: step / 2.0 for name, step in found.items()}
+        if allowed(_on(model, finer)):
+            return finer
+        finer = {name: step / 2.0 for name, step in finer.items()}
     raise StepsUnfit("no step keeps the answers within their bound")
 
 
 def _wider(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
     """The steps, doubled while the result is allowed, largest tensors first."""
-    tables, found = _weights(model), dict(steps)
+    tables, widest = _weights(model), dict(steps)
     for name in sorted(tables, key=lambda n: -tables[n].size):
-        while found[name] <= np.abs(tables[name]).max():
-            if not allowed(_on(model, wider := {**found, name: 2.0 * found[name]})):
+        while widest[name] <= np.abs(tables[name]).max():
+            if not allowed(_on(model, wider := {**widest, name: 2.0 * widest[name]})):
                 break
-            found = wider
-    return found
+            widest = wider
+    return widest
 
 
 def _on(model: EdgeModel, steps: _Steps) -> EdgeModel:
     return with_tables(model, {n: _rounded(t, steps[n]) for n, t in _weights(model).items()})
 
 
-def _off(found: Floats, expected: Floats) -> float:
+def _off(answers: Floats, expected: Floats) -> float:
     """Return the largest difference as a share of the allowed one."""
-    off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+    off = np.abs(answers - expected) / np.maximum(1.0, np.abs(expected))
     return float(off.max(initial=0.0)) / OFF_MAX
 
 

@@ -112,12 +112,12 @@ def _servers(
     settings: Settings, journal: Journal, name: str, spec: str
 ) -> list[tuple[Store, SnapshotHistory]]:
     """Return each parameter server's view of the journal and its snapshots."""
-    found: list[tuple[Store, SnapshotHistory]] = []
+    servers: list[tuple[Store, SnapshotHistory]] = []
     model = next(one for one in settings.models if one.name == name)
     for shard in range(model.shards):
         store: Store = ShardStore(journal, shard) if shard else journal
-        found.append((store, history_of(settings, name, spec, shard)))
-    return found
+        servers.append((store, history_of(settings, name, spec, shard)))
+    return servers
 
 
 def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:

@@ -86,10 +86,10 @@ def _withdraw_interrupted(journal: Journal, model: str, spec: str) -> None:
     Parameters:
         spec: Hash of the spec with one server.
     """
-    found = resharding.newest(journal.controls(model, 0), spec, done=False)
-    if found is not None and found[1].why == "settings":
+    pending = resharding.newest(journal.controls(model, 0), spec, done=False)
+    if pending is not None and pending[1].why == "settings":
         with contextlib.suppress(StartRefused):  # somebody else has replaced it
-            reshard.withdraw(journal, model, spec, found[0])
+            reshard.withdraw(journal, model, spec, pending[0])
 
 
 def _continue(journal: Journal, model: str, spec: str) -> None:
@@ -112,11 +112,11 @@ def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
             continue
         specs = reshard.specs_of(model, settings)
         one = next(iter(specs))
-        found = resharding.newest(controls, one, done=True)
+        recorded = resharding.newest(controls, one, done=True)
         newest, n = resharding.newest(controls, one, done=False), said.shards
-        if found is None or newest is None or n != found[1].shards:
+        if recorded is None or newest is None or n != recorded[1].shards:
             continue
-        if n not in (found[1].given, newest[1].given):  # a pending request may say it already
+        if n not in (recorded[1].given, newest[1].given):  # a pending request may say it already
             now = reshard.saying(specs, n, n, n, done=True, why="settings")
             reshard.note(journal, model.name, now)
 
@@ -131,9 +131,9 @@ def reject_requests(settings: Settings, journal: Journal) -> None:
         controls = journal.controls(model.name, 0)
         if any(map(resharding.wished, controls)):
             one = next(iter(reshard.specs_of(model, settings)))
-            found = resharding.newest(controls, one, done=False)
-            if found is not None and not found[1].done:
-                _fail(journal, model, found[1], found[1].before)
+            pending = resharding.newest(controls, one, done=False)
+            if pending is not None and not pending[1].done:
+                _fail(journal, model, pending[1], pending[1].before)
 
 
 def reshard_pending(
@@ -154,10 +154,10 @@ def reshard_pending(
             if not any(map(resharding.wished, controls)):
                 continue
             one = next(iter(reshard.specs_of(model, settings)))
-            found = resharding.newest(controls, one, done=False)
-            if found is None or found[1].done or found[1].shards == model.shards:
+            pending = resharding.newest(controls, one, done=False)
+            if pending is None or pending[1].done or pending[1].shards == model.shards:
                 continue
-            seq, request = found
+            seq, request = pending
             try:
                 done = _resharded(journal, settings, model, specs[model.name], seq, request)
             except (OnlineError, ParamServerError, OSError) as error:
@@ -246,6 +246,6 @@ def revert(journal: Journal, was: Settings) -> None:
         if all(control.kind != resharding.RESHARD for control in controls):
             continue
         one = next(iter(reshard.specs_of(model, was)))
-        found = resharding.newest(controls, one, done=True)
-        if found is not None and found[1].shards != model.shards:
-            _fail(journal, model, found[1], model.shards)
+        done = resharding.newest(controls, one, done=True)
+        if done is not None and done[1].shards != model.shards:
+            _fail(journal, model, done[1], model.shards)

@@ -178,7 +178,8 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
 def test_files_that_do_not_agree(tmp_path: Path) -> None:
     first = worlds.write(tmp_path / "1.parquet", worlds.table(10))
     second = worlds.write(tmp_path / "2.parquet", worlds.table(10, first=10).drop_columns(["c"]))
-    assert f"2.parquet, column c: it is missing here, and {first}" in refused(tmp_path, [first, second])
+    said = refused(tmp_path, [first, second])
+    assert f"2.parquet, column c: it is missing here, and {first}" in said
     more = worlds.table(10).append_column("z", pa.array([1.0] * 10))
     second = worlds.write(tmp_path / "2.parquet", more)
     assert f"2.parquet, column z: it is not in {first}" in refused(tmp_path, [first, second])
