@@ -75,9 +75,9 @@ class Adwin:
     def _cut(self) -> Change:
         # River starts with an empty window at the next row, although it kept rows at the cut.
         n, total = self._n, self._sum
-        width, kept = self._river.width, self._river.total
+        width, window_sum = self._river.width, self._river.total
         self._n, self._sum = 0, 0.0
-        return change(total - kept, n - width, kept, width)
+        return change(total - window_sum, n - width, window_sum, width)
 
 
 class River:

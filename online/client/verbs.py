@@ -322,8 +322,8 @@ class Pending:
     def sent(self, events: Sequence[Event], receipts: Sequence[Receipt]) -> bool:
         """Remove events that have an outcome; returns whether there were any."""
         done = [not waits(receipt) for receipt in receipts]
-        kept = [event for event, over in zip(events, done, strict=True) if not over]
-        self._events[: len(events)] = kept
+        unsent = [event for event, over in zip(events, done, strict=True) if not over]
+        self._events[: len(events)] = unsent
         return any(done)
 
 

@@ -60,7 +60,7 @@ def verify(
     try:
         key.verify(signature, data)
     except InvalidSignature:
-        raise ManifestRefused("it is not signed by the known key") from None
+        raise ManifestRefused("its signature is not by the known key") from None
     made: dict[str, Any] = json.loads(data)
     if made.get("spec") != SPEC:
         raise ManifestRefused(f"its format is {made.get('spec')!r}, this release reads {SPEC}")

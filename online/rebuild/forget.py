@@ -169,8 +169,8 @@ class Bases:
             begun: The epoch in which the lineage was last begun anew.
         """
         line = [] if head is None else history.line(head)
-        kept = [Base(name, c) for name, version, c in line if version[0] >= begun]
-        for base in [*kept, self._nothing]:
+        bases = [Base(name, c) for name, version, c in line if version[0] >= begun]
+        for base in [*bases, self._nothing]:
             clock = self.clock(base.contained)
             changed = [*influence.rows.items(), *influence.corrected.items()]
             clean = all(rows[0] > clock.get(p, 0) for p, rows in changed if rows)

@@ -332,13 +332,13 @@ def _files(
         if store.head(model, spec).snapshot != head:
             raise Moved
         refused[str(head)] = "it is the head, and its file is missing"
-    lacks, no_start = _start(store, SnapshotHistory(snapshots, Retention(), foreign), model, spec)
+    lacking, no_start = _start(store, SnapshotHistory(snapshots, Retention(), foreign), model, spec)
     no_start = without_a_trace(journal) if no_start is None else no_start
     if no_start is not None and store.head(model, spec).snapshot != head:
         raise Moved
     newest = next((views[name] for name in _line(head, views)), Holding(None))
     heads = {s[:16]: store.head(model, s).snapshot for s in journal.lineages(model)}
-    return _Files(newest, views, refused, heads, head_missing, lacks, no_start)
+    return _Files(newest, views, refused, heads, head_missing, lacking, no_start)
 
 
 def _nothing(values: Blocks) -> str | None:
@@ -348,14 +348,14 @@ def _nothing(values: Blocks) -> str | None:
 
 def _start(store: Store, history: SnapshotHistory, model: str, spec: str) -> tuple[int, str | None]:
     """Number of rows that snapshots have and the journal lacks; why a start would be refused."""
-    lacks = shortfall(store, history, model, spec).events
+    lacking = shortfall(store, history, model, spec).events
     try:
         check_start(store, history, Lineage(model, spec, "", "sum"))
     except Refused as error:
-        return lacks, str(error)
+        return lacking, str(error)
     except (OSError, ParamServerError) as error:  # the disk may recover: the start tries again
-        return lacks, f"{type(error).__name__}: {error}"
-    return lacks, None
+        return lacking, f"{type(error).__name__}: {error}"
+    return lacking, None
 
 
 def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:

@@ -222,8 +222,8 @@ class Relearning(Rebuild):
         made, undone = super().built(version, rewrite, created_at), dict[int, list[int]]()
         values = dict(made.state.values)
         if METRICS in values:
-            kept = {k: x for k, x in values[METRICS].data.items() if not k.startswith(_PREFIX)}
-            values[METRICS] = Block(values[METRICS].kind, kept)
+            counters = {k: x for k, x in values[METRICS].data.items() if not k.startswith(_PREFIX)}
+            values[METRICS] = Block(values[METRICS].kind, counters)
         for p, upto in sorted(self._at.items()):
             before = min(self._window.clock.get(p, 0), upto)
             spans = (((0, before),) if before else ()) + runs(self._out.get(p, ()))

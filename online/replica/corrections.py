@@ -119,9 +119,9 @@ class Corrections:
                 finals.append(_Final(event, label, first))
         for event, outcome in await self._repeated(repeats):
             self._note(event, outcome, left)
-        kept = [f.first.key for f in finals if f.first.verdict is Verdict.QUARANTINED]
-        if kept:
-            await self._store.write(_discard, self._store.journal, self._model, kept)
+        quarantined_keys = [f.first.key for f in finals if f.first.verdict is Verdict.QUARANTINED]
+        if quarantined_keys:
+            await self._store.write(_discard, self._store.journal, self._model, quarantined_keys)
         for _ in range(ROUNDS_MAX):
             if not finals:
                 return

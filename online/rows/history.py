@@ -466,8 +466,8 @@ def copies(
 ) -> tuple[Row | None, Row | None, int | None]:
     """Return an event's standing copy, its first undone one, and the first decision without one."""
     own = row if event.key == row.key else journal.find(model, event.key)
-    kept = own is not None and own.verdict is Verdict.QUARANTINED
-    if kept and decisions.choice(event) != RELEASED:
+    quarantined = own is not None and own.verdict is Verdict.QUARANTINED
+    if quarantined and decisions.choice(event) != RELEASED:
         return None, None, None
     undone: Row | None = None
     following: int | None = None

@@ -44,10 +44,10 @@ def promotion_decision(replica: ModelReplica, *, back: bool, force: bool) -> byt
 def _not_ready(model: str, evidence: dict[str, Any]) -> RequestError:
     seen = "none of the caller's choices was rewarded"
     if evidence:
-        kept = "nothing was earned" if evidence["kept"] is None else f"{evidence['kept']:.1%}"
+        share = "nothing was earned" if evidence["kept"] is None else f"{evidence['share']:.1%}"
         seen = (
             f"it agrees with {evidence['agreed']:.1%} of {evidence['n']:,} choices and keeps "
-            f"{kept} of their reward, and is not sure of {KEPT:.0%}"
+            f"{share} of their reward, and is not sure of {KEPT:.0%}"
         )
     hint = "Let it learn on, or promote it all the same: force (`online promote --yes`)"
     return RequestError(409, "not_ready", f"the apprentice of {model}: {seen}", None, hint)

@@ -118,8 +118,8 @@ def _taught(
         return None
     taught = []
     for row in filter(decisions.learned, page):
-        lacks = row.offset <= decisions.without.get(row.partition, 0)
-        if lacks or row.source in kept_back or codec.is_erased(row.payload):
+        excluded = row.offset <= decisions.without.get(row.partition, 0)
+        if excluded or row.source in kept_back or codec.is_erased(row.payload):
             continue
         example = codec.decode(row.payload)
         if example.moved is None and not example.provisional and not example.taught:

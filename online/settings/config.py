@@ -414,8 +414,8 @@ def _check(settings: Settings) -> None:
         if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
             remedy = "Give weight_max and labels_for to feedback tokens only"
             raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
-    told = settings.alerts.webhooks or settings.alerts.mail
-    if told and settings.tokens and own_token(settings, {}) is None:
+    receivers = settings.alerts.webhooks or settings.alerts.mail
+    if receivers and settings.tokens and own_token(settings, {}) is None:
         raise ConfigError(
             "alerts",
             "of the tokens for admin only digests are known, and the service asks itself how it is",

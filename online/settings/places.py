@@ -150,8 +150,8 @@ def history_of(
 
 def retention_of(model: ModelSettings) -> Retention:
     """Retention policy of a model's snapshots, and how often they are full."""
-    kept = model.snapshots
-    return Retention(kept.keep, kept.hourly, kept.daily, kept.weekly, kept.full_every)
+    rules = model.snapshots
+    return Retention(rules.keep, rules.hourly, rules.daily, rules.weekly, rules.full_every)
 
 
 def run_path(settings: Settings) -> Path:

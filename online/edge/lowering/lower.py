@@ -143,8 +143,8 @@ def _linear(
     """Make a linear body of weights by name, or by hash if a hasher stands in front."""
     wide = len(bias)
     if front.tokens is not None:
-        kept = {key: w for key, w in weights.items() if np.any(w != 0)}
-        tokens, rows = _token_rows(front.tokens, kept)
+        nonzero = {key: w for key, w in weights.items() if np.any(w != 0)}
+        tokens, rows = _token_rows(front.tokens, nonzero)
         columns = Columns((), np.zeros(0), np.zeros(0))
         body = Linear(np.zeros((0, wide)), _stack(rows, wide), bias, np.ones(1), link)
         return EdgeModel(task, classes, columns, tokens, body)
@@ -158,14 +158,14 @@ def _linear(
     return EdgeModel(task, classes, columns, None, body)
 
 
-def _token_rows(tokens: Tokens, kept: Mapping[Any, Floats]) -> tuple[Tokens, list[Floats]]:
-    if len(kept) > ROWS_MAX:
-        raise ExportRefused("weights", f"{len(kept):,}, and at most {ROWS_MAX:,} are exported")
-    places = sorted(kept)
+def _token_rows(tokens: Tokens, nonzero: Mapping[Any, Floats]) -> tuple[Tokens, list[Floats]]:
+    if len(nonzero) > ROWS_MAX:
+        raise ExportRefused("weights", f"{len(nonzero):,}, and at most {ROWS_MAX:,} are exported")
+    places = sorted(nonzero)
     if tokens.spelling == "onehot":
-        return replace(tokens, words=tuple(places)), [kept[p] for p in places]
+        return replace(tokens, words=tuple(places)), [nonzero[p] for p in places]
     keys = np.array(places, dtype=np.uint32)
-    return replace(tokens, keys=keys), [kept[p] for p in places]
+    return replace(tokens, keys=keys), [nonzero[p] for p in places]
 
 
 def _stack(rows: Sequence[Floats], wide: int) -> Floats:
@@ -287,11 +287,11 @@ def _hashed(
     nothing = np.zeros(wide)
     bias = by_key.get(_BIAS, nothing)
     weights = [by_key.get(_place(n, rows), nothing) for n in names]
-    kept = {int(k): w for k, w in by_key.items() if k != _BIAS and np.any(w != 0)}
+    nonzero = {int(k): w for k, w in by_key.items() if k != _BIAS and np.any(w != 0)}
     empty = Tokens(
         "service", tuple(sorted(rows._text)), rows._mask + 1, rows._seed, numbers=scaler is None
     )
-    tokens, table = _token_rows(empty, kept)
+    tokens, table = _token_rows(empty, nonzero)
     columns = Columns(
         tuple(names),
         np.array([m for m, _ in moments]), np.array([f for _, f in moments]), limit,

@@ -119,13 +119,13 @@ def on_grid(
     model = _scaled(model, before.columns, near)
 
     theirs = {name: deltas.step_of(table) for name, table in _weights(before).items()}
-    kept = pack.encode(_on(model, _fine(model, theirs, allowed)))
+    packed = pack.encode(_on(model, _fine(model, theirs, allowed)))
     steps = _wider(model, _fine(model, _searched(model, off), allowed), allowed)
     other = pack.encode(_on(model, steps))
     # What a release after the next would take on the other grid: to change to it costs once.
     after = len(deltas.smallest(pack.encode(_on(before, steps)), other))
-    most = max(_AFFORDED * len(kept), _WORTH * after)
-    return kept if len(deltas.smallest(held, kept)) <= most else other
+    most = max(_AFFORDED * len(packed), _WORTH * after)
+    return packed if len(deltas.smallest(held, packed)) <= most else other
 
 
 def _scaled(model: EdgeModel, held: Columns | None, near: _Allowed) -> EdgeModel:

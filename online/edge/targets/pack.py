@@ -124,9 +124,9 @@ def _unflattened(tables: Mapping[str, Array]) -> dict[str, Array]:
     if (at, leaf) != (branches, leaves):
         raise ValueError(f"trees use {at} branches and {leaf} leaves of {branches}, {leaves}")
     made = np.array(children, dtype=np.int32).reshape(-1, 2)
-    kept = {name: table for name, table in tables.items() if name != "stumps"}
+    others = {name: table for name, table in tables.items() if name != "stumps"}
     return {
-        **kept,
+        **others,
         "flags": tables["flags"].astype(np.int32) & (LEFT_LEAF - 1),
         "left": made[:, 0].copy(),
         "right": made[:, 1].copy(),

@@ -405,9 +405,9 @@ def _as_text(plain: Any) -> Any:
         if not speaks(request.url.path):
             return response
         error_v2 = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
-        kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
+        headers = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
         return Response(
-            error_body(error_v2), error_v2.status, kept, "application/json"
+            error_body(error_v2), error_v2.status, headers, "application/json"
         )  # such as Allow
 
     return handler

@@ -261,16 +261,16 @@ class Choosing:
         """
         if recorded.status == "damaged":
             raise damaged(recorded.reason or "", "id")
-        kept: PredictionHalf | Example | None = None
+        stored: PredictionHalf | Example | None = None
         try:
             if recorded.met is not None:
-                kept = codec.decode_prediction(recorded.met.payload)
+                stored = codec.decode_prediction(recorded.met.payload)
             elif recorded.row is not None:
-                kept = codec.decode(recorded.row.payload)
+                stored = codec.decode(recorded.row.payload)
         except (PayloadFormat, PayloadInvalid) as error:
             raise damaged(str(error), "id") from None
-        if kept is not None:
-            return _opened(kept.choice), kept.version or (0, 0, 0)
+        if stored is not None:
+            return _opened(stored.choice), stored.version or (0, 0, 0)
         if recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             hint = "Send it again after Retry-After, or without an id; nothing was recorded"
@@ -365,13 +365,13 @@ class Choosing:
                 recorded = (await self._replica.writer.record([row]))[0]
                 if recorded.met is None or recorded.met.half is not Half.PREDICTION:
                     break
-                kept = codec.decode_prediction(recorded.met.payload)
-                choice = _opened(kept.choice)
+                stored = codec.decode_prediction(recorded.met.payload)
+                choice = _opened(stored.choice)
                 if not choice.deferred:
                     return
                 used = pack(msgspec.structs.replace(choice, deferred=False))
                 over = recorded.met.payload
-                payload = codec.encode_prediction(msgspec.structs.replace(kept, choice=used))
+                payload = codec.encode_prediction(msgspec.structs.replace(stored, choice=used))
             if recorded.row is not None or recorded.since is not None:
                 return
         hint = "Send the id of a choice that was deferred"

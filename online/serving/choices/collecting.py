@@ -142,36 +142,38 @@ class RewardCollector:
             )  # fmt: skip
         made, over = one.seen
         choice = _opened(made.choice)
-        kept = list(choice.rewards)
+        rewards = list(choice.rewards)
         one.new = []
         for i, sent in one.sent:
-            if (receipt := self._known(one, kept, sent)) is not None:
+            if (receipt := self._known(one, rewards, sent)) is not None:
                 results[i] = receipt
                 continue
             one.new.append((i, sent))
-            kept.append(_given(sent))
+            rewards.append(_given(sent))
         if not one.new:
             return None
-        packed = pack(msgspec.structs.replace(choice, rewards=tuple(kept)))
+        packed = pack(msgspec.structs.replace(choice, rewards=tuple(rewards)))
         payload = codec.encode_prediction(msgspec.structs.replace(made, choice=packed))
         return NewRow(
             key, one.event_id, over.source, Verdict.ACCEPTED, payload, over.at,
             half=Half.PREDICTION, over=None if over.payload == _NO_HALF else over.payload,
         )  # fmt: skip
 
-    def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | RequestError | None:
+    def _known(
+        self, one: _One, rewards: Sequence[Given], sent: Sent
+    ) -> Receipt | RequestError | None:
         """Return the receipt of a reward that is not to be added to these; None: add it."""
-        for other in kept:
+        for other in rewards:
             if other.nonce == sent.nonce:  # written before; the store's answer was lost
                 return self._waiting(one, sent)
             if sent.named is not None and other.named == sent.named:
                 return _again(one.event_id, other, sent, "waiting")
-        if kept and kept[0].source != sent.event.source:
+        if rewards and rewards[0].source != sent.event.source:
             message = "this choice has rewards of another source"
             hint = "Send all rewards of a choice as one source"
             return RequestError(409, "another_source", message, "source", hint)
-        if len(kept) >= self._settings.rewards_max:
-            message = f"this choice has {len(kept)} rewards"
+        if len(rewards) >= self._settings.rewards_max:
+            message = f"this choice has {len(rewards)} rewards"
             hint = "Send fewer, larger ones, or raise choose.rewards_max"
             return RequestError(422, "rewards_full", message, "id", hint)
         return None
@@ -231,14 +233,14 @@ class RewardCollector:
         assert recorded.row is not None
         try:
             packed = codec.decode(recorded.row.payload).choice
-            kept = () if packed is None else unpack(packed).rewards
+            rewards = () if packed is None else unpack(packed).rewards
         except (PayloadFormat, PayloadInvalid, RecordInvalid):
-            kept = ()
+            rewards = ()
         for i, sent in one.sent:
-            if any(x.nonce == sent.nonce for x in kept):
+            if any(x.nonce == sent.nonce for x in rewards):
                 results[i] = self._waiting(one, sent)
                 continue
-            known = (x for x in kept if sent.named is not None and x.named == sent.named)
+            known = (x for x in rewards if sent.named is not None and x.named == sent.named)
             if (other := next(known, None)) is not None:
                 results[i] = _again(one.event_id, other, sent, recorded.status)
             else:
