@@ -175,7 +175,7 @@ class JournalFormat(ReplayError):
         if self.found is None:
             return "the file is a database of another program; choose another path"
         return (
-            f"the journal has format {self.stored}, this version reads up to {self.known}; "
+            f"the journal has format {self.found}, this version reads up to {self.known}; "
             "start the newer version of the service"
         )
 
@@ -224,7 +224,7 @@ class PayloadFormat(ReplayError):
     known: int
 
     def __str__(self) -> str:
-        stored = "no format byte" if self.found is None else f"format {self.stored}"
+        stored = "no format byte" if self.found is None else f"format {self.found}"
         return (
             f"a payload with {stored}, this version reads up to format {self.known}; "
             "start the version of the service that wrote it"

@@ -44,7 +44,7 @@ def promotion_decision(replica: ModelReplica, *, back: bool, force: bool) -> byt
 def _not_ready(model: str, evidence: dict[str, Any]) -> RequestError:
     seen = "none of the caller's choices was rewarded"
     if evidence:
-        share = "nothing was earned" if evidence["kept"] is None else f"{evidence['share']:.1%}"
+        share = "nothing was earned" if evidence["kept"] is None else f"{evidence['kept']:.1%}"
         seen = (
             f"it agrees with {evidence['agreed']:.1%} of {evidence['n']:,} choices and keeps "
             f"{share} of their reward, and is not sure of {KEPT:.0%}"
