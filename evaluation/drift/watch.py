@@ -405,7 +405,7 @@ _OF_FEATURES: Final[tuple[Signal, ...]] = ("feature", "missing", "new")
 def _ask(
     signal: Signal,
     name: str,
-    asked: Iterable[tuple[str, Detector]],
+    detectors: Iterable[tuple[str, Detector]],
     x: float,
     row: int,
     at: float | None,
@@ -413,7 +413,7 @@ def _ask(
 ) -> list[Alarm]:
     """Return the alarms of detectors that get this share of the rows."""
     alarms = []
-    for who, one in asked:
+    for who, one in detectors:
         if (raised := one.update(x)) is not None:
             since = max(row - round(raised.n_after / share) + 1, 1)
             alarms.append(alarm_of(raised, row, at, signal, name, who, since))

@@ -311,9 +311,9 @@ def counting(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]
         TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
         TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
         console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
-    ) as shown:  # fmt: skip
-        task = shown.add_task(what, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    ) as bar:  # fmt: skip
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def span(seconds: float) -> str:

@@ -269,12 +269,14 @@ def golden(model: RewardModel, ends: Ends, rows: Sequence[Features]) -> list[Ask
     known = {name: features for _, name, features in split_rows if name}
     actions = [*islice(reversed(known.items()), ACTIONS_MAX)] or [("a", {}), ("b", {})]
     contexts = [context for context, _, _ in split_rows] or [{}]
-    asked: list[tuple[Features, Sequence[Action]]] = [(context, actions) for context in contexts]
-    asked += [(context, actions) for context in _odd(model, contexts)]
-    asked += [(contexts[-1], some) for some in _odd_actions(actions)]
+    questions: list[tuple[Features, Sequence[Action]]] = [
+        (context, actions) for context in contexts
+    ]
+    questions += [(context, actions) for context in _odd(model, contexts)]
+    questions += [(contexts[-1], some) for some in _odd_actions(actions)]
     return [
         Asked(context, some, model.score(*_within(context, some, ends)).means.tolist())
-        for context, some in asked
+        for context, some in questions
     ]
 
 

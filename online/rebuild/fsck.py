@@ -184,11 +184,11 @@ def check(
         findings = []
         for shard in range(chosen.shards):
             snapshots = snapshots_of(settings, model, spec, shard, ReadingDisk())
-            asked = partial(
+            comparison = partial(
                 compare, journal, snapshots, model, spec, progress,
                 served=served, shard=(shard, chosen.shards),
             )  # fmt: skip
-            findings.append(_compared(asked, model))
+            findings.append(_compared(comparison, model))
     return replace(findings[0], shards=tuple(findings[1:]))
 
 

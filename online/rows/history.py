@@ -200,26 +200,26 @@ class Decisions:
 
     def summary(self) -> dict[str, Any]:
         """Summarize for operators: freeze, the last decision, undone rows, bans, losses."""
-        shown: dict[str, Any] | None = None
+        decision: dict[str, Any] | None = None
         if self.rewrites:
             last = self.rewrites[-1]
-            shown = {"control": last.seq, "kind": last.kind}
+            decision = {"control": last.seq, "kind": last.kind}
             if last.kind in rewrites.REWRITES:
                 note = rewrites.note_of(last)
-                shown["snapshot"] = note.snapshot
+                decision["snapshot"] = note.snapshot
                 if isinstance(note, rewrites.Rollback):
-                    shown["halved"] = note.halved
+                    decision["halved"] = note.halved
                 elif isinstance(note, rewrites.Relearn):
-                    shown |= {"since": note.since, "evidence": note.evidence}
+                    decision |= {"since": note.since, "evidence": note.evidence}
                 else:
-                    shown |= {"source": note.source, "since": note.since, "base": note.base}
+                    decision |= {"source": note.source, "since": note.since, "base": note.base}
         undone = self.undone.count
         lost: dict[str, Any] | None = None
         if self.loss is not None:
             loss = self.loss.note
             lost = {"control": self.loss.seq, "events": loss.events, "at": loss.at}
         return {
-            "frozen": self.frozen, "last": shown, "undone": undone, "banned": self.bans,
+            "frozen": self.frozen, "last": decision, "undone": undone, "banned": self.bans,
             "lost": lost, "failed": len(self.failed),
             "failed_reason": next(reversed(self.failed.values()), None),
         }  # fmt: skip

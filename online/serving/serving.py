@@ -185,7 +185,7 @@ class Serving:
         answers = self.replica.learner.predict_many(features)
         show, text = self._validator.show, self._validator.text
         rows = []
-        for asked, answer in zip(features, answers, strict=True):
+        for features_of, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
             if answer.probabilities is None:
                 _check_finite(answer.label)
@@ -197,7 +197,7 @@ class Serving:
             if give_ids and self.replica.judge is not None:  # a label may arrive
                 self.replica.judge.asked(answer)
             if self._sure is not None:
-                row.label_set, row.interval = self._around(answer, asked)
+                row.label_set, row.interval = self._around(answer, features_of)
             rows.append(row)
         ids = self._reader.answer_ids.prediction_ids(features, answers) if give_ids else []
         for row, id_ in zip(rows, ids, strict=False):

@@ -159,11 +159,11 @@ class Cluster(HeldEvents):
             return None
         given = self._replicas[name].settings.challenger
         assert given is not None
-        shown = {"learner": given.learner, "params": given.params, "promote": given.promote}
+        settings = {"learner": given.learner, "params": given.params, "promote": given.promote}
         try:
-            return {**shown, **await client.call("status", ASK_TIMEOUT_S)}
+            return {**settings, **await client.call("status", ASK_TIMEOUT_S)}
         except ParamServerError as error:
-            return {**shown, "state": "not there", "incident": str(error)}
+            return {**settings, "state": "not there", "incident": str(error)}
 
     async def promote(self, name: str, *, back: bool, force: bool = False) -> dict[str, Any]:
         """Make the challenger serve; with ``back`` only if it has served before.
@@ -284,16 +284,16 @@ class Cluster(HeldEvents):
         digests: tuple[Digest, Digest] | None = None,
     ) -> dict[str, Any]:
         """Switch to a state that was rebuilt without a source; wait until the replicas do."""
-        asked = snapshot, source, since, base, undone, digests
-        answer = dict(await self._command(model, "forget", *asked))
+        arguments = snapshot, source, since, base, undone, digests
+        answer = dict(await self._command(model, "forget", *arguments))
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def backfill(
         self, model: str, snapshot: str, lesson: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Switch to a state that was taught from tables; wait until the replicas do."""
-        asked = snapshot, msgspec.json.encode(lesson)
-        answer = dict(await self._command(model, "backfill", *asked))
+        arguments = snapshot, msgspec.json.encode(lesson)
+        answer = dict(await self._command(model, "backfill", *arguments))
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def freeze(self, model: str) -> dict[str, Any]:
@@ -355,15 +355,15 @@ def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, A
     """
     good = "abs_error" if task == "regression" else "correct"
     name = "mae" if task == "regression" else "accuracy"
-    shown: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
     before: Mapping[str, float] = {}
     for i, end in enumerate(ends):
         n = end.get("n", 0.0) - before.get("n", 0.0)
         if n > 0 and (i > 0 or end["epoch"] == 1):
             score = (end.get(good, 0.0) - before.get(good, 0.0)) / n
-            shown.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
+            epochs.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
         before = end
-    return shown[::-1]
+    return epochs[::-1]
 
 
 def _quality(replica: ModelReplica) -> dict[str, Any]:
@@ -450,11 +450,11 @@ def _drift(
     """
     if replica.judge is None:
         return None
-    shown = replica.judge.summary()
+    drift = replica.judge.summary()
     if len(reports) > 1:
-        shown = {**shown, "without_labels": None}
+        drift = {**drift, "without_labels": None}
     fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}
-    return of_all(replica.replica, shown, {**reports, **fresh})
+    return of_all(replica.replica, drift, {**reports, **fresh})
 
 
 def _failed(rewrites: Mapping[str, Any] | None, learned: int) -> str | None:

@@ -244,10 +244,10 @@ def layout(
         _check_types(one, features, numeric_only=numeric_only, texts=texts)
         if first is None:
             first = taken
-            asked = known
+            expected = known
             if declared is not None and known:  # what it learned under other names is not asked
-                asked = {*features, *(name for name in known if name in declared)}
-            _check_known(one, features, asked, missing_ok=missing_ok)
+                expected = {*features, *(name for name in known if name in declared)}
+            _check_known(one, features, expected, missing_ok=missing_ok)
         else:
             _check_alike(one, taken, first, inputs[0].path)
         if key is not None and own[key] not in ("integer", "text", "number"):

@@ -240,8 +240,8 @@ class _Work:
         try:
             self._history.publish(aside, self._on_top(start, values))
             may_stand = True
-            asked = {"snapshot": aside, **msgspec.to_builtins(self._lesson(done))}
-            answer = client.post(f"{url}/backfill", json=asked)
+            request = {"snapshot": aside, **msgspec.to_builtins(self._lesson(done))}
+            answer = client.post(f"{url}/backfill", json=request)
             may_stand = answer.status_code < 400 or answer.status_code >= 500
         finally:
             if not may_stand:  # no control row refers to it

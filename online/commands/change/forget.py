@@ -308,7 +308,7 @@ class _Work:
         server = self._status()["server"]
         built = self._built(server["version"], server["rewrite"], as_json=as_json)
         aside = f"aside-{server['epoch']}-{server['count']}-{secrets.token_hex(4)}"
-        asked = {
+        request = {
             "source": self._wanted.source, "since": self._wanted.since, "snapshot": aside,
             "base": self._base.name, "undone": built.undone, "digests": self._digests,
         }  # fmt: skip
@@ -317,7 +317,7 @@ class _Work:
             for history, part in self._parts(built.state):
                 history.publish(aside, part)
             may_stand = True
-            answer = self._client.post(f"/v1/models/{self.name}/forget", json=asked)
+            answer = self._client.post(f"/v1/models/{self.name}/forget", json=request)
             may_stand = answer.status_code < 400 or answer.status_code >= 500
         finally:
             if not may_stand:  # no control row refers to it
@@ -327,7 +327,7 @@ class _Work:
         self._swapped = True
         review = built.review
         return {
-            **asked, **done, "learned": built.learned, "unlearned": built.unlearned,
+            **request, **done, "learned": built.learned, "unlearned": built.unlearned,
             "review": None if review is None else review.summary(),
         }  # fmt: skip
 

@@ -169,9 +169,9 @@ def _gone(client: SimpleClient, model: str, name: str, error: Exception) -> Exce
     """Say which one is nearest if retention has removed a snapshot since it was listed."""
     from paramserver.snapshots.history import parse_name
 
-    asked = parse_name(name)
+    version = parse_name(name)
     kept = checked(client.get(f"/v1/models/{model}/snapshots"))["snapshots"]
-    before = [row for row in kept if asked is not None and tuple(row["version"]) <= asked[0]]
+    before = [row for row in kept if version is not None and tuple(row["version"]) <= version[0]]
     if not before:
         return error
     near = max(before, key=lambda row: row["version"])
@@ -245,16 +245,16 @@ def _relearn(
     """Relearn by pages; after Ctrl-C between pages, the same command continues."""
     total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "banned": 0, "removed": 0}
     cursor, code = after, 0
-    shown = bar("learning", hidden=as_json)
+    progress = bar("learning", hidden=as_json)
     try:
-        with shown:
-            task, done = shown.add_task("", total=None), 0
+        with progress:
+            task, done = progress.add_task("", total=None), 0
             for page in _pages(client, model, status, after):
                 cursor = page["cursor"]
                 for key in total:
                     total[key] += page.get(key, 0)
                 done += sum(page.get(key, 0) for key in total if key != "removed")
-                shown.update(task, completed=done, total=done + page["left"])
+                progress.update(task, completed=done, total=done + page["left"])
     except KeyboardInterrupt:
         code = 130
     result = {**total, "cursor": cursor, "interrupted": code != 0}

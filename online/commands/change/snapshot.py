@@ -114,7 +114,7 @@ def snapshot_show(
         stored = _stored(load_settings(path, state_dir=state_dir), model)
         state = read(stored, name)
     sizes = {n: len(b.data) if hasattr(b.data, "__len__") else 1 for n, b in state.values.items()}
-    shown = {
+    content = {
         "model": state.model, "spec": state.spec, "version": list(state.version),
         "clock": dict(state.clock), "closed": sorted(state.closed), "control": state.control,
         "rewrite": state.rewrite, "frozen": state.frozen, "created_at": state.created_at,
@@ -125,8 +125,8 @@ def snapshot_show(
         snapshots = stored or _stored(
             load_settings(path, state_dir=state_dir), model or state.model
         )
-        shown["lineage"] = ancestors(name, snapshots.names())
-    print(json.dumps(shown, indent=1))
+        content["lineage"] = ancestors(name, snapshots.names())
+    print(json.dumps(content, indent=1))
 
 
 def _stored(settings: Settings, model: str | None) -> Snapshots:

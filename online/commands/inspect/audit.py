@@ -57,16 +57,16 @@ def audit_list(
     if context.as_json:
         print(json.dumps(entries))
     else:
-        shown = table("line", "when", "what", "model", "who", "from", "", fold=True)
+        rows = table("line", "when", "what", "model", "who", "from", "", fold=True)
         for one in readable(entries):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"] or 0))
             details = ", ".join(f"{k} {v}" for k, v in one["about"].items() if k != "sha256")
             wrong = f"[red]{one['fault']}[/red] " if one["fault"] else ""
-            shown.add_row(
+            rows.add_row(
                 str(one["number"]), when, one["act"], one["model"] or "–", one["who"],
                 one["origin"] or "–", f"{wrong}{details}",
             )  # fmt: skip
-        console().print(shown) if entries else print("no such decisions")
+        console().print(rows) if entries else print("no such decisions")
     _end(entries)
 
 

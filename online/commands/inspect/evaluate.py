@@ -70,15 +70,15 @@ def evaluate(
     choosing = {m.name: m for m in settings.models if m.choose is not None}
     if not choosing:
         raise ConfigError("models", "none of them chooses", "Set `task: choose` for one")
-    asked = only(choosing, context.model, "choose", "does not choose")
-    assert asked.choose is not None
+    chosen = only(choosing, context.model, "choose", "does not choose")
+    assert chosen.choose is not None
     names = list(dict.fromkeys(policy or _USUAL))
-    judging = Judging([n for n in names if n != SERVED], alpha, *asked.choose.reward_range)
+    judging = Judging([n for n in names if n != SERVED], alpha, *chosen.choose.reward_range)
     begin = -math.inf if since is None else moment("--since", since)
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
-        read_again = partial(logged, journal, asked.name, begin, end)
+        read_again = partial(logged, journal, chosen.name, begin, end)
         for one in _written(read_again, dsjson, obp):
             try:
                 judging.add(one.choice, one.reward)
@@ -88,7 +88,7 @@ def evaluate(
             n += 1
     if not n:
         raise StartRefused(
-            f"the journal has no rewarded choice of {asked.name} in this time",
+            f"the journal has no rewarded choice of {chosen.name} in this time",
             "Send rewards for choices first, or name another time",
         )
     judged = judging.now()

@@ -328,13 +328,13 @@ def _progress(*, hidden: bool) -> Iterator[Callable[[float, Load], None] | None]
     if hidden:
         yield None
         return
-    terminal, shown = sys.stderr.isatty(), time.monotonic()
+    terminal, printed_s = sys.stderr.isatty(), time.monotonic()
 
     def show(seconds: float, load: Load) -> None:
-        nonlocal shown
-        if not terminal and time.monotonic() - shown < 5.0:
+        nonlocal printed_s
+        if not terminal and time.monotonic() - printed_s < 5.0:
             return
-        shown = time.monotonic()
+        printed_s = time.monotonic()
         text = (
             f"{seconds:5.0f} s  {load.requests:,} requests, {load.rate:,.0f}/s  "
             f"p50 {load.p50_ms:.2f}  p99 {load.p99_ms:.2f} ms  {load.errors:,} errors"
@@ -367,7 +367,7 @@ def _print_report(report: Report) -> None:
     numbers = (
         "requests", "errors", "per s", "rows/s", "p50", "p90", "p99", "p99.9", "p99.99", "max",
     )  # fmt: skip
-    shown = table("", *numbers, right=numbers)
+    rows = table("", *numbers, right=numbers)
     for operation in loads:
         times = (
             operation.p50_ms,
@@ -382,13 +382,13 @@ def _print_report(report: Report) -> None:
             round(operation.rate),
             round(operation.rows_rate),
         )
-        shown.add_row(
+        rows.add_row(
             operation.what,
             *(f"{n:,}" for n in counts),
             *(f"{t:.2f}" for t in (*times, operation.max_ms)),
         )
     print("latencies in ms, counted from when each request was due")
-    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(rows)
     for line in bars(report.total):
         print(line)
     for operation in report.operations:
@@ -437,14 +437,14 @@ def _show_found(highest: HighestRate, *, as_json: bool) -> int:
         print(json.dumps(asdict(highest)))
         return code
     columns = ("rate", "reached", "p50 ms", "p99 ms", "errors", "unfinished", "holds")
-    shown = table(*columns, right=columns)
+    rows = table(*columns, right=columns)
     for step in highest.steps:
-        shown.add_row(
+        rows.add_row(
             f"{step.rate:,.0f}", f"{step.reached:,.0f}", f"{step.p50_ms:.2f}",
             f"{step.p99_ms:.2f}", f"{step.errors:,}", f"{step.unfinished:,}",
             "yes" if step.holds else "no",
         )  # fmt: skip
-    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(rows)
     if highest.rate:
         print(f"{highest.rate:,.0f} requests/s keep p99 ≤ {highest.p99_ms_max:g} ms")
     else:

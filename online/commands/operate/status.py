@@ -44,10 +44,10 @@ def status(context: Context) -> None:
     if context.as_json:
         print(json.dumps({"url": reached.url, "models": models}))
         return
-    shown = console()
-    shown.print(reached.url)
+    terminal = console()
+    terminal.print(reached.url)
     for model in readable(models):
-        _show_model(shown, model)
+        _show_model(terminal, model)
 
 
 _QUALITY: Final = (
@@ -66,14 +66,14 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     console.print(f"\n[bold]{model['model']}[/bold]  {model['task']}, {model['learner']}")
     console.print(f"version {model['version']}   learned {model['learned']:,} events")
     scores = [(name, quality.get(name)) for name in _QUALITY]
-    shown = "  ".join(f"{name} {short(value)}" for name, value in scores if value is not None)
-    console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
+    named = "  ".join(f"{name} {short(value)}" for name, value in scores if value is not None)
+    console.print(f"prequential over {quality['n']:,} answers: {named or 'no answers yet'}")
     _show_choices(console, model.get("choices"))
     _show_conversions(console, model.get("conversions"))
     if (sure := model.get("confidence")) is not None and sure["n"]:
         held = f"{sure['size']:.2f} labels" if "size" in sure else f"width {sure['width']:.4g}"
-        asked = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
-        console.print(f"sure: {sure['coverage']:.3f} of answers had the label ({asked})")
+        requested = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
+        console.print(f"sure: {sure['coverage']:.3f} of answers had the label ({requested})")
     if (sharp := model.get("calibration")) is not None and sharp["n"]:
         gained = f"log loss {-sharp['gained']:+.4f} a row over {sharp['n']:,} answers"
         console.print(f"calibrated: sharpness {sharp['sharpness']:.2f}, {gained}")
@@ -209,13 +209,13 @@ def _show_conversions(console: Console, conversions: dict[str, Any] | None) -> N
 
 def _show_slices(console: Console, slices: dict[str, dict[str, Any]]) -> None:
     for name, values in slices.items():
-        shown = []
+        lines = []
         for value, scores in list(values.items())[:_SLICES]:
             rest = (f"{what} {short(scores[what])}" for what in scores if what != "n")
-            shown.append(f"  {value}: {', '.join(rest)} over {scores['n']:,}")
+            lines.append(f"  {value}: {', '.join(rest)} over {scores['n']:,}")
         if len(values) > _SLICES:
-            shown.append(f"  and {len(values) - _SLICES} values more: online status --json")
-        console.print("\n".join([f"by {name}:", *(shown or ["  no rows yet"])]), markup=False)
+            lines.append(f"  and {len(values) - _SLICES} values more: online status --json")
+        console.print("\n".join([f"by {name}:", *(lines or ["  no rows yet"])]), markup=False)
 
 
 def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:

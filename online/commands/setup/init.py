@@ -174,12 +174,12 @@ def _choices(
         return
     columns = {c.name: {"kind": kind_of(log, c), "why": c.why} for c in log.found.columns}
     constant, alone = made.constant
-    shown = {
+    result = {
         "model": model_name, "task": "choose", "actions": list(log.shares), "columns": columns,
         "rows": made.rows, "reward": made.reward, "earned": made.model,
         "constant": {"action": constant, "reward": alone},
     }  # fmt: skip
-    print(json.dumps(shown))
+    print(json.dumps(result))
 
 
 # -- the first score -------------------------------------------------------------------------------
@@ -238,14 +238,14 @@ def _played(guess: Guess, learner: str, most: int, *, hidden: bool) -> tuple[Sum
     from evaluation.prequential import prequential
 
     n = 0
-    with bar("playing", hidden=hidden) as shown:
-        task = shown.add_task("", total=None)
+    with bar("playing", hidden=hidden) as progress:
+        task = progress.add_task("", total=None)
 
         def counted() -> Iterator[tuple[Features, Label]]:
             nonlocal n
             for n, row in enumerate(_pairs(guess, most), 1):
                 if n % 500 == 0:
-                    shown.update(task, completed=n)
+                    progress.update(task, completed=n)
                 yield row
 
         total = prequential(_Learner(learner, guess), counted(), guess.task).total
@@ -416,8 +416,8 @@ def _say(guess: Guess, places: list[Path], score: Summary, n: int) -> None:
     width = max(len(column.name) for column in guess.columns)
     for column in guess.columns:
         print(f"  {column.name:<{width}}  {column.kind}: {column.why}")
-    shown = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
-    print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {shown}")
+    scores = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
+    print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {scores}")
     print(f"\nwrote {places[0]} and {places[1]}; the first one lists what was guessed\n")
     print(f"  online serve {places[0]}\n")
     print("It starts empty. To teach it the table, before or meanwhile:\n")

@@ -480,10 +480,10 @@ def _rows(model: Model, task: Task, stream: str | None) -> list[tuple[Features, 
     import random
 
     draw = random.Random(7)
-    shown = getattr(model, "estimator", model)  # of a model that travels whole
-    inputs = getattr(shown, "inputs", _NAMES)
+    estimator = getattr(model, "estimator", model)  # of a model that travels whole
+    inputs = getattr(estimator, "inputs", _NAMES)
     names = getattr(inputs, "names", inputs)
-    labels = getattr(shown, "labels", None) or _LABELS.get(task, ())
+    labels = getattr(estimator, "labels", None) or _LABELS.get(task, ())
     rows: list[tuple[Features, Label]] = []
     for _ in range(_N):
         x = {name: draw.gauss(1.0, 2.0) for name in names}

@@ -93,14 +93,14 @@ def on_grid(
     if isinstance(model.body, Linear) and model.body.bent is not None:
         raise StepsUnfit("the bins of `auto` depend on its exact scaler")
     encoder = Encoder(model)
-    asked = [encoder.row(row) for row in (*rows, *_crossed(rows, rng))]
-    expected = outputs(model, asked)
+    encoded = [encoder.row(row) for row in (*rows, *_crossed(rows, rng))]
+    expected = outputs(model, encoded)
 
     def off(candidate: EdgeModel) -> float:
-        return _off(outputs(candidate, asked), expected)
+        return _off(outputs(candidate, encoded), expected)
 
     def allowed(candidate: EdgeModel, most: float = 1.0) -> bool:
-        answers = outputs(candidate, asked)
+        answers = outputs(candidate, encoded)
         given = slice(len(rows))  # in these alone, too: a gate counts them
         agree = not model.classes or (
             agreement(answers, expected) >= AGREE_LEAST

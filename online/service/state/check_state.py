@@ -387,7 +387,7 @@ class Models:
             self._follow(ask, name, rows)
 
     def _follow(self, ask: Callable[[str], dict[str, Any] | None], name: str, rows: int) -> None:
-        shown = 0.0
+        printed_s = 0.0
         while True:
             if (status := ask(name)) is None:
                 self._progress(f"model {name}: learns again; ONLINE_TOKEN would show how far")
@@ -396,8 +396,8 @@ class Models:
             if behind == 0:
                 self._progress(f"model {name}: learned {counted(learned)} again{_failures(status)}")
                 return
-            if time.monotonic() - shown >= _FOLLOW_S:
-                shown = time.monotonic()
+            if time.monotonic() - printed_s >= _FOLLOW_S:
+                printed_s = time.monotonic()
                 done = rows - behind
                 self._progress(f"model {name}: {done:,} of {rows:,} rows ({done / rows:.0%})")
             time.sleep(0.05)
