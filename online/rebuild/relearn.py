@@ -94,7 +94,7 @@ def window_of(
         if len(page.rows) < _PAGE_ROWS:
             break
     if not window:
-        raise StartRefused("the journal has no rows since the drift", "They may come")
+        raise StartRefused("the journal has no rows since the drift", "Wait for new rows")
     if decisions.loss is not None and window[0][3] <= decisions.loss.note.at:
         n = decisions.loss.note.events
         raise StartRefused(

@@ -120,7 +120,7 @@ def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -
     if row.payload != payload:
         raise StartRefused(
             f"model {model}: another request has just changed its number of parameter servers",
-            "Ask again",
+            "Try again",
         )
     return row.seq
 
@@ -276,7 +276,7 @@ def begin(
 
 def _none(name: str) -> Any:
     """Refuse to load a snapshot: no decision since the cut may name one, as was checked before."""
-    raise StartRefused(f"snapshot {name} is asked for", "Ask again: something was decided just now")
+    raise StartRefused(f"snapshot {name} is asked for", "Try again: something was decided just now")
 
 
 def _check_rows(journal: Journal, state: SnapshotState) -> None:

@@ -182,7 +182,7 @@ class Cluster(HeldEvents):
             raise RequestError(409, "no_challenger", message, None, hint)
         if challenger["state"] != "learning":
             message = f"the challenger of {name} is {challenger['state']}: {challenger['incident']}"
-            raise RequestError(503, "challenger_unavailable", message, None, "Ask again", 1)
+            raise RequestError(503, "challenger_unavailable", message, None, "Try again", 1)
         if challenger["behind_rows"] > BEHIND_MAX:
             message = f"the challenger of {name} is {challenger['behind_rows']:,} rows behind"
             hint = "Ask again when it has learned them"

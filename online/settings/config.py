@@ -379,14 +379,16 @@ def read_token_file(path: Path, field: str) -> list[str]:
     except ValueError as error:
         raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
     if not tokens:
-        raise ConfigError(field, f"{path} holds no token", "Write one token a line")
+        raise ConfigError(field, f"{path} contains no token", "Write one token a line")
     return tokens
 
 
 def _check(settings: Settings) -> None:
     names = [model.name for model in settings.models]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError("models", f"two are called {sorted(twice)}", "Give each its own name")
+        raise ConfigError(
+            "models", f"two models are named {sorted(twice)}", "Give each its own name"
+        )
     for model in settings.models:
         if model.dedupe_window < model.token_lifetime:
             raise ConfigError(

@@ -197,7 +197,7 @@ class _Work:
             return self.alone(relearn=relearn)
         if relearn:
             raise StartRefused(
-                "a service is running, and --relearn replaces its model",
+                "a service is running, and --relearn would replace its model",
                 "Stop it for --relearn; without --relearn the tables are learned in addition",
             )
         return self.beside(client)

@@ -73,8 +73,8 @@ def _time(text: str | None) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        remedy = "POSIX seconds, or a time like 2026-01-31T12:00"
-        raise ConfigError("--since", f"not a time: {text!r}", remedy) from None
+        remedy = "Give POSIX seconds, or a time like 2026-01-31T12:00"
+        raise ConfigError("--since", f"{text!r} is not a time", remedy) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +384,8 @@ class _Work:
             content = certify.erased(content, erasure, done)
         elif content is None:
             raise StartRefused(
-                f"{wanted.source!r} was never forgotten by this model", "There is nothing to say"
+                f"{wanted.source!r} was never forgotten by this model",
+                "Forget it first: online forget --source NAME",
             )
         document = certify.checked(content, keys)
         own = self._settings.state_dir / certify.FOLDER / f"{self.name}-{number}.json"

@@ -86,7 +86,7 @@ def _let_answer(
             file=sys.stderr,
         )
         if not typer.confirm(f"Let it answer as {name}?", err=True):
-            raise StartRefused("nothing was changed", "Say y, or --yes")
+            raise StartRefused("nothing was changed", "Answer y, or give --yes")
         yes = True
     body = {"back": back, "force": yes}
     done = checked(client.post(f"/v1/models/{name}/promote", json=body))

@@ -87,7 +87,7 @@ def audit_export(
     Example: online audit export decisions.jsonl --since 30d
     """
     if out.suffix not in (".jsonl", ".csv"):
-        raise ConfigError("OUT", f"{out} is neither .jsonl nor .csv", "Name it so")
+        raise ConfigError("OUT", f"{out} is neither .jsonl nor .csv", "Use one of these endings")
     entries = _chosen(context.settings(), act, who, model, since)
     if out.suffix == ".csv":
         text = io.StringIO()
@@ -124,7 +124,7 @@ def _chosen(
     if not keys:
         raise StartRefused(
             f"the keys in {settings.key_path} can't be read; they are needed to verify lines",
-            "Be the user that the service runs as, or name its settings file with --config",
+            "Run it as the user of the service, or name its settings file with --config",
         )
     with contextlib.closing(open_journal(settings)) as journal:
         entries = map(_plain, Signer(keys).read(all_lines(journal)))

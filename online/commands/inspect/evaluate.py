@@ -69,7 +69,7 @@ def evaluate(
     settings = context.settings()
     choosing = {m.name: m for m in settings.models if m.choose is not None}
     if not choosing:
-        raise ConfigError("models", "none of them chooses", "Set `task: choose` for one")
+        raise ConfigError("models", "no model has task: choose", "Set `task: choose` for one")
     chosen = only(choosing, context.model, "choose", "does not choose")
     assert chosen.choose is not None
     names = list(dict.fromkeys(policy or _USUAL))

@@ -102,7 +102,9 @@ def _write(out: Path, model: str, recorded: Mapping[str, Any]) -> None:
     elif out.suffix == ".parquet":
         _write_parquet(out, columns)
     else:
-        raise ConfigError("--out", f"{out} is none of .parquet, .csv, .json", "Name it so")
+        raise ConfigError(
+            "--out", f"{out} is none of .parquet, .csv, .json", "Use one of these endings"
+        )
 
 
 def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:

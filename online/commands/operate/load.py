@@ -151,7 +151,7 @@ def load(
     """
     per_s = None if rate == "max" else _rate(rate)
     if find_rate and per_s is None:
-        raise ConfigError("--rate", "`max` with --find", "Give the rate to begin with")
+        raise ConfigError("--rate", "--find needs a first rate, not `max`", "Give a number")
     rows_given = _Rows.of(url, stream, body)
     tokens = _tokens(token_file)
     if mix < 1 and any(label is None for _, label in rows_given.rows):
@@ -242,7 +242,11 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
     """URL of the given service, or of a started one with a model for the rows."""
     if url is not None:
         if urlsplit(url).scheme != "http":
-            raise ConfigError("--url", f"{url!r} is not http://…", "Ask past what ends TLS")
+            raise ConfigError(
+                "--url",
+                f"{url!r} is not http://…",
+                "Name the service behind the proxy",
+            )
         yield url.rstrip("/")
         return
     from online.client.load.own_service import service

@@ -150,7 +150,7 @@ def _token_to_play(settings: config.Settings, play: str | None) -> str | None:
     token = config.own_token(settings, config.environment())
     if play is not None and settings.tokens and token is None:
         hint = "Set ONLINE_TOKEN to a token for predict and feedback"
-        raise ConfigError("--play", "the settings hold digests of tokens, and none to send", hint)
+        raise ConfigError("--play", "the settings have digests of tokens, but no token", hint)
     return token
 
 

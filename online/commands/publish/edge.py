@@ -163,7 +163,7 @@ def publish(
     """
     wanted = targets_of(targets)
     if snapshot is not None and every is not None:
-        raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
+        raise ConfigError("--every", "a snapshot is named as well", "Leave one of the two out")
     from online.challenger.promotion import as_stored
 
     settings = as_stored(in_private(context.settings()))

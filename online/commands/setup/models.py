@@ -133,7 +133,9 @@ def check(
     if stream is None and (names := lacking(loaded.build, rows[0][0])):
         many = "columns" if names[1:] else "column"
         remedy = "Give rows of yours: --stream rows.csv"
-        raise ConfigError("--stream", f"the made-up rows have no {many} {', '.join(names)}", remedy)
+        raise ConfigError(
+            "--stream", f"the generated rows have no {many} {', '.join(names)}", remedy
+        )
     failures = []
     for one in yield_checks():
         name = one.__name__.removeprefix("check_").replace("_", " ")
@@ -346,7 +348,7 @@ def _request(
 
     if settings.cluster == EMBEDDED:
         raise StartRefused(
-            "a service in one process changes the number of its parameter servers at a start",
+            "a service in one process takes another number of parameter servers at a start only",
             f"Stop it, write `shards: {shards}` into the settings of {name}, and start it again",
         )
     given = {one.name: one.shards for one in settings.models}
@@ -463,7 +465,7 @@ def _params(text: str) -> dict[str, object]:
             "--params", f"no JSON: {error}", "As in --params '{\"lr\": 0.1}'"
         ) from None
     if not isinstance(params, dict):
-        raise ConfigError("--params", "it is no object", "As in --params '{\"lr\": 0.1}'")
+        raise ConfigError("--params", "it is no JSON object", "As in --params '{\"lr\": 0.1}'")
     return params
 
 

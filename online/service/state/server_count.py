@@ -166,7 +166,7 @@ def reshard_pending(
                 _continue(journal, model.name, specs[model.name])
                 if isinstance(error, OnlineError):
                     raise
-                raise StartRefused(f"model {model.name}: {error}", "Ask again") from error
+                raise StartRefused(f"model {model.name}: {error}", "Try again") from error
             progress(str(done))
 
 
