@@ -199,7 +199,7 @@ def _refusals() -> list[tuple[str, Any, Any, str]]:
          "binary", "not known"),
         ("LinearRegression.loss", linear_model.LinearRegression(loss=optim.losses.Poisson()),
          "regression", "exponential"),
-        ("HoeffdingTreeClassifier", tree.HoeffdingTreeClassifier(), "binary", "has learned a row yet"),
+        ("HoeffdingTreeClassifier", tree.HoeffdingTreeClassifier(), "binary", "learned a row yet"),
     ]  # fmt: skip
 
 

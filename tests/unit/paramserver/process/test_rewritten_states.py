@@ -121,7 +121,7 @@ def test_what_no_row_names_is_removed_at_a_start(world: Any) -> None:
         ("beyond", "ends at row 101"),
         ("removed", "ends at row 9"),
         ("behind", "beyond the end"),
-        ("not valid spans", "no spans"),
+        ("no spans", "not valid spans"),
         ("odd", "not valid spans"),
         ("many", "3 spans, at most 2"),
         ("another", "spec other"),
@@ -142,7 +142,7 @@ def test_a_state_that_can_not_take_the_place_is_refused(
     if wrong == "removed":
         world.store.rows[1] = replace(world.store.rows[1], trimmed=10)
     monkeypatch.setattr(rewrites, "SPANS_MAX", 2)
-    undone = {"not valid spans": [7, -1], "odd": [7], "many": [1, 1, 1, 1, 1, 1]}.get(wrong, [7, 1])
+    undone = {"no spans": [7, -1], "odd": [7], "many": [1, 1, 1, 1, 1, 1]}.get(wrong, [7, 1])
     before = (server._running.server.version, len(world.store.control))
     with pytest.raises(errors.ForgetRefused, match=why):
         forget(server, {1: undone}, "1-2" if wrong == "a snapshot" else "aside-1")
