@@ -294,7 +294,7 @@ class DirectChoices(HeadHandler):
     action: ClassVar[str] = "choose"
 
     def decoded(self, body: bytes) -> ChooseRequest | RewardRequest:
-        """Decode a body."""
+        """Return the decoded request of a body."""
         return self.form.choose(body)
 
     def handle(self, serving: Serving, cycle: Any, body: bytes) -> bool:
@@ -333,13 +333,13 @@ class DirectChoices(HeadHandler):
 
 
 class DirectRewards(DirectChoices):
-    """Handles single rewards."""
+    """Handles single rewards without the application."""
 
     __slots__ = ()
     action = "reward"
 
     def decoded(self, body: bytes) -> RewardRequest:
-        """Decode a body."""
+        """Return the decoded request of a body."""
         return self.form.reward(body)
 
 

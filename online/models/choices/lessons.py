@@ -62,7 +62,7 @@ def _columns_of(rivals: tuple[int, ...], chosen: int) -> Ids:
 
 
 class Rewarded(NamedTuple):
-    """What a row says: its action among its rivals, its reward, and its weights.
+    """A row says this: its action among its rivals, its reward, and its weights.
 
     Attributes:
         rivals: Hashes of the allowed actions' ids; only the chosen one's if they are not known.
