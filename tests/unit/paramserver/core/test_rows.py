@@ -478,3 +478,25 @@ def test_too_many_rows_are_refused_before_anything_changes(monkeypatch: pytest.M
     with pytest.raises(MemoryError, match="at most 4"):
         rows.update(rows_of({i: [0.0, 0.0] for i in range(2, 6)}))
     assert plain_of(rows) == {1: [1.0, 2.0]}
+
+
+def test_what_was_just_written_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, rng, searched, find = Rows.empty(2), np.random.default_rng(1), [0], Ids.find
+
+    def counted(self: Ids, ids: Any, below: int) -> Any:
+        searched[0] += 1
+        return find(self, ids, below)
+
+    monkeypatch.setattr(Ids, "find", counted)
+    for n in range(1, 30):
+        ids = distinct(rng.integers(0, 60 * n, 40).astype(np.uint64))
+        numbers = rng.normal(size=(len(ids), 2)).astype(np.float32)
+        before = searched[0]
+        table.put(ids, numbers)
+        held, known = table.look_up(ids)
+        assert searched[0] == before + 1
+        assert known.all()
+        np.testing.assert_array_equal(held, numbers)
+        table.drop(ids[:3])  # which makes gaps, so the numbers are looked for again
+        assert table.look_up(ids)[1].tolist() == [False] * 3 + [True] * (len(ids) - 3)
+        assert searched[0] > before + 1
