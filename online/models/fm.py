@@ -208,7 +208,11 @@ class FmModel(Composite, Hashing):
 
 
 class FmTable(FmModel):
-    """The model with its sums in a table, which can undo a bad row without a rebuild."""
+    """The model with its sums in a table, which can undo a bad row without a rebuild.
+
+    Rounded deltas (:class:`~online.models.base.Rounding`) keep the sums of the weight, and the
+    vector's s, in float32.
+    """
 
     def touched(self, names: Collection[str]) -> Touched:
         """Return the keys outside the table that learning rows with these features may change."""
@@ -218,9 +222,21 @@ class FmTable(FmModel):
         """Restore the state that ``reset`` would set, given only the touched values."""
         self._scaler.mend(values, names)
         self._target.mend(values, [""])
+        self._table.revert()
+
+    def round_deltas(self) -> None:
+        """Round the vectors' numbers in deltas to float16; those of weights stay as they are."""
+        self._table.round_from(_VECTOR)
+
+    def drop_rest(self) -> None:
+        """Drop what rounding has left over."""
+        self._table.drop_rest()
+
+    @property
+    def _table(self) -> TableLines:
         lines = self._machine.lines
         assert isinstance(lines, TableLines)
-        lines.revert()
+        return lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows.validator import Validator
 from online.serving import events as events_module
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.telemetry import Lines
 from replay import codec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -58,6 +58,8 @@ def load_model(
     _check_declared(model, numeric_only=loaded.model.numeric_only)
     if model.conversion_window is not None:
         _check_taken_back(model, loaded.model)
+    if model.sync.vectors == "float16":
+        _check_rounds(model, loaded.model)
     return loaded
 
 
@@ -95,6 +97,34 @@ def _check_taken_back(model: ModelSettings, built: Model) -> None:
         raise LearnerUnusable(model.learner, problem, f"{remedy} out")
 
 
+def _check_rounds(model: ModelSettings, built: Model) -> None:
+    """Raise LearnerUnusable if deltas are to be rounded, and the model has no table."""
+    from online.models.base import Rounding
+
+    if not isinstance(built, Rounding):
+        from online.models.errors import LearnerUnusable
+
+        problem = "sync.vectors is float16, and it has no table whose vectors are pushed"
+        remedy = "Take fm with `params: {table: true}`, or leave sync.vectors out"
+        raise LearnerUnusable(model.learner, problem, remedy)
+
+
+def built_for_pushes(model: ModelSettings, build: Callable[[], Model]) -> Callable[[], Model]:
+    """Return what builds a copy whose deltas are pushed: it rounds them if the settings say so."""
+    if model.sync.vectors == "float32":
+        return build
+
+    def built() -> Model:
+        from online.models.base import Rounding
+
+        made = build()
+        if isinstance(made, Rounding):
+            made.round_deltas()
+        return made
+
+    return built
+
+
 def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:
     """Raise LearnerUnusable for declared text features of a model that takes numbers only."""
     if model.choose is not None and numeric_only:
@@ -123,9 +153,9 @@ def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
     A model that can't be merged is learned in order by each replica, or, with ``learn:
     background``, by one process for all.
     """
-    asked = model.sync.merge
-    if asked in ("ordered", "overlay", "lagging") or not built.mergeable:
+    merge = model.sync.merge
+    if merge in ("ordered", "overlay", "lagging") or not built.mergeable:
         if model.learn == "background":
             return "lagging"
-        return asked if asked in ("overlay", "lagging") else "ordered"
-    return "compensated" if asked == "auto" else asked
+        return merge if merge in ("overlay", "lagging") else "ordered"
+    return "compensated" if merge == "auto" else merge

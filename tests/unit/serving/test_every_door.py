@@ -15,7 +15,7 @@ from benchmarks.fixtures.desk import inside
 from online.errors import RequestError
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import Grant
 from online.trust.filtering import SOURCES_MIN, Filtering
