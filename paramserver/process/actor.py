@@ -131,13 +131,11 @@ class ParameterServer:
         snapshots = open_snapshots(place, running.host.disk)
         history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
         self._refused = history.refused
-        recovered = recover(
-            running.store, history, lineage, settings.history_max, settings.part_keys
-        )
+        start = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()
-        asides = self._sharing.drop_asides(history, recovered.needed)
+        asides = self._sharing.drop_asides(history, start.needed)
         looked = _looked(running.store, lineage.model, self._find_gone)
-        running.begin(recovered, history, asides, *looked)
+        running.begin(start, history, asides, *looked)
         self._restore_s = running.restored_s - self._started_s
 
     # -- replicas ----------------------------------------------------------------------------
