@@ -126,7 +126,8 @@ SHARD_MUTANTS: dict[str, Mutant] = {
             (
                 "online.rebuild.reshard",
                 "    seq = record_request(journal, model, msgspec.structs.replace(said, "
-                "given=given, done=False))\n    begin_epoch(journal, Lineage(model, said.was, \"\", \"sum\"))\n",
+                "given=given, done=False))\n"
+                "    begin_epoch(journal, Lineage(model, said.was, \"\", \"sum\"))\n",
                 "    seq = given = None\n",
             ),
         ),
