@@ -40,9 +40,10 @@ from online.edge.targets import pack
 from online.edge.targets.golden import TEXTS
 from online.edge.targets.runners import runtime_js
 from online.models.choices.interactions import ACTION, split
+from online.models.choices.lessons import HEADS
 from online.models.experts.linear import EXPERTS
 from online.models.limited import LIMIT
-from online.models.rewards import ALL, HEADS, Action, RewardModel
+from online.models.rewards import ALL, Action, RewardModel
 from replay.example import Features
 
 BODY: Final = "choices"

@@ -131,11 +131,11 @@ class ParameterServer:
         snapshots = open_snapshots(place, running.host.disk)
         history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
         self._refused = history.refused
-        start = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
+        state = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()
-        asides = self._sharing.drop_asides(history, start.needed)
+        asides = self._sharing.drop_asides(history, state.needed)
         looked = _looked(running.store, lineage.model, self._find_gone)
-        running.begin(start, history, asides, *looked)
+        running.begin(state, history, asides, *looked)
         self._restore_s = running.restored_s - self._started_s
 
     # -- replicas ----------------------------------------------------------------------------
