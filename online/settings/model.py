@@ -32,6 +32,9 @@ class Sync(Tree):
         "replica learns all rows in the journal's order; overlay: one process does, and each "
         "replica learns its own rows on top of what that publishes; lagging: overlay without them",
     )
+    share_tables: bool = Field(
+        False, description="fm with a table: replicas on the server's host read one copy of it"
+    )
 
 
 class Snapshots(Tree):
