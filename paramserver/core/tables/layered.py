@@ -86,8 +86,8 @@ class LayeredRows(RowMessage):
 
     def _dropping(self, below: Rows) -> Iterator[None]:
         own = self._own
-        place, end = own.begin, own.end
-        while place < end and self._below is below:
+        place = own.begin
+        while place < own.end and self._below is below:  # rows that are packed come to the end
             part = own.part(place, place + _COMPARED)
             if len(part):
                 self._own.drop(part.ids[_same(part.numbers, *below.get(part.ids))])

@@ -70,8 +70,9 @@ class Pool:
         self._memory = OF_PROCESS
 
     def arrays(self) -> list[tuple[int, Floats32]]:
-        """Return index of the first row and array of each piece."""
-        return list(self._pieces)
+        """Return index of the first row and array of each piece, as far as it was ever used."""
+        end = self._used << _SHIFT
+        return [(start, rows[: end - start]) for start, rows in self._pieces if start < end]
 
     @classmethod
     def read_only(cls, width: int, pieces: list[tuple[int, Floats32]]) -> Self:

@@ -51,11 +51,11 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 class Teller:
     """A server whose values are zero in sum, and whose row 0 has the version."""
 
-    def __init__(self, folder: Path, epoch: int = 1, seed: int = 0) -> None:
+    def __init__(self, folder: Path, epoch: int = 1, seed: int = 0, n: int = N) -> None:
         self.draw = np.random.default_rng(seed)
-        self.server, self.lock, self.n = Server("m", SPEC, "", "sum", epoch), Lock(), N
+        self.server, self.lock, self.n = Server("m", SPEC, "", "sum", epoch), Lock(), n
         rows = Rows.empty(WIDTH)
-        rows.put(spread(0, N), np.zeros((N, WIDTH), dtype=np.float32))
+        rows.put(spread(0, n), np.zeros((n, WIDTH), dtype=np.float32))
         self.server.values |= {"t": Block(ROWS, rows), "n": Block(COUNT, {"n": 0})}
         self.shared = SharedTables(folder)
         self.shared.take(self.server)
@@ -117,11 +117,29 @@ def test_views_stay_as_they_were_published_while_the_server_goes_on(folder: Path
         for one, numbers in seen:
             assert is_whole(one)
             assert (one.tables["t"].numbers == numbers).all()
-            assert not one.tables["t"].has(spread(teller.n, teller.n + 50)).any()
+            table = one.tables["t"]
+            assert not table.has(spread(len(table), teller.n + 50)).any(), "those came later"
     assert teller.n > 4 * N, "its slots have doubled, and its ids and pages were continued"
     assert seen[-1][0].version == (1, 120)
     assert len(seen[-1][0].tables["t"]) == teller.n
-    assert list(seen[-1][0].resident()) is not None
+
+
+def test_a_reader_takes_no_memory_that_is_not_reserved(folder: Path) -> None:
+    """Else it could touch a page for which there is no room, which would end its process."""
+    teller, reader = Teller(folder, n=20 * N), Views(folder, SPEC)
+    teller.change()
+    teller.publish()
+    before = taken(folder)
+    view = reader.newest(OLDEST)
+    assert view is not None
+    assert len(list(view.resident())) >= 3, "ids, slots and rows"
+    assert is_whole(view)
+    view.tables["t"].get(spread(teller.n, 2 * teller.n))
+    assert taken(folder) == before > 0
+
+
+def taken(folder: Path) -> int:
+    return sum(path.stat().st_blocks for path in folder.rglob("array-*"))
 
 
 def _in_place(self: Pool, pages: Any, places: Any) -> None:
