@@ -14,7 +14,6 @@ import resource
 import shutil
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from benchmarks.speed.ids import BATCH, WIDTH
@@ -74,7 +72,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What a replica did: seconds until it answers, and answers while the server stands still.
+    """Seconds until a replica answers, and its answers, also while the server stands still.
 
     Own rows are those that it has in both of its tables, after events and at the end.
     """
@@ -190,10 +188,10 @@ class _Near:
     """Asks the server over its local socket, and counts parts of values."""
 
     def __init__(self, way: tuple[bytes, bytes]) -> None:
-        self._way, self._connection, self.parts = way, None, 0
+        self._way, self.parts = way, 0
+        self._connection: LocalConnection | None = None
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        connection: LocalConnection | None
         connection, self._connection = self._connection, None
         try:
             async with asyncio.timeout(timeout_s):
@@ -307,8 +305,3 @@ def _memory(what: str) -> Process:
     own = found["Private_Clean"] + found["Private_Dirty"]
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
     return Process(what, own, found["Pss"], found["Rss"], faults)
-
-
-if __name__ == "__main__":
-    for table in run(int(sys.argv[1])):
-        print(msgspec.json.encode(table).decode())

@@ -141,10 +141,10 @@ class Exchange:
 
     async def once(self, pushes: list[Push], state: OrderedState | None = None) -> bool | None:
         """Push and pull once; return None without contact, otherwise whether anything changed."""
-        learner, tables = self._learner, self._tables
+        learner = self._learner
         self._note_acted_on(pushes)
-        if tables is not None and learner.want_all:
-            await self._in_steps(tables.begin(learner.server.epoch))
+        if learner.want_all:
+            await self._begin_with_tables(learner.server.epoch)
         request = SyncRequest(
             format=FORMAT,
             replica=self._replica,
@@ -177,12 +177,7 @@ class Exchange:
             self._pace.now.set()
             return True  # the partition is new since the request, so its clock may be missing
         if part:
-            if tables is not None and reply.start is None and not reply.peer:
-                before = learner.server.values
-                await self._in_steps(tables.begin(reply.epoch))
-                if learner.server.values is not before:
-                    reply = structs.replace(reply, since=None)  # the values are not needed
-            await self._in_steps(learner.take_part(reply))
+            await self._take_part(reply)
         rewritten = reply.rewrite != learner.rewrite
         begun_s = self._cpu_s()
         changed = part or learner.on_reply(reply)
@@ -193,9 +188,7 @@ class Exchange:
             await self._rewritten()
         await self._prepare()
         await self._change_lock.unlocked()
-        if tables is not None:
-            await self._in_steps(tables.rest())
-        await self._in_steps(islice(learner.drop_old(), _DROPS))
+        await self._drop_old()
         if learner.catching_up:
             self._pace.now.set()
         else:
@@ -210,6 +203,26 @@ class Exchange:
             self._pace.now.set()
         self._wake.set()
         return changed or bool(reply.orphans)
+
+    async def _begin_with_tables(self, epoch: int) -> bool:
+        """Begin with tables that a server of this epoch publishes; return whether there are any."""
+        before = self._learner.server.values
+        if self._tables is not None:
+            await self._in_steps(self._tables.begin(epoch))
+        return self._learner.server.values is not before
+
+    async def _take_part(self, reply: SyncReply) -> None:
+        """Take a part of the values; published tables take the place of the first part."""
+        first = reply.start is None and not reply.peer
+        if first and await self._begin_with_tables(reply.epoch):
+            reply = structs.replace(reply, since=None)  # what it says beside values counts
+        await self._in_steps(self._learner.take_part(reply))
+
+    async def _drop_old(self) -> None:
+        """Take newer published tables, and free old copies."""
+        if self._tables is not None:
+            await self._in_steps(self._tables.rest())
+        await self._in_steps(islice(self._learner.drop_old(), _DROPS))
 
     async def _in_steps(self, steps: Iterator[None]) -> None:
         """Take the steps one by one; other tasks run in between."""
