@@ -16,11 +16,14 @@ import pytest
 from replica_world import SPEC, Client, World, row, until
 
 from online.learning.local_model import LocalModel
+from online.models.errors import LearnerUnusable
 from online.models.fm import Fm, FmModel
+from online.models.loading.from_settings import load_model
 from online.models.state.factors import TABLE
 from online.replica import host_tables
 from online.replica.host_tables import HostTables
 from online.replica.replica import ModelReplica
+from online.settings.config import Settings
 from paramserver.core import wire
 from paramserver.core.tables.layered import LayeredRows
 from paramserver.process import shared_tables
@@ -65,7 +68,7 @@ class Sharing(World):
     def __init__(self, folder: Path, memory: Path) -> None:
         super().__init__(folder)
         self.place = Path(lineage_place(str(memory), "m", SPEC))
-        self.settings = ServerSettings(shared=str(memory), part_keys=320)
+        self.settings = ServerSettings(shared=str(memory), part_keys=64)
         self.serve()
 
     def serve(self) -> None:
@@ -266,3 +269,62 @@ def test_a_rollback_is_taken_from_the_view_of_the_new_values(tmp_path: Path, mem
             await one.stop(5.0)
 
     shared(tmp_path, memory, scene)
+
+
+def test_a_view_is_taken_only_by_who_has_pulled_as_much(tmp_path: Path, memory: Path) -> None:
+    """Otherwise answers would mix what the replica has pulled with rows of a later version."""
+
+    async def scene(world: Sharing) -> None:
+        first = await world.joined("a", shares=False)
+        await learn(first, 0, 300)
+        await agreed(first, rows=300)
+        world.server.snapshot_if_due()
+        second = await world.joined("b")
+        await agreed(first, second, rows=300)
+        learner = second.learner
+        assert isinstance(learner, LocalModel)
+        epoch, count = learner.version
+        before = answers(second)
+        view = Views(world.place, SPEC).newest((0, 0))
+        assert view is not None
+        assert learner.rest_on(view.version, view.tables)
+        assert not learner.rest_on((epoch, count + 1), view.tables), "newer than the values"
+        assert not learner.rest_on((epoch - 1, count), view.tables), "of another server"
+        learner.want_all = True
+        assert not learner.rest_on(view.version, view.tables), "other values are coming"
+        learner.want_all = False
+        learner.serving = build()
+        assert not learner.rest_on(view.version, view.tables), "rows are being learned again"
+        learner.serving = learner._training
+        assert answers(second) == before
+        for one in (first, second):
+            await one.stop(5.0)
+
+    shared(tmp_path, memory, scene)
+
+
+@pytest.mark.parametrize(
+    ("model", "limits", "said"),
+    [
+        ({"learner": "linear"}, {}, "no table of ids"),
+        ({"learner": "fm"}, {}, "no table of ids"),
+        ({}, {"table_rows_max": 5_000}, "table_rows_max is 5000"),
+        ({"shards": 2}, {}, "sync.share_tables needs all of it"),
+        ({}, {}, None),
+    ],
+)
+def test_tables_that_can_not_be_shared_are_refused(
+    model: dict[str, Any], limits: dict[str, Any], said: str | None
+) -> None:
+    given = {"name": "m", "task": "binary", "sync": {"share_tables": True}}
+    params = {} if "learner" in model else {"learner": "fm", "params": {"table": True}}
+
+    def load() -> None:
+        settings = Settings.model_validate({"models": [given | params | model], "limits": limits})
+        load_model(settings.models[0], settings, bytes(32))
+
+    if said is None:
+        load()
+        return
+    with pytest.raises((LearnerUnusable, ValueError), match=said):
+        load()
