@@ -32,7 +32,7 @@ from online.replica.host_tables import HostTables
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Identity, Services
 from online.rows.prediction_ids import event_key
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from paramserver.core import wire
 from paramserver.core.blocks import ROWS, Block
@@ -295,7 +295,7 @@ class _Replicated:
 
     def _own_rows(self) -> int:
         pulled, model = self.learner.pulled[TABLE].data, self.learner.serving
-        own: int = pulled.own_rows + model._lines._table.own_rows  # type: ignore[attr-defined]
+        own: int = pulled.own_rows + model._table._table.own_rows  # type: ignore[attr-defined]
         return own
 
 

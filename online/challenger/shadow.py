@@ -27,7 +27,7 @@ from paramserver.process.actor import Host, ParameterServer, ServerSettings
 from paramserver.process.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
+from paramserver.snapshots.store import Disk, Retention
 from replay.errors import ReplayError
 from replay.example import Example
 from replay.journal.base import Journal, Row
@@ -169,10 +169,11 @@ class Shadow:
             ServerSettings(
                 interval_s=self._model.snapshots.interval_s,
                 retention=retention_of(self._model),
+                stall_s=self._settings.start_wait_s,
                 keep_rows_s=_FOR_EVER_S,
                 halves_keep_s=_FOR_EVER_S,
             ),
-            host=Host(self._monotonic_s, self._now_s, self._end),
+            host=Host(self._monotonic_s, self._now_s, self._end, Disk(self._settings.start_wait_s)),
             background=False,
         )
 

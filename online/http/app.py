@@ -60,7 +60,7 @@ from online.serving.choices.slots import choose_slots
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from online.serving.status import Cluster
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from paramserver.process.acting import acting
 from refusals import meant
 

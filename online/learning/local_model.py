@@ -25,7 +25,7 @@ from online.learning.deltas import (
 )
 from online.learning.shard_divergence import ShardDivergence
 from online.learning.values_in_parts import ServerView
-from online.models.base import Compensable, Model, Sharing, Walking
+from online.models.base import Compensable, Model, Rounding, Sharing, Walking
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks, Touched
 from paramserver.core.tables.rows import Rows
@@ -74,7 +74,7 @@ class LocalModel(BaseLearner):
         self.server = ServerView(build if self.mergeable else None)
         self._targets: dict[int, int] = {}  # by partition: offset at which relearning ends
         self._served: dict[int, int] = {}  # until then: the clock of the answering copy
-        self._pending_n = self._waited = 0
+        self._pending_n = self._waited = self._partition = 0  # the partition of the last delta
         self._divergence: ShardDivergence | None = None
         self._resting: Iterator[None] = iter(())  # drops own rows that a table below has
 
@@ -217,6 +217,9 @@ class LocalModel(BaseLearner):
         ``behind``: place of the row that this one corrects.
         """
         if self._open is None:
+            if row.partition != self._partition and isinstance(self._training, Rounding):
+                self._training.drop_rest()  # of rows of another partition, which may be relearned
+            self._partition = row.partition
             self._open = OpenDelta(row.partition, row.offset, row.offset, self.version, [], behind)
         elif behind is not None:
             partition, offset = behind

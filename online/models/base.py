@@ -251,6 +251,20 @@ class Revising(Protocol):
         """
 
 
+@runtime_checkable
+class Rounding(Protocol):
+    """A model that can round the numbers of a table in its deltas, so that they are smaller.
+
+    What rounding leaves over stays in the open delta, and is sent with the next change of its row.
+    """
+
+    def round_deltas(self) -> None:
+        """Start to round; called once, before any row is learned."""
+
+    def drop_rest(self) -> None:
+        """Drop what rounding has left over.  Call it only while no row is in the open delta."""
+
+
 Before = tuple[Label, float]
 """A learned label that is replaced, and its weight."""
 

@@ -209,7 +209,11 @@ class FmModel(Composite, Hashing):
 
 
 class FmTable(FmModel):
-    """The model with its sums in a table, which can undo a bad row without a rebuild."""
+    """The model with its sums in a table, which can undo a bad row without a rebuild.
+
+    Rounded deltas (:class:`~online.models.base.Rounding`) keep the sums of the weight, and the
+    vector's s, in float32.
+    """
 
     def touched(self, names: Collection[str]) -> Touched:
         """Return the keys outside the table that learning rows with these features may change."""
@@ -219,14 +223,22 @@ class FmTable(FmModel):
         """Restore the state that ``reset`` would set, given only the touched values."""
         self._scaler.mend(values, names)
         self._target.mend(values, [""])
-        self._lines.revert()
+        self._table.revert()
+
+    def round_deltas(self) -> None:
+        """Round the vectors' numbers in deltas to float16; those of weights stay as they are."""
+        self._table.round_from(_VECTOR)
+
+    def drop_rest(self) -> None:
+        """Drop what rounding has left over."""
+        self._table.drop_rest()
 
     def rest_on(self, tables: Mapping[str, Rows]) -> Iterator[None]:
         """Read the sums that have no value of their own from the table of the server's host."""
-        return self._lines.rest_on(tables[TABLE]) if TABLE in tables else iter(())
+        return self._table.rest_on(tables[TABLE]) if TABLE in tables else iter(())
 
     @property
-    def _lines(self) -> TableLines:
+    def _table(self) -> TableLines:
         lines = self._machine.lines
         assert isinstance(lines, TableLines)
         return lines

@@ -48,7 +48,7 @@ from online.replica.shared import ReplicaParts
 from online.replica.surroundings import Clocks, Identity, Services
 from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.telemetry import Durations
 from online.tracing.trace import current

@@ -93,11 +93,16 @@ def is_provisional(row: Row) -> bool:
     return not codec.is_erased(row.payload) and codec.decode(row.payload).provisional
 
 
+def has_provisional(row: Row) -> bool:
+    """Whether the row's label is provisional; False for a damaged row, reported when answered."""
+    try:
+        return is_provisional(row)
+    except (PayloadFormat, PayloadInvalid):
+        return False
+
+
 def may_change(asked: NewRow, outcome: Outcome) -> bool:
     """Whether the event was already in the journal with a provisional label."""
     if outcome.new or outcome.row is None or asked.half is Half.PREDICTION:
         return False
-    try:
-        return is_provisional(outcome.row)
-    except (PayloadFormat, PayloadInvalid):  # reported when the event is answered
-        return False
+    return has_provisional(outcome.row)

@@ -16,7 +16,7 @@ from online.errors import RequestError, invalid
 from online.messages.sender import sender
 from online.rows.crossing import Crossing
 from online.rows.schema import schema_of
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import WEIGHT_MAX
 from replay.example import UNLABELLED, Features, Label, label_text

@@ -34,7 +34,7 @@ from online.serving.explained import Explained
 from online.serving.ordinary import EventRow
 from online.serving.receipts import ReceiptMaker, refused
 from online.serving.single_events import SingleEvents
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.sure.views import confidence_in
 from replay.example import Features
 

@@ -39,6 +39,7 @@ from paramserver.process.swapping import Swapping
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Disk
 from paramserver.store import PartitionInfo, Store
 
 __all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
@@ -81,13 +82,13 @@ class ParameterServer:
         if shard is not None:
             open_store, directory = shard.own(open_store, directory)
         self._open_store, self._place, self._find_gone = open_store, directory, find_gone
-        self._running = Running(lineage, settings, Host() if host is None else host)
+        self._running = Running(lineage, settings, host or Host(disk=Disk(settings.stall_s)))
         self._sharing = Sharing(self._running, shard)
         self._following = Following(self._running, self._sharing)
         self._publishing = Publishing(self._running, self._sharing)
         self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
-        self._near, self._refused = LocalSocketServer(self.sync), dict[str, str]()
+        self.local_socket, self._refused = LocalSocketServer(self.sync), dict[str, str]()
         self._identity = ""  # computed in the thread, because it reads files
         self._started_s = self._running.host.monotonic()
         self._restore_s: float | None = None
@@ -215,7 +216,7 @@ class ParameterServer:
 
     def near(self) -> tuple[bytes, bytes]:
         """Return address and key of the local socket for ``sync``."""
-        return self._near.way()
+        return self.local_socket.way()
 
     # -- snapshots ---------------------------------------------------------------------------
 

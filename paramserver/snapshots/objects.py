@@ -141,6 +141,10 @@ class ObjectSnapshots:
             raise SnapshotCorrupt("the checksum of its data does not match")
         return data
 
+    def largest(self) -> int:
+        """Return the size of the largest snapshot in bytes; 0 if there is none."""
+        return max((size for f, size in self._sizes().items() if f.endswith(_DATA)), default=0)
+
     def names(self) -> list[str]:
         """Return the names of all snapshots in arbitrary order."""
         return sorted(_whole(self._sizes()))

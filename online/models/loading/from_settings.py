@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -60,6 +60,8 @@ def load_model(
         _check_taken_back(model, loaded.model)
     if model.sync.share_tables:
         _check_shared(model, settings, loaded.model)
+    if model.sync.vectors == "float16":
+        _check_rounds(model, loaded.model)
     return loaded
 
 
@@ -109,6 +111,34 @@ def _check_taken_back(model: ModelSettings, built: Model) -> None:
         problem = f"conversion_window is {model.conversion_window:g} s, and {why}"
         remedy = "Take one whose lessons can be taken back: auto, linear, logreg, ftrl; or leave it"
         raise LearnerUnusable(model.learner, problem, f"{remedy} out")
+
+
+def _check_rounds(model: ModelSettings, built: Model) -> None:
+    """Raise LearnerUnusable if deltas are to be rounded, and the model has no table."""
+    from online.models.base import Rounding
+
+    if not isinstance(built, Rounding):
+        from online.models.errors import LearnerUnusable
+
+        problem = "sync.vectors is float16, and it has no table whose vectors are pushed"
+        remedy = "Take fm with `params: {table: true}`, or leave sync.vectors out"
+        raise LearnerUnusable(model.learner, problem, remedy)
+
+
+def built_for_pushes(model: ModelSettings, build: Callable[[], Model]) -> Callable[[], Model]:
+    """Return what builds a copy whose deltas are pushed: it rounds them if the settings say so."""
+    if model.sync.vectors == "float32":
+        return build
+
+    def built() -> Model:
+        from online.models.base import Rounding
+
+        made = build()
+        if isinstance(made, Rounding):
+            made.round_deltas()
+        return made
+
+    return built
 
 
 def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:

@@ -20,7 +20,7 @@ from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.places import open_journal, server_name, snapshots_path
-from paramserver.clients.ray_client import NAMESPACE
+from paramserver.clients.ray_client import find
 from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -57,7 +57,7 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
             method_of(model, loaded, settings), model=name, spec_text=loaded.spec_text,
         )  # fmt: skip
         snapshot_prefix = f"{ASIDE}{rewrite}-{secrets.token_hex(4)}"
-        handle = ray.get_actor(server_name(name, spec), NAMESPACE)
+        handle = find(server_name(name, spec))
 
         def swap(*asked: object) -> Mapping[str, Any]:
             try:

@@ -16,7 +16,7 @@ from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
 from online.models.loaded import Loaded
-from online.models.loading.from_settings import merge_rule
+from online.models.loading.from_settings import built_for_pushes, merge_rule
 from online.replica.host_tables import HostTables
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
@@ -125,7 +125,7 @@ def _learner(
         return OverlayLearner(loaded.build, own_rows=rule == "overlay", **whole)
     learns = for_others or learns_here(model, rule)
     return Learner(
-        loaded.build,
+        built_for_pushes(model, loaded.build),
         retain_bytes=settings.limits.retain_mb << 20,
         compensates=settings.replicas_max > 1 and rule == "compensated",
         memory=memory_for(model, loaded.model, rule) if learns else None,

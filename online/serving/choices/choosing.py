@@ -47,7 +47,7 @@ from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, Features, PredictionHalf, Value

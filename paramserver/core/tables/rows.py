@@ -31,7 +31,7 @@ from paramserver.core.tables.pages import (
     page_of,
     pages_for,
 )
-from paramserver.core.tables.row_message import ID, NUMBER, RowMessage
+from paramserver.core.tables.row_message import HALF, ID, NUMBER, RowMessage
 from paramserver.errors import BlockError
 
 WIDTH_MAX: Final = 1024
@@ -42,6 +42,7 @@ _PIECE_ROWS: Final = 64 * PAGE_ROWS  # fits into the CPU cache
 _MOVED: Final = 8  # rows that are packed for each row written
 _MOVED_LEAST: Final = 256
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
+_MESSAGE: Final = frozenset({"width", "ids", "numbers", "halves", "gone"})
 
 
 class Rows(RowMessage):
@@ -371,19 +372,26 @@ def select_rows(table: Rows, ids: Sequence[IdArray]) -> Rows:
 def read_rows(name: str, data: dict[Any, Any]) -> Rows:
     """Return the rows of a message.  Raises BlockError, with the block's name, if invalid."""
     width, ids, numbers = (data.get(part) for part in ("width", "ids", "numbers"))
-    gone = data.get("gone", b"")
+    halves, gone = data.get("halves", b""), data.get("gone", b"")
     if type(width) is not int or not 1 <= width <= WIDTH_MAX:
         raise BlockError(name, "width", f"{width!r:.80} is no number from 1 to {WIDTH_MAX}")
-    if not isinstance(ids, bytes) or not isinstance(numbers, bytes) or len(data) > 4:
+    if not (isinstance(ids, bytes) and isinstance(numbers, bytes) and isinstance(halves, bytes)):
         raise BlockError(name, None, "rows are 'width', 'ids' and 'numbers', the last two bytes")
+    if unknown := data.keys() - _MESSAGE:
+        raise BlockError(name, None, f"a message of rows has no {sorted(map(repr, unknown))[0]}")
     n = len(ids) // ID.itemsize
-    if len(ids) != n * ID.itemsize or len(numbers) != n * width * NUMBER.itemsize:
-        sizes = f"{len(ids)} bytes of ids and {len(numbers)} of numbers"
-        raise BlockError(name, None, f"{sizes} are no rows of {width} numbers")
+    rounded = len(halves) // (n * HALF.itemsize) if n else 0
+    exact = width - rounded
+    sizes = (n * ID.itemsize, n * exact * NUMBER.itemsize, n * rounded * HALF.itemsize)
+    if (len(ids), len(numbers), len(halves)) != sizes:
+        found = f"{len(ids)} bytes of ids and {len(numbers)} + {len(halves)} of numbers"
+        raise BlockError(name, None, f"{found} are no rows of {width} numbers")
     each = np.frombuffer(ids, dtype=ID)
     if not (each[1:] > each[:-1]).all() and len(distinct(each)) != n:
         raise BlockError(name, "ids", "an id stands there twice")
-    rows = np.frombuffer(numbers, dtype=NUMBER).reshape(n, width)
+    rows = np.frombuffer(numbers, dtype=NUMBER).reshape(n, exact)
+    if rounded:
+        rows = np.hstack((rows, np.frombuffer(halves, dtype=HALF).reshape(n, rounded)))
     if not np.isfinite(rows).all():
         raise BlockError(name, "numbers", "a number is not finite")
     made = Rows(each.astype(np.uint64), rows)

@@ -140,13 +140,13 @@ def layered(replica: ModelReplica) -> LayeredRows:
     table = replica.learner.pulled[TABLE].data
     assert isinstance(table, LayeredRows)
     model: Any = replica.learner.serving
-    assert isinstance(model._lines._table, LayeredRows)
+    assert isinstance(model._table._table, LayeredRows)
     return table
 
 
 def own_rows(replica: ModelReplica) -> int:
     model: Any = replica.learner.serving
-    own: int = layered(replica).own_rows + model._lines._table.own_rows
+    own: int = layered(replica).own_rows + model._table._table.own_rows
     return own
 
 

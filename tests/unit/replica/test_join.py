@@ -25,7 +25,7 @@ from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
 from online.models.selfrate import SelfRate
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay import codec
 from replay.errors import JournalFull, JournalUnavailable
 from replay.example import NOTES_BYTES_MAX, LabelHalf, PredictionHalf
