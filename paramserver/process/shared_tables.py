@@ -42,7 +42,8 @@ class SharedTables:
     """The views of one server process.
 
     Parameters:
-        folder: The lineage's folder in a memory file system; it is made if it is not there.
+        folder: The lineage's folder in a memory file system, ``MODEL/SPEC``; it is made if it is
+            not there.
 
     Attributes:
         reason: Why replicas have tables of their own or old views; empty: they do not.
@@ -83,11 +84,12 @@ class SharedTables:
             self._publish(self._memory, server, threading.Lock())
 
     def _made_folder(self, epoch: int) -> Path:
-        """Make a folder for this server, and remove those of earlier ones.  Raises OSError."""
+        """Make a folder for this server, and remove the model's earlier ones.  Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._folder.stat().st_uid != os.getuid():
             raise PermissionError("it belongs to another user")
-        for earlier in self._folder.iterdir():
+        lineages = (one for one in self._folder.parent.iterdir() if one != self._folder)
+        for earlier in (*self._folder.iterdir(), *lineages):
             shutil.rmtree(earlier, ignore_errors=True)
         made = self._folder / f"{epoch}-{secrets.token_hex(4)}"
         made.mkdir(mode=0o700)

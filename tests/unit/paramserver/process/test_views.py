@@ -36,7 +36,7 @@ OLDEST: Final = (0, 0)
 @pytest.fixture
 def folder() -> Iterator[Path]:
     made = Path(mkdtemp(prefix="online-test-", dir="/dev/shm"))
-    yield made / "m"
+    yield made / "m" / "spec"
     for path in sorted(made.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     made.rmdir()
@@ -233,6 +233,23 @@ def test_without_room_tables_stay_where_they_are(
     assert third.shared.reason
     assert other.shared.reason == ""
     assert reader.newest((2, 0)) is None
+
+
+def test_a_server_removes_what_earlier_servers_of_its_model_left(folder: Path) -> None:
+    Teller(folder)
+    other = folder.parent / "another spec"
+    before = Teller(other)
+    view = Views(other, SPEC).newest(OLDEST)
+    another = Teller(folder.parent.parent / "another model" / "spec")
+    Teller(folder, epoch=2)
+    assert [one.name.split("-")[0] for one in folder.iterdir()] == ["2"]
+    assert not other.exists()
+    assert view is not None
+    assert is_whole(view), "who reads it goes on"
+    before.change()
+    before.publish()
+    assert "can't be written" in before.shared.reason
+    assert another.shared._folder.exists()
 
 
 WRITE = inspect.getsource(views.write_view)
