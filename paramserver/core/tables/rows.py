@@ -53,6 +53,7 @@ class Rows(RowMessage):
         numbers: Their rows, shape [ids, width].  The caller must not change the two arrays.
     """
 
+    _holder: object = None  # is alive as long as the table is
     _found: tuple[IdArray, Ids, Numbers] | None = None  # ids of the last look-up, and their numbers
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:

@@ -422,35 +422,6 @@ def test_a_merge_that_is_refused_changes_no_row(plain: Plain) -> None:
     assert values == before
 
 
-def told(**changes: Any) -> dict[str, Any]:
-    return rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}).as_message() | changes
-
-
-@pytest.mark.parametrize(
-    ("data", "key"),
-    [
-        (told(width=0), "width"),
-        (told(width=True), "width"),
-        (told(width=1025), "width"),
-        (told(width=3), None),
-        (told(ids="text"), None),
-        (told(gone=bytes(9)), "gone"),
-        (told(gone=[1]), "gone"),
-        (told(gone=b"", more=1), None),
-        (told(ids=bytes(15)), None),
-        (told(numbers=bytes(17)), None),
-        (told(ids=bytes(16)), "ids"),
-        (told(numbers=np.full(4, np.nan, dtype="<f4").tobytes()), "numbers"),
-        ({}, "width"),
-        (b"bytes", None),
-    ],
-)
-def test_malformed_rows_are_named(data: Any, key: str | None) -> None:
-    with pytest.raises(BlockError) as raised:
-        from_wire({"bad": WireBlock(ROWS, data)})
-    assert (raised.value.block, raised.value.key) == ("bad", key)
-
-
 def test_a_table_is_cut_into_parts_that_hold_each_row_once() -> None:
     many = {i: [float(i)] * 12 for i in range(1_000)}
     values: Blocks = {
