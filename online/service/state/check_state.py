@@ -200,6 +200,21 @@ class Models:
             note_start(journal, [model.name for model in self._settings.models])
         return out
 
+    def check_added(self, names: Collection[str], loaded: Mapping[str, Loaded]) -> None:
+        """Check that models which are new to a running service can be served on the stored state.
+
+        Raises StartRefused, with the remedy, if one can't.
+        """
+        if not names:
+            return
+        with contextlib.closing(open_journal(self._settings)) as journal:
+            for model in [model for model in self._settings.models if model.name in names]:
+                one = loaded[model.name]
+                self._check_loss(journal, model, one, accept=False)
+                at_start(journal, self._settings, model, one, self._progress, again=False)
+                self._check_lineage(journal, model.name, one, fresh=False, relearn=False)
+            note_start(journal, [model.name for model in self._settings.models])
+
     def _check_loss(
         self, journal: Journal, model: ModelSettings, loaded: Loaded, *, accept: bool
     ) -> None:
