@@ -166,6 +166,24 @@ def needs_restart(names: Sequence[str]) -> list[str]:
     return [*(f"{name} needs a restart of the service" for name in names), *roll_out, _NOTHING]
 
 
+def _stopped_gently(settings: Settings, served: Mapping[str, str]) -> list[str]:
+    """End replicas and Ray after last snapshots; return a line about each of these."""
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        return []
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # errors of calls to ending actors
+    with quiet(settings.state_dir / "stop.log"):
+        serve.shutdown()
+        specs = parameter_servers.server_specs(settings, served)
+        lines = parameter_servers.last_snapshots(specs)
+        if settings.cluster != "local":  # in a joined cluster they would keep running
+            parameter_servers.end(specs)
+        ray.shutdown()
+    return lines
+
+
 class Service:
     """A service on one state folder, from start to stop."""
 
@@ -314,8 +332,7 @@ class Service:
                 self._deadline = StartDeadline(settings.start_wait_s)
                 parameter_servers.start(settings, self._loaded, self._progress, self._deadline)
             self._deploy(settings)
-        self._settings, self._incomplete = settings, False
-        self._given, self._code = given, code
+        self._given, self._settings, self._code, self._incomplete = given, settings, code, False
         self._wait_http()
         self._challengers.start(settings)
         self._note()
@@ -445,28 +462,12 @@ class Service:
         self._recording.stop()
         lines = []
         try:
-            lines = self._stop_gently()
+            lines = _stopped_gently(self._settings, self._specs())
         except Exception as error:
             log.warning("did not stop gently: %r", error)
         for line in lines:
             self._progress(line)
         self.kill()
-
-    def _stop_gently(self) -> list[str]:
-        import ray
-        from ray import serve
-
-        if not ray.is_initialized():
-            return []
-        logging.getLogger("ray").setLevel(logging.CRITICAL)  # errors of calls to ending actors
-        with quiet(self._settings.state_dir / "stop.log"):
-            serve.shutdown()
-            specs = parameter_servers.server_specs(self._settings, self._specs())
-            lines = parameter_servers.last_snapshots(specs)
-            if self._settings.cluster != "local":  # in a joined cluster they would keep running
-                parameter_servers.end(specs)
-            ray.shutdown()
-        return lines
 
     def kill(self) -> None:
         """End all remaining processes at once; without the lock of the state folder do nothing."""
