@@ -55,11 +55,19 @@ _FAR_HOSTILE: Final = 0.5
 _HEARD: Final = 0.3
 """Weight of far-off events while they are frequent over all sources."""
 
+_DENIED_MORE: Final = 0.1
+_BESIDE_SMALL_ONES: Final = 4.0
+"""Margin for the rate at which a source that only small ones can be compared with is contradicted,
+above theirs; and the greatest evidence for it in nats."""
+
 _LARGEST: Final = 1.0
 """Greatest error that is learned with numeric labels, in units of the 90 % quantile."""
 
 ABOUT: Final = "surprise about "
 """Prefix of the names of tests on one label, which the label follows."""
+
+_LARGE: Final = 4.0
+"""Size, relative to the median source, from which on a source's own mix of labels counts."""
 
 _LEAST: Final = 0.25
 _GOOD: Final = 6.5
@@ -130,29 +138,30 @@ class Surprise(Filter):
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
-            return OFF
+            return self._beside_small_ones(event, source)
         of_all = self._answer is None
         if not of_all and not self._concerns(event.answer, event.label):
             return PASS
         loss, bounds = event.loss, self.bounds.get(self.losses.kind(event.label))
         if loss is None or bounds is None:
-            return PASS
+            return self._beside_small_ones(event, source)
         rate, numbers = self.voices.rate(source.name), self._numbers
         if rate is None:
-            return PASS
+            return self._beside_small_ones(event, source)
+        flooding, size = source.name in self.voices.flooding, self.voices.size(source.sent)
         if self._answer is not None:
-            rate = self.mixes.rate(rate, source.name, self._answer)
+            large = size >= _LARGE and not flooding
+            rate = self.mixes.rate(rate, source.name, self._answer, large=large)
         if rate >= _RATE_MAX:
             return PASS
         hostile, fresh = rate + _APART, self._fresh
         if hostile < _HOSTILE:
             hostile = _HOSTILE
-        if (size := self.voices.size(source.sent)) > 1.0:
+        if size > 1.0:
             fresh /= size**0.5  # its events between two events of others are correlated
         if numbers:
             fresh *= max(1.0 / self.voices.run(source.name) ** 2, _OF_A_RUN)
         hit, far = loss > bounds.high, loss > bounds.far
-        flooding = source.name in self.voices.flooding
         allowed, weight, reason = 1.0, 1.0, ""
         if flooding or (of_all and not numbers):
             allowed = self._allowed(source, flooding=flooding)
@@ -162,7 +171,7 @@ class Surprise(Filter):
                 weight, reason = self._new.weight(rate), _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON
-        if hit and loss <= bounds.against:
+        if hit and (loss <= bounds.against or self.voices.is_hard(event.label)):
             evidence = 0.0
         elif far:
             far_rate, rush = self.voices.far(event.source)
@@ -180,6 +189,29 @@ class Surprise(Filter):
                 evidence *= allowed  # a flood must not earn positive evidence by its volume
         return Opinion(weight, evidence, loss, "" if weight == 1.0 else reason)
 
+    def _beside_small_ones(self, event: Event, source: Source) -> Opinion:
+        """Judge a source beside all small and new ones together, if too few can be compared.
+
+        So a large source is soon trusted.  New names are free: for what they say no source is
+        condemned, and it is trusted with little more than it takes.
+        """
+        known, denied = source.evidence.get(self.name, 0.0), self._is_denied(event)
+        apart = source.taken >= EARNED and self.voices.run(source.name) == 1
+        if denied is None or not apart or not 0.0 <= known <= _BESIDE_SMALL_ONES:
+            return PASS if self.bounds else OFF
+        usual = min(self._new.denied + _DENIED_MORE, 0.5)
+        nats = 0.5 * math.log(usual / (1.0 - usual))
+        nats = max(nats, -known) if denied else min(-nats, _BESIDE_SMALL_ONES - known)
+        return Opinion(1.0, nats, event.loss or 0.0)
+
+    def _is_denied(self, event: Event) -> bool | None:
+        """Return whether another label would have been likelier; None: unknown, as for numbers."""
+        if event.loss is None or self._answer is not None:
+            return None
+        if self.losses.two:
+            return event.loss > math.log(2.0)
+        return None if event.other is None else event.loss > event.other[1]
+
     def watch(self, arrivals: Arrivals) -> None:
         """Use the chain's arrivals, by which flooding sources get less weight."""
         self.arrivals = arrivals
@@ -195,7 +227,7 @@ class Surprise(Filter):
         return allowed
 
     def _concerns(self, answer: str | None, label: str | None) -> bool:
-        if self._answer is None or answer == self._answer:
+        if self._answer is None or (answer == self._answer and not self._about):
             return True
         return self._about and label == self._answer
 
@@ -205,13 +237,18 @@ class Surprise(Filter):
             return
         if self._counts:
             self.mixes.hear(event.source, event.label, loss)
+        small = source.taken < EARNED or source.sent <= self.voices.usual
+        if small and (denied := self._is_denied(event)) is not None:
+            self._new.note(denied=denied)
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
         if bounds is not None and concerned:
             hit = loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
-            self._count(source, hit=hit, far=loss > bounds.far)
+            self._count(source, event.label, hit=hit, far=loss > bounds.far)
+        elif not self.bounds:
+            self.voices.pass_by(source.name)
         if not self._adds or not taken or source.doubted:
             return
         if not self._counts or self.losses.add(event.source, event.label, loss, event.other):
@@ -231,9 +268,9 @@ class Surprise(Filter):
         denied = self._answer is not None and loss > math.log(2.0)
         answer = self._answer if denied != (label == self._answer) else None
         if self._concerns(answer, label):
-            self._count(source, hit=loss > bounds.high, far=loss > bounds.far)
+            self._count(source, label, hit=loss > bounds.high, far=loss > bounds.far)
 
-    def _count(self, source: Source, *, hit: bool, far: bool) -> None:
+    def _count(self, source: Source, label: str | None, *, hit: bool, far: bool) -> None:
         if source.quarantined:
             return
         new = source.taken < EARNED
@@ -242,7 +279,7 @@ class Surprise(Filter):
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.sent, hit=hit, far=far)
+            self.voices.hear(source.name, source.sent, hit=hit, far=far, label=label)
 
     def refresh(self, sources: Sequence[Source]) -> None:
         if self._counts:
@@ -263,6 +300,8 @@ class Surprise(Filter):
 
 
 _NEW_LATELY: Final = 32.0
+_DENIED_LATELY: Final = 16.0
+_DENIED_MIN: Final = 0.1
 _NEW_SHARE: Final = 0.05
 _FADE: Final = 1.0 - 1.0 / 256.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
@@ -270,9 +309,15 @@ _NEW_REASON: Final = "surprise: new sources together say what established ones d
 
 
 class Newcomers:
-    """The rate of surprises (*hits*) of all sources together that are not established."""
+    """The rate of surprises (*hits*) of all sources together that are not established.
+
+    Attributes:
+        denied: Rate at which the model lately found another label likelier than that of a new or
+            small source.
+    """
 
     def __init__(self) -> None:
+        self.denied = 0.5
         self._rate = 0.0
         self._surprises = 0.0  # of theirs, lately
         self._established = 0.0  # events of the others, lately
@@ -283,6 +328,10 @@ class Newcomers:
         self._established = self._established * _FADE + (not new)
         if new:
             self._rate += (hit - self._rate) / _NEW_LATELY
+
+    def note(self, *, denied: bool) -> None:
+        """Count whether the model found another label likelier than that of one such event."""
+        self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
     def weight(self, rate: float) -> float:
         """Return the weight of their hits, given the greatest rate of established sources."""
