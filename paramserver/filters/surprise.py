@@ -237,9 +237,8 @@ class Surprise(Filter):
             return
         if self._counts:
             self.mixes.hear(event.source, event.label, loss)
-        small = source.taken < EARNED or source.sent <= self.voices.usual
-        if small and (denied := self._is_denied(event)) is not None:
-            self._new.note(denied=denied)
+        if self._answer is None and (source.taken < EARNED or source.sent <= self.voices.usual):
+            self._new.note(denied=self._is_denied(event))
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
         if bounds is not None and concerned:
@@ -329,8 +328,10 @@ class Newcomers:
         if new:
             self._rate += (hit - self._rate) / _NEW_LATELY
 
-    def note(self, *, denied: bool) -> None:
+    def note(self, *, denied: bool | None) -> None:
         """Count whether the model found another label likelier than that of one such event."""
+        if denied is None:
+            return
         self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
     def weight(self, rate: float) -> float:
