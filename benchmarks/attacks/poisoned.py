@@ -21,7 +21,8 @@ from typing import Any, Final
 from benchmarks.attacks.turning import digits
 from benchmarks.fixtures.within import NAME, Row, Within
 from evaluation.streams import open_stream
-from online.settings.model import ModelSettings, Replay, Sync
+from online.settings.model import ModelSettings, Replay
+from online.settings.sync import Sync
 from replay.example import Label
 from replay.journal.base import Verdict
 

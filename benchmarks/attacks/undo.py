@@ -23,7 +23,8 @@ from typing import Any, Final
 from benchmarks.fixtures.within import NAME, SPEC, Row, Within
 from evaluation.streams import open_stream
 from online.settings.config import data_dir
-from online.settings.model import Drift, ModelSettings, Sync
+from online.settings.model import Drift, ModelSettings
+from online.settings.sync import Sync
 from paramserver.core.rewrites import rolled_back_to
 from replay.example import Features, Label
 

@@ -23,9 +23,10 @@ from river import facto, optim, reco
 from benchmarks.fixtures.dealt import Dealt
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
-from online.models.fm import Fm
+from online.models.fm import Fm, FmTable
 from online.models.loading.load import load
 from online.settings.model import ModelSettings
+from online.settings.sync import Sync
 from replay.example import Features
 
 Part = Literal["choice", "proof", "whole"]
@@ -149,10 +150,15 @@ class Sent(Ours):
 class Several:
     """Four replicas of a built-in, each answering every fourth row before it exchanges."""
 
-    def __init__(self, name: str, task: Task, **more: Any) -> None:
+    def __init__(self, name: str, task: Task, sync: Sync | None = None, **more: Any) -> None:
         params = {"text": ["genres"], **more}
         settings = ModelSettings(
-            name="stars", task=task, learner=name, params=params, filters="none"
+            name="stars",
+            task=task,
+            learner=name,
+            params=params,
+            filters="none",
+            sync=sync or Sync(),
         )
         self._dealt, self._binary = Dealt(settings, 4), task == "binary"
 
@@ -216,8 +222,12 @@ def _fm(seed: int, task: Task, *, genres: bool = True, **changes: Any) -> Ours:
     return Ours(recipe.model_for(task), task, genres=genres)
 
 
-def _table(task: Task) -> Sent:
-    return Sent(Fm(text=("genres",), table=True).model_for(task), task)
+def _table(task: Task, *, rounds: bool = False) -> Sent:
+    model = Fm(text=("genres",), table=True).model_for(task)
+    assert isinstance(model, FmTable)
+    if rounds:
+        model.round_deltas()
+    return Sent(model, task)
 
 
 def _river(kind: str, rate: float, task: Task) -> Machine:
@@ -243,6 +253,10 @@ LEARNERS: Final[Mapping[str, Mapping[str, Make]]] = {
     "fm, 4 replicas": {"": partial(Several, "fm")},
     "fm, a table": {"0": _table},
     "fm, a table, 4 replicas": {"": partial(Several, "fm", table=True)},
+    "fm, float16 in pushes": {"0": partial(_table, rounds=True)},
+    "fm, float16 in pushes, 4 replicas": {
+        "": partial(Several, "fm", table=True, sync=Sync(vectors="float16"))
+    },
     "fm without pairs": {"": partial(_fm, 0, start=0.0)},
     "fm, user and film only": _each(SEEDS, partial(_fm, genres=False)),
     "fm, k = 4": _each(SEEDS[:1], partial(_fm, k=4)),

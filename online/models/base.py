@@ -17,6 +17,7 @@ import msgspec
 from online.models.device_delta import Movable
 from online.settings.model import Training
 from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Curved
 from replay.example import Example, Features, Label
 from replay.memory import Lesson
@@ -162,6 +163,18 @@ class Mendable(Protocol):
 
 
 @runtime_checkable
+class Sharing(Protocol):
+    """A model whose tables can be read where the parameter server of this host publishes them."""
+
+    def rest_on(self, tables: Mapping[str, Rows]) -> Iterator[None]:
+        """Read these tables, by block, for rows that have no value of their own, from now on.
+
+        Each row must be equal to that of the model or have a value of its own.  The steps that are
+        returned drop own values that equal the tables'.
+        """
+
+
+@runtime_checkable
 class Noting(Protocol):
     """A model that learns from its earlier answer, too: its predictions have notes.
 
@@ -236,6 +249,20 @@ class Revising(Protocol):
 
         The step is the difference of both gradients at the present parameters.
         """
+
+
+@runtime_checkable
+class Rounding(Protocol):
+    """A model that can round the numbers of a table in its deltas, so that they are smaller.
+
+    What rounding leaves over stays in the open delta, and is sent with the next change of its row.
+    """
+
+    def round_deltas(self) -> None:
+        """Start to round; called once, before any row is learned."""
+
+    def drop_rest(self) -> None:
+        """Drop what rounding has left over.  Call it only while no row is in the open delta."""
 
 
 Before = tuple[Label, float]

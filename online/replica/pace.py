@@ -7,20 +7,30 @@ import contextlib
 from collections.abc import Callable
 
 _IDLE_FACTOR = 5  # an idle replica polls at up to this multiple of the interval
+_ASLEEP_FACTOR = 16  # and at up to this one when nothing has happened for a while,
+_ASLEEP_S = 0.32  # but at least this often: requests that ask for answers of a second get them
+_AWAKE_POLLS = 100  # in a row without anything new, before that
 _LEAST = 0.25  # of an interval between two exchanges, at least, however many rows there are
 _SHARE = 0.006
 """Share of this process's time that exchanges may take; costlier ones are spaced out, up to the
 interval.  Sending and serving an exchange costs about seven times as much again."""
+
+_ALONE_FACTOR = 5  # and up to this multiple of it where no other process waits for what is learned
 
 
 class Pace:
     """Exchanges an interval after the first row, at once on demand, and less often when idle.
 
     ``first_row`` is set when a row was learned, ``now`` when the exchange should not wait.
+
+    Parameters:
+        alone: Whether no other process pulls what this one learns.
     """
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, *, alone: bool = False) -> None:
         self._interval_s = self._idle_s = interval_s
+        self._longest_s = interval_s * (_ALONE_FACTOR if alone else 1)
+        self._polls = 0
         self.first_row, self.now = asyncio.Event(), asyncio.Event()
         self._enough, self._rested = False, False
 
@@ -38,16 +48,19 @@ class Pace:
         """Wait until the next exchange is due; ``waiting`` returns whether there are rows to push.
 
         ``cost_s``: processor seconds that the last exchange took in this process.  If rows arrive
-        fast, exchanges carry more rows instead of taking more of the time, up to one interval.
+        fast, exchanges carry more rows instead of taking more of the time, up to the longest wait.
         """
         self.first_row.clear()
         if not waiting() and not self.now.is_set():
             waits = [asyncio.ensure_future(event.wait()) for event in (self.first_row, self.now)]
-            await asyncio.wait(waits, timeout=self._idle_s, return_when=asyncio.FIRST_COMPLETED)
+            # all models of a process poll in the same turns of its loop: waking it costs the most
+            timeout = self._idle_s - asyncio.get_running_loop().time() % self._idle_s
+            timeout += 0.0 if timeout > self._idle_s / 2 else self._idle_s
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
         if waiting():
-            least_s = min(max(self._interval_s * _LEAST, cost_s / _SHARE), self._interval_s)
+            least_s = min(max(self._interval_s * _LEAST, cost_s / _SHARE), self._longest_s)
             await self._until_now(least_s)
             if not self._enough and least_s < self._interval_s:
                 self._rested = True
@@ -64,5 +77,8 @@ class Pace:
 
     def idle(self, nothing_happened: bool) -> None:
         """Double the polling interval while nothing happens, up to its limit."""
+        self._polls = self._polls + 1 if nothing_happened else 0
         longest = self._interval_s * _IDLE_FACTOR
+        if self._polls > _AWAKE_POLLS:
+            longest = max(longest, min(self._interval_s * _ASLEEP_FACTOR, _ASLEEP_S))
         self._idle_s = min(self._idle_s * 2, longest) if nothing_happened else self._interval_s

@@ -14,24 +14,9 @@ from online.settings.choose import Choose
 from online.settings.entity import Keys, check_entity
 from online.settings.purposes import PURPOSES, Purpose
 from online.settings.sharded import check_shards
+from online.settings.sync import Sync
 from online.settings.tree import Seconds, Tree
 from replay.plain import is_plain, plain
-
-Merge = Literal["auto", "sum", "average", "compensated", "ordered", "overlay", "lagging"]
-
-
-class Sync(Tree):
-    """How often a replica exchanges deltas with the server: after a time or a number of rows."""
-
-    interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
-    updates: int = Field(64, ge=1, le=100_000, description="own rows that start an exchange early")
-    merge: Merge = Field(
-        "auto",
-        description="sum adds deltas; average scales them by the others' pushes; compensated "
-        "(auto, where the model has curvature) corrects them for concurrent changes; ordered: each "
-        "replica learns all rows in the journal's order; overlay: one process does, and each "
-        "replica learns its own rows on top of what that publishes; lagging: overlay without them",
-    )
 
 
 class Snapshots(Tree):
@@ -53,13 +38,14 @@ class Snapshots(Tree):
 StateOf = Literal["code", "structure"]
 
 
+Policy = Literal["none", "balanced", "reservoir", "recent", "mixed"]
 Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
 
 class Replay(Tree):
     """Settings of the rows that each replica stores and relearns beside fresh ones (rehearsal)."""
 
-    policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
+    policy: Policy = Field(
         "none",
         description="balanced: equally many rows of each class; reservoir: a uniform sample of all "
         "rows; recent: the newest rows; mixed: four fifths balanced (a uniform sample in "

@@ -34,7 +34,6 @@ _LOOKED_AT: Final = 256  # keys of a block that are checked; enough to rule out 
 _FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # mixes the bits, because ids may be small numbers
 _HIGH: Final = np.uint64(33)
 _ID: Final = np.dtype("<u8")
-_NUMBER: Final = np.dtype("<f4")
 
 Ask = Callable[..., Any]
 """Calls a method of another shard's server: its name, then its arguments.  May raise anything."""
@@ -128,7 +127,7 @@ class Cut:
         if isinstance(data, Rows):
             return self._tables(data)
         ids = np.frombuffer(data["ids"], dtype=_ID)
-        rows = np.frombuffer(data["numbers"], dtype=_NUMBER).reshape(len(ids), data["width"])
+        rows = {key: _by_row(data[key], len(ids)) for key in ("numbers", "halves") if key in data}
         gone = np.frombuffer(data.get("gone", b""), dtype=_ID)
         out = []
         at, left = self.of_ids(ids), self.of_ids(gone)
@@ -136,7 +135,7 @@ class Cut:
             (mine,), (away,) = (at == shard).nonzero(), (left == shard).nonzero()
             if len(mine) or len(away):
                 part = {"width": data["width"], "ids": ids.take(mine).tobytes()}
-                part["numbers"] = rows.take(mine, axis=0).tobytes()
+                part |= {key: each.take(mine, axis=0).tobytes() for key, each in rows.items()}
                 if len(away):
                     part["gone"] = gone.take(away).tobytes()
                 out.append((shard, part))
@@ -146,6 +145,11 @@ class Cut:
         ids, numbers = rows.ids, rows.numbers
         at = self.of_ids(ids)
         return [(s, Rows(ids[at == s], numbers[at == s])) for s in distinct(at).tolist()]
+
+
+def _by_row(numbers: bytes, n: int) -> npt.NDArray[np.uint8]:
+    """Return the bytes of ``n`` rows' numbers, one row in each line."""
+    return np.frombuffer(numbers, dtype=np.uint8).reshape(n, len(numbers) // max(n, 1))
 
 
 def joined(parts: Sequence[Mapping[str, WireBlock]]) -> dict[str, WireBlock]:

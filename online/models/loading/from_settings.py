@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -58,6 +58,10 @@ def load_model(
     _check_declared(model, numeric_only=loaded.model.numeric_only)
     if model.conversion_window is not None:
         _check_taken_back(model, loaded.model)
+    if model.sync.share_tables:
+        _check_shared(model, settings, loaded.model)
+    if model.sync.vectors == "float16":
+        _check_rounds(model, loaded.model)
     return loaded
 
 
@@ -83,6 +87,20 @@ def spec_with(text: str, shards: int) -> tuple[str, str]:
     return hashlib.sha256(with_shards.encode()).hexdigest(), with_shards
 
 
+def _check_shared(model: ModelSettings, settings: Settings, built: Model) -> None:
+    """Raise LearnerUnusable if ``sync.share_tables`` is set and there is no table to share."""
+    from online.models.base import Sharing
+    from online.models.errors import LearnerUnusable
+
+    given, remedy = "sync.share_tables is set, and", "leave sync.share_tables out"
+    if not isinstance(built, Sharing):
+        problem = f"{given} it has no table of ids"
+        raise LearnerUnusable(model.learner, problem, f"Take fm with `table: true`, or {remedy}")
+    if (most := settings.limits.table_rows_max) is not None:
+        problem = f"{given} limits.table_rows_max is {most}: rows of a shared table are not removed"
+        raise LearnerUnusable(model.learner, problem, f"Leave the limit out, or {remedy}")
+
+
 def _check_taken_back(model: ModelSettings, built: Model) -> None:
     """Raise LearnerUnusable if ``conversion_window`` is set and labels can't be replaced."""
     from online.models.base import why_not_revised
@@ -93,6 +111,34 @@ def _check_taken_back(model: ModelSettings, built: Model) -> None:
         problem = f"conversion_window is {model.conversion_window:g} s, and {why}"
         remedy = "Take one whose lessons can be taken back: auto, linear, logreg, ftrl; or leave it"
         raise LearnerUnusable(model.learner, problem, f"{remedy} out")
+
+
+def _check_rounds(model: ModelSettings, built: Model) -> None:
+    """Raise LearnerUnusable if deltas are to be rounded, and the model has no table."""
+    from online.models.base import Rounding
+
+    if not isinstance(built, Rounding):
+        from online.models.errors import LearnerUnusable
+
+        problem = "sync.vectors is float16, and it has no table whose vectors are pushed"
+        remedy = "Take fm with `params: {table: true}`, or leave sync.vectors out"
+        raise LearnerUnusable(model.learner, problem, remedy)
+
+
+def built_for_pushes(model: ModelSettings, build: Callable[[], Model]) -> Callable[[], Model]:
+    """Return what builds a copy whose deltas are pushed: it rounds them if the settings say so."""
+    if model.sync.vectors == "float32":
+        return build
+
+    def built() -> Model:
+        from online.models.base import Rounding
+
+        made = build()
+        if isinstance(made, Rounding):
+            made.round_deltas()
+        return made
+
+    return built
 
 
 def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:
@@ -123,9 +169,9 @@ def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
     A model that can't be merged is learned in order by each replica, or, with ``learn:
     background``, by one process for all.
     """
-    asked = model.sync.merge
-    if asked in ("ordered", "overlay", "lagging") or not built.mergeable:
+    merge = model.sync.merge
+    if merge in ("ordered", "overlay", "lagging") or not built.mergeable:
         if model.learn == "background":
             return "lagging"
-        return asked if asked in ("overlay", "lagging") else "ordered"
-    return "compensated" if asked == "auto" else asked
+        return merge if merge in ("overlay", "lagging") else "ordered"
+    return "compensated" if merge == "auto" else merge

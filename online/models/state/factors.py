@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from online.models.errors import StateNotFinite
 from paramserver.core.blocks import ADDITIVE, ROWS, Block, Blocks
+from paramserver.core.tables.layered import LayeredRows, on_top_of
+from paramserver.core.tables.pages import Floats32
+from paramserver.core.tables.row_message import HALF
 from paramserver.core.tables.rows import Rows
 
 Floats = npt.NDArray[np.float64]
@@ -131,6 +134,11 @@ class TableLines:
     line is the sum of both: so the delta that is sent is, bit for bit, what was learned.  A line
     whose sums are all 0 counts as not learned.
 
+    After :meth:`round_from` the last columns of a delta are rounded to float16.  The table then has
+    what was sent, and the line's *rest*, what rounding has left over, is a change since the cut
+    again: it is sent with the next change of its line (error feedback, Seide et al. 2014, *1-bit
+    stochastic gradient descent*).  Only lines in the cache have a rest.
+
     Parameters:
         learned: Number of learned columns, which the table has.
         starts: The initial vectors, which follow the learned columns in a line.
@@ -138,7 +146,13 @@ class TableLines:
 
     def __init__(self, learned: int, starts: Starts) -> None:
         self._learned, self._starts = learned, starts
-        self._table = Rows.empty(learned)
+        self._table: Rows | LayeredRows = Rows.empty(learned)
+        self._rounded = 0  # columns, the last ones
+        self._forget_hot()
+
+    def round_from(self, column: int) -> None:
+        """Round the columns from this one on in deltas; call it before any line is learned."""
+        self._rounded = self._learned - column
         self._forget_hot()
 
     def _forget_hot(self) -> None:
@@ -146,6 +160,7 @@ class TableLines:
         self._ids = np.zeros(0, dtype=np.uint64)
         self._base = np.zeros((0, self._learned), dtype=np.float32)
         self._moved = np.zeros((0, self._learned), dtype=np.float32)
+        self._rest = np.zeros((0, self._rounded), dtype=np.float32)  # as it was at the cut
         self._first = np.zeros((0, self._starts.k))
         self._open: dict[int, None] = {}
 
@@ -195,10 +210,11 @@ class TableLines:
         self._ids[begin:end] = ids
         self._base[begin:end] = lines[:, : self._learned]
         self._moved[begin:end] = 0.0
+        self._rest[begin:end] = 0.0
         self._first[begin:end] = lines[:, self._learned :]
 
     def _widen(self, n: int) -> None:
-        for name in ("_ids", "_base", "_moved", "_first"):
+        for name in ("_ids", "_base", "_moved", "_rest", "_first"):
             held = getattr(self, name)
             wider = np.zeros((n, *held.shape[1:]), dtype=held.dtype)
             wider[: len(held)] = held
@@ -211,13 +227,31 @@ class TableLines:
         self._open = {}
         if not len(at):
             return {}
-        ids, delta = self._ids[at], self._moved[at]
+        delta, rounded = self._to_send(self._moved[at])
+        self._moved[at] -= delta  # exact: the difference has no more digits than the change had
+        self._rest[at] = self._moved[at, self._learned - self._rounded :]
+        if not (sent := delta.any(axis=1)).all():
+            at, delta = at[sent], delta[sent]
+        ids = self._ids[at]
         self._base[at] += delta
-        self._moved[at] = 0.0
         self._table.put(ids, self._base[at])
         if len(self._hot) > _HOT_MAX:
             self._forget_hot()
-        return {TABLE: Block(ROWS, Rows(ids, delta))}
+        rows = Rows(ids, delta)
+        rows.rounded = rounded
+        return {TABLE: Block(ROWS, rows)}
+
+    def _to_send(self, moved: Floats32) -> tuple[Floats32, int]:
+        """Return what is sent of changes, and how many columns of it have float16 numbers.
+
+        Nothing is rounded if one of them would be infinite.
+        """
+        if not self._rounded:
+            return moved, 0
+        exact, delta = self._learned - self._rounded, moved.copy()
+        with np.errstate(over="ignore"):
+            delta[:, exact:] = moved[:, exact:].astype(HALF)
+        return (delta, self._rounded) if np.isfinite(delta).all() else (moved, 0)
 
     def rebase(self, values: Blocks) -> None:
         """Set new values with the open delta on top; blocks with other names are ignored."""
@@ -232,6 +266,12 @@ class TableLines:
         if self._hot:
             at = np.array([self._hot.get(i, -1) for i in ids.tolist()], dtype=np.int64)
             self._base[at[at >= 0]] = numbers[at >= 0]
+            if self._rounded and len(gone):  # the rest of a removed row goes with it
+                left = at[len(at) - len(gone) :]
+                self._drop_rest([i for i in left.tolist() if i >= 0 and i not in self._open])
+
+    def _drop_rest(self, at: list[int]) -> None:
+        self._moved[at], self._rest[at] = 0.0, 0.0
 
     def reset(self, values: Blocks) -> None:
         """Set the whole state to ``values``, with an empty open delta."""
@@ -239,8 +279,20 @@ class TableLines:
         self._table = Rows.empty(self._learned) if block is None else block.data.copy()
         self._forget_hot()
 
+    def rest_on(self, below: Rows) -> Iterator[None]:
+        """Read rows from this table where they have no value of their own; see ``on_top_of``."""
+        self._table, steps = on_top_of(below, self._table)
+        return steps
+
     def revert(self) -> None:
-        """Discard the open delta; values that arrived since the cut stay."""
+        """Discard the open delta; values that arrived since the cut stay, and so does the rest."""
+        at = list(self._open)
+        self._moved[at] = 0.0
+        self._moved[at, self._learned - self._rounded :] = self._rest[at]
+        self._open = {}
+
+    def drop_rest(self) -> None:
+        """Drop what rounding has left over; no line may have changed since the cut."""
         self._forget_hot()
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ID: Final = np.dtype("<u8")
 NUMBER: Final = np.dtype("<f4")
+HALF: Final = np.dtype("<f2")
 _LAID_OUT: Final = frozenset({"_ids", "_n", "_pool", "_pages", "_marks"})
 
 
@@ -27,10 +28,12 @@ class RowMessage:
     Attributes:
         width: Numbers of a row.
         gone: In a message: ids whose rows the receiver has to remove.
+        rounded: Count of the last columns that have float16 numbers, and are sent as such.
     """
 
     width: int
     gone: IdArray
+    rounded: int = 0
     _given: tuple[IdArray, Floats32] | None = None  # until pages are laid out
 
     if not TYPE_CHECKING:  # to which any name would be known then
@@ -64,13 +67,16 @@ class RowMessage:
     @property
     def size_bytes(self) -> int:
         """The encoded size of the rows in a message, in bytes, without its framing."""
-        gone = ID.itemsize * len(self.gone)
-        return len(self) * (ID.itemsize + NUMBER.itemsize * self.width) + gone
+        gone, saved = ID.itemsize * len(self.gone), HALF.itemsize * self.rounded
+        return len(self) * (ID.itemsize + NUMBER.itemsize * self.width - saved) + gone
 
     def as_message(self) -> dict[str, Any]:
         """Return the rows as a message encodes them."""
         numbers = self.numbers if self._given is None else self._given[1]
-        ids = self.ids.astype(ID, copy=False)
-        numbers = numbers.astype(NUMBER, copy=False)
-        message = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+        message = {"width": self.width, "ids": self.ids.astype(ID, copy=False).tobytes()}
+        if self.rounded:
+            exact = self.width - self.rounded
+            message["halves"] = numbers[:, exact:].astype(HALF).tobytes()
+            numbers = numbers[:, :exact]
+        message["numbers"] = numbers.astype(NUMBER, copy=False).tobytes()
         return message | {"gone": self.gone.astype(ID).tobytes()} if len(self.gone) else message

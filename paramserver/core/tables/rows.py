@@ -31,7 +31,7 @@ from paramserver.core.tables.pages import (
     page_of,
     pages_for,
 )
-from paramserver.core.tables.row_message import ID, NUMBER, RowMessage
+from paramserver.core.tables.row_message import HALF, ID, NUMBER, RowMessage
 from paramserver.errors import BlockError
 
 WIDTH_MAX: Final = 1024
@@ -42,6 +42,7 @@ _PIECE_ROWS: Final = 64 * PAGE_ROWS  # fits into the CPU cache
 _MOVED: Final = 8  # rows that are packed for each row written
 _MOVED_LEAST: Final = 256
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
+_MESSAGE: Final = frozenset({"width", "ids", "numbers", "halves", "gone"})
 
 
 class Rows(RowMessage):
@@ -52,6 +53,7 @@ class Rows(RowMessage):
         numbers: Their rows, shape [ids, width].  The caller must not change the two arrays.
     """
 
+    _holder: object = None  # is alive as long as the table is
     _found: tuple[IdArray, Ids, Numbers] | None = None  # ids of the last look-up, and their numbers
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
@@ -185,7 +187,7 @@ class Rows(RowMessage):
         """Return as :meth:`get`, and remember where these ids are, if all have rows.
 
         So a :meth:`put` or a further look-up of the same array, which must never be changed, does
-        not search again.
+        not search again; nor does a look-up of an array that was just put.
         """
         if (at := self._remembered(ids)) is not None:
             return self._read(at), np.ones(len(at), dtype=np.bool_)
@@ -195,8 +197,8 @@ class Rows(RowMessage):
 
     def _remembered(self, ids: IdArray) -> Numbers | None:
         """Return the numbers of the ids if the last look-up was of the same array, else None."""
-        found = self._found
-        return found[2] if found and found[0] is ids and found[1] is self._ids else None
+        last = self._found
+        return last[2] if last and last[0] is ids and last[1] is self._ids else None
 
     def has(self, ids: IdArray) -> Flags:
         """Return for each id whether there is a row."""
@@ -293,6 +295,7 @@ class Rows(RowMessage):
         self._have(at)
         self._pool.own(self._pages, page_of(at))
         self._pool.write(located(self._pages, at), numbers)
+        self._found = (ids, self._ids, at)  # what was written is often read next
 
     def track(self) -> None:
         """Start to record which rows are written or removed, unless packing is under way."""
@@ -370,19 +373,26 @@ def select_rows(table: Rows, ids: Sequence[IdArray]) -> Rows:
 def read_rows(name: str, data: dict[Any, Any]) -> Rows:
     """Return the rows of a message.  Raises BlockError, with the block's name, if invalid."""
     width, ids, numbers = (data.get(part) for part in ("width", "ids", "numbers"))
-    gone = data.get("gone", b"")
+    halves, gone = data.get("halves", b""), data.get("gone", b"")
     if type(width) is not int or not 1 <= width <= WIDTH_MAX:
         raise BlockError(name, "width", f"{width!r:.80} is no number from 1 to {WIDTH_MAX}")
-    if not isinstance(ids, bytes) or not isinstance(numbers, bytes) or len(data) > 4:
+    if not (isinstance(ids, bytes) and isinstance(numbers, bytes) and isinstance(halves, bytes)):
         raise BlockError(name, None, "rows are 'width', 'ids' and 'numbers', the last two bytes")
+    if unknown := data.keys() - _MESSAGE:
+        raise BlockError(name, None, f"a message of rows has no {sorted(map(repr, unknown))[0]}")
     n = len(ids) // ID.itemsize
-    if len(ids) != n * ID.itemsize or len(numbers) != n * width * NUMBER.itemsize:
-        sizes = f"{len(ids)} bytes of ids and {len(numbers)} of numbers"
-        raise BlockError(name, None, f"{sizes} are no rows of {width} numbers")
+    rounded = len(halves) // (n * HALF.itemsize) if n else 0
+    exact = width - rounded
+    sizes = (n * ID.itemsize, n * exact * NUMBER.itemsize, n * rounded * HALF.itemsize)
+    if (len(ids), len(numbers), len(halves)) != sizes:
+        found = f"{len(ids)} bytes of ids and {len(numbers)} + {len(halves)} of numbers"
+        raise BlockError(name, None, f"{found} are no rows of {width} numbers")
     each = np.frombuffer(ids, dtype=ID)
     if not (each[1:] > each[:-1]).all() and len(distinct(each)) != n:
         raise BlockError(name, "ids", "an id stands there twice")
-    rows = np.frombuffer(numbers, dtype=NUMBER).reshape(n, width)
+    rows = np.frombuffer(numbers, dtype=NUMBER).reshape(n, exact)
+    if rounded:
+        rows = np.hstack((rows, np.frombuffer(halves, dtype=HALF).reshape(n, rounded)))
     if not np.isfinite(rows).all():
         raise BlockError(name, "numbers", "a number is not finite")
     made = Rows(each.astype(np.uint64), rows)

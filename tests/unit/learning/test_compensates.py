@@ -11,7 +11,8 @@ from online.learning.merged import Learner
 from online.models.adapters.linear import Linear
 from online.models.loading.from_settings import load_model, merge_rule
 from online.settings.config import Settings
-from online.settings.model import ModelSettings, Sync
+from online.settings.model import ModelSettings
+from online.settings.sync import Sync
 from paramserver.core import wire
 from replay import codec
 from replay.example import Example

@@ -11,8 +11,9 @@ from online.models.loading.from_settings import merge_rule
 from online.replica.learning_cost import SHARE_MAX, Cost
 from online.service.state.check_state import Models
 from online.settings.config import Settings
-from online.settings.model import ModelSettings, Sync
+from online.settings.model import ModelSettings
 from online.settings.places import snapshots_path
+from online.settings.sync import Sync
 from paramserver.core.replicas import Replicas
 from paramserver.core.state import SnapshotState
 from paramserver.core.wire import FORMAT, SyncRequest

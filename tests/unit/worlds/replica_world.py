@@ -23,8 +23,9 @@ from online.replica.surroundings import Clocks, Identity, Services
 from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
 from online.rows.validator import Validator
 from online.serving.serving import Serving
-from online.settings.config import Limits
-from online.settings.model import ModelSettings, Sync
+from online.settings.limits import Limits
+from online.settings.model import ModelSettings
+from online.settings.sync import Sync
 from online.sure.views import views_of
 from online.trust.filtering import Filtering
 from paramserver.core import wire
@@ -154,6 +155,7 @@ class World:
         client: Any = None,
         peers: Any = None,
         crossing: Any = None,
+        tables: Callable[[Any], Any] | None = None,
         task: Task = "regression",
         **settings: Any,
     ) -> ModelReplica:
@@ -175,7 +177,15 @@ class World:
             limits,
             learner,
             Identity(name, SPEC, learns),
-            Services(journal, client or self.client, peers, ask, relearn, crossing=crossing),
+            Services(
+                journal,
+                client or self.client,
+                peers,
+                ask,
+                relearn,
+                crossing=crossing,
+                tables=None if tables is None else tables(learner),
+            ),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )

@@ -13,7 +13,8 @@ from benchmarks.attacks import poisoned, turning, undo
 from benchmarks.attacks.honest import source_of
 from benchmarks.fixtures.within import NAME
 from evaluation.streams import open_stream
-from online.settings.model import ModelSettings, Replay, Sync
+from online.settings.model import ModelSettings, Replay
+from online.settings.sync import Sync
 
 ROWS = list(islice(iter(open_stream("phishing", None).rows), 700))
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from paramserver.core.blocks import ROWS, Block, Blocks, from_wire, merge, select, to_wire
+from paramserver.core.shards import Cut
 from paramserver.core.tables import ids as ids_module
 from paramserver.core.tables.rows import Rows
+from paramserver.core.wire import WireBlock
+from paramserver.errors import BlockError
 
 N = 3_000
 
@@ -83,3 +88,82 @@ def test_ids_that_are_new_to_a_table_are_searched_again() -> None:
     rows.put(ids, np.full((6, 2), 4.0, dtype=np.float32))
     assert rows.look_up(ids)[0].min() == 4.0
     assert len(rows) == N + 3
+
+
+def halves() -> Rows:
+    """Rows of three numbers, the last two of which are sent as float16."""
+    numbers = np.arange(120, dtype=np.float32).reshape(40, 3) / 4
+    numbers[:, 0] += np.float32(0.1)
+    rows = Rows(np.arange(40, dtype=np.uint64), numbers)
+    rows.rounded = 2
+    return rows
+
+
+def test_rounded_columns_are_half_as_long_and_the_same_numbers() -> None:
+    rows = halves()
+    sent = to_wire({"t": Block(ROWS, rows)})
+    data = sent["t"].data
+    assert sum(map(len, (data["ids"], data["numbers"], data["halves"]))) == rows.size_bytes
+    assert rows.size_bytes == 40 * (8 + 4 + 2 * 2)
+    assert from_wire(sent)["t"].data == rows
+    rows.get(rows.ids)
+    assert laid_out(rows)
+    assert to_wire({"t": Block(ROWS, rows)}) == sent, "a repeat is equal"
+    assert rows.copy().rounded == 0, "a sum of two has more digits"
+
+
+def test_rounded_columns_are_cut_by_shard() -> None:
+    parts = Cut(2).wire(to_wire({"t": Block(ROWS, halves())}))
+    assert all("halves" in part["t"].data for part in parts)
+    whole: Blocks = {}
+    for part in parts:
+        merge(whole, from_wire(part))
+    assert whole["t"].data == halves()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"halves": bytes(6)}, None),
+        ({"halves": b""}, None),
+        ({"halves": "text"}, None),
+        ({"width": 4}, None),
+        ({"halves": np.full(80, np.inf, dtype="<f2").tobytes()}, "numbers"),
+        ({"ids": b"", "numbers": b""}, None),
+    ],
+)
+def test_malformed_rounded_rows_are_named(changes: dict[str, Any], key: str | None) -> None:
+    data = halves().as_message() | changes
+    with pytest.raises(BlockError) as raised:
+        from_wire({"bad": WireBlock(ROWS, data)})
+    assert (raised.value.block, raised.value.key) == ("bad", key)
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    numbers = np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
+    return Rows(np.array([1, 2], dtype=np.uint64), numbers).as_message() | changes
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (message(width=0), "width"),
+        (message(width=True), "width"),
+        (message(width=1025), "width"),
+        (message(width=3), None),
+        (message(ids="text"), None),
+        (message(gone=bytes(9)), "gone"),
+        (message(gone=[1]), "gone"),
+        (message(gone=b"", more=1), None),
+        (message(ids=bytes(15)), None),
+        (message(numbers=bytes(17)), None),
+        (message(ids=bytes(16)), "ids"),
+        (message(numbers=np.full(4, np.nan, dtype="<f4").tobytes()), "numbers"),
+        ({}, "width"),
+        (b"bytes", None),
+    ],
+)
+def test_malformed_rows_are_named(data: Any, key: str | None) -> None:
+    with pytest.raises(BlockError) as raised:
+        from_wire({"bad": WireBlock(ROWS, data)})
+    assert (raised.value.block, raised.value.key) == ("bad", key)
