@@ -34,8 +34,8 @@ def plain(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return _UNSEEN.sub(
-        lambda found: (
-            found[0] if found[0] in keep else found[0].encode("unicode_escape").decode("ascii")
+        lambda match: (
+            match[0] if match[0] in keep else match[0].encode("unicode_escape").decode("ascii")
         ),
         text,
     )

@@ -468,13 +468,13 @@ class _Multiclass(SeveralViews, Multiclass):
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
         """Return the noted answers, and unless all views but one sleep the answer as served."""
-        found = super()._served(served)
-        if found is None or served is None or not served.score or len(found[0]) == EXPERTS:
-            return found
+        answered = super()._served(served)
+        if answered is None or served is None or not served.score or len(answered[0]) == EXPERTS:
+            return answered
         answer = np.array([*served.score.values()])
         if not (answer.min() >= 0.0 and answer.sum() <= _WHOLE):
-            return found
-        return np.vstack((found[0], answer)), found[1]
+            return answered
+        return np.vstack((answered[0], answer)), answered[1]
 
     def _take(self, row: Views | Row, *, learns: bool) -> _TakenViews | Taken:
         take = self._experts.take

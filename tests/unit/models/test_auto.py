@@ -301,7 +301,7 @@ def test_exports_have_tents_where_the_model_has_them() -> None:
     model = binary()
     for i in range(60):
         model.learn({"a": float(i % 7), "b": float(i % 5)}, i % 7 > 3, 1.0)
-    with pytest.raises(ExportRefused, match="crossed view"):
+    with pytest.raises(ExportRefused, match="products of features"):
         lower(model, "binary")
     model._mixture.slept = [0, 1]
     rows: Any = [{"a": 2.5, "b": 3.0}, {"a": 6.0}, {"b": -900.0, "c": "x"}, {}]
