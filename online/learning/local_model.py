@@ -5,8 +5,9 @@ The merging rules are in :mod:`online.learning.merged`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
@@ -24,9 +25,10 @@ from online.learning.deltas import (
 )
 from online.learning.shard_divergence import ShardDivergence
 from online.learning.values_in_parts import ServerView
-from online.models.base import Compensable, Model, Rounding, Walking
+from online.models.base import Compensable, Model, Rounding, Sharing, Walking
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import OrderedState, Push, Version
 from paramserver.filters.losses import Newest
 from replay.journal.base import Row
@@ -74,6 +76,7 @@ class LocalModel(BaseLearner):
         self._served: dict[int, int] = {}  # until then: the clock of the answering copy
         self._pending_n = self._waited = self._partition = 0  # the partition of the last delta
         self._divergence: ShardDivergence | None = None
+        self._resting: Iterator[None] = iter(())  # drops own rows that a table below has
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -108,6 +111,19 @@ class LocalModel(BaseLearner):
     def changes_since(self, version: Version | None) -> Touched | None:
         """Return what has changed in the pulled values after that version; None if unknown."""
         return self._pulled.changes_since(version)
+
+    def rest_on(self, version: Version, tables: Mapping[str, Rows]) -> bool:
+        """Read tables where the server of this host has published them; return whether they are.
+
+        They are of ``version``.  Whatever changed between it and the local one must be a row of its
+        own here, so it must not be newer, and the copy that answers has to be the one that learns.
+        """
+        known = version[0] == self.version[0] and version <= self.version
+        if not known or not self.up_to_date or self.catching_up:
+            return False
+        if isinstance(self._training, Sharing):
+            self._resting = chain(self._pulled.rest_on(tables), self._training.rest_on(tables))
+        return True
 
     # -- partitions ---------------------------------------------------------------------------
 

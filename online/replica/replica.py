@@ -96,7 +96,7 @@ class ModelReplica:
         self.counts: Counter[str] = Counter()
         self.durations = Durations()
         self.store = JournalThreads(outside.journal)
-        self._pace = Pace(settings.sync.interval_ms / 1e3)
+        self._pace = Pace(settings.sync.interval_ms / 1e3, alone=who.alone)
         self.control = ControlLog(settings.name, who.spec, self.store)
         learner.untaught = self.control.decisions.lacks
         self._shared = ReplicaParts(
@@ -220,8 +220,8 @@ class ModelReplica:
         """Everything that needs an operator's attention, without duplicates."""
         unwritten, damaged = self.writer.answers.incident, self._follower.incident
         surprises = [self.writer.unjudged, self._unexpected]
-        found = [self.exchange.refused, unwritten, damaged, *surprises]
-        return list(dict.fromkeys(filter(None, [*found, *self._reactions.incidents])))
+        incidents = [self.exchange.refused, unwritten, damaged, *surprises]
+        return list(dict.fromkeys(filter(None, [*incidents, *self._reactions.incidents])))
 
     @property
     def age_ms(self) -> float | None:
@@ -262,13 +262,13 @@ class ModelReplica:
         return {name: float(value) for name, value in reported.items()}
 
     def _slow_gauges(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+        gauges: dict[str, float] = {}
         if (judge := self.judge) is not None:
-            found = judge.report()
+            gauges = judge.report()
         serving = self.learner.serving
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
-            found["average_gap"] = gap
-        return found
+            gauges["average_gap"] = gap
+        return gauges
 
     @property
     def served(self) -> int:

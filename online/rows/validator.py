@@ -101,8 +101,8 @@ class Validator:
             raise not_plain(field, "a name", odd)
         if self.crossing is not None:
             self.crossing.check_rows([value], field)
-        found: Features = value
-        return found
+        features: Features = value
+        return features
 
     def takes(self, names: Sequence[str]) -> bool:
         """Whether a row of numbers may have these names."""

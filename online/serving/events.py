@@ -316,17 +316,17 @@ class Events:
         return EventRow(row, label, idempotent, example)
 
 
-def _naming(asked: EventRow, sent: Features, taken: Features) -> EventRow:
+def _naming(row: EventRow, sent: Features, taken: Features) -> EventRow:
     """Add the names that were sent but dropped as undeclared."""
     if taken is sent:
-        return asked
-    return msgspec.structs.replace(asked, unknown=tuple(n for n in sent if n not in taken))
+        return row
+    return msgspec.structs.replace(row, unknown=tuple(n for n in sent if n not in taken))
 
 
 def _names_full(left: Collection[str], source: str, limits: Limits, field: str) -> RequestError:
-    shown = ", ".join(plain(name) for name in list(left)[:3])
+    names = ", ".join(plain(name) for name in list(left)[:3])
     message = (
-        f"no room for new names ({shown}), and the row has no other: a model has "
+        f"no room for new names ({names}), and the row has no other: a model has "
         f"{limits.names_max}, of which source {plain(source)} may bring "
         f"{int(limits.names_max * limits.names_share)}"
     )

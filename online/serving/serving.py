@@ -117,8 +117,8 @@ class Serving:
         features = self._validator.features(request.features, "features")
         self._explained.check(features)
         near = await self._explained.nearest(features, request.nearest)
-        if (found := self._explained.at_once(features)) is not None:
-            answer, explanation = found
+        if (explained := self._explained.at_once(features)) is not None:
+            answer, explanation = explained
             facts, explanation.nearest = self._facts(request), near
             return self._one(request, features, facts, answer, self._shares(answer), explanation)
         async with self._explained.in_turns(features) as (answer, explanation):
@@ -185,7 +185,7 @@ class Serving:
         answers = self.replica.learner.predict_many(features)
         show, text = self._validator.show, self._validator.text
         rows = []
-        for asked, answer in zip(features, answers, strict=True):
+        for features_of, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
             if answer.probabilities is None:
                 _check_finite(answer.label)
@@ -197,7 +197,7 @@ class Serving:
             if give_ids and self.replica.judge is not None:  # a label may arrive
                 self.replica.judge.asked(answer)
             if self._sure is not None:
-                row.label_set, row.interval = self._around(answer, asked)
+                row.label_set, row.interval = self._around(answer, features_of)
             rows.append(row)
         ids = self._reader.answer_ids.prediction_ids(features, answers) if give_ids else []
         for row, id_ in zip(rows, ids, strict=False):

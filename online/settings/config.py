@@ -220,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), error.strerror or "unreadable", "Name an existing file"
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Mend the line named") from None
+        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Correct that line") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -248,8 +248,8 @@ def _read_tokens(settings: Settings) -> AccessTokens:
         path = settings.base_dir / path
         if tokens.of(role):
             raise ConfigError(f"tokens.{role}", "given, and a file of them too", "Leave one out")
-        found = read_token_file(path, f"tokens.{role}_file")
-        secret = tuple(SecretStr(token) for token in found)
+        read = read_token_file(path, f"tokens.{role}_file")
+        secret = tuple(SecretStr(token) for token in read)
         tokens = tokens.model_copy(update={role: secret, f"{role}_file": path.resolve()})
     return tokens
 
@@ -275,14 +275,16 @@ def read_token_file(path: Path, field: str) -> list[str]:
     except ValueError as error:
         raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
     if not tokens:
-        raise ConfigError(field, f"{path} holds no token", "Write one token a line")
+        raise ConfigError(field, f"{path} contains no token", "Write one token a line")
     return tokens
 
 
 def _check(settings: Settings) -> None:
     names = [model.name for model in settings.models]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError("models", f"two are called {sorted(twice)}", "Give each its own name")
+        raise ConfigError(
+            "models", f"two models are named {sorted(twice)}", "Give each its own name"
+        )
     for model in settings.models:
         if model.dedupe_window < model.token_lifetime:
             raise ConfigError(
@@ -310,8 +312,8 @@ def _check(settings: Settings) -> None:
         if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
             remedy = "Give weight_max and labels_for to feedback tokens only"
             raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
-    told = settings.alerts.webhooks or settings.alerts.mail
-    if told and settings.tokens and own_token(settings, {}) is None:
+    receivers = settings.alerts.webhooks or settings.alerts.mail
+    if receivers and settings.tokens and own_token(settings, {}) is None:
         raise ConfigError(
             "alerts",
             "of the tokens for admin only digests are known, and the service asks itself how it is",

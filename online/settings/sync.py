@@ -14,7 +14,11 @@ Merge = Literal["auto", "sum", "average", "compensated", "ordered", "overlay", "
 class Sync(Tree):
     """How often a replica exchanges deltas with the server: after a time or a number of rows."""
 
-    interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
+    interval_ms: float = Field(
+        20, ge=1, le=10_000,
+        description="time between two exchanges; with `cluster: embedded` costly ones are up to "
+        "five times as far apart",
+    )  # fmt: skip
     updates: int = Field(64, ge=1, le=100_000, description="own rows that start an exchange early")
     merge: Merge = Field(
         "auto",
@@ -27,6 +31,12 @@ class Sync(Tree):
         "float32",
         description="numbers of a table's vectors in a push (fm with table: true); float16: they "
         "are rounded, and what rounding leaves over is pushed with the row's next change",
+    )
+
+    share_tables: bool = Field(
+        False,
+        description="replicas on the parameter server's host read one copy of the table in shared "
+        "memory (fm with table: true)",
     )
 
     @model_validator(mode="after")

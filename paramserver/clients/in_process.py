@@ -94,9 +94,9 @@ class InProcess:
 
     async def ask(self, method: str, args: tuple[object, ...]) -> Any:
         """Call a method of the server on a thread.  Raises ParamServerError."""
-        asked = partial(self.do, method, *args)
+        call = partial(self.do, method, *args)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._asking, asked)
+            return await asyncio.get_running_loop().run_in_executor(self._asking, call)
         except ParamServerError:
             raise
         except Exception as error:  # whatever it is, the caller may retry

@@ -131,11 +131,11 @@ class ParameterServer:
         snapshots = open_snapshots(place, running.host.disk)
         history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
         self._refused = history.refused
-        found = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
+        state = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()
-        asides = self._sharing.drop_asides(history, found.needed)
+        asides = self._sharing.drop_asides(history, state.needed)
         looked = _looked(running.store, lineage.model, self._find_gone)
-        running.begin(found, history, asides, *looked)
+        running.begin(state, history, asides, *looked)
         self._restore_s = running.restored_s - self._started_s
 
     # -- replicas ----------------------------------------------------------------------------
@@ -171,9 +171,9 @@ class ParameterServer:
             keeper = message.replica == replicas.keeper(
                 message.role, now_s - running.settings.lease_s
             )
-            asked = [p for p in orphans if p not in message.adopting]
+            to_adopt = [p for p in orphans if p not in message.adopting]
             age_ms = 1000.0 * (now_s - running.confirmed_s)
-            reply = server.reply(message, acks, asked, age_ms, keeper=keeper)
+            reply = server.reply(message, acks, to_adopt, age_ms, keeper=keeper)
             reply = self._sharing.with_ends(reply)
             if message.marks:
                 running.marks.note(message.marks, server.version, server.clock)
@@ -286,9 +286,9 @@ class ParameterServer:
         """Roll back after the model has diverged, see :meth:`Swapping.recover`."""
         return self._swapping.recover(rewrite, before)
 
-    def forget(self, *asked: Any) -> dict[str, Any]:
+    def forget(self, *arguments: Any) -> dict[str, Any]:
         """Switch to a state without a source, see :meth:`Swapping.forget`."""
-        return self._swapping.forget(*asked)
+        return self._swapping.forget(*arguments)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Return whether the caller may build a state, see :meth:`Swapping.may_relearn`."""
@@ -335,7 +335,7 @@ class ParameterServer:
                 "pid": os.getpid(),
                 "restore_s": self._restore_s,
                 "confirmed_s": now_s - running.confirmed_s,
-                **numbers(server),
+                **numbers(server, running.shared),
                 "epochs": epochs(listed, server),
                 "freeze_complete": self._decisions.freeze_complete(now_s),
                 "replicas": running.replicas.summary(now_s),

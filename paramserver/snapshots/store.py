@@ -141,7 +141,7 @@ def _there(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise SnapshotMissing(name) from error
     except IsADirectoryError as error:  # permanent, unlike an error of the disk
-        raise SnapshotCorrupt("a folder stands where its file was") from error
+        raise SnapshotCorrupt("a folder has the name of its file") from error
 
 
 def check_name(name: str) -> None:

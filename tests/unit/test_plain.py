@@ -68,6 +68,19 @@ def test_all_other_texts_stay_as_they_are(text: str) -> None:
     assert plain(text) == text
 
 
+@pytest.mark.parametrize("unseen", ["\u200b", "\u200d", "\u00ad", "\ufeff", "\U000e0041"])
+def test_names_that_look_alike_are_told_apart(unseen: str) -> None:
+    """They are accepted, as before, but an operator sees which one is meant."""
+    for text in (f"bot-7{unseen}", f"b{unseen}ot-7"):
+        assert is_plain(text)
+        assert plain(text).isascii()
+        assert plain(text) != "bot-7"
+    assert (
+        plain("\u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645")
+        == "\u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645"
+    )
+
+
 # -- the validator --------------------------------------------------------------------------------
 
 

@@ -366,8 +366,8 @@ def test_a_row_that_a_journal_of_before_has_joined_reads_back() -> None:
 
 _MUTANTS = {
     "what a half meets is not decided about": (
-        "left += self._settle(event, found)",
-        "self._settle(event, found)",
+        "left += self._settle(event, outcome)",
+        "self._settle(event, outcome)",
         "test_label_first_is_learned_when_the_prediction_comes_and_nobody_waits",
     ),
     "labels before predictions": (

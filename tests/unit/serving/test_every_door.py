@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from provisional_world import event, guess, half, refused, sent, weight
+from provisional_world import asked_of, event, frozen, guess, half, refused, sent, weight
 from replica_world import World, play
 
 from benchmarks.fixtures.desk import inside
@@ -22,6 +22,7 @@ from online.trust.filtering import SOURCES_MIN, Filtering
 from paramserver.filters.base import Event as Judged
 from paramserver.filters.base import Filter, Opinion, Source
 from paramserver.filters.chain import Chain
+from paramserver.filters.surprise import Newcomers
 
 LIE, TRUTH = 8.0, 1.0
 MOST = 2.0
@@ -65,6 +66,35 @@ def test_the_truth_under_a_lie_s_id_is_not_what_the_lie_is_judged_by(tmp_path: P
         assert fates[-1][0] == "quarantined", fates
         assert fates[0] == ["learned", "conflict"]
         assert weight(replica, "x11") == 0.0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_what_a_quarantined_source_sends_to_a_frozen_model_is_not_learned_afterwards(
+    tmp_path: Path,
+) -> None:
+    """Nobody judges it, neither when it comes nor when it is released."""
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(build=half, filters=by_label)
+        serving = world.serving(replica)
+        for i in range(SOURCES_MIN):
+            await sent(serving, f"h{i}", TRUTH, source=f"h{i}")
+        for n in range(8):
+            await sent(serving, f"x{n}", LIE, source="x")
+        assert replica.filters is not None
+        assert replica.filters.reputations.quarantined == ["x"]
+        await frozen(world, True, replica)
+        for source in ("x", "h0"):
+            assert (await sent(serving, f"late-{source}", LIE, source=source))[1].status == "frozen"
+        await frozen(world, False, replica)
+        done = await asked_of(replica).relearn("m", "frozen", None, 100)
+        assert (done["learned"], done["banned"], done["duplicate"]) == (1, 1, 0)
+        assert (weight(replica, "late-x"), weight(replica, "late-h0")) == (0.0, LIE / 2.0)
+        replica.filters.reputations.release("x")
+        done = await asked_of(replica).relearn("m", "frozen", None, 100)
+        assert (done["learned"], done["banned"], done["duplicate"]) == (1, 0, 1)
         await replica.stop(2)
 
     play(tmp_path, scene)
@@ -161,3 +191,28 @@ def test_a_source_whose_rows_all_weigh_alike_is_judged_as_any_other() -> None:
             chain.observe(judged, chain.decide(judged))
         nats.add(chain.sources.get("a").standing)
     assert nats == {3.0}
+
+
+def test_new_sources_together_weigh_a_share_however_heavy_their_events_are() -> None:
+    """Twice the weight of an established source's events is learned as once, and counts twice."""
+    learned = {}
+    for heavy in (1.0, MOST):
+        new = Newcomers()
+        for _ in range(40):
+            new.count(new=False, hit=False)
+        learned[heavy] = 0.0
+        for _ in range(40):
+            learned[heavy] += heavy * new.most(heavy) * new.weight(0.2)
+            new.count(new=True, hit=True, weight=heavy)
+    assert learned[MOST] <= learned[1.0]
+    assert new.most(1.0) == 1.0
+    assert Newcomers().most(MOST) == 1.0, "there is nobody to compare with"
+
+
+def test_true_rows_that_weigh_nothing_hide_no_lies_of_new_sources() -> None:
+    new = Newcomers()
+    for n in range(300):
+        new.count(new=False, hit=False)
+        lie = n % 6 == 0
+        new.count(new=True, hit=lie, weight=MOST if lie else 0.01)
+    assert new.weight(0.5) < 1.0

@@ -132,7 +132,7 @@ def test_a_base_that_is_another_one_and_a_newer_schema_are_told(tmp_path: Path) 
     history, server = published(tmp_path)
     server.values["w"].data["b"] = 2.0
     DirectorySnapshots(tmp_path).publish("1-1", snapshot_format.encode(server.state(0.0, None, {})))
-    with pytest.raises(SnapshotCorrupt, match="it is another one"):
+    with pytest.raises(SnapshotCorrupt, match="its file holds another snapshot"):
         history.load("1-2")
     DirectorySnapshots(tmp_path).publish("1-9", snapshot_format.frame(9, b"new", b"payload"))
     with pytest.raises(SnapshotFormat):
