@@ -9,8 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import ClassVar, Final
 
+import msgspec
+
 from evaluation.metrics import Task
 from online.learning.base import BaseLearner
+from online.learning.cached_rows import ids_in, without
 from online.learning.deltas import (
     Delta,
     Deltas,
@@ -26,9 +29,10 @@ from online.learning.shard_divergence import ShardDivergence
 from online.learning.values_in_parts import ServerView
 from online.models.base import Compensable, Model, Rounding, Walking
 from paramserver.core import blocks as algebra
-from paramserver.core.blocks import Blocks, Touched
-from paramserver.core.wire import OrderedState, Push, Version
+from paramserver.core.blocks import ROWS, Block, Blocks, Touched
+from paramserver.core.wire import OrderedState, Push, SyncReply, Version
 from paramserver.filters.losses import Newest
+from replay.example import Example
 from replay.journal.base import Row
 from replay.memory import Memory
 
@@ -159,6 +163,37 @@ class LocalModel(BaseLearner):
         """Last offset of each partition included in the copy that learns."""
         learned = {p: t.next - 1 for p, t in self.tracks.items() if not t.held}
         return {**self.clock, **learned}
+
+    # -- rows of a table, if not all are held ---------------------------------------------------
+
+    def _note_use(self, example: Example) -> None:
+        """Count a learned example's use of rows."""
+        if self.cache is not None:
+            self.cache.learned(example.features)
+
+    def _chosen(self, reply: SyncReply) -> SyncReply:
+        """Make room, and return the reply with the rows to hold among its blocks."""
+        if self.cache is None:
+            return reply
+        if reply.kind == "all" and not self.cache.every:
+            self.want_all = True  # whole values are of no use without the rows that are held
+            return msgspec.structs.replace(reply, kind="changes")
+        name, gone = self.cache.block, self.cache.evict(self._changed_rows)
+        if len(gone) and (held := self._pulled.blocks.get(name)) is not None:
+            for put in (self._pulled.put, self._training.rebase):
+                put({name: Block(ROWS, without(gone, held.data.width))})
+        return self.cache.chosen(reply)
+
+    def _note_arrived(self, reply: SyncReply) -> None:
+        if self.cache is not None:
+            self.cache.took(reply)
+
+    def _changed_rows(self) -> set[int]:
+        """Return the rows that the kept deltas and the open one have changed."""
+        assert self.cache is not None
+        changed = {i for d in self._deltas.kept for i in ids_in(d.blocks, self.cache.block)}
+        opened = self._open.rows if self._open else []
+        return changed.union(*(self.cache.ids_of(example.features) for _, example, _ in opened))
 
     # -- deltas -------------------------------------------------------------------------------
 

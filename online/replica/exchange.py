@@ -72,7 +72,7 @@ class Exchange:
         self._learner, self._writer, self._store = shared.learner, writer, shared.store
         self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
         self._wake, self._crossing = shared.wake, shared.crossing
-        self._change_lock = shared.change_lock
+        self._change_lock, self._arrivals = shared.change_lock, shared.arrivals
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
@@ -156,6 +156,7 @@ class Exchange:
             state=state,
             marks=self._marks(pushes),
             waits=sorted(learner.waits),
+            rows=learner.cache and learner.cache.request(every=learner.catching_up),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)
@@ -200,6 +201,7 @@ class Exchange:
         if len(pushes) == _PUSHES:
             self._pace.now.set()
         self._wake.set()
+        self._arrivals.arrived()
         return changed or bool(reply.orphans)
 
     def _marks(self, pushes: list[Push]) -> list[Mark]:

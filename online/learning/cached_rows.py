@@ -1,0 +1,173 @@
+"""Which rows of a model's table a replica holds, if it does not hold all of them: those in use.
+
+All other rows are at the parameter server.  A row that is missing is requested with the next
+exchange, and comes with the values of one version; so it counts own deltas as any other row does.
+Until then it counts as never learned.
+
+A row is held until others are used more.  One that own deltas have changed stays until a published
+snapshot has these deltas, because they may have to be applied to it again.  Uses and requests are
+disposable: they decide what is in memory, never what is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from paramserver.core.blocks import ROWS, Block, Blocks
+from paramserver.core.tables.ids import IdArray
+from paramserver.core.tables.row_message import ID
+from paramserver.core.tables.rows import Rows, read_rows
+from paramserver.core.wire import SyncReply, WireBlock
+from replay.example import Features
+
+ASKED_MAX: Final = 65_536
+"""Greatest number of missing rows that are requested at a time; others are when used again."""
+
+_SPARE: Final = 8  # an eighth more rows than the bound are held before some are evicted
+
+
+class CachedRows:
+    """The rows of one table that a replica holds, by id, with how often they were used.
+
+    Parameters:
+        block: Name of the table's block.
+        most: Number of rows after an eviction.
+        ids_of: Returns the ids of the rows that predicting or learning a row reads.
+
+    Attributes:
+        every: Whether the newest request was for held rows, too.
+        replies: Number of replies taken.
+        soon: Rows that are about to be learned, which are not evicted.
+        missed, fetched, evicted: Uses of missing rows, rows that were requested and came, and rows
+            that were evicted.
+        learned_without: Events that were learned while rows were missing.
+    """
+
+    def __init__(self, block: str, most: int, ids_of: Callable[[Features], list[int]]) -> None:
+        self.block, self.most, self.ids_of = block, most, ids_of
+        self._uses: dict[int, int] = {}
+        self._asked: dict[int, None] = {}
+        self._sent: frozenset[int] = frozenset()
+        self._partial: set[int] = set()  # learned while missing
+        self.every = False
+        self.soon: Collection[int] = ()
+        self.replies = self.missed = self.fetched = self.evicted = self.learned_without = 0
+
+    def report(self) -> dict[str, float]:
+        """Return the counters, and the number of rows that are held, by name."""
+        return {
+            "rows_held": len(self._uses),
+            "rows_missed": self.missed,
+            "rows_fetched": self.fetched,
+            "rows_evicted": self.evicted,
+            "learned_without_rows": self.learned_without,
+        }
+
+    def use(self, ids: Collection[int]) -> list[int]:
+        """Count a use of each row, and request the missing ones; return them."""
+        uses, missing = self._uses, self.ask(ids)
+        for i in ids:
+            if i in uses:
+                uses[i] += 1
+        self.missed += len(missing)
+        return missing
+
+    def ask(self, ids: Iterable[int]) -> list[int]:
+        """Request the rows that are not held; return them."""
+        missing = [i for i in ids if i not in self._uses]
+        for i in missing:
+            if len(self._asked) < ASKED_MAX:
+                self._asked[i] = None
+        return missing
+
+    def learned(self, features: Features) -> None:
+        """Count the uses by a row that was learned.
+
+        Of rows that are missing only its changes are here, and they stay missing until they come.
+        """
+        missing = self.use(self.ids_of(features))
+        self._partial.update(missing)
+        self.learned_without += bool(missing)
+
+    def lacks(self, features: Features) -> bool:
+        """Whether predicting or learning a row lacks rows of the table; requests them."""
+        return bool(self.ask(self.ids_of(features)))
+
+    def request(self, *, every: bool) -> dict[str, bytes]:
+        """Return the ids to request; with ``every`` those of held rows, too."""
+        self.every = every
+        ids = [*self._asked, *self._uses] if every else [*self._asked]
+        self._sent = frozenset(ids)
+        return {self.block: np.array(ids, dtype=ID).tobytes()}
+
+    def chosen(self, reply: SyncReply) -> SyncReply:
+        """Return the reply with the rows to hold among its blocks.  Changes no state."""
+        rows = self._rows_of(reply)
+        if rows is None:
+            return reply
+        ids, numbers = rows.ids, rows.numbers
+        held = self._to_hold(ids)
+        chosen = Rows(ids[held], numbers[held])
+        chosen.gone = rows.gone[self._to_hold(rows.gone)]
+        blocks = {**reply.blocks, self.block: WireBlock(ROWS, chosen.as_message())}
+        return msgspec.structs.replace(reply, blocks=blocks)
+
+    def took(self, reply: SyncReply) -> None:
+        """Note that the requested rows, all of which are in this reply, are held now."""
+        self.replies += 1
+        rows = self._rows_of(reply)
+        came: Collection[int] = self._sent  # if the server has no row of the table yet
+        if rows is not None:
+            came = {*rows.ids.tolist(), *rows.gone.tolist()}
+        for i in (fetched := self._sent.intersection(came)):
+            self._uses.setdefault(i, 1)
+            self.fetched += self._asked.pop(i, 0) is None
+        self._partial -= fetched
+        self._sent = frozenset()
+
+    def _rows_of(self, reply: SyncReply) -> Rows | None:
+        block = reply.rows.get(self.block)
+        return None if block is None else read_rows(self.block, block.data)
+
+    def _to_hold(self, ids: IdArray) -> npt.NDArray[np.bool_]:
+        uses, sent = self._uses, self._sent
+        return np.array([i in uses or i in sent for i in ids.tolist()], dtype=bool)
+
+    def evict(self, pinned: Callable[[], set[int]]) -> IdArray:
+        """Return the ids of rows to drop, the least used ones, if there are too many.
+
+        ``pinned`` returns rows that must stay.  Uses count half after each eviction.
+        """
+        uses = self._uses
+        if len(uses) + len(self._partial) <= self.most + self.most // _SPARE:
+            return np.zeros(0, dtype=np.uint64)
+        stay = pinned() | {*self.soon}
+        gone = [i for i in self._partial if i not in stay and i not in uses]
+        spare = sorted((n, i) for i, n in uses.items() if i not in stay)
+        gone += [i for _, i in spare[: max(len(uses) - self.most, 0)]]
+        self._partial -= {*gone}
+        self._sent -= {*gone}  # what was requested beside held rows does not come back
+        for i in gone:
+            uses.pop(i, None)
+        for i, n in uses.items():
+            uses[i] = (n + 1) // 2
+        self.evicted += len(gone)
+        return np.array(gone, dtype=np.uint64)
+
+
+def without(ids: IdArray, width: int) -> Rows:
+    """Return a message that removes the rows of these ids."""
+    rows = Rows.empty(width)
+    rows.gone = ids
+    return rows
+
+
+def ids_in(blocks: Blocks, name: str) -> list[int]:
+    """Return the ids of a table's rows in a delta."""
+    block: Block | None = blocks.get(name)
+    return [] if block is None else block.data.ids.tolist()

@@ -1,0 +1,93 @@
+"""Replicas that hold some rows of a table learn what the others learn, and hold what they say."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import table_world
+from table_world import World
+
+from online.learning import cached_rows
+from paramserver.core import wire
+from paramserver.core.blocks import from_wire
+from paramserver.core.tables.row_message import ID
+from paramserver.core.tables.rows import Rows
+
+
+def check(seed: int) -> World:
+    """Whatever is repeated, lost and restarted; ``World`` checks each exchange."""
+    world = World(seed, most=16, users=300)
+    world.run(steps=200, faults=True)
+    counts = [world.server.values["digest"].data["count"], sum(len(r.rows) for r in world.replicas)]
+    assert counts[0] == counts[1], "each event counts once"
+    return world
+
+
+def check_all(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        check(seed)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_that_are_held_are_the_servers(seed: int) -> None:
+    world = check(seed)
+    assert world.repeats or world.restarts
+    for replica in world.replicas:
+        cache = replica.learner.cache
+        assert cache is not None
+        assert min(cache.report().values()) > 0
+
+
+def test_a_row_that_was_learned_without_its_values_is_missing_until_it_comes() -> None:
+    cache = cached_rows.CachedRows("t", 100, lambda row: [7, 8])
+    cache.request(every=False)
+    cache.learned({})
+    assert cache.lacks({})
+    assert np.frombuffer(cache.request(every=False)["t"], ID).tolist() == [7, 8]
+    rows = Rows(np.array([7], np.uint64), np.ones((1, 2), np.float32))
+    rows.gone = np.array([8], np.uint64)
+    reply = wire.SyncReply(
+        wire.FORMAT, "s", 1, 1, [], "changes", {}, {}, [], {}, [], 0.0,
+        rows={"t": wire.WireBlock("rows", rows.as_message())},
+    )  # fmt: skip
+    chosen = cache.chosen(reply)
+    assert from_wire(chosen.blocks)["t"].data == rows
+    cache.took(chosen)
+    assert not cache.lacks({}), "what has no row is known, too"
+    assert cache.report()["learned_without_rows"] == 1
+
+
+def _changed(old: str, new: str) -> Any:
+    source = inspect.getsource(cached_rows)
+    assert source.count(old) == 1, old
+    made = ModuleType(cached_rows.__name__)
+    exec(compile(source.replace(old, new), "<mutant>", "exec"), vars(made))
+    return made.CachedRows
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("[*self._asked, *self._uses] if every else", "",
+                     id="rows that are held are not requested with whole values"),
+        pytest.param("spare[: max(len(uses) - self.most, 0)]", "spare[:0]",
+                     id="no row is evicted"),
+        pytest.param("[i in uses or i in sent for i in ids.tolist()]", "[True] * len(ids)",
+                     id="all changed rows are held"),
+        pytest.param("stay = pinned() | {*self.soon}", "stay = {*self.soon}",
+                     id="rows with own changes are evicted"),
+        pytest.param("[i in uses or i in sent for i in ids.tolist()]",
+                     "[i in sent for i in ids.tolist()]", id="changes of held rows are left out"),
+    ],
+)  # fmt: skip
+def test_a_cache_that_breaks_a_promise_is_noticed(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_world, "CACHE", _changed(old, new))
+    with pytest.raises(AssertionError):
+        check_all(range(4))
