@@ -173,14 +173,14 @@ def own_processes() -> list[psutil.Process]:
 
 def listening(ports: Sequence[int]) -> list[psutil.Process]:
     """Processes of this machine that listen on one of these TCP ports, as far as visible."""
-    found = {}
+    listeners = {}
     for connection in psutil.net_connections("tcp"):
         local = connection.laddr
         pid = connection.pid
         listens = connection.status == psutil.CONN_LISTEN and local and local.port in ports
         if listens and pid is not None:
-            found[pid] = psutil.Process(pid)
-    return list(found.values())
+            listeners[pid] = psutil.Process(pid)
+    return list(listeners.values())
 
 
 def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:

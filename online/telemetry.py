@@ -251,9 +251,11 @@ class _Families:
                 made = self._made[name] = HistogramMetricFamily(name, text, labels=list(labels))
             assert isinstance(made, HistogramMetricFamily)
             bounds = [*(format(bound, "g") for bound in BOUNDS_S), "+Inf"]
-            found = _exemplar(what, report)
+            exemplar = _exemplar(what, report)
             buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
-                (bound, count, found[1]) if found is not None and found[0] == i else (bound, count)
+                (bound, count, exemplar[1])
+                if exemplar is not None and exemplar[0] == i
+                else (bound, count)
                 for i, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True))
             ]
             made.add_metric(list(labels.values()), buckets, report.get(f"{what}{_SUM}", 0.0))
@@ -282,12 +284,12 @@ class _Collector:
             up = model["server"] is not None
             families.put("online_server_up", "1: the parameter server answers.", base, up)
             _slices(families, base, model.get("slices") or {})
-            for name, text, found in _state(model):
-                if isinstance(found, (int, float)):
+            for name, text, number in _state(model):
+                if isinstance(number, (int, float)):
                     named, factor = in_seconds(name)
-                    families.put(f"online_{named}", text, base, found * factor)
-        for name, text, found in _journal(self._models):
-            families.put(f"online_{name}", text, {}, found)
+                    families.put(f"online_{named}", text, base, number * factor)
+        for name, text, number in _journal(self._models):
+            families.put(f"online_{name}", text, {}, number)
         yield from families.all()
 
     def _replica(
@@ -310,8 +312,8 @@ def _slices(
     for feature, values in slices.items():
         for value, scores in values.items():
             labels = {**base, "feature": feature, "value": value}
-            for metric, found in scores.items():
-                families.put("online_slice", text, {**labels, "metric": metric}, found)
+            for metric, score in scores.items():
+                families.put("online_slice", text, {**labels, "metric": metric}, score)
 
 
 def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:

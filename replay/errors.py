@@ -224,9 +224,9 @@ class PayloadFormat(ReplayError):
     known: int
 
     def __str__(self) -> str:
-        found = "no format byte" if self.found is None else f"format {self.found}"
+        stored = "no format byte" if self.found is None else f"format {self.found}"
         return (
-            f"a payload with {found}, this version reads up to format {self.known}; "
+            f"a payload with {stored}, this version reads up to format {self.known}; "
             "start the version of the service that wrote it"
         )
 

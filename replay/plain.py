@@ -2,7 +2,8 @@
 
 Names, ids and sources are chosen by callers.  A terminal interprets control characters (it clears
 lines, sets its title, writes the clipboard), in a log a newline begins another entry, and some
-characters reverse the direction of the following text.
+characters reverse the direction of the following text.  Others are not seen at all: a source may
+be called like another one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ _ORDERS: Final = re.compile(
 )
 """Control characters (C0, DEL, C1), line separators, and bidirectional controls."""
 
+_UNSEEN: Final = re.compile(
+    f"{_ORDERS.pattern}|[\u00ad\u034f\u180e\u200b\u2060-\u2064\ufeff]"
+    "|(?<![^\x00-\x7f])[\u200c\u200d\U000e0000-\U000e007f]|[\u200c\u200d](?![^\x00-\x7f])"
+)
+"""These, and characters without a glyph, by which names differ that look alike.  Joiners between
+letters or parts of an emoji are no such characters, nor are tags behind an emoji."""
+
 
 def is_plain(text: str) -> bool:
     """Return whether the text contains none of these characters."""
@@ -22,12 +30,12 @@ def is_plain(text: str) -> bool:
 
 
 def plain(text: str, keep: str = "") -> str:
-    r"""Escape these characters in the text (as in ``\x1b``), except those in ``keep``."""
+    r"""Escape control and invisible characters (as in ``\x1b``), except those in ``keep``."""
     if text.isprintable():
         return text
-    return _ORDERS.sub(
-        lambda found: (
-            found[0] if found[0] in keep else found[0].encode("unicode_escape").decode("ascii")
+    return _UNSEEN.sub(
+        lambda match: (
+            match[0] if match[0] in keep else match[0].encode("unicode_escape").decode("ascii")
         ),
         text,
     )

@@ -27,7 +27,7 @@ from benchmarks.fixtures.dealt import Dealt
 from benchmarks.fixtures.desk import Desk, Outside, inside
 from benchmarks.fixtures.service import Running, form, service
 from evaluation.streams import open_stream
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import WEIGHT_MAX, Grant
 from replay.example import Features, Label

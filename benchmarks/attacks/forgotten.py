@@ -2,7 +2,8 @@
 
 One replica over HTTP.  Twelve honest sources send the rows of a stream one by one, and two liars
 from the middle on; beside each model its twin, to whom the liars have sent nothing.  *Apart* is the
-largest difference of a probability in answers to the last rows.
+largest difference of a probability in answers to the last rows.  *finals*: the truth as a
+provisional label, and then the lie; *twice*: the truth in the same body, under the lie's id.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any, Final
 from benchmarks.attacks.doors import Row, rows_of, settings_of
 from benchmarks.fixtures.desk import Outside
 from benchmarks.fixtures.service import Running, form, own_environment, service, status
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import WEIGHT_MAX
 
-ATTACKS: Final = ("weight", "far off", "flood", "joins")
+ATTACKS: Final = ("weight", "far off", "flood", "joins", "finals", "twice")
 FILTERS: Final = ("none", "default")
 ROWS: Final = 400
 APART_MAX: Final = 1e-9
@@ -106,12 +107,16 @@ class _Model:
                     self._lie(desk, lying.choice(_LIARS), kind, f"{n}-{i}", lie)
 
     def _lie(self, desk: Outside, who: str, kind: str, own: str, lie: dict[str, Any]) -> None:
+        true = lie.pop("true")
         if kind == "joins":
             desk.asked(who, lie.pop("features"), own, 0)
             lie["id"] = own
         else:
             lie["event_id"] = own
-        self._lies += desk.told(who, lie, 0) in ("learned", "clipped")
+        if kind == "finals":
+            desk.told(who, {**lie, "label": true, "provisional": True}, 0)
+        several = [lie, {**lie, "label": true}] if kind == "twice" else [lie]
+        self._lies += desk.told_together(who, several, 0)[0] in ("learned", "clipped")
 
     def forgotten(self, twin: _Model, what: str, filters: str, seed: int) -> Forgotten:
         """Forget the liars; how far the model is from its twin."""
@@ -146,7 +151,9 @@ class _Model:
 
 
 def _lies(kind: str) -> int:
-    return {"weight": 3, "far off": 1, "flood": 2, "joins": 40}.get(kind, 0)
+    return {"weight": 3, "far off": 1, "flood": 2, "joins": 40, "finals": 40, "twice": 40}.get(
+        kind, 0
+    )
 
 
 def _lie(
@@ -154,9 +161,9 @@ def _lie(
 ) -> dict[str, Any]:
     features, label = rows[draw.randrange(n + 1)]
     if kind == "far off":
-        return {"features": dict.fromkeys(features, 1e100), "label": label}
+        return {"features": dict.fromkeys(features, 1e100), "label": label, "true": label}
     others = sorted({str(y): y for _, y in rows}.values(), key=str)
-    lie: dict[str, Any] = {"features": features}
+    lie: dict[str, Any] = {"features": features, "true": label}
     lie["label"] = draw.choice([other for other in others if other != label])
     if kind == "weight":
         lie["weight"] = WEIGHT_MAX if filters == "none" else Limits().weight_max

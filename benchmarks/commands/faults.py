@@ -73,6 +73,7 @@ def mishaps(
     only: Annotated[list[str] | None, typer.Option(help="a mishap; may be given again")] = None,
     times: Annotated[int, typer.Option(help="of each", min=1)] = 10,
     seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
+    ray: Annotated[bool, typer.Option("--ray", help="two replicas, not one process")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Operators, programs and the machine do harm under load; nothing is lost or learned twice.
@@ -83,7 +84,7 @@ def mishaps(
 
     found = []
     for name in one_of(only, list(bench.kinds(journal))):
-        found.append(bench.run(name, journal, times, seed))
+        found.append(bench.run(name, journal, times, seed, embedded=not ray))
         print(found[-1], file=sys.stderr)
     show("mishaps", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)

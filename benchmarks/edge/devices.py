@@ -43,7 +43,8 @@ from online.replica.surroundings import Identity, Services
 from online.rows.prediction_ids import event_key
 from online.rows.validator import Validator
 from online.serving.device_pushes import Push, Pushes
-from online.settings.config import Limits, data_dir
+from online.settings.config import data_dir
+from online.settings.limits import Limits
 from online.settings.model import Devices, ModelSettings
 from online.trust.root_set import RootSet
 from paramserver.filters.chain import Chain

@@ -1,8 +1,8 @@
 """Operators, other programs and the machine do harm to a service; acknowledged events count once.
 
-Each kind of mishap happens some times under load, to a service of its own in one process.  Clients
-repeat what was not answered; the weights of the counting model say how often each event was learned
-(:mod:`benchmarks.faults.exactly_once`).
+Each kind of mishap happens some times under load, to a service of its own: in one process, or with
+two replicas on Ray.  Clients repeat what was not answered; the weights of the counting model say
+how often each event was learned (:mod:`benchmarks.faults.exactly_once`).
 """
 
 from __future__ import annotations
@@ -250,12 +250,14 @@ class Line:
     """One kind of mishap: how often, and what became of the events.
 
     Attributes:
+        embedded: Whether the service was one process.
         said: What was answered to repeats and commands of the mishap itself.
         retried: Answers but 200 that clients got, once an event and reason.
     """
 
     mishap: str
     journal: str
+    embedded: bool
     times: int
     acknowledged: int
     lost: int
@@ -272,7 +274,9 @@ def kinds(journal: once.JournalKind) -> Mapping[str, Callable[[Scene], None]]:
     return {**BOTH, **(REDIS if journal == "redis" else {})}
 
 
-def run(mishap: str, journal: once.JournalKind, times: int, seed: int) -> Line:
+def run(
+    mishap: str, journal: once.JournalKind, times: int, seed: int, *, embedded: bool = True
+) -> Line:
     """Let one kind of mishap happen so often, to a new service."""
     happens, sent, stop = kinds(journal)[mishap], once.Sent(), threading.Event()
     with (
@@ -285,7 +289,7 @@ def run(mishap: str, journal: once.JournalKind, times: int, seed: int) -> Line:
         clock = folder / "clock" / "offset"
         clock.write_text("0")
         environment = {"PYTHONPATH": str(folder / "clock"), "BENCH_CLOCK": str(clock)}
-        given = once.settings_of(free_port(), store.url if store else journal, embedded=True)
+        given = once.settings_of(free_port(), store.url if store else journal, embedded=embedded)
         path = write_settings(folder, given)
         site = once.Site(folder, store, environment if happens is _clock else None)
         scene = Scene(folder, given, site, store, sent, random.Random(seed), clock)
@@ -313,6 +317,6 @@ def run(mishap: str, journal: once.JournalKind, times: int, seed: int) -> Line:
     retried = {what: n for what, n in sent.statuses.items() if what.startswith("retried")}
     good = not (found.lost or found.twice or found.strangers) and found.fsck_good
     return Line(
-        mishap, journal, times, len(sent.acknowledged), len(found.lost), len(found.twice),
+        mishap, journal, embedded, times, len(sent.acknowledged), len(found.lost), len(found.twice),
         len(found.strangers), found.fsck_good, dict(scene.said), retried, good,
     )  # fmt: skip

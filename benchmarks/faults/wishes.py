@@ -51,7 +51,7 @@ class Wishes:
             time.sleep(self._rng.uniform(0.5, 3.0))
             withdrawing = self._command(now)
             said = withdrawing.communicate(timeout=_WAIT_S)[0]
-            self.outcomes["withdrawn"] += "no longer wished" in said
+            self.outcomes["withdrawn"] += "was withdrawn" in said
 
     def _servers(self, running: Running) -> int:
         """How many parameter servers the model has, as one of them tells."""

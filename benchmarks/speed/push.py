@@ -19,7 +19,7 @@ from benchmarks.fixtures.service import Running, service
 from online.client.connection import Connection
 from online.learning.merged import Learner
 from online.models.adapters.linear import Linear
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from paramserver.core import wire
 from replay import codec
 from replay.example import Example

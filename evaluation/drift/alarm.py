@@ -86,12 +86,12 @@ class Alarm:
 
 
 def alarm_of(
-    found: Change, row: int, at: float | None, signal: Signal, name: str, who: str, since: int
+    change: Change, row: int, at: float | None, signal: Signal, name: str, who: str, since: int
 ) -> Alarm:
     """Return the alarm for a change that a detector found at a row."""
     return Alarm(
-        row, at, signal, name, who, found.direction, since,
-        found.before, found.after, found.n_before, found.n_after,
+        row, at, signal, name, who, change.direction, since,
+        change.before, change.after, change.n_before, change.n_after,
     )  # fmt: skip
 
 

@@ -75,9 +75,9 @@ class Adwin:
     def _cut(self) -> Change:
         # River starts with an empty window at the next row, although it kept rows at the cut.
         n, total = self._n, self._sum
-        width, kept = self._river.width, self._river.total
+        width, window_sum = self._river.width, self._river.total
         self._n, self._sum = 0, 0.0
-        return change(total - kept, n - width, kept, width)
+        return change(total - window_sum, n - width, window_sum, width)
 
 
 class River:
@@ -106,9 +106,9 @@ class River:
         n_after = min(RECENT, (self._n + 1) // 2)
         n_before = max(self._n - n_after, 1)
         after = self._recent * n_after
-        found = change(self._sum - after, n_before, after, n_after)
+        detected = change(self._sum - after, n_before, after, n_after)
         self._begin()
-        return found
+        return detected
 
 
 DETECTORS: Final[Mapping[str, Callable[[], Detector]]] = {

@@ -118,12 +118,12 @@ def _columns(rows: list[Features]) -> tuple[np.ndarray, list[str]]:
                                     for v, ok in zip(values, present, strict=True)]))  # fmt: skip
             columns += [z, z * z]
             of += [name, name]
-    kept = [i for i, column in enumerate(columns) if column.std() > 1e-9][:COLUMNS_MAX]
-    if not kept:
+    varying = [i for i, column in enumerate(columns) if column.std() > 1e-9][:COLUMNS_MAX]
+    if not varying:
         return np.zeros((len(rows), 0)), []
-    x = np.stack([columns[i] for i in kept], axis=1)
+    x = np.stack([columns[i] for i in varying], axis=1)
     scaled: np.ndarray = (x - x.mean(axis=0)) / x.std(axis=0)
-    return scaled, [of[i] for i in kept]
+    return scaled, [of[i] for i in varying]
 
 
 def _standard(values: np.ndarray) -> np.ndarray:

@@ -65,11 +65,13 @@ class ErrorRise:
         """
         changes = []
         for who, one in self._detectors:
-            if (found := one.update(error)) is not None and found.direction == "up":
-                changes.append((who, found))
+            if (change := one.update(error)) is not None and change.direction == "up":
+                changes.append((who, change))
         self._pass(error, rule)
         return [
-            self._alarm(who, found, at) for who, found in changes if self._history.surpassed(found)
+            self._alarm(who, change, at)
+            for who, change in changes
+            if self._history.surpassed(change)
         ]
 
     def add_all(
@@ -81,9 +83,9 @@ class ErrorRise:
         """
         changes: dict[int, list[tuple[str, Change]]] = {}
         for who, one in self._detectors:
-            for i, found in updates(one, errors):
-                if found.direction == "up":
-                    changes.setdefault(i, []).append((who, found))
+            for i, change in updates(one, errors):
+                if change.direction == "up":
+                    changes.setdefault(i, []).append((who, change))
         if not changes and self.raised is None:
             self._history.add_all(errors, rules)
             self.rows += len(errors)
@@ -91,9 +93,9 @@ class ErrorRise:
         out: list[tuple[int, Alarm]] = []
         for i, (error, rule) in enumerate(zip(errors, rules, strict=True)):
             self._pass(error, rule)
-            for who, found in changes.get(i, ()):
-                if self._history.surpassed(found):
-                    out.append((i, self._alarm(who, found, at[i])))
+            for who, change in changes.get(i, ()):
+                if self._history.surpassed(change):
+                    out.append((i, self._alarm(who, change, at[i])))
                     self.accept(out[-1][1])
         return out
 
@@ -111,6 +113,6 @@ class ErrorRise:
             if self._level < back / 2.0:
                 self.raised = None
 
-    def _alarm(self, who: str, found: Change, at: float | None) -> Alarm:
-        since = max(self.rows - found.n_after + 1, 1)
-        return alarm_of(found, self.rows, at, "error", "", who, since)
+    def _alarm(self, who: str, change: Change, at: float | None) -> Alarm:
+        since = max(self.rows - change.n_after + 1, 1)
+        return alarm_of(change, self.rows, at, "error", "", who, since)

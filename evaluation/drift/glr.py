@@ -128,11 +128,11 @@ class Glr:
             gap = sum1 / n1 - (total - sum1) / n0
             if n1 < ROWS_MIN or gap * gap * n0 * n1 < least or gap == 0.0:
                 continue
-            found = n1 * _kl(sum1 / n1, p) + n0 * _kl((total - sum1) / n0, p)
+            statistic = n1 * _kl(sum1 / n1, p) + n0 * _kl((total - sum1) / n0, p)
             easier = min(math.log(n0 * n1 / n / SCALE), EASIER_MAX)
-            alarm = alarm or found > self._threshold - easier
-            if found > best:
-                best, at = found, i
+            alarm = alarm or statistic > self._threshold - easier
+            if statistic > best:
+                best, at = statistic, i
         return at if alarm else None
 
     def _cut(self, at: int) -> Change:

@@ -63,14 +63,14 @@ class Seed:
         self._sums.append(self._open_sum)
         self._squares.append(self._open_square)
         self._open_n, self._open_sum, self._open_square = 0, 0.0, 0.0
-        found = self._test()
+        change = self._test()
         self._since += 1
         if self._since > self._every:
             self._since = 0
             self._merge_alike()
         if len(self._ns) > self._blocks_max:
             self._join(0)
-        return found
+        return change
 
     def _test(self) -> Change | None:
         ns, sums = self._ns, self._sums

@@ -246,9 +246,9 @@ class Watch:
                 continue
             stop = min(start + _APART, len(rows))
             for i in range(start, stop):
-                found = self.served(rows[i], scores[i], at=at[i])
-                found += self.judged(errors[i], rule=rules[i], at=at[i])
-                out += [(i, alarm) for alarm in found]
+                raised = self.served(rows[i], scores[i], at=at[i])
+                raised += self.judged(errors[i], rule=rules[i], at=at[i])
+                out += [(i, alarm) for alarm in raised]
         return out
 
     def _by_column(self, start: int, at: Sequence[float]) -> int:
@@ -405,7 +405,7 @@ _OF_FEATURES: Final[tuple[Signal, ...]] = ("feature", "missing", "new")
 def _ask(
     signal: Signal,
     name: str,
-    asked: Iterable[tuple[str, Detector]],
+    detectors: Iterable[tuple[str, Detector]],
     x: float,
     row: int,
     at: float | None,
@@ -413,7 +413,7 @@ def _ask(
 ) -> list[Alarm]:
     """Return the alarms of detectors that get this share of the rows."""
     alarms = []
-    for who, one in asked:
+    for who, one in detectors:
         if (raised := one.update(x)) is not None:
             since = max(row - round(raised.n_after / share) + 1, 1)
             alarms.append(alarm_of(raised, row, at, signal, name, who, since))

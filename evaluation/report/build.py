@@ -178,28 +178,28 @@ def _named(tally: Tally, label: object) -> str:
     return str(label)
 
 
-def _scores(found: Summary) -> Scores:
-    interval = found.interval
+def _scores(summary: Summary) -> Scores:
+    interval = summary.interval
     return Scores(
-        n=found.n,
-        accuracy=found.accuracy,
+        n=summary.n,
+        accuracy=summary.accuracy,
         low=None if interval is None else interval.low,
         high=None if interval is None else interval.high,
-        majority=found.majority,
-        no_change=found.no_change,
-        kappa_m=found.kappa_m,
-        kappa_t=found.kappa_t,
-        balanced_accuracy=found.balanced_accuracy,
-        f1=found.f1,
-        auc=found.auc,
-        log_loss=found.log_loss,
-        brier=found.brier,
-        ece=found.ece,
-        mae=found.mae,
-        rmse=found.rmse,
-        r2=found.r2,
-        mean_mae=found.mean_mae,
-        last_mae=found.last_mae,
+        majority=summary.majority,
+        no_change=summary.no_change,
+        kappa_m=summary.kappa_m,
+        kappa_t=summary.kappa_t,
+        balanced_accuracy=summary.balanced_accuracy,
+        f1=summary.f1,
+        auc=summary.auc,
+        log_loss=summary.log_loss,
+        brier=summary.brier,
+        ece=summary.ece,
+        mae=summary.mae,
+        rmse=summary.rmse,
+        r2=summary.r2,
+        mean_mae=summary.mean_mae,
+        last_mae=summary.last_mae,
     )
 
 

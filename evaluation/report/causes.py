@@ -85,8 +85,8 @@ def _matrix(then: Part, now: Part) -> Floats:
             texts = [*a, *b]
             for text, _ in Counter(texts).most_common(_CATEGORIES):
                 columns.append(np.array([t == text for t in texts], dtype=np.float64))
-    kept = [c - c.mean() for c in columns if c.std() > 1e-9]
-    return np.stack(kept, axis=1) if kept else np.zeros((len(then) + len(now), 0))
+    varying = [c - c.mean() for c in columns if c.std() > 1e-9]
+    return np.stack(varying, axis=1) if varying else np.zeros((len(then) + len(now), 0))
 
 
 def _standard(values: Floats) -> Floats:

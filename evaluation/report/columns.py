@@ -78,7 +78,7 @@ class Roles:
         return {role: getattr(self, role) for role in ROLES}
 
 
-def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
+def assign(file: str, names: Sequence[str], roles: Asked) -> Roles:
     """Assign a role to each column.
 
     Raises:
@@ -91,14 +91,14 @@ def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
     assigned: dict[str, str | None] = {}
     guessed = set()
     for role in ROLES:
-        named = getattr(asked, role)
+        named = getattr(roles, role)
         if named == NONE and NONE not in names:
             assigned[role] = None
             continue
         assigned[role] = _named(file, names, role, named)
         if named is None:
             taken = {name for name in assigned.values() if name}
-            assigned[role] = _guess(names, role, taken | _asked_for(asked))
+            assigned[role] = _guess(names, role, taken | _asked_for(roles))
             guessed.add(role)
     label = assigned["label"]
     if label is None:
@@ -109,7 +109,7 @@ def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
                             "Name it with --prediction COLUMN, or a probability with --score COLUMN"
                             )  # fmt: skip
     used = {name for name in assigned.values() if name}
-    wanted = asked.features
+    wanted = roles.features
     for name in wanted or ():
         _named(file, names, "features", name)
     rest = [name for name in (wanted or names) if name not in used]
@@ -129,8 +129,8 @@ def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
     )
 
 
-def _asked_for(asked: Asked) -> set[str]:
-    named = {getattr(asked, role) for role in ROLES} | set(asked.features or ())
+def _asked_for(roles: Asked) -> set[str]:
+    named = {getattr(roles, role) for role in ROLES} | set(roles.features or ())
     return {name for name in named if name is not None}
 
 

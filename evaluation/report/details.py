@@ -87,9 +87,9 @@ def _slice(by: str, value: str, sums: np.ndarray, *, regression: bool) -> Slice:
 
 def alarms(tally: Tally) -> Alarms:
     watch = tally.watch
-    kept = list(watch.alarms)
-    errors = [a for a in kept if a.signal == "error"][-ERRORS_SHOWN:]
-    others = [a for a in kept if a.signal != "error"][-OTHERS_SHOWN:]
+    alarms = list(watch.alarms)
+    errors = [a for a in alarms if a.signal == "error"][-ERRORS_SHOWN:]
+    others = [a for a in alarms if a.signal != "error"][-OTHERS_SHOWN:]
     settings = watch.settings
     names = [*settings.error, *settings.score, *settings.features, "window"]
     return Alarms(

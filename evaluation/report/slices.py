@@ -68,13 +68,13 @@ class Slices:
         most = self._most.get(name, CATEGORIES_MAX)
         for i in np.flatnonzero(judged):
             text = values[int(i)]
-            shown = _MISSING if text is None else text
-            if shown not in known and (text is not None or name not in self._most):
+            value = _MISSING if text is None else text
+            if value not in known and (text is not None or name not in self._most):
                 if len(known) >= most:
-                    shown = _OTHER
+                    value = _OTHER
                 else:
-                    known.add(shown)
-            self._add(name, shown, each[:, i])
+                    known.add(value)
+            self._add(name, value, each[:, i])
 
     def _numbers(self, name: str, values: Floats, each: Floats, judged: NDArray[np.bool_]) -> None:
         cuts = self._cuts.get(name)

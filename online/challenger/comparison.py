@@ -165,9 +165,9 @@ class Challenger(OrderedLearner):
 
     def _write_down(self) -> None:
         super()._write_down()  # rows up to here are not replayed
-        for kept in (self._answers, self._champions):
-            for seq in [seq for seq in kept if seq <= self.position]:
-                del kept[seq]
+        for answers in (self._answers, self._champions):
+            for seq in [seq for seq in answers if seq <= self.position]:
+                del answers[seq]
         self._late = {seq for seq in self._late if seq > self.position}
 
     def _seen(self, name: str) -> float:

@@ -19,15 +19,13 @@ from online.models.loaded import Loaded
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
-from online.settings.places import journal_opener, retention_of, snapshots_path
+from online.settings.places import history_of, journal_opener, retention_of, snapshots_path
 from paramserver.core import rewrites, wire
 from paramserver.core.state import SnapshotState
 from paramserver.core.wire import FORMAT, OrderedState, SyncRequest
 from paramserver.process.actor import Host, ParameterServer, ServerSettings
 from paramserver.process.lineage import Lineage, begin_epoch, publish
-from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
+from paramserver.snapshots.store import Disk
 from replay.errors import ReplayError
 from replay.example import Example
 from replay.journal.base import Journal, Row
@@ -169,10 +167,11 @@ class Shadow:
             ServerSettings(
                 interval_s=self._model.snapshots.interval_s,
                 retention=retention_of(self._model),
+                stall_s=self._settings.start_wait_s,
                 keep_rows_s=_FOR_EVER_S,
                 halves_keep_s=_FOR_EVER_S,
             ),
-            host=Host(self._monotonic_s, self._now_s, self._end),
+            host=Host(self._monotonic_s, self._now_s, self._end, Disk(self._settings.start_wait_s)),
             background=False,
         )
 
@@ -343,8 +342,7 @@ def begin_anew(journal: Journal, settings: Settings, name: str, loaded: Loaded) 
     The model keeps being served by another lineage.  Undone events stay undone.
     """
     lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "ordered")
-    place = lineage_place(snapshots_path(settings), name, loaded.spec_hash)
-    history = SnapshotHistory(open_snapshots(place), Retention())
+    history = history_of(settings, name, loaded.spec_hash)
     epoch = begin_epoch(journal, lineage)
     clock = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
     controls = journal.controls(name, 0)

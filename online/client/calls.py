@@ -257,7 +257,7 @@ class Calls:
     def many(self, model: str, events: Sequence[Event]) -> Steps[list[Receipt]]:
         """Send events; returns receipts in order.  Events refused for lack of room are repeated."""
         named = [self.named(event) for event in events]
-        found: list[Receipt | None] = [None] * len(named)
+        answered: list[Receipt | None] = [None] * len(named)
         left = list(range(len(named)))
         begun = self._monotonic_s()
         for attempt in range(1, self._retry.attempts + 1):
@@ -265,14 +265,14 @@ class Calls:
             reply = yield from self.send(Request("POST", _feedback(model), body))
             receipts = msgspec.json.decode(reply.body, type=Receipts).events
             for i, receipt in zip(left, receipts, strict=True):
-                found[i] = receipt
+                answered[i] = receipt
             left = [i for i, r in zip(left, receipts, strict=True) if waits(r)]
             pause = self._retry.pause_s(attempt, self._rng.random(), 0.0)
             if not left or self._monotonic_s() - begun + pause > self._retry.give_up_s:
                 break
             if attempt < self._retry.attempts:
                 yield pause
-        return [receipt for receipt in found if receipt is not None]
+        return [receipt for receipt in answered if receipt is not None]
 
 
 def _feedback(model: str) -> str:

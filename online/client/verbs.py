@@ -274,8 +274,8 @@ class ModelVerbs(ChoiceVerbs):
         data = None if body is None else msgspec.json.encode(body)
         request = Request("POST", self._path(path), data, _OPERATOR_S)
         reply: Reply = yield from self._calls.send(request, twice=False)
-        found: Data = msgspec.json.decode(reply.body)
-        return found
+        decoded: Data = msgspec.json.decode(reply.body)
+        return decoded
 
 
 def _plain(event: Event, field: str) -> Event:
@@ -322,8 +322,8 @@ class Pending:
     def sent(self, events: Sequence[Event], receipts: Sequence[Receipt]) -> bool:
         """Remove events that have an outcome; returns whether there were any."""
         done = [not waits(receipt) for receipt in receipts]
-        kept = [event for event, over in zip(events, done, strict=True) if not over]
-        self._events[: len(events)] = kept
+        unsent = [event for event, over in zip(events, done, strict=True) if not over]
+        self._events[: len(events)] = unsent
         return any(done)
 
 

@@ -229,7 +229,7 @@ def agreed(text: str, question: str, *, more: str = "") -> None:
         raise StartRefused(f"{text}; there is no terminal to confirm it", "Confirm it with --yes")
     print(f"{text}{more}", file=sys.stderr)
     if not typer.confirm(question, err=True):
-        raise StartRefused("nothing was changed", "Say y, or --yes")
+        raise StartRefused("nothing was changed", "Answer y, or give --yes")
 
 
 def somebody() -> bool:
@@ -311,9 +311,9 @@ def counting(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]
         TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
         TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
         console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
-    ) as shown:  # fmt: skip
-        task = shown.add_task(what, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    ) as bar:  # fmt: skip
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def span(seconds: float) -> str:
@@ -335,5 +335,5 @@ def moment(option: str, text: str) -> float:
             return time.time() - float(text[:-1]) * unit
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        remedy = "As 90m, 2h, 7d, 4w or 2026-01-31T14:00"
-        raise ConfigError(option, f"no time: {text!r}", remedy) from None
+        remedy = "Write it like 90m, 2h, 7d, 4w or 2026-01-31T14:00"
+        raise ConfigError(option, f"{text!r} is not a time", remedy) from None

@@ -120,12 +120,12 @@ class Choices(Sums):
     def _compare(self, agreed: bool, reward: float) -> None:
         """Count a choice of the caller: the reward, and the part that the apprentice keeps."""
         share = min(max((reward - self._low) / self._range, 0.0), 1.0)
-        kept = share if agreed else 0.0
-        for name, more in self._comparison().add(kept, KEPT * share).items():
+        kept_share = share if agreed else 0.0
+        for name, more in self._comparison().add(kept_share, KEPT * share).items():
             self.count(f"compared_{name}", more)
         self.count("apprentice_agreed", int(agreed))
         self.count("earned", share)
-        self.count("kept", kept)
+        self.count("kept", kept_share)
 
     def _comparison(self) -> Comparison:
         made = Comparison(self._alpha, KEPT)

@@ -40,9 +40,10 @@ from online.edge.targets import pack
 from online.edge.targets.golden import TEXTS
 from online.edge.targets.runners import runtime_js
 from online.models.choices.interactions import ACTION, split
+from online.models.choices.lessons import HEADS
 from online.models.experts.linear import EXPERTS
 from online.models.limited import LIMIT
-from online.models.rewards import ALL, HEADS, Action, RewardModel
+from online.models.rewards import ALL, Action, RewardModel
 from replay.example import Features
 
 BODY: Final = "choices"
@@ -170,7 +171,7 @@ class Choices:
 
     def _side(self, features: Mapping[str, Any], before: str) -> _Side:
         side = _Side([_BIAS], [1.0], [], [])
-        found: dict[int, float] = {}
+        numbers: dict[int, float] = {}
         for sent, value in features.items():
             name = before + sent
             if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -180,9 +181,9 @@ class Choices:
                 continue
             for text, number in spell(self._tokens, name, value):
                 key, _ = place(self._tokens, text)
-                found[key] = found.get(key, 0.0) + number
-        side.words.extend(found)
-        side.counts.extend(found.values())
+                numbers[key] = numbers.get(key, 0.0) + number
+        side.words.extend(numbers)
+        side.counts.extend(numbers.values())
         return side
 
     def _scaled(self, at: int, value: float) -> float:
@@ -215,13 +216,13 @@ class Choices:
     ) -> Floats:
         """Sum each expert's weights over products of context features with action features."""
         (left, told), offsets = x, _right(ids, HEADS - 1)
-        found = np.empty((EXPERTS, len(ids)))
+        outputs = np.empty((EXPERTS, len(ids)))
         for i, side in enumerate(sides):
             right = _right(side.hashes.tolist(), HEADS - 1)
             held = self._weights(left[:, None] ^ right)
             offset = self._weights(left[:1] ^ offsets[i : i + 1])
-            found[:, i] = np.einsum("f,j,fje->e", told, side.numbers, held) + offset[0]
-        return found
+            outputs[:, i] = np.einsum("f,j,fje->e", told, side.numbers, held) + offset[0]
+        return outputs
 
     def _weights(self, mixed: Array) -> Floats:
         """The weights of each product, by its hash: shape (…, EXPERTS)."""
@@ -232,8 +233,8 @@ class Choices:
             return np.zeros((*mixed.shape, EXPERTS))
         at = np.minimum(np.searchsorted(places, wanted), len(places) - 1)
         there = (places[at] == wanted)[..., None]
-        found: Floats = np.where(there, weights[at].astype(np.float64), 0.0)
-        return found
+        held: Floats = np.where(there, weights[at].astype(np.float64), 0.0)
+        return held
 
 
 def _right(hashes: Sequence[int], head: int) -> Array:
@@ -269,12 +270,14 @@ def golden(model: RewardModel, ends: Ends, rows: Sequence[Features]) -> list[Ask
     known = {name: features for _, name, features in split_rows if name}
     actions = [*islice(reversed(known.items()), ACTIONS_MAX)] or [("a", {}), ("b", {})]
     contexts = [context for context, _, _ in split_rows] or [{}]
-    asked: list[tuple[Features, Sequence[Action]]] = [(context, actions) for context in contexts]
-    asked += [(context, actions) for context in _odd(model, contexts)]
-    asked += [(contexts[-1], some) for some in _odd_actions(actions)]
+    questions: list[tuple[Features, Sequence[Action]]] = [
+        (context, actions) for context in contexts
+    ]
+    questions += [(context, actions) for context in _odd(model, contexts)]
+    questions += [(contexts[-1], some) for some in _odd_actions(actions)]
     return [
         Asked(context, some, model.score(*_within(context, some, ends)).means.tolist())
-        for context, some in asked
+        for context, some in questions
     ]
 
 
@@ -333,9 +336,10 @@ def export(
     """
     data = encode(model, ends)
     asked = golden(model, ends, rows)
-    found = Choices(data)
+    exported = Choices(data)
     off = [
-        float(np.abs(found.expected(one.context, one.actions) - one.expected).max()) / model._range
+        float(np.abs(exported.expected(one.context, one.actions) - one.expected).max())
+        / model._range
         for one in asked
     ]
     worst = int(np.argmax(off))

@@ -60,10 +60,10 @@ def verify(
     try:
         key.verify(signature, data)
     except InvalidSignature:
-        raise ManifestRefused("its signature is not by the key known") from None
+        raise ManifestRefused("its signature is not by the known key") from None
     made: dict[str, Any] = json.loads(data)
     if made.get("spec") != SPEC:
-        raise ManifestRefused(f"spec {made.get('spec')!r}, this release reads {SPEC}")
+        raise ManifestRefused(f"its format is {made.get('spec')!r}, this release reads {SPEC}")
     if made["model"] != model:
         raise ManifestRefused(f"it is of model {made['model']!r}, not {model!r}")
     if now >= made["expires"]:
@@ -77,7 +77,7 @@ def check_file(manifest: Mapping[str, Any], target: str, data: bytes) -> None:
     """Raise ManifestRefused unless the bytes are the file that the manifest names."""
     named = manifest["targets"].get(target)
     if named is None:
-        raise ManifestRefused(f"it has no target {target!r}")
+        raise ManifestRefused(f"it names no file for target {target!r}")
     if len(data) != named["size"]:
         raise ManifestRefused(f"{target} has {len(data)} bytes, {named['size']} are named")
     if sha256(data).hexdigest() != named["sha256"]:

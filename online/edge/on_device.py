@@ -77,7 +77,7 @@ def _table(model: EdgeModel) -> tuple[Floats, Floats, Link, bool]:
     """The weights (inputs, outputs) and bias to learn, the link, and whether the bias learns."""
     body = model.body
     if model.tokens is not None or model.task == "regression":
-        raise ExportRefused(model.task, "devices learn classes of numbers")
+        raise ExportRefused(model.task, "devices learn classifiers only")
     if isinstance(body, Linear) and len(body.votes) == 1:  # softmax of river has no intercept
         return body.weights.copy(), body.bias.copy(), body.link, body.link == "sigmoid"
     ids = isinstance(body, Mlp) and body.embeddings

@@ -63,14 +63,14 @@ def memory_of(replicas: Iterable[str]) -> float | None:
 
     The name of a replica begins with its host and process id.
     """
-    here, found = socket.gethostname(), 0.0
+    here, resident = socket.gethostname(), 0.0
     for name in replicas:
         host, _, rest = name.partition(":")
         pid = rest.partition(":")[0]
         if host == here and pid.isdecimal():
             with contextlib.suppress(psutil.Error):
-                found += psutil.Process(int(pid)).memory_info().rss
-    return found or None
+                resident += psutil.Process(int(pid)).memory_info().rss
+    return resident or None
 
 
 class Recording:

@@ -167,15 +167,15 @@ def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
     if new("spec"):
         yield mark("model", f"{seen['learner']} serves")
     rewritten = new("last") and before is not None
-    told = None
+    decision = None
     if rewritten:
         kind = str(seen["last"].get("kind", "a decision"))
-        told = {"freeze": "frozen", "unfreeze": "learns again"}.get(kind, kind)
-        yield mark("decision", told)
+        decision = {"freeze": "frozen", "unfreeze": "learns again"}.get(kind, kind)
+        yield mark("decision", decision)
     if new("epoch") and not rewritten:
         yield mark("start", f"the parameter server began epoch {seen['epoch']}")
     stands = "frozen" if seen.get("frozen") else "learns again"
-    if new("frozen") and (seen["frozen"] or before is not None) and stands != told:
+    if new("frozen") and (seen["frozen"] or before is not None) and stands != decision:
         yield mark("decision", stands)
     if new("drift") and seen["drift"] == "act":
         yield mark("alarm", "the error rose")

@@ -84,7 +84,7 @@ class Access:
         for role, several in tokens.items():
             for token in several:
                 roles.setdefault(_key(token), set()).add(role)
-        self._roles = [(key, frozenset(found)) for key, found in roles.items()]
+        self._roles = [(key, frozenset(granted)) for key, granted in roles.items()]
 
     def check(self, headers: Headers, roles: frozenset[Role]) -> bytes:
         """Return the digest of the request's token, after checking that it has one of ``roles``.

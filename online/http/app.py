@@ -42,7 +42,6 @@ from online.http.whole_answers import written
 from online.messages.bodies import (
     JSON,
     NDJSON,
-    Format,
     Receive,
     Scope,
     Send,
@@ -52,15 +51,14 @@ from online.messages.bodies import (
     error_body,
     format_of,
 )
-from online.messages.choices import ChooseRequest, RewardRequest
 from online.messages.sender import sender
 from online.serving import scores as batch
 from online.serving.choices.choosing import Choosing
-from online.serving.choices.slots import choose_slots
+from online.serving.choices.slots import answer_choice
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from online.serving.status import Cluster
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from paramserver.process.acting import acting
 from refusals import meant
 
@@ -129,7 +127,7 @@ class App:
         self._live = {name: Ring() for name in servings}
         self._direct = Direct(
             AppParts(
-                servings, self._live, self._ids, self._unread, self._send,
+                servings, self._live, self._choosing, self._ids, self._unread, self._send,
                 lambda direct: direct + self._under_way < limits.ongoing_max, draws_trace,
                 limits.body_bytes_max,
             )
@@ -280,7 +278,10 @@ class App:
                 self._direct.offer(send, request, model, form, headers_in)
                 status, result = await serving.feedback(request)
             else:
-                status, result, request = await self._choice(model, action, form, body)
+                choosing = self._chooser(model)
+                request = decode(form.choose if action == "choose" else form.reward, body)
+                self._direct.offer(send, request, model, form, headers_in)
+                status, result = await answer_choice(choosing, request)
             answer = form.encode(result)
             if (live := self._live[model]).watched:
                 live.take(request, result, len(body))
@@ -294,20 +295,11 @@ class App:
             serving.replica.answered(action, perf_counter() - begun_s)
         await self._send(send, status, form.content_type, answer, headers, model)
 
-    async def _choice(
-        self, model: str, action: str, form: Format, body: bytes
-    ) -> tuple[int, Any, ChooseRequest | RewardRequest]:
-        """Handle a choice or a reward: return the status, the answer and the decoded request."""
+    def _chooser(self, model: str) -> Choosing:
         if (choosing := self._choosing.get(model)) is None:
             hint = "Set `task: choose` for it, or ask it with predict and feedback"
             raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
-        if action == "choose":
-            request: ChooseRequest = decode(form.choose, body)
-            if request.slots is not None:
-                return 200, await choose_slots(choosing, request), request
-            return 200, await choosing.choose(request), request
-        reward: RewardRequest = decode(form.reward, body)
-        return *(await choosing.rewards.take(reward)), reward
+        return choosing
 
     async def _answer_scores(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send

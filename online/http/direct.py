@@ -1,11 +1,12 @@
-"""Serves single predictions and feedback events from the connection's callback, without a task.
+"""Serves single requests from the connection's callback, without the ASGI application.
 
 Handing a request to an ASGI application (a task and several layers of coroutines) costs about as
 much as learning from an event.  A request head that the application served once is cached,
 together with its caller, permission, model and format.  So a body behind the same head bytes
 (:mod:`online.service.parts.head_cache`) is decoded at once.  A prediction of one row is answered
 immediately; an event is batched with the others of the same loop turn, and the answers of one
-commit are written in one turn.  Every other request goes to the application.
+commit are written in one turn.  Choices, rewards and labels by id take one task each.  Every other
+request goes to the application.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from online.errors import RequestError
 from online.http.access import RequestIds
@@ -25,8 +26,11 @@ from online.http.ring import Ring
 from online.http.unread_answers import UnreadAnswers
 from online.http.whole_answers import written
 from online.messages.bodies import Format, Send
+from online.messages.choices import ChooseRequest, RewardRequest
 from online.messages.structs import FeedbackRequest, PredictRequest, Receipt
 from online.replica.pending import Recorded
+from online.serving.choices.choosing import Choosing
+from online.serving.choices.slots import answer_choice
 from online.serving.event_batcher import BatchPosition
 from online.serving.ordinary import EventRow
 from online.serving.serving import Serving
@@ -54,6 +58,7 @@ class AppParts:
 
     Attributes:
         servings, live: Handlers and live buffers by model, which may be replaced at any time.
+        choosing: Handlers of choices, for the models that choose.
         has_room: Returns whether one more request is admitted beside that many direct ones.
         draws_trace: Decides at random whether a request is traced; None: tracing is off.
         body_bytes_max: Largest size of a body in bytes.
@@ -61,6 +66,7 @@ class AppParts:
 
     servings: Mapping[str, Serving]
     live: Mapping[str, Ring]
+    choosing: Mapping[str, Choosing]
     ids: RequestIds
     untaken: UnreadAnswers
     send: Sending
@@ -69,13 +75,17 @@ class AppParts:
     body_bytes_max: int
 
 
-_Body = PredictRequest | FeedbackRequest
+_Body = PredictRequest | FeedbackRequest | ChooseRequest | RewardRequest
 
 
 def _is_short(request: _Body) -> bool:
     """Whether the request is about one row, and quick to answer."""
     if isinstance(request, FeedbackRequest):
         return request.events is None
+    if isinstance(request, RewardRequest):
+        return request.rewards is None
+    if isinstance(request, ChooseRequest):
+        return request.slots is None
     return not (request.explain or request.nearest) and request.instances is None
 
 
@@ -97,7 +107,7 @@ class Direct:
         """Attach a handler to the head of this admitted request, for later bodies behind it."""
         head: Any = getattr(getattr(send, "__self__", None), "head", None)
         if head is not None and head.handler is None and _is_short(request):
-            kind = DirectPredictions if isinstance(request, PredictRequest) else DirectFeedback
+            kind = _HANDLERS[type(request)]
             head.handler = kind(self, model, form, headers, copy_context())
 
     def queue_answer(self, event: _DirectEvent) -> None:
@@ -277,6 +287,62 @@ class DirectFeedback(HeadHandler):
         return self.form.encode(receipt)
 
 
+class DirectChoices(HeadHandler):
+    """Handles choices of one action."""
+
+    __slots__ = ()
+    action: ClassVar[str] = "choose"
+
+    def decoded(self, body: bytes) -> ChooseRequest | RewardRequest:
+        """Return the decoded request of a body."""
+        return self.form.choose(body)
+
+    def handle(self, serving: Serving, cycle: Any, body: bytes) -> bool:
+        """Answer in a task, if the model chooses and the request is a single one."""
+        begun_s, app = perf_counter(), self.direct.app
+        if (choosing := app.choosing.get(self.model)) is None:
+            return False
+        try:
+            request = self.decoded(body)
+        except Exception:  # the application reports the error
+            return False
+        if not _is_short(request):
+            return False
+        app.untaken.begins(cycle.receive)
+        self.direct.under_way += 1
+        answering = self._answer(serving, choosing, cycle, request, len(body), begun_s)
+        self.direct.answer_by_task(answering, self.context)
+        return True
+
+    async def _answer(
+        self, serving: Serving, choosing: Choosing, cycle: Any,
+        request: ChooseRequest | RewardRequest, size: int, begun_s: float,
+    ) -> None:  # fmt: skip
+        request_id = self.direct.app.ids.of(self.headers)
+        more: Sequence[tuple[bytes, bytes]] = ()
+        try:
+            answer: Any
+            status, answer = await answer_choice(choosing, request)
+            body = self.form.encode(answer)
+            if (live := self.direct.app.live[self.model]).watched:
+                live.take(request, answer, size)
+        except Exception as error:
+            status, body, more = self.refused(serving, self.action, error, request_id)
+        serving.replica.answered(self.action, perf_counter() - begun_s)
+        self.send_answer(cycle, status, body, request_id, more)
+
+
+class DirectRewards(DirectChoices):
+    """Handles single rewards without the application."""
+
+    __slots__ = ()
+    action = "reward"
+
+    def decoded(self, body: bytes) -> RewardRequest:
+        """Return the decoded request of a body."""
+        return self.form.reward(body)
+
+
 class _DirectEvent:
     """A direct feedback event that waits for its outcome, which the writer sets as on a future."""
 
@@ -358,3 +424,11 @@ class _DirectEvent:
     ) -> None:  # fmt: skip
         self.serving.replica.answered(_FEEDBACK, perf_counter() - self.begun_s)
         self.handler.send_answer(self.cycle, status, body, request_id, more)
+
+
+_HANDLERS: Final[Mapping[type[_Body], type[HeadHandler]]] = {
+    PredictRequest: DirectPredictions,
+    FeedbackRequest: DirectFeedback,
+    ChooseRequest: DirectChoices,
+    RewardRequest: DirectRewards,
+}

@@ -70,7 +70,7 @@ class Ring:
         self._until_s = 0.0
         self.watched = False
 
-    def take(self, asked: Asked, given: Given, size: int) -> None:
+    def take(self, request: Asked, given: Given, size: int) -> None:
         """Record a request with its answer; ``size``: bytes of its body."""
         if self._monotonic_s() > self._until_s:
             self.watched = False
@@ -80,7 +80,7 @@ class Ring:
         self._last += 1
         if size > BYTES_MAX:
             return
-        self._taken.append(_Taken(self._last, self._now_s(), asked, given, size))
+        self._taken.append(_Taken(self._last, self._now_s(), request, given, size))
         self._size += size
         while len(self._taken) > REQUESTS_MAX or self._size > BYTES_MAX:
             self._size -= self._taken.popleft().size
@@ -102,16 +102,16 @@ class Ring:
 
 def _entries(taken: _Taken) -> Iterator[dict[str, Any]]:
     """Yield one entry per row, as plain data."""
-    asked, given = taken.asked, taken.given
+    request, given = taken.asked, taken.given
     many: Sequence[Any] | None
-    if isinstance(asked, PredictRequest):
-        rows, many = _answers(asked, given), asked.instances
-    elif isinstance(asked, FeedbackRequest):
-        rows, many = _labels(asked, given), asked.events
-    elif isinstance(asked, ChooseRequest):
-        rows, many = _choices(asked, given), None
+    if isinstance(request, PredictRequest):
+        rows, many = _answers(request, given), request.instances
+    elif isinstance(request, FeedbackRequest):
+        rows, many = _labels(request, given), request.events
+    elif isinstance(request, ChooseRequest):
+        rows, many = _choices(request, given), None
     else:
-        rows, many = _rewards(asked, given), asked.rewards
+        rows, many = _rewards(request, given), request.rewards
     for i, row in enumerate(rows):
         if i == ROWS_SHOWN:
             yield {"at": taken.at, "kind": "more", "rows": len(many or ()) - ROWS_SHOWN}
@@ -119,10 +119,10 @@ def _entries(taken: _Taken) -> Iterator[dict[str, Any]]:
         yield {"at": taken.at, **{k: v for k, v in row.items() if v not in _ABSENT}}
 
 
-def _answers(asked: PredictRequest, given: Any) -> Iterator[dict[str, Any]]:
+def _answers(request: PredictRequest, given: Any) -> Iterator[dict[str, Any]]:
     several = isinstance(given, Predictions)
-    pairs = zip(asked.instances or (), given.predictions, strict=False) if several else (
-        (asked.features, given),
+    pairs = zip(request.instances or (), given.predictions, strict=False) if several else (
+        (request.features, given),
     )  # fmt: skip
     for features, row in pairs:
         id_ = row.id if isinstance(row.id, str) else None
@@ -133,10 +133,10 @@ def _answers(asked: PredictRequest, given: Any) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _labels(asked: FeedbackRequest, given: Any) -> Iterator[dict[str, Any]]:
-    pairs: Any = zip(asked.events or (), given.events, strict=False) if isinstance(
+def _labels(request: FeedbackRequest, given: Any) -> Iterator[dict[str, Any]]:
+    pairs: Any = zip(request.events or (), given.events, strict=False) if isinstance(
         given, Receipts
-    ) else ((asked, given),)  # fmt: skip
+    ) else ((request, given),)  # fmt: skip
     event: Event
     receipt: Receipt
     for event, receipt in pairs:
@@ -148,23 +148,23 @@ def _labels(asked: FeedbackRequest, given: Any) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _choices(asked: ChooseRequest, given: Any) -> Iterator[dict[str, Any]]:
+def _choices(request: ChooseRequest, given: Any) -> Iterator[dict[str, Any]]:
     one: Chosen
     for one in given.slots if isinstance(given, ChosenSlots) else (given,):
         yield {
-            "kind": "choice", "id": one.id[:_ID_SHOWN], "features": asked.context,
-            "action": one.action, "probability": one.probability, "of": len(asked.actions),
+            "kind": "choice", "id": one.id[:_ID_SHOWN], "features": request.context,
+            "action": one.action, "probability": one.probability, "of": len(request.actions),
             "version": f"{one.version}+{one.own}",
             "status": "repeated" if one.repeated else None,
         }  # fmt: skip
 
 
-def _rewards(asked: RewardRequest, given: Any) -> Iterator[dict[str, Any]]:
+def _rewards(request: RewardRequest, given: Any) -> Iterator[dict[str, Any]]:
     one: Reward | RewardRequest
     receipt: Receipt
-    pairs: Any = zip(asked.rewards or (), given.events, strict=False) if isinstance(
+    pairs: Any = zip(request.rewards or (), given.events, strict=False) if isinstance(
         given, Receipts
-    ) else ((asked, given),)  # fmt: skip
+    ) else ((request, given),)  # fmt: skip
     for one, receipt in pairs:
         yield {
             "kind": "reward", "id": None if one.id is None else one.id[:_ID_SHOWN],

@@ -21,7 +21,7 @@ from online.messages.bodies import NDJSON, Receive, Send, decode_events, error_b
 from online.messages.structs import Event, Receipt
 from online.serving.receipts import refused
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode_lines

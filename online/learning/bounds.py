@@ -336,9 +336,9 @@ class Bounds:
         else:
             opened = (self._open_ranges, self._open_rows, self._open_beyond, self._open_until)
             rebase_ranges(ranges, values, *opened)
-        found = ranges.pop(SENT_LABEL, None)
-        if target is None and found is not None:
-            target = TargetRange(found.low, found.high)
+        sent = ranges.pop(SENT_LABEL, None)
+        if target is None and sent is not None:
+            target = TargetRange(sent.low, sent.high)
         if isinstance(target, TargetRange):
             ranges[SENT_LABEL] = target
             target.rebase(values)
@@ -433,8 +433,8 @@ def _rows_inside(
 ) -> npt.NDArray[np.bool_]:
     low = np.array([-most if held is None else max(held.low, -most) for held in ranges])
     high = np.array([most if held is None else min(held.high, most) for held in ranges])
-    found: npt.NDArray[np.bool_] = np.all((x >= low) & (x <= high), axis=1)
-    return found
+    inside: npt.NDArray[np.bool_] = np.all((x >= low) & (x <= high), axis=1)
+    return inside
 
 
 def _is_number(value: Value) -> bool:

@@ -230,12 +230,12 @@ class TargetRange(Range):
         """Replace the values of the given keys, and apply the open delta on top."""
         low, high = data_of(values, RANGE).get(SENT_LABEL, (self.low, self.high))
         until, ends = data_of(values, UNTIL), (self.until, self.since)
-        found = [until.get(key, (0.0, end))[1] for key, end in zip(_ENDS, ends, strict=True)]
+        latest = [until.get(key, (0.0, end))[1] for key, end in zip(_ENDS, ends, strict=True)]
         if self.changed:
             low, high = min(low, self.low), max(high, self.high)
-            found = [max(pair) for pair in zip(found, ends, strict=True)]
+            latest = [max(pair) for pair in zip(latest, ends, strict=True)]
         self.low, self.high = low, high
-        self.until, self.since = found
+        self.until, self.since = latest
         if SENT_LABEL in (rows := data_of(values, ROWS)):
             self.rows = rows[SENT_LABEL] + self.open_rows
         for key, n in data_of(values, TARGETS).items():
@@ -244,14 +244,14 @@ class TargetRange(Range):
 
     def _votes(self) -> list[tuple[str, int]]:
         """Sides and distances of the votes that count."""
-        found: dict[str, list[tuple[int, str]]] = {}
+        by_source: dict[str, list[tuple[int, str]]] = {}
         for key, n in self.far.items():
             who, side, size = key.partition("+" if "+" in key else "-")
-            found.setdefault(who, []).extend([(int(size) + _LEAST, side)] * n)
-        every = sum(map(len, found.values())) >= VOTES_ANY
+            by_source.setdefault(who, []).extend([(int(size) + _LEAST, side)] * n)
+        every = sum(map(len, by_source.values())) >= VOTES_ANY
         return [
             (side, size)
-            for who, votes in found.items()
+            for who, votes in by_source.items()
             for size, side in (votes if every or not who else sorted(votes)[:SOURCE_VOTES])
         ]
 
@@ -294,7 +294,7 @@ def ranges_of(values: Blocks) -> dict[str, Range]:
     Names that were met in one row with one value, and never changed since, share a range: a model
     has millions of such names.
     """
-    found: dict[str, Range] = {}
+    ranges: dict[str, Range] = {}
     ends, pair, until = data_of(values, UNTIL), None, None
     held = Range(0.0, 0.0)
     for name, here in data_of(values, RANGE).items():
@@ -304,14 +304,14 @@ def ranges_of(values: Blocks) -> dict[str, Range]:
             held.first, held.until = since
             held.shared = held.low == held.high
             pair, until = here, since
-        found[name] = held
+        ranges[name] = held
     for name, rows in data_of(values, ROWS).items():
-        if name in found:
-            own_range(found, name).rows = rows
+        if name in ranges:
+            own_range(ranges, name).rows = rows
     for name, x in data_of(values, BEYOND).items():
-        if name in found:
-            own_range(found, name).beyond = max(x, 0.0)
-    return found
+        if name in ranges:
+            own_range(ranges, name).beyond = max(x, 0.0)
+    return ranges
 
 
 def rebase_ranges(

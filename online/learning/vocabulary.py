@@ -267,9 +267,9 @@ def left_out(example: Example) -> Mapping[str, Value]:
     """Return what was sent under names that the row is learned without, or with part of a text."""
     if example.raw is None:
         return {}
-    kept = example.features
+    features = example.features
     sent = ((n, v) for n, v in example.raw.items() if n != SENT_LABEL)
-    return {n: v for n, v in sent if n not in kept or isinstance(v, str)}
+    return {n: v for n, v in sent if n not in features or isinstance(v, str)}
 
 
 def full_reason(left: Collection[str]) -> str:

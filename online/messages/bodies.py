@@ -308,19 +308,19 @@ def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
 @lru_cache(maxsize=256)
 def _fields_at(kind: Any, path: str) -> dict[str, bool]:
     """Return the fields at a path in a body or its items, and whether each is required."""
-    found: Any = msgspec.inspect.type_info(kind)
+    type_info: Any = msgspec.inspect.type_info(kind)
     for name in ["", *_NAMES.findall(path)]:
         if name:
-            fields = {field.encode_name: field.type for field in getattr(found, "fields", ())}
-            if (found := fields.get(name)) is None:
+            fields = {field.encode_name: field.type for field in getattr(type_info, "fields", ())}
+            if (type_info := fields.get(name)) is None:
                 return {}
         while (
-            behind := getattr(found, "type", None)
-            or getattr(found, "item_type", None)
-            or getattr(found, "types", (None,))[0]
+            behind := getattr(type_info, "type", None)
+            or getattr(type_info, "item_type", None)
+            or getattr(type_info, "types", (None,))[0]
         ) is not None:
-            found = behind
-    return {field.encode_name: field.required for field in getattr(found, "fields", ())}
+            type_info = behind
+    return {field.encode_name: field.required for field in getattr(type_info, "fields", ())}
 
 
 def _wrong_value(text: str, body: bytes, kind: Any) -> RequestError:

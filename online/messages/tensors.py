@@ -193,8 +193,8 @@ def _flat(tensor: Tensor) -> list[Any]:
         data = list(chain.from_iterable(data))
     takes = _TAKES.get(tensor.datatype, {int})
     if not set(map(type, data)) <= takes:
-        found = next(value for value in data if type(value) not in takes)
-        message = f"not {tensor.datatype}: {_value_text(found)}"
+        wrong = next(value for value in data if type(value) not in takes)
+        message = f"not {tensor.datatype}: {_value_text(wrong)}"
         raise invalid(field, message, "Send values of its datatype")
     if float in takes:
         try:

@@ -35,6 +35,11 @@ While a view is awake, the answers as they were served are judged beside the exp
 have a greater long-run loss than the best expert, recent losses mislead, as they do where labels
 come in runs and late: the share of the weights that follows from the long-run losses then rises
 from LONG_SHARE to 1.
+
+Where labels are late, a model of several classes learns rows that it could not answer, because it
+knew no label when they came.  They are judged by the present answers, which flatter all experts
+alike if labels come in runs.  So each of them costs the views but the first CAUTION in losses: a
+richer view generalises worse from a single run, and has to show that it does not.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 
 from evaluation.metrics import Task
-from online.models.base import Prediction
+from online.models.base import Before, Prediction
 from online.models.experts.exponential_weights import (
     FADE,
     LONG,
@@ -76,7 +81,7 @@ from online.models.selfrate import (
     SelfRateModel,
 )
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
-from replay.example import Example, Features, label_text
+from replay.example import Example, Features, Label, label_text
 
 CROSSED_MAX: Final = 4
 """Most numeric features whose pairs are crossed: six pairs of four products each."""
@@ -101,6 +106,9 @@ It corresponds to five percentage points."""
 
 ODDS: Final = 0.01
 """Odds, before any label, that the long-run losses alone give the better weights."""
+
+CAUTION: Final = 0.02
+"""Loss of all views but the first at each row that came before any label was known."""
 
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
@@ -247,6 +255,12 @@ class SleepingViews(Mixture):
             ]
         if asleep and min(self._slept) <= 0:
             self.answered = min(self.long)
+
+    def be_cautious(self) -> None:
+        """Add CAUTION to the losses of all views but the first."""
+        added = [0.0] * EXPERTS + [CAUTION] * (EXPERTS * (len(VIEWS) - 1))
+        self.losses = [loss + more for loss, more in zip(self.losses, added, strict=True)]
+        self.long = [loss + more for loss, more in zip(self.long, added, strict=True)]
 
     def _judge_answer(self, loss: float | None, losses: Sequence[float], weight: float) -> None:
         """Add the loss of a served answer; None: unknown, so it counts as the best expert's."""
@@ -441,18 +455,26 @@ class _TakenViews(NamedTuple):
 class _Multiclass(SeveralViews, Multiclass):
     _experts: OutputPerClass
 
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
+        total = super()._step(row, label, weight, served, before)
+        if served is not None and served.score == {} and served.scored:
+            self._mixture.be_cautious()
+        return total
+
     def _is_tame(self, example: Example) -> bool:
         return example.label in self._experts.labels and super()._is_tame(example)
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
         """Return the noted answers, and unless all views but one sleep the answer as served."""
-        found = super()._served(served)
-        if found is None or served is None or not served.score or len(found[0]) == EXPERTS:
-            return found
+        answered = super()._served(served)
+        if answered is None or served is None or not served.score or len(answered[0]) == EXPERTS:
+            return answered
         answer = np.array([*served.score.values()])
         if not (answer.min() >= 0.0 and answer.sum() <= _WHOLE):
-            return found
-        return np.vstack((found[0], answer)), found[1]
+            return answered
+        return np.vstack((answered[0], answer)), answered[1]
 
     def _take(self, row: Views | Row, *, learns: bool) -> _TakenViews | Taken:
         take = self._experts.take

@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -41,8 +40,9 @@ import numpy as np
 from evaluation.metrics import Task
 from online.models.base import Prediction, by_probability
 from online.models.choices.action_counts import Arms, Counted
-from online.models.choices.expert_table import Table, order_of
+from online.models.choices.expert_table import Table
 from online.models.choices.interactions import (
+    ACTION,
     Alike,
     Context,
     Crossing,
@@ -58,10 +58,19 @@ from online.models.choices.interactions import (
     settled,
     split,
 )
+from online.models.choices.lessons import (
+    HEADS,
+    SALT_SHARED,
+    Lessons,
+    Rewarded,
+    compete,
+    ids_of,
+    to_shares,
+)
 from online.models.choices.mixture import Mixture
 from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.experts.linear import EXPERTS, NORMALISED, Floats
+from online.models.experts.linear import EXPERTS, Floats
 from online.models.features.hashed import check_hashing
 from online.models.state.composite import Composite
 from paramserver.core.sums import Sums
@@ -74,19 +83,9 @@ Action = tuple[str, Features]
 Question = tuple[Features, Sequence[Action], Alike | None]
 """A context, its actions, and the actions' features in one array if they were converted already."""
 
-HEADS: Final = 5
 ALL: Final = HEADS * EXPERTS + 2
-_OWN: Final = slice(0, EXPERTS)
 _SHARED: Final = slice((HEADS - 1) * EXPERTS, HEADS * EXPERTS)
-_SALTS: Final[Hashes] = np.array(
-    [0xD6E8FEB86659FD93 * i % 2**64 for i in range(HEADS)], dtype=np.uint64
-)
-_BY_FORM: Final[Hashes] = _SALTS[: HEADS - 1].reshape(2, 2, 1)
-"""Salts by form of the context (as it is, on knots) and by head (own, rival)."""
-
-_SALT_SHARED: Final = _SALTS[HEADS - 1]
 _ARMS: Final = slice(ALL - 2, ALL)
-_NORMALISED: Final[Floats] = np.array(NORMALISED)
 _AT_ONCE: Final = 8  # choices in one batch: bounds the size of the arrays
 _PRIOR: Final = 0.3
 """Sum of squared gradients that corresponds to a standard logistic prior of a weight."""
@@ -99,19 +98,6 @@ _FREE: Final = {
     for described in (False, True)
 }
 """The experts that are used, by whether the context and the actions have features."""
-
-
-class _Ids(NamedTuple):
-    """Hashes of the actions' ids for products: (2 forms, 2 heads, ids), and for ``shared``."""
-
-    formed: Hashes
-    shared: Hashes
-
-
-@lru_cache(maxsize=64)
-def _ids_of(hashes: tuple[int, ...]) -> _Ids:
-    ids = np.array(hashes, np.uint64)
-    return _Ids(right(ids ^ _BY_FORM), right(ids ^ _SALT_SHARED))
 
 
 class _Held(NamedTuple):
@@ -212,7 +198,7 @@ class RewardModel(Composite):
         groups: dict[object, list[int]] = {}
         taken: list[tuple[Taken, Alike | None]] = []
         for i, (context, actions, table) in enumerate(asked):
-            x = self._crossing.context(context, learns=False)
+            x = self._crossing.context(context)
             if table is None:
                 table = alike([features for _, features in actions])
             taken.append((x, table))
@@ -282,7 +268,7 @@ class RewardModel(Composite):
         feature, averaged with the squares of the features' values as weights.  For a single feature
         it is the variance of a logistic regression.
         """
-        k, n, sides = len(ids), len(ids[0]), [_ids_of(some) for some in ids]
+        k, n, sides = len(ids), len(ids[0]), [ids_of(some) for some in ids]
         heads = 1 if n == 1 else 2  # for a single action the softmax of a rival is always 1
         formed = np.array([side.formed[:, :heads].reshape(2, heads * n) for side in sides])
         held = self._held(x, formed, np.array([side.shared for side in sides]), described)
@@ -306,12 +292,12 @@ class RewardModel(Composite):
             variances /= np.add.reduce(squares, axis=-1)
         else:
             own[2], variances = own[0], np.full((k, n), np.inf)
-        _to_shares(own)
+        to_shares(own)
         if heads == 1:
             rivals[:] = own[:2]
         else:
             rivals[:] = sums[1]
-            _compete(rivals)
+            compete(rivals)
         for i, counted in enumerate(arms):
             by_eight[2, EXPERTS : EXPERTS + 2, i] = counted.means
         return by_eight.reshape(-1, k, n)[:ALL], variances
@@ -324,7 +310,7 @@ class RewardModel(Composite):
         """
         (k, features), plain, columns = x.sides.shape, x.plain, formed.shape[2]
         crossing = plain if described.numbers.shape[-1] > 1 else 0
-        crossed = right(described.hashes ^ _SALT_SHARED)
+        crossed = right(described.hashes ^ SALT_SHARED)
         at = k * features * columns
         until = at + k * crossing * crossed.size
         mixed = np.empty(until + (shared.size if crossing else 0), np.uint64)
@@ -368,126 +354,75 @@ class RewardModel(Composite):
         served = None if example.notes is None else served_of(example.notes)
         self._learn(example.features, example.label, weight, served)
 
+    def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
+        """Learn rewards with the same names in the same order, as one by one, in one pass.
+
+        Returns False if nothing was changed and they have to be learned one by one.
+        """
+        served = [None if x.notes is None else served_of(x.notes) for x in examples]
+        rows = [(x.features, x.label) for x in examples]
+        try:
+            return self._teach(rows, weights, served)
+        except ArithmeticError:  # raised again when the row is learned alone
+            return False
+
     def _learn(
         self, features: Features, label: Label, weight: float, served: Served | None
     ) -> None:
-        context, name, action = split(features)
-        y = min(1.0, max(0.0, (float(label) - self._low) / self._range))
-        x = laid_out([self._crossing.context(context, learns=True)])
-        a = self._crossing.action(action, learns=True)
-        a = Vector(a.hashes[None, :], a.numbers[None, None, :])
-        own = hash_of(name)
-        rivals = tuple((None if served is None else served.rivals(own)) or ())
-        rivals = rivals if len(rivals) > 1 else ()
-        weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
-        taught = self._taught(x, a, own, rivals, y, (weighs * weight, weight))
-        now = taught.expected
-        judged = now if served is None else served.judged(ALL, now)
-        if served is not None:
-            expected = float(judged @ self._votes(context=bool(context), described=bool(action)))
-            for key, change in served.credits(y, expected).items():
-                self._tried.count(key, change * weight)
-        self._mixture.judge(judged, y, weight)
-        total = self._table.step(taught.places, taught.held, taught.steps, taught.order)
-        self._arms.learn(own, y, weight)
-        if not math.isfinite(total):
-            raise StateNotFinite(total)
+        if not self._teach([(features, label)], [weight], [served]):
+            raise StateNotFinite(math.nan)
 
-    def _taught(
+    def _teach(
         self,
-        x: Context,
-        a: Vector,
-        own: int,
-        rivals: tuple[int, ...],
-        y: float,
-        weights: tuple[float, float],
-    ) -> _Taught:
-        """Return each expert's expected reward of the action, and the steps for the table.
+        rows: Sequence[tuple[Features, Label]],
+        weights: Sequence[float],
+        served: Sequence[Served | None],
+    ) -> bool:
+        """Learn rows; False: nothing was changed, as they differ in shape or one is not finite."""
+        if (taught := self._crossing.taught([features for features, _ in rows])) is None:
+            return False
+        own = [hash_of(name) for name in taught.own]
+        labels = [label for _, label in rows]
+        said = [*map(self._rewarded, own, labels, weights, served)]
+        if len({len(one.rivals) for one in said}) > 1:
+            return False
+        lessons = Lessons.of(said, taught.context, taught.action, self._recipe.bits)
+        slots, held, at = self._table.opened(lessons.places)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            answers = lessons.teach(held, at)
+        if not self._table.put(slots, held):
+            return False
+        self._crossing.put(taught.moments)
+        judged = np.empty((len(said), ALL))
+        for i, (action, one) in enumerate(zip(own, served, strict=True)):
+            known = None if one is None else one.judged(ALL)
+            if known is None:
+                known = np.concatenate((answers[i], self._arms.means_of(action)))
+            judged[i] = known
+            self._arms.learn(action, said[i].y, weights[i])
+        before = self._mixture.judge(judged, [one.y for one in said], weights)
+        free = _FREE[_sides(rows[0][0])]
+        expected = np.add.reduce(judged * self._mixture.votes(free, before), axis=1).tolist()
+        for i, one in enumerate(served):
+            if one is not None:
+                for key, change in one.credits(said[i].y, expected[i]).items():
+                    self._tried.count(key, change * weights[i])
+        return True
 
-        ``weights`` are that of the chosen action's experts (with the importance weight) and that
-        of the rivals.
-        """
-        now, (weight, of_rivals) = np.zeros(ALL), weights
-        chosen = rivals.index(own) if rivals else 0
-        sides = _ids_of(rivals or (own,))
-        formed, shared = sides.formed[:, 0, chosen : chosen + 1], sides.shared[chosen : chosen + 1]
-        if rivals:
-            formed = np.concatenate((formed, sides.formed[:, 1]), axis=1)
-        held = self._held(x, formed[None], shared[None], a)
-        forms = x.forms[0]
-        features, columns, plain = forms.shape[1], formed.shape[1], x.plain
-        sums = _sums(x, held).reshape(2, columns, -1)[..., :EXPERTS].transpose(2, 0, 1)
-        slopes = sums.copy()  # (experts, forms, columns); columns: own, then the rivals
-        expected = now[: _SHARED.start].reshape(2, 2, EXPERTS)
-        mine = slopes[:, :, 0]
-        _to_shares(mine)
-        expected[:, 0] = expected[:, 1] = mine.T
-        mine -= y
-        mine *= weight
-        if rivals:
-            shares = slopes[:, :, 1:]
-            _compete(shares)
-            p = shares[:, :, chosen].copy()
-            expected[:, 1] = p.T
-            shares *= (of_rivals * (1.0 - (1.0 - y) / np.maximum(1.0 - p, 1e-9)))[:, :, None]
-            shares[:, :, chosen] = of_rivals * (p - y)
-        slopes[2:] *= (_NORMALISED[:, None] / (1.0 + np.add.reduce(forms * forms, axis=1)))[
-            :, :, None
-        ]
-        size = features * columns
-        steps = np.empty((EXPERTS, len(held.places)))
-        by_form = steps[:, :size].reshape(EXPERTS, features, columns)
-        np.multiply(forms[0, :plain, None], slopes[:, :1], out=by_form[:, :plain])
-        np.multiply(forms[1, plain:, None], slopes[:, 1:], out=by_form[:, plain:])
-        now[_SHARED] = now[_OWN]
-        described = held.crossed.size > 0
-        if described:
-            ones = x.plain_numbers[0]
-            numbers = np.empty(len(held.places) - size)
-            np.multiply.outer(ones, a.numbers[0, 0], out=numbers[:-1].reshape(len(ones), -1))
-            numbers[-1] = ones[0]
-            now[_SHARED] = _shared(numbers, held.numbers[size:], y, weight, steps[:, size:])
-        now[_ARMS] = self._arms.means_of(own)
-        order = order_of(features, columns, a.numbers.shape[2], described * plain)
-        return _Taught(now, held.places, held.numbers, steps, order)
+    def _rewarded(self, own: int, label: Label, weight: float, served: Served | None) -> Rewarded:
+        y = min(1.0, max(0.0, (float(label) - self._low) / self._range))
+        rivals = (None if served is None else served.rivals(own)) or [own]
+        weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
+        return Rewarded(tuple(rivals), rivals.index(own), y, weighs * weight, weight)
 
 
-def _shared(numbers: Floats, held: Floats32, y: float, weight: float, steps: Floats) -> Floats:
-    """Return the expected reward by products and offset; their steps are put into ``steps``."""
-    sums: Floats = (numbers @ held)[:EXPERTS]
-    _to_shares(sums)
-    slope = (sums - y) * weight
-    slope[2:] *= _NORMALISED / (1.0 + numbers @ numbers)
-    np.multiply.outer(slope, numbers, out=steps)
-    return sums
-
-
-class _Taught(NamedTuple):
-    """Each expert's expected reward of an action, and the update of the table by its reward."""
-
-    expected: Floats
-    places: Places
-    held: Floats32
-    steps: Floats
-    order: Places
+def _sides(features: Features) -> tuple[bool, bool]:
+    """Return whether a row's context has features, and whether its action has."""
+    of_action = sum([name.startswith(ACTION) for name in features])
+    return len(features) > of_action, of_action > (ACTION in features)
 
 
 def _sums(x: Context, held: _Held) -> Floats:
     """Sum over the features of each form: shape (choices, 2, columns * 6)."""
     sums: Floats = x.forms @ held.formed.reshape(*held.formed.shape[:2], -1)
     return sums
-
-
-def _to_shares(outputs: Floats) -> None:
-    """Apply the logistic function in place, by tanh, which does not overflow."""
-    outputs *= 0.5
-    np.tanh(outputs, out=outputs)
-    outputs *= 0.5
-    outputs += 0.5
-
-
-def _compete(outputs: Floats) -> None:
-    """Apply the softmax over the last axis, in place."""
-    outputs -= np.maximum.reduce(outputs, axis=-1, keepdims=True)
-    np.exp(outputs, out=outputs)
-    outputs /= np.add.reduce(outputs, axis=-1, keepdims=True)

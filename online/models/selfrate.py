@@ -372,7 +372,7 @@ class Multiclass(SelfRateModel):
 
     def _answer(self, row: Any) -> Prediction:
         if not (labels := self._experts.labels):
-            return Prediction(None, {})
+            return Prediction(None, {}, b"")  # so that the row is learned as one that was asked
         taken = self._take(row, learns=False)
         shares = softmax(taken.outputs())
         mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))

@@ -57,7 +57,7 @@ def without_a_trace(journal: Journal) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _LineageLoss:
     """A lineage's newest good snapshot, and what the journal lacks that snapshots contain."""
 
     history: SnapshotHistory
@@ -78,18 +78,18 @@ def accept(
     Raises:
         StartRefused: The available state can't be continued.
     """
-    found = _look(journal, model, histories)
+    lineages = _look(journal, model, histories)
     journal.accept_lost()
     controls = journal.controls(model, 0)
-    if not any(_needed(controls, spec, one) for spec, one in found.items()):
+    if not any(_needed(controls, spec, one) for spec, one in lineages.items()):
         return []
-    lost = _all_lost(journal, controls, model, found)
-    seq = _fill(journal, controls, model, found, lost)
-    _seal(journal, model, found, lost, now_s)
-    knows_most = max((one.state for one in found.values()), key=lambda state: state.control)
+    lost = _all_lost(journal, controls, model, lineages)
+    seq = _fill(journal, controls, model, lineages, lost)
+    _seal(journal, model, lineages, lost, now_s)
+    knows_most = max((one.state for one in lineages.values()), key=lambda state: state.control)
     _decide_anew(journal, knows_most, controls, lost, seq)
     notes = []
-    for one in found.values():
+    for one in lineages.values():
         note = _go_on(journal, model, one, lost, seq, now_s)
         key = f"{LOSS_ACCEPTED}:{note.spec}:{note.version[0]}"
         journal.write_control(model, LOSS_ACCEPTED, key, msgspec.json.encode(note))
@@ -180,20 +180,20 @@ def _joined(
 
 def _look(
     journal: Journal, model: str, histories: Mapping[str, SnapshotHistory]
-) -> dict[str, _Found]:
+) -> dict[str, _LineageLoss]:
     """Examine each lineage with a good snapshot; StartRefused if rows are lost and none is good."""
-    found = {}
+    lineages = {}
     for spec, history in histories.items():
         missing = shortfall.shortfall(journal, history, model, spec)
         newest = _newest(journal, history, model, spec)
         if newest is not None:
-            found[spec] = _Found(history, *newest, missing)
+            lineages[spec] = _LineageLoss(history, *newest, missing)
         elif missing:
             raise StartRefused(
                 f"no snapshot of {model!r} can be used, and {shortfall.refusal(model, missing)}",
                 "Put a good copy of a snapshot back",
             )
-    return found
+    return lineages
 
 
 def _newest(
@@ -214,14 +214,14 @@ def _newest(
     return None
 
 
-def _needed(controls: Sequence[Control], spec: str, one: _Found) -> bool:
+def _needed(controls: Sequence[Control], spec: str, one: _LineageLoss) -> bool:
     loss = shortfall.accepted(controls, spec)
     older = loss is not None and one.state.version < loss.note.version
     return bool(one.missing or older or shortfall.unfinished(controls, spec))
 
 
 def _all_lost(
-    journal: Journal, controls: Sequence[Control], model: str, found: Mapping[str, _Found]
+    journal: Journal, controls: Sequence[Control], model: str, lineages: Mapping[str, _LineageLoss]
 ) -> Lost:
     """Return losses now, losses of unfinished runs, and losses that were accepted before.
 
@@ -233,7 +233,7 @@ def _all_lost(
     def add(p: int, after: int, upto: int) -> None:
         rows.update(_joined(rows, {p: (after, upto)}))
 
-    for spec, one in found.items():
+    for spec, one in lineages.items():
         before = shortfall.unfinished(controls, spec)
         known = min([known, *(begun.known for begun in before)])
         loss = shortfall.accepted(controls, spec)
@@ -248,7 +248,7 @@ def _all_lost(
                 add(p, 0, 0)
             else:
                 _check_partition(partition, model, partition.end, 0)
-    return Lost(list(found), dict(sorted(rows.items())), known)
+    return Lost(list(lineages), dict(sorted(rows.items())), known)
 
 
 def _check_partition(partition: Partition | None, model: str, end: int, upto: int) -> None:
@@ -265,12 +265,12 @@ def _fill(
     journal: Journal,
     controls: Sequence[Control],
     model: str,
-    found: Mapping[str, _Found],
+    lineages: Mapping[str, _LineageLoss],
     lost: Lost,
 ) -> int:
     """Fill up the control rows, and write the one that records the begin; returns its number."""
     seq = controls[-1].seq if controls else 0
-    upto = max(seq, *(one.missing.controls[1] for one in found.values()))
+    upto = max(seq, *(one.missing.controls[1] for one in lineages.values()))
     while seq <= upto:
         note = Lost() if seq < upto else lost
         key = f"{LOST}:{seq + 1}"
@@ -279,10 +279,10 @@ def _fill(
 
 
 def _seal(
-    journal: Journal, model: str, found: Mapping[str, _Found], lost: Lost, now_s: float
+    journal: Journal, model: str, lineages: Mapping[str, _LineageLoss], lost: Lost, now_s: float
 ) -> None:
     """Seal every partition, after filling lost rows up to the highest clock of a snapshot."""
-    position = max(one.missing.position for one in found.values())
+    position = max(one.missing.position for one in lineages.values())
     for p, (_, upto) in lost.rows.items():
         journal.register_lost(model, lost.specs[0], p, upto, position)
         partition = journal.partition(p)
@@ -305,7 +305,7 @@ def _stands_for(partition: int, offset: int, now_s: float) -> NewRow:
 
 
 def _go_on(
-    journal: Journal, model: str, one: _Found, lost: Lost, seq: int, now_s: float,
+    journal: Journal, model: str, one: _LineageLoss, lost: Lost, seq: int, now_s: float,
     events: int | None = None,
 ) -> Accepted:  # fmt: skip
     """Publish the lineage's newest good snapshot under an epoch beyond all others.

@@ -246,25 +246,25 @@ def teach(
         LocationFailed: The storage failed.
     """
     teaching = _Teaching(cut, tables, teacher, validator, known)
-    found, done = Learned(), 0
+    counts, done = Learned(), 0
     progress(0, cut.rows)
     aside.remove(cut.id)
     for shard in cut.shards:
-        bad = teaching.shard(shard, found)
+        bad = teaching.shard(shard, counts)
         if bad:
             file = cut.files[shard.input].path
             aside.write(f"{cut.id}/{shard.number:06d}.parquet", quarantined(file, bad))
-        found.quarantined += len(bad)
+        counts.quarantined += len(bad)
         done += shard.rows
         progress(done, cut.rows)
     now = [(one.path, one.size, one.changed_at) for one in inputs.files_of(tables.files)]
     if now != [(one.path, one.size, one.changed_at) for one in cut.files]:
         raise InputRefused(cut.files[0].path, "it was changed meanwhile", "Begin again")
-    found.clipped = teacher.clipped
-    if not found.learned and not found.known:
+    counts.clipped = teacher.clipped
+    if not counts.learned and not counts.known:
         where = aside.path(cut.id)
         raise InputRefused(cut.files[0].path, "no row could be learned", f"See why in {where}")
-    return found
+    return counts
 
 
 class _Teaching:
@@ -283,7 +283,7 @@ class _Teaching:
         self._latest = -np.inf
         self._ids: set[int] = set()
 
-    def shard(self, shard: Shard, found: Learned) -> list[Bad]:
+    def shard(self, shard: Shard, counts: Learned) -> list[Bad]:
         """Learn the rows of a shard; returns those that were not learned."""
         one, bad = self._cut.files[shard.input], list[Bad]()
         for piece in readers.read(one, shard, self._cut.layout):
@@ -295,7 +295,7 @@ class _Teaching:
             values = labels.items()
             for i, features in enumerate(Rows(piece.rows.n, columns).dicts()):
                 value = values[i] if present is None or present[i] else None
-                refused = self._row(piece, i, features, value, found)
+                refused = self._row(piece, i, features, value, counts)
                 if refused is not None:
                     bad.append(Bad(int(piece.numbers[i]), *refused))
         return bad
@@ -314,7 +314,7 @@ class _Teaching:
         self._latest = float(piece.times[-1])
 
     def _row(
-        self, piece: Piece, i: int, features: dict[str, Any], value: Any, found: Learned
+        self, piece: Piece, i: int, features: dict[str, Any], value: Any, counts: Learned
     ) -> tuple[str, str] | None:
         """Learn one row; returns column and reason if it is refused."""
         column = self._tables.label
@@ -337,13 +337,13 @@ class _Teaching:
                 return str(self._tables.event_id), "an earlier row has the same event id"
             self._ids.add(mark)
             if self._known(key):
-                found.known += 1
+                counts.known += 1
                 return None
         at = None if piece.times is None else float(piece.times[i])
         reason = self._teacher.learn(Example(features, label, event_time=at))
         if reason is not None:
             return "", reason
-        found.learned += 1
+        counts.learned += 1
         return None
 
     def _label(self, value: Any) -> Label:

@@ -23,11 +23,8 @@ from online.rebuild.holdings import holding_before
 from online.rows.history import LEARNED, Decisions
 from online.rows.joins import labels_of
 from online.settings.config import Settings
-from online.settings.places import snapshots_path
+from online.settings.places import history_of
 from paramserver.core import rewrites
-from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
 from replay import codec
 from replay.journal.base import Half, Journal, Row, Stored
 
@@ -166,8 +163,7 @@ class Erasure:
 
     def tainted(self, settings: Settings, spec: str) -> list[str]:
         """Names of snapshots of a lineage that contain the source's events or can't be read."""
-        place = lineage_place(snapshots_path(settings), self._model, spec)
-        history = SnapshotHistory(open_snapshots(place), Retention())
+        history = history_of(settings, self._model, spec)
         partitions = {p.id: p for p in self._journal.partitions(self._model)}
         built = {  # rebuilt states lack what their own control row takes out
             rewrites.note_of(control).snapshot: control.seq

@@ -71,20 +71,20 @@ def influence(
     Parameters:
         dedupe_from: Retention removes no row that was received since (POSIX seconds).
     """
-    found, first = Influence(loss=decisions.loss), dict[int, float]()
+    influence, first = Influence(loss=decisions.loss), dict[int, float]()
     taught: set[tuple[int, int]] = set()
     for row in _rows(journal, model, progress):
         first.setdefault(row.partition, row.at)
         began = row.offset > decisions.without.get(row.partition, 0)
         if began and wanted.meant(row) and decisions.learned(row):
-            found.rows.setdefault(row.partition, []).append(row.offset)
+            influence.rows.setdefault(row.partition, []).append(row.offset)
             taught.add((row.partition, row.offset))
         elif corrected(row) in taught:
-            found.corrected.setdefault(row.partition, []).append(row.offset)
+            influence.corrected.setdefault(row.partition, []).append(row.offset)
     removed = [p for p in journal.partitions(model) if p.trimmed]
     if removed:
-        found.reach = max(first.get(p.id, dedupe_from) for p in removed)
-    return found
+        influence.reach = max(first.get(p.id, dedupe_from) for p in removed)
+    return influence
 
 
 def _rows(journal: Journal, model: str, progress: Progress | None) -> Iterator[Row]:
@@ -161,7 +161,7 @@ class Bases:
         return {p.id: p.end if p.id in closed else clock.get(p.id, 0) for p in self._partitions}
 
     def before(
-        self, history: SnapshotHistory, head: str | None, begun: int, found: Influence
+        self, history: SnapshotHistory, head: str | None, begun: int, influence: Influence
     ) -> Base:
         """The newest usable snapshot before the first influence.  Raises StartRefused without one.
 
@@ -169,10 +169,10 @@ class Bases:
             begun: The epoch in which the lineage was last begun anew.
         """
         line = [] if head is None else history.line(head)
-        kept = [Base(name, c) for name, version, c in line if version[0] >= begun]
-        for base in [*kept, self._nothing]:
+        bases = [Base(name, c) for name, version, c in line if version[0] >= begun]
+        for base in [*bases, self._nothing]:
             clock = self.clock(base.contained)
-            changed = [*found.rows.items(), *found.corrected.items()]
+            changed = [*influence.rows.items(), *influence.corrected.items()]
             clean = all(rows[0] > clock.get(p, 0) for p, rows in changed if rows)
             if clean and self.why_not(base) is None:
                 return base
@@ -197,16 +197,18 @@ class Bases:
         return matching[0]
 
 
-def check_reach(found: Influence, wanted: ForgetScope) -> None:
+def check_reach(influence: Influence, wanted: ForgetScope) -> None:
     """Raise StartRefused if retention may have removed rows of the source."""
-    if found.reach is not None and (wanted.since is None or wanted.since < found.reach):
+    if influence.reach is not None and (wanted.since is None or wanted.since < influence.reach):
         raise StartRefused(
             "the journal has no longer got its oldest rows, which may have been of "
-            f"{wanted.source!r}, too: it reaches back to {found.reach:.0f} (POSIX seconds)",
-            f"Forget what it has sent since then: --since {found.reach:.0f}",
+            f"{wanted.source!r}, too: it reaches back to {influence.reach:.0f} (POSIX seconds)",
+            f"Forget what it has sent since then: --since {influence.reach:.0f}",
         )
-    if found.loss is not None and (wanted.since is None or wanted.since < found.loss.note.at):
-        note = found.loss.note
+    if influence.loss is not None and (
+        wanted.since is None or wanted.since < influence.loss.note.at
+    ):
+        note = influence.loss.note
         raise StartRefused(
             f"the journal has lost {note.events:,} events that the model has learned, which may "
             f"have been of {wanted.source!r}, too (accepted at {note.at:.0f}, POSIX seconds)",

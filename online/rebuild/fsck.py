@@ -36,7 +36,7 @@ from online.rebuild.holdings import (
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.settings.places import open_journal, snapshots_path
+from online.settings.places import open_journal, snapshots_of, snapshots_path
 from paramserver.core.blocks import Blocks
 from paramserver.core.shards import Cut, ShardStore, shard_place
 from paramserver.errors import (
@@ -50,7 +50,7 @@ from paramserver.process.lineage import Lineage, check_start
 from paramserver.process.shortfall import shortfall
 from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.history import Foreign, SnapshotHistory, ancestors, parse_name
-from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import SUFFIX, ReadingDisk, Retention
 from paramserver.store import Store
 from replay.journal.base import Journal
@@ -183,12 +183,12 @@ def check(
         _check_known(journal.lineages(model), settings, chosen, spec)
         findings = []
         for shard in range(chosen.shards):
-            place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
-            asked = partial(
-                compare, journal, open_snapshots(place, ReadingDisk()), model, spec, progress,
+            snapshots = snapshots_of(settings, model, spec, shard, ReadingDisk())
+            comparison = partial(
+                compare, journal, snapshots, model, spec, progress,
                 served=served, shard=(shard, chosen.shards),
             )  # fmt: skip
-            findings.append(_compared(asked, model))
+            findings.append(_compared(comparison, model))
     return replace(findings[0], shards=tuple(findings[1:]))
 
 
@@ -228,7 +228,7 @@ def _has_snapshots(settings: Settings, model: ModelSettings, spec: str) -> bool:
         place = shard_place(snapshots_path(settings), shard)
         if "://" not in place and any((Path(place) / model.name).glob(f"*/*{SUFFIX}")):
             return True
-        if open_snapshots(lineage_place(place, model.name, spec), ReadingDisk()).names():
+        if snapshots_of(settings, model.name, spec, shard, ReadingDisk()).names():
             return True
     return False
 
@@ -236,10 +236,10 @@ def _has_snapshots(settings: Settings, model: ModelSettings, spec: str) -> bool:
 def unnamed(settings: Settings) -> list[str]:
     """Models that the journal has and the settings do not: removed, renamed or misspelt."""
     place = snapshots_path(settings)
-    found = {p.name for p in Path(place).glob("*")} if "://" not in place else set()
+    names = {p.name for p in Path(place).glob("*")} if "://" not in place else set()
     with contextlib.closing(open_journal(settings)) as journal:
-        found = (found | started_with(journal)) - {model.name for model in settings.models}
-        return sorted(name for name in found if journal.lineages(name))
+        names = (names | started_with(journal)) - {model.name for model in settings.models}
+        return sorted(name for name in names if journal.lineages(name))
 
 
 def compare(
@@ -332,13 +332,13 @@ def _files(
         if store.head(model, spec).snapshot != head:
             raise Moved
         refused[str(head)] = "it is the head, and its file is missing"
-    lacks, no_start = _start(store, SnapshotHistory(snapshots, Retention(), foreign), model, spec)
+    lacking, no_start = _start(store, SnapshotHistory(snapshots, Retention(), foreign), model, spec)
     no_start = without_a_trace(journal) if no_start is None else no_start
     if no_start is not None and store.head(model, spec).snapshot != head:
         raise Moved
     newest = next((views[name] for name in _line(head, views)), Holding(None))
     heads = {s[:16]: store.head(model, s).snapshot for s in journal.lineages(model)}
-    return _Files(newest, views, refused, heads, head_missing, lacks, no_start)
+    return _Files(newest, views, refused, heads, head_missing, lacking, no_start)
 
 
 def _nothing(values: Blocks) -> str | None:
@@ -348,14 +348,14 @@ def _nothing(values: Blocks) -> str | None:
 
 def _start(store: Store, history: SnapshotHistory, model: str, spec: str) -> tuple[int, str | None]:
     """Number of rows that snapshots have and the journal lacks; why a start would be refused."""
-    lacks = shortfall(store, history, model, spec).events
+    lacking = shortfall(store, history, model, spec).events
     try:
         check_start(store, history, Lineage(model, spec, "", "sum"))
     except Refused as error:
-        return lacks, str(error)
+        return lacking, str(error)
     except (OSError, ParamServerError) as error:  # the disk may recover: the start tries again
-        return lacks, f"{type(error).__name__}: {error}"
-    return lacks, None
+        return lacking, f"{type(error).__name__}: {error}"
+    return lacking, None
 
 
 def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:

@@ -86,29 +86,29 @@ def window_of(
         else:
             high = middle
     partitions = journal.partitions(model)
-    found = deque[tuple[int, int, int, float]](maxlen=rows_max)
+    window = deque[tuple[int, int, int, float]](maxlen=rows_max)
     while True:
         page = journal.follow(model, low, _PAGE_ROWS)
-        found.extend((row.seq, row.partition, row.offset, row.at) for row in page.rows)
+        window.extend((row.seq, row.partition, row.offset, row.at) for row in page.rows)
         low = page.upto
         if len(page.rows) < _PAGE_ROWS:
             break
-    if not found:
-        raise StartRefused("the journal has no rows since the drift", "They may come")
-    if decisions.loss is not None and found[0][3] <= decisions.loss.note.at:
+    if not window:
+        raise StartRefused("the journal has no rows since the drift", "Wait for new rows")
+    if decisions.loss is not None and window[0][3] <= decisions.loss.note.at:
         n = decisions.loss.note.events
         raise StartRefused(
             f"the journal has lost {n:,} events since the first of these rows",
             "More rows may come: a window without the loss will do",
         )
     clock = {p.id: p.end for p in partitions}
-    for _, partition, offset, _ in found:
+    for _, partition, offset, _ in window:
         clock[partition] = min(clock.get(partition, offset - 1), offset - 1)
     trimmed = {p.id: p.trimmed for p in partitions}
     for p in clock:
         clock[p] = max(clock[p], trimmed.get(p, 0), decisions.without.get(p, 0))
-    half = found[(len(found) - 1) // 2][0]
-    return Window(found[0][0] - 1, clock, half, found[0][3], len(found))
+    half = window[(len(window) - 1) // 2][0]
+    return Window(window[0][0] - 1, clock, half, window[0][3], len(window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,8 @@ class Relearning(Rebuild):
         made, undone = super().built(version, rewrite, created_at), dict[int, list[int]]()
         values = dict(made.state.values)
         if METRICS in values:
-            kept = {k: x for k, x in values[METRICS].data.items() if not k.startswith(_PREFIX)}
-            values[METRICS] = Block(values[METRICS].kind, kept)
+            counters = {k: x for k, x in values[METRICS].data.items() if not k.startswith(_PREFIX)}
+            values[METRICS] = Block(values[METRICS].kind, counters)
         for p, upto in sorted(self._at.items()):
             before = min(self._window.clock.get(p, 0), upto)
             spans = (((0, before),) if before else ()) + runs(self._out.get(p, ()))

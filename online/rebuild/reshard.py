@@ -98,8 +98,8 @@ def newest_done(journal: Journal, model: str, spec: str) -> Reshard | None:
     Parameters:
         spec: Hash of the spec with one server.
     """
-    found = resharding.newest(journal.controls(model, 0), spec, done=True)
-    return None if found is None else found[1]
+    newest = resharding.newest(journal.controls(model, 0), spec, done=True)
+    return None if newest is None else newest[1]
 
 
 def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -> int:
@@ -120,7 +120,7 @@ def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -
     if row.payload != payload:
         raise StartRefused(
             f"model {model}: another request has just changed its number of parameter servers",
-            "Ask again",
+            "Try again",
         )
     return row.seq
 
@@ -165,10 +165,10 @@ def withdraw(journal: Journal, model: str, spec: str, wish: int | None = None) -
     Raises:
         StartRefused: It is being answered at this moment.
     """
-    found = resharding.newest(journal.controls(model, 0), spec, done=False)
-    if found is None or found[1].done or wish not in (None, found[0]):
+    newest = resharding.newest(journal.controls(model, 0), spec, done=False)
+    if newest is None or newest[1].done or wish not in (None, newest[0]):
         return None
-    seq, said = found
+    seq, said = newest
     note(journal, model, failed(said, said.before), seq)
     return said.shards
 
@@ -276,7 +276,7 @@ def begin(
 
 def _none(name: str) -> Any:
     """Refuse to load a snapshot: no decision since the cut may name one, as was checked before."""
-    raise StartRefused(f"snapshot {name} is asked for", "Ask again: something was decided just now")
+    raise StartRefused(f"snapshot {name} is asked for", "Try again: something was decided just now")
 
 
 def _check_rows(journal: Journal, state: SnapshotState) -> None:

@@ -11,11 +11,9 @@ from online.audit.checking import Checked, SeenHead, check
 from online.audit.log import keys_of
 from online.errors import StartRefused
 from online.settings.config import Settings
-from online.settings.places import open_journal, snapshots_path
+from online.settings.places import history_of, open_journal
 from paramserver.errors import ParamServerError
-from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import ReadingDisk, Retention
+from paramserver.snapshots.store import ReadingDisk
 from replay.errors import JournalUnavailable, ReplayError
 from replay.journal.base import Journal
 
@@ -94,8 +92,7 @@ def _heads(settings: Settings, journal: Journal, models: list[str]) -> Iterator[
     """Yield the audit log's state as each lineage's snapshots recorded it; skip damaged ones."""
     for model in models:
         for spec in journal.lineages(model):
-            place = lineage_place(snapshots_path(settings), model, spec)
-            history = SnapshotHistory(open_snapshots(place, ReadingDisk()), Retention())
+            history = history_of(settings, model, spec, disk=ReadingDisk())
             with contextlib.suppress(OSError, ParamServerError):
                 for manifest in history.manifests().values():
                     if manifest.log is not None:

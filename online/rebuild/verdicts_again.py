@@ -66,12 +66,12 @@ class Review:
             score = self._learner.score(self._learner.predict(example.features))
             example = msgspec.structs.replace(example, score=score)
         payload = codec.encode(msgspec.structs.replace(example, judged=None))
-        asked = NewRow(row.key, row.event_id, row.source, Verdict.ACCEPTED, payload, row.at)
+        row_again = NewRow(row.key, row.event_id, row.source, Verdict.ACCEPTED, payload, row.at)
         if judged is None:  # too few sources at that time, or a join of an older journal version
-            answer = self._filtering.by_standing(asked)
+            answer = self._filtering.by_standing(row_again)
         else:
-            (answer,) = self._filtering.judge([asked])
-        self._filtering.committed([asked], [Outcome(True, row)])
+            (answer,) = self._filtering.judge([row_again])
+        self._filtering.committed([row_again], [Outcome(True, row)])
         self._filtering.passed(row, None)
         if judged is None and row.verdict is Verdict.QUARANTINED:
             return  # its source was banned

@@ -50,11 +50,11 @@ def _row_of(event: Waiter) -> NewRow:
     return event.waiting.rows[event.i]
 
 
-def _decoded(asked: NewRow) -> Example:
+def _decoded(row: NewRow) -> Example:
     """Decode the row; a label sent by the id of a stored join is only one half of an example."""
-    if asked.half is None:
-        return codec.decode(asked.payload)
-    (label,) = codec.decode_labels(asked.payload)
+    if row.half is None:
+        return codec.decode(row.payload)
+    (label,) = codec.decode_labels(row.payload)
     return Example({}, label.label, label.weight, event_time=label.event_time)
 
 
@@ -119,21 +119,21 @@ class Corrections:
                 finals.append(_Final(event, label, first))
         for event, outcome in await self._repeated(repeats):
             self._note(event, outcome, left)
-        kept = [f.first.key for f in finals if f.first.verdict is Verdict.QUARANTINED]
-        if kept:
-            await self._store.write(_discard, self._store.journal, self._model, kept)
+        quarantined_keys = [f.first.key for f in finals if f.first.verdict is Verdict.QUARANTINED]
+        if quarantined_keys:
+            await self._store.write(_discard, self._store.journal, self._model, quarantined_keys)
         for _ in range(ROUNDS_MAX):
             if not finals:
                 return
             rows = await self._rows(finals)
             _, outcomes = await self._write(rows, [None] * len(rows))
             # No await here: the learner must find a new row's waiting request.
-            asked = list(zip(finals, outcomes, strict=True))
-            for final, outcome in asked:
+            pairs = list(zip(finals, outcomes, strict=True))
+            for final, outcome in pairs:
                 if not outcome.gone:
                     self._counts["corrected"] += outcome.new
                     self._note(final.event, outcome, left)
-            finals = [final for final, outcome in asked if outcome.gone]
+            finals = [final for final, outcome in pairs if outcome.gone]
         raise JournalUnavailable("something was decided each time")
 
     def _note(self, event: Waiter, outcome: Outcome, left: dict[int, Waiter]) -> None:

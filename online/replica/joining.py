@@ -77,8 +77,8 @@ class Joining:
             left: list[Written] = []
             for event in some:
                 # No await here: the learner must find a new row's waiting request.
-                found = list(islice(outcomes, len(event.entry.rows)))
-                left += self._settle(event, found)
+                outcome = list(islice(outcomes, len(event.entry.rows)))
+                left += self._settle(event, outcome)
             events = left + later
         self._refuse(events, JournalUnavailable("other replicas were faster each time"))
 

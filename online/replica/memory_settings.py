@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -11,7 +12,7 @@ from evaluation.metrics import Task
 from online.errors import StartRefused
 from online.models.base import Model, Rehearsing, Repeating
 from online.rows.history import Decisions
-from online.settings.model import ModelSettings, Replay
+from online.settings.model import ModelSettings
 from paramserver.core.server import MergeRule
 from replay import codec
 from replay.buffers.balanced import ClassBalanced
@@ -24,7 +25,7 @@ from replay.journal.base import Journal
 from replay.memory import Memory
 from replay.rehearsal import Rehearsal
 
-_RECENT_SHARE: Final = 0.2
+_RECENT_SHARE: Final = 0.2  # of a mixed buffer
 _PAGE_ROWS: Final = 1_000
 
 
@@ -53,7 +54,7 @@ def memory_for(settings: ModelSettings, model: Model, rule: MergeRule) -> Memory
         rule_of = replace(rule_of, passes_short=passes, passes_long=passes)
     seed = zlib.crc32(name.encode())
     return Memory(
-        partial(_buffer, replay, task, seed),
+        partial(POLICIES[replay.policy], replay.capacity, seed, replay.source_share_max, task),
         rule=rule_of,
         seed=seed,
         balanced=task != "regression",
@@ -77,17 +78,24 @@ def why_no_replay(model: Model, rule: MergeRule) -> str | None:
     return why
 
 
-def _buffer(replay: Replay, task: Task, seed: int) -> Buffer:
-    capacity, cap = replay.capacity, replay.source_share_max
-    if replay.policy == "recent":
-        return Ring(capacity, source_share_max=cap)
-    recent = int(capacity * _RECENT_SHARE) if replay.policy == "mixed" else 0
+def _mixed(capacity: int, seed: int, share_max: float, task: Task) -> Buffer:
+    """Make a buffer of a long-term sample, uniform in regression, and the newest rows."""
+    recent = int(capacity * _RECENT_SHARE)
     long: LongTerm
-    if replay.policy == "reservoir" or task == "regression":
-        long = Reservoir(capacity - recent, seed, source_share_max=cap)
+    if task == "regression":
+        long = Reservoir(capacity - recent, seed, source_share_max=share_max)
     else:
-        long = ClassBalanced(capacity - recent, seed, source_share_max=cap)
-    return TwoCompartments(long, Ring(recent, source_share_max=cap)) if recent else long
+        long = ClassBalanced(capacity - recent, seed, source_share_max=share_max)
+    return TwoCompartments(long, Ring(recent, source_share_max=share_max))
+
+
+POLICIES: Final[Mapping[str, Callable[[int, int, float, Task], Buffer]]] = {
+    "balanced": lambda n, seed, share_max, _: ClassBalanced(n, seed, source_share_max=share_max),
+    "reservoir": lambda n, seed, share_max, _: Reservoir(n, seed, source_share_max=share_max),
+    "recent": lambda n, _, share_max, __: Ring(n, source_share_max=share_max),
+    "mixed": _mixed,
+}
+"""The buffer of each policy, given capacity, seed, largest share of a source, and task."""
 
 
 def fill(memory: Memory, journal: Journal, model: str, rows: int, decisions: Decisions) -> int:

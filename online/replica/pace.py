@@ -7,6 +7,9 @@ import contextlib
 from collections.abc import Callable
 
 _IDLE_FACTOR = 5  # an idle replica polls at up to this multiple of the interval
+_ASLEEP_FACTOR = 16  # and at up to this one when nothing has happened for a while,
+_ASLEEP_S = 0.32  # but at least this often: requests that ask for answers of a second get them
+_AWAKE_POLLS = 100  # in a row without anything new, before that
 _LEAST = 0.25  # of an interval between two exchanges, at least, however many rows there are
 _SHARE = 0.006
 """Share of this process's time that exchanges may take; costlier ones are spaced out, up to the
@@ -21,6 +24,7 @@ class Pace:
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = self._idle_s = interval_s
+        self._polls = 0
         self.first_row, self.now = asyncio.Event(), asyncio.Event()
         self._enough, self._rested = False, False
 
@@ -43,7 +47,10 @@ class Pace:
         self.first_row.clear()
         if not waiting() and not self.now.is_set():
             waits = [asyncio.ensure_future(event.wait()) for event in (self.first_row, self.now)]
-            await asyncio.wait(waits, timeout=self._idle_s, return_when=asyncio.FIRST_COMPLETED)
+            # all models of a process poll in the same turns of its loop: waking it costs the most
+            timeout = self._idle_s - asyncio.get_running_loop().time() % self._idle_s
+            timeout += 0.0 if timeout > self._idle_s / 2 else self._idle_s
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
         if waiting():
@@ -64,5 +71,8 @@ class Pace:
 
     def idle(self, nothing_happened: bool) -> None:
         """Double the polling interval while nothing happens, up to its limit."""
+        self._polls = self._polls + 1 if nothing_happened else 0
         longest = self._interval_s * _IDLE_FACTOR
+        if self._polls > _AWAKE_POLLS:
+            longest = max(longest, min(self._interval_s * _ASLEEP_FACTOR, _ASLEEP_S))
         self._idle_s = min(self._idle_s * 2, longest) if nothing_happened else self._interval_s

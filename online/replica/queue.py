@@ -12,7 +12,7 @@ from online.errors import journal_held
 from online.replica.answers import Answers
 from online.replica.pending import Waiting
 from online.replica.refused import busy, queue_full, unanswered_in_time
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 _BATCH_ROWS: Final = 256  # of feedback in one commit; one request's rows are never split
 _SMALL_ROWS: Final = 64

@@ -49,7 +49,7 @@ from online.replica.shared import ReplicaParts
 from online.replica.surroundings import Clocks, Identity, Services
 from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.telemetry import Durations
 from online.tracing.trace import current
@@ -222,8 +222,8 @@ class ModelReplica:
         """Everything that needs an operator's attention, without duplicates."""
         unwritten, damaged = self.writer.answers.incident, self._follower.incident
         surprises = [self.writer.unjudged, self._unexpected]
-        found = [self.exchange.refused, unwritten, damaged, *surprises]
-        return list(dict.fromkeys(filter(None, [*found, *self._reactions.incidents])))
+        incidents = [self.exchange.refused, unwritten, damaged, *surprises]
+        return list(dict.fromkeys(filter(None, [*incidents, *self._reactions.incidents])))
 
     @property
     def age_ms(self) -> float | None:
@@ -266,13 +266,13 @@ class ModelReplica:
         return {name: float(value) for name, value in reported.items()}
 
     def _slow_gauges(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+        gauges: dict[str, float] = {}
         if (judge := self.judge) is not None:
-            found = judge.report()
+            gauges = judge.report()
         serving = self.learner.serving
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
-            found["average_gap"] = gap
-        return found
+            gauges["average_gap"] = gap
+        return gauges
 
     @property
     def served(self) -> int:

@@ -13,7 +13,7 @@ from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
 from online.replica.row_arrivals import RowArrivals
 from online.replica.surroundings import Clocks, Identity
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.tracing.trace import Crossing
 

@@ -172,9 +172,9 @@ class Writer:
 
         The bound is ``joins_queue_max`` halves, and ``joins_queue_max * token_bytes_max`` bytes.
         """
-        if kept := self._halves.put(halves):
+        if stored := self._halves.put(halves):
             self._wake.set()
-        return kept
+        return stored
 
     def beyond_share(self, *halves: NewRow) -> int:
         """Return how many halves of the source wait if its share excludes these; otherwise 0."""

@@ -91,7 +91,7 @@ def stability(before: Mapping[str, int], now: Mapping[str, int], *, ordered: boo
     return float(((p - q) * np.log(p / q)).sum())
 
 
-class _Found:
+class _Audited:
     """Findings of reading the files so far."""
 
     def __init__(self, plan: Plan) -> None:
@@ -167,7 +167,7 @@ class _Found:
 
 def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -> Report:
     """Read the run's files back and judge them.  Raises LocationFailed."""
-    result = _Found(plan)
+    result = _Audited(plan)
     base = f"runs/{plan.run}"
     for shard in plan.shards:
         name = f"{SHARDS}/{shard.name}"
@@ -199,18 +199,20 @@ def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -
     )  # fmt: skip
 
 
-def _judge(plan: Plan, found: _Found) -> None:
-    blocking = found.blocking
-    if found.scored + found.bad != plan.rows:
+def _judge(plan: Plan, audited: _Audited) -> None:
+    blocking = audited.blocking
+    if audited.scored + audited.bad != plan.rows:
         blocking.append(
-            f"{found.scored} rows scored and {found.bad} in quarantine, of {plan.rows} read"
+            f"{audited.scored} rows scored and {audited.bad} in quarantine, of {plan.rows} read"
         )
-    if not found.scored:
+    if not audited.scored:
         blocking.append("every row is in quarantine")
-    if found.not_finite:
-        blocking.append(f"{found.not_finite} scores are no finite numbers: the model has no answer")
-    if found.outside:
-        blocking.append(f"{found.outside} scores are outside of their range")
+    if audited.not_finite:
+        blocking.append(
+            f"{audited.not_finite} scores are no finite numbers: the model has no answer"
+        )
+    if audited.outside:
+        blocking.append(f"{audited.outside} scores are outside of their range")
 
 
 def _drift(

@@ -163,12 +163,12 @@ def deal(plan: Plan, output: str, make: MakeModel, workers: int) -> Deal:
         made = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Scoring)
         actors = [made.remote(output, plan.run, make) for _ in range(min(workers, len(shards)))]
         try:
-            asked = {actor.ready.remote(): actor for actor in actors}
-            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ACTORS_S)
+            pending = {actor.ready.remote(): actor for actor in actors}
+            ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_ACTORS_S)
             if not ready:
                 raise errors.RayFailed(f"none of {len(actors)} workers came up in {_ACTORS_S} s")
             ray.get(ready)  # raises if a worker could not be created
-            pool = ActorPool([asked[one] for one in ready])
+            pool = ActorPool([pending[one] for one in ready])
             numbers = [shard.number for shard in shards]
             for reply in pool.map_unordered(lambda actor, n: actor.score.remote(n), numbers):
                 yield _result_of(reply)

@@ -173,9 +173,9 @@ def _lowered(model: Model, method: Method) -> _Raw:
     return _scaled_trees(_scalers(scalers), lower(final))
 
 
-def _scalers(found: Sequence[Any]) -> list[Standard | Limited | MinMax]:
+def _scalers(steps: Sequence[Any]) -> list[Standard | Limited | MinMax]:
     known: list[Standard | Limited | MinMax] = []
-    for step in found:
+    for step in steps:
         if type(step) is preprocessing.StandardScaler:
             known.append(Standard(step, ""))
         elif type(step) is preprocessing.MinMaxScaler:
@@ -288,15 +288,15 @@ def _network(model: Any) -> _Raw:
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:
         names = [name for name in inputs if name in rows.columns]
         x, present = rows.matrix(names)
-        kept = names
+        used = names
         if scaler is not None:
-            kept, x = scaler.transform_many(names, x)
+            used, x = scaler.transform_many(names, x)
             if present is not None:
-                present = present[:, [names.index(name) for name in kept]]
+                present = present[:, [names.index(name) for name in used]]
         if present is not None:
             x = np.where(present, x, 0.0)
         wide = np.zeros((rows.n, len(inputs)))
-        wide[:, [inputs.index(name) for name in kept]] = x
+        wide[:, [inputs.index(name) for name in used]] = x
         with torch.no_grad():
             out = module(torch.tensor(wide, dtype=model._dtype)).to(torch.float64).numpy()
         doubt = np.zeros(rows.n, dtype=np.bool_)

@@ -20,12 +20,11 @@ from online.rescore.work import MakeModel
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.settings.places import snapshots_path
+from online.settings.places import snapshots_of
 from online.settings.whole import cut_of
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.chain import read_whole
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 
 
@@ -74,7 +73,7 @@ def scored(
 
 def _read(model: ModelSettings, settings: Settings, spec: str, name: str) -> tuple[str, bytes]:
     """Name and bytes of a snapshot, or of the newest one."""
-    stored = open_snapshots(lineage_place(snapshots_path(settings), model.name, spec))
+    stored = snapshots_of(settings, model.name, spec)
     if name == "latest":
         history = SnapshotHistory(stored, Retention())
         history.index()

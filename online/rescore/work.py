@@ -252,9 +252,9 @@ class _Results:
         return quarantined(self._file, self.bad)
 
 
-def quarantined(file: str, found: Sequence[Bad]) -> bytes:
+def quarantined(file: str, bad_rows: Sequence[Bad]) -> bytes:
     """Encode a quarantine file: rows of one input with the reason, in their order."""
-    rows = sorted(found, key=lambda bad: (bad.row, bad.column))
+    rows = sorted(bad_rows, key=lambda bad: (bad.row, bad.column))
     return _parquet(
         pa.table({
             "file": pa.array([file] * len(rows), pa.string()),

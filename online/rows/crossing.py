@@ -75,5 +75,5 @@ def _parts(row: _Row, text: Collection[str]) -> int:
 
 def _words(row: _Row, text: Collection[str]) -> int:
     """Return the largest number of words in the row's texts, beyond one for each."""
-    found = (row.get(name) for name in text)
-    return sum(len(value) // 2 for value in found if isinstance(value, str))
+    texts = (row.get(name) for name in text)
+    return sum(len(value) // 2 for value in texts if isinstance(value, str))

@@ -38,7 +38,7 @@ def corrected(row: Row) -> tuple[int, int] | None:
     return int(parts[1]), int(parts[2])
 
 
-def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, only: Only) -> NewRow:
+def final_row(row: NewRow, label: Example, first: Row, lesson: Row | None, only: Only) -> NewRow:
     """Make the row that makes the label of an event final.
 
     Parameters:
@@ -77,10 +77,10 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, onl
         late=None,
         corrects=corrects,
     )
-    name = f"{_FINAL}:{first.partition}:{first.offset}:{first.key.hex()}:{asked.event_id}"
+    name = f"{_FINAL}:{first.partition}:{first.offset}:{first.key.hex()}:{row.event_id}"
     verdict = Verdict.ACCEPTED if raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)
-    return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at, only=only)
+    return NewRow(final_key(first.key), name, row.source, verdict, payload, row.at, only=only)
 
 
 def _lateness(provisional: Example, label: Example) -> float:
@@ -93,11 +93,16 @@ def is_provisional(row: Row) -> bool:
     return not codec.is_erased(row.payload) and codec.decode(row.payload).provisional
 
 
-def may_change(asked: NewRow, outcome: Outcome) -> bool:
-    """Whether the event was already in the journal with a provisional label."""
-    if outcome.new or outcome.row is None or asked.half is Half.PREDICTION:
-        return False
+def has_provisional(row: Row) -> bool:
+    """Whether the row's label is provisional; False for a damaged row, reported when answered."""
     try:
-        return is_provisional(outcome.row)
-    except (PayloadFormat, PayloadInvalid):  # reported when the event is answered
+        return is_provisional(row)
+    except (PayloadFormat, PayloadInvalid):
         return False
+
+
+def may_change(row: NewRow, outcome: Outcome) -> bool:
+    """Whether the event was already in the journal with a provisional label."""
+    if outcome.new or outcome.row is None or row.half is Half.PREDICTION:
+        return False
+    return has_provisional(outcome.row)

@@ -200,26 +200,26 @@ class Decisions:
 
     def summary(self) -> dict[str, Any]:
         """Summarize for operators: freeze, the last decision, undone rows, bans, losses."""
-        shown: dict[str, Any] | None = None
+        decision: dict[str, Any] | None = None
         if self.rewrites:
             last = self.rewrites[-1]
-            shown = {"control": last.seq, "kind": last.kind}
+            decision = {"control": last.seq, "kind": last.kind}
             if last.kind in rewrites.REWRITES:
                 note = rewrites.note_of(last)
-                shown["snapshot"] = note.snapshot
+                decision["snapshot"] = note.snapshot
                 if isinstance(note, rewrites.Rollback):
-                    shown["halved"] = note.halved
+                    decision["halved"] = note.halved
                 elif isinstance(note, rewrites.Relearn):
-                    shown |= {"since": note.since, "evidence": note.evidence}
+                    decision |= {"since": note.since, "evidence": note.evidence}
                 else:
-                    shown |= {"source": note.source, "since": note.since, "base": note.base}
+                    decision |= {"source": note.source, "since": note.since, "base": note.base}
         undone = self.undone.count
         lost: dict[str, Any] | None = None
         if self.loss is not None:
             loss = self.loss.note
             lost = {"control": self.loss.seq, "events": loss.events, "at": loss.at}
         return {
-            "frozen": self.frozen, "last": shown, "undone": undone, "banned": self.bans,
+            "frozen": self.frozen, "last": decision, "undone": undone, "banned": self.bans,
             "lost": lost, "failed": len(self.failed),
             "failed_reason": next(reversed(self.failed.values()), None),
         }  # fmt: skip
@@ -432,10 +432,10 @@ def _listed(
         where = row.partition, row.offset
         if next(seq for seq, taken in decisions.taken if taken.has(*where)) != span.decision:
             return None
-    found, undone = _found(journal, model, decisions, row)
+    listed, undone = _found(journal, model, decisions, row)
     if status == UNDONE and undone is not None and undone.key != row.key:
         return None  # it is listed at its first undone copy
-    return found
+    return listed
 
 
 def _found(
@@ -466,8 +466,8 @@ def copies(
 ) -> tuple[Row | None, Row | None, int | None]:
     """Return an event's standing copy, its first undone one, and the first decision without one."""
     own = row if event.key == row.key else journal.find(model, event.key)
-    kept = own is not None and own.verdict is Verdict.QUARANTINED
-    if kept and decisions.choice(event) != RELEASED:
+    quarantined = own is not None and own.verdict is Verdict.QUARANTINED
+    if quarantined and decisions.choice(event) != RELEASED:
         return None, None, None
     undone: Row | None = None
     following: int | None = None

@@ -116,11 +116,11 @@ class Labelled:
         self.rows = [replace(self._half, key=key) for key in self._label.keys]
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
-        asked = list(zip(self.rows, outcomes, strict=True))
-        if any(row.half is None and outcome.gone for row, outcome in asked):
+        pairs = list(zip(self.rows, outcomes, strict=True))
+        if any(row.half is None and outcome.gone for row, outcome in pairs):
             self._begin()
             return
-        for row, outcome in asked:
+        for row, outcome in pairs:
             if outcome.row is not None or outcome.damaged is not None:
                 self._end(outcome, row.key)
                 return
@@ -129,10 +129,10 @@ class Labelled:
                 over = outcome.met.payload
                 self.rows = (joined(row.key, made, self._label, self._half.at, over),)
                 return
-        if asked[0][0].half is None:  # the prediction is gone, and other labels wait there
+        if pairs[0][0].half is None:  # the prediction is gone, and other labels wait there
             self._begin()
             return
-        more = [again for row, o in asked if (again := self._wait(row, o)) is not None]
+        more = [again for row, o in pairs if (again := self._wait(row, o)) is not None]
         if more:
             self.rows = more
         else:

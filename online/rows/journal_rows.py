@@ -84,7 +84,7 @@ class JournalRows:
         after = 0
         while True:
             page = self._journal.follow(self._model.name, after, PAGE_ROWS)
-            found = [
+            decoded = [
                 (row, example)
                 for row in page.rows
                 if self._since <= row.at < self._until
@@ -93,8 +93,8 @@ class JournalRows:
                 and origin_of(row).key == row.key
                 and (example := self._example(row)) is not None
             ]
-            if found:
-                yield self._rows([row for row, _ in found], [example for _, example in found])
+            if decoded:
+                yield self._rows([row for row, _ in decoded], [example for _, example in decoded])
             if len(page.rows) < PAGE_ROWS:
                 return
             after = page.upto
@@ -143,8 +143,8 @@ class JournalRows:
     def _covered(self, examples: Sequence[Example]) -> Floats | None:
         if (held := self._held) is None:
             return None
-        found = (held(self._model.task, example) for example in examples)
-        return np.array([math.nan if one is None else float(one[0]) for one in found])
+        held_sets = (held(self._model.task, example) for example in examples)
+        return np.array([math.nan if one is None else float(one[0]) for one in held_sets])
 
     def _features(self, rows: Sequence[Mapping[str, Value]]) -> dict[str, Column]:
         """Columns by name; a feature is numeric if its first values are numbers."""

@@ -16,7 +16,7 @@ from online.errors import RequestError, invalid
 from online.messages.sender import sender
 from online.rows.crossing import Crossing
 from online.rows.schema import schema_of
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import WEIGHT_MAX
 from replay.example import UNLABELLED, Features, Label, label_text
@@ -101,8 +101,8 @@ class Validator:
             raise not_plain(field, "a name", odd)
         if self.crossing is not None:
             self.crossing.check_rows([value], field)
-        found: Features = value
-        return found
+        features: Features = value
+        return features
 
     def takes(self, names: Sequence[str]) -> bool:
         """Whether a row of numbers may have these names."""

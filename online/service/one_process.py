@@ -161,7 +161,7 @@ class OneProcess:
         Raises what the step raises, and StartRefused once the service is stopped.
         """
         if self._running is None or self._stopping.is_set():
-            raise StartRefused("it is stopped", "Start another one on the same folder")
+            raise StartRefused("the service is stopped", "Start another one on the same folder")
         loop, assembly = self._running
         return asyncio.run_coroutine_threadsafe(step(assembly), loop).result()
 

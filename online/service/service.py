@@ -318,20 +318,20 @@ class Service:
         new = Models(settings, self._progress)
         models = new.load()
         settings = new.chosen(models)
-        found = rollout.changes(self._settings, settings)
-        restart = [*found.restart]
+        changes = rollout.changes(self._settings, settings)
+        restart = [*changes.restart]
         for name in models.keys() & self._loaded.keys():
             if models[name].spec_hash != self._loaded[name].spec_hash and not restart:
                 restart.append(f"models.{name}: its code")
         if restart:
             return needs_restart(restart)
-        rolling, code = [*found.rolling], code_hash()
+        rolling, code = [*changes.rolling], code_hash()
         if code != self._code:  # new processes would import the code that is on the disk now
             rolling.append("the service's code")
         replace = bool(rolling) or self._incomplete or compensates(self._settings, settings, models)
-        if not replace and not found.scaled:
+        if not replace and not changes.scaled:
             self._given, self._settings = given, settings
-            return [f"{name} changed" for name in found.at_once] or [_UNCHANGED]
+            return [f"{name} changed" for name in changes.at_once] or [_UNCHANGED]
         self._incomplete = True
         if replace:
             self._version += 1
@@ -343,8 +343,8 @@ class Service:
         self._wait_http()
         self._challengers.start(settings)
         self._note()
-        lines = [f"{name} changed" for name in (*rolling, *found.at_once)]
-        if found.scaled:
+        lines = [f"{name} changed" for name in (*rolling, *changes.at_once)]
+        if changes.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines
 

@@ -32,7 +32,7 @@ def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.Unset
     return answer.probabilities[True]
 
 
-def _late(replica: ModelReplica, asked: EventRow, recorded: Recorded) -> EventRow | None:
+def _late(replica: ModelReplica, event: EventRow, recorded: Recorded) -> EventRow | None:
     """Make the row of a label that arrived after its event was learned without one; or None.
 
     An event that was not learned counts nowhere, so there is no answer for its label to judge.
@@ -43,14 +43,14 @@ def _late(replica: ModelReplica, asked: EventRow, recorded: Recorded) -> EventRo
     if not replica.control.decisions.learned(standing):
         return None
     first = codec.decode(standing.payload)
-    if codec.is_erased(standing.payload) or first.label != UNLABELLED or asked.label == UNLABELLED:
+    if codec.is_erased(standing.payload) or first.label != UNLABELLED or event.label == UNLABELLED:
         return None
-    example = msgspec.structs.replace(first, label=asked.label, taught=True, judged=None)
+    example = msgspec.structs.replace(first, label=event.label, taught=True, judged=None)
     row = NewRow(
-        event_key("label", standing.key.hex()), asked.row.event_id, asked.row.source,
+        event_key("label", standing.key.hex()), event.row.event_id, event.row.source,
         Verdict.ACCEPTED, codec.encode(example), replica.now_s(),
     )  # fmt: skip
-    return EventRow(row, asked.label, asked.idempotent, example)
+    return EventRow(row, event.label, event.idempotent, example)
 
 
 async def late(
@@ -66,10 +66,10 @@ async def late(
     other rows are already recorded.
     """
     some: list[tuple[int, EventRow]] = []
-    for (i, asked), result in zip(rows, recorded, strict=True):
+    for (i, event), result in zip(rows, recorded, strict=True):
         receipt = receipts[i]
         if receipt is not None and receipt.status == "conflict":
-            one = _late(replica, asked, result)
+            one = _late(replica, event, result)
             some += [] if one is None else [(i, one)]
     if not some:
         return []
@@ -84,7 +84,7 @@ async def late(
 
 def summary_of(replica: ModelReplica) -> dict[str, Any] | None:
     """Return how many learned rows were answered as anomalies; None for other tasks."""
-    if (asked := replica.settings.anomaly) is None:
+    if (anomaly := replica.settings.anomaly) is None:
         return None
     counters = replica.learner.tally.counters
     labelled = summary("binary", counters)
@@ -92,6 +92,6 @@ def summary_of(replica: ModelReplica) -> dict[str, Any] | None:
     unlabelled = counters.get(UNLABELLED_ROWS, 0)
     rows, above = labelled.n + unlabelled, predicted + counters.get(UNLABELLED_ABOVE, 0)
     return {
-        "threshold": asked.threshold, "rows": int(rows), "unlabelled": int(unlabelled),
+        "threshold": anomaly.threshold, "rows": int(rows), "unlabelled": int(unlabelled),
         "above": int(above), "share": above / rows if rows else None,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, Tokens, event_key
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.sure.views import stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Features, PredictionHalf, Value

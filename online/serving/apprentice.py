@@ -33,8 +33,8 @@ def promotion_decision(replica: ModelReplica, *, back: bool, force: bool) -> byt
         return None
     if answering(replica) == MODEL and settings.challenger is not None:
         return None
-    found = choices_in(replica.learner.tally.views)
-    standing = None if found is None else found.standing()
+    choices = choices_in(replica.learner.tally.views)
+    standing = None if choices is None else choices.standing()
     evidence: dict[str, Any] = {} if standing is None else msgspec.to_builtins(standing)
     if not back and not force and answering(replica) == CALLER and not evidence.get("ready"):
         raise _not_ready(settings.name, evidence)
@@ -44,10 +44,10 @@ def promotion_decision(replica: ModelReplica, *, back: bool, force: bool) -> byt
 def _not_ready(model: str, evidence: dict[str, Any]) -> RequestError:
     seen = "none of the caller's choices was rewarded"
     if evidence:
-        kept = "nothing was earned" if evidence["kept"] is None else f"{evidence['kept']:.1%}"
+        share = "nothing was earned" if evidence["kept"] is None else f"{evidence['kept']:.1%}"
         seen = (
             f"it agrees with {evidence['agreed']:.1%} of {evidence['n']:,} choices and keeps "
-            f"{kept} of their reward, and is not sure of {KEPT:.0%}"
+            f"{share} of their reward, and is not sure of {KEPT:.0%}"
         )
     hint = "Let it learn on, or promote it all the same: force (`online promote --yes`)"
     return RequestError(409, "not_ready", f"the apprentice of {model}: {seen}", None, hint)

@@ -31,7 +31,7 @@ def refused(error: ParamServerError) -> RequestError:
     if isinstance(error, RollbackRefused):
         return RequestError(422, "rollback_refused", text, "to", _LIST)
     if isinstance(error, PromoteRefused):
-        return RequestError(409, "promote_refused", text, None, "Ask again")
+        return RequestError(409, "promote_refused", text, None, "Try again")
     if isinstance(error, ForgetRefused):
         again = "Build the state again: online forget"
         return RequestError(422, "forget_refused", text, "snapshot", again)

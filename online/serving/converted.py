@@ -23,7 +23,7 @@ async def conversions(
 
     ``read`` runs an operation of the journal, which may not answer.
     """
-    if (found := delays_in(replica.learner.tally.views)) is None:
+    if (delays := delays_in(replica.learner.tally.views)) is None:
         return None
     waiting = None if journal is None else journal["waiting"]
     name, now_s, oldest_s = replica.settings.name, replica.now_s(), None
@@ -31,4 +31,4 @@ async def conversions(
         step = replica.store.journal.predicted
         halves = (await read(name, step, name, -1.0, now_s + _AHEAD_S, _OLDEST)).waiting
         oldest_s = max(now_s - halves[0][1].at, 0.0) if halves else None
-    return {**found.summary(), "waiting": waiting, "oldest_s": oldest_s}
+    return {**delays.summary(), "waiting": waiting, "oldest_s": oldest_s}

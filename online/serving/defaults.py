@@ -157,8 +157,10 @@ class Defaults:
         if now_s < self._told_at + WHOLE_S:
             return
         self._told_at, journal = now_s, replica.store.journal
-        found = await replica.store.read(journal.partitions, replica.settings.name)
-        others = [p for p in found if p.end and not p.sealed and p.id != replica.writer.partition]
+        partitions = await replica.store.read(journal.partitions, replica.settings.name)
+        others = [
+            p for p in partitions if p.end and not p.sealed and p.id != replica.writer.partition
+        ]
         known, self._others = self._others, {}
         for other in others:
             for row in await replica.store.read(journal.read, other.id, other.end, 1):

@@ -15,12 +15,13 @@ from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
 from online.models.base import why_not_revised
 from online.replica.replica import ModelReplica
+from online.rows.finals import final_key, has_provisional
 from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
 from online.rows.validator import Validator, not_plain
 from online.serving.answer_ids import AnswerIds, as_sent, notes_of
 from online.serving.ordinary import EventRow, Ordinary, Unfit
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay import codec
 from replay.errors import JournalDamaged
 from replay.example import (
@@ -111,7 +112,7 @@ class Events:
         self, event: Event, own: str, label: Label, weight: float, field: str
     ) -> EventRow:
         keys = self.keys_of(own, event.source)
-        await self._check_new(event, label, weight, keys, field)
+        keys = tuple(await self._check_new(event, label, weight, keys, field))
         now, source = self._now_s(), event.source
         waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
         payload = codec.encode_labels([waiting])
@@ -192,18 +193,26 @@ class Events:
 
     async def _check_new(
         self, event: Event, label: Label, weight: float, keys: Sequence[bytes], field: str
-    ) -> None:
+    ) -> Sequence[bytes]:
         """Check the bounds that apply to new rows only; repeats get their first outcome.
 
-        Raises RequestError 422.
+        Returns the keys under which the event may be written: within the bounds, all of them;
+        otherwise those of which it is a repeat.  Raises RequestError 422 if there are none.
         """
         problem = self._problem(event, weight, field) or self._crowded(label, field)
         if problem is None:
-            return
-        for key in keys:
-            if await self._find(key, f"{field}id") is not None:
-                return
-        raise problem
+            return keys
+        known = [key for key in keys if await self._is_repeat(event, key, f"{field}id")]
+        if not known:
+            raise problem
+        return known
+
+    async def _is_repeat(self, event: Event, key: bytes, field: str) -> bool:
+        """Whether the event makes no new row; the final label after a provisional one does."""
+        row = await self._find(key, field)
+        if row is None or event.provisional or not has_provisional(row):
+            return row is not None
+        return await self._find(final_key(row.key), field) is not None
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
         """Check the weight's bound, and all texts for terminal control characters."""
@@ -307,17 +316,17 @@ class Events:
         return EventRow(row, label, idempotent, example)
 
 
-def _naming(asked: EventRow, sent: Features, taken: Features) -> EventRow:
+def _naming(row: EventRow, sent: Features, taken: Features) -> EventRow:
     """Add the names that were sent but dropped as undeclared."""
     if taken is sent:
-        return asked
-    return msgspec.structs.replace(asked, unknown=tuple(n for n in sent if n not in taken))
+        return row
+    return msgspec.structs.replace(row, unknown=tuple(n for n in sent if n not in taken))
 
 
 def _names_full(left: Collection[str], source: str, limits: Limits, field: str) -> RequestError:
-    shown = ", ".join(plain(name) for name in list(left)[:3])
+    names = ", ".join(plain(name) for name in list(left)[:3])
     message = (
-        f"no room for new names ({shown}), and the row has no other: a model has "
+        f"no room for new names ({names}), and the row has no other: a model has "
         f"{limits.names_max}, of which source {plain(source)} may bring "
         f"{int(limits.names_max * limits.names_share)}"
     )

@@ -66,12 +66,12 @@ class Explained:
         if calibration is not None and calibration.on:
             return None  # a calibrated answer differs from the sum that the weights explain
         try:
-            found = added_up(learner.serving, learner.bounds.answered(features))
+            explained = added_up(learner.serving, learner.bounds.answered(features))
         except NotExplained as error:
             raise _refused(error) from None
-        if found is None:
+        if explained is None:
             return None
-        answer, contributions = found
+        answer, contributions = explained
         return answer, self._told(contributions, self._label(answer))
 
     @asynccontextmanager
@@ -85,13 +85,13 @@ class Explained:
             try:
                 async with asyncio.timeout(limit_s):
                     await stack.enter_async_context(self._replica.change_lock.hold())
-                    while (found := await self._found(features)) is None:
+                    while (explained := await self._found(features)) is None:
                         pass  # the model was changed by an operator or by a sealed partition
             except TimeoutError:
                 message = f"it was not explained within {limit_s:g} s"
                 hint = "Send fewer features, ask without explain, or raise limits.explain_s"
                 raise RequestError(503, "explain_too_slow", message, "explain", hint, 1) from None
-            yield found
+            yield explained
 
     async def _found(self, features: Features) -> tuple[Prediction, Explanation] | None:
         """Return the answer and its explanation; None: the model was changed meanwhile."""
@@ -134,11 +134,13 @@ class Explained:
             raise _refused(NotExplained("it knows no label yet"))
         return answer.label
 
-    def _told(self, found: Contributions, label: Label | None) -> Explanation:
+    def _told(self, contributions: Contributions, label: Label | None) -> Explanation:
         """Return the explanation as it is sent, the largest contribution first."""
-        added = sorted(found.added.items(), key=lambda item: -abs(item[1]))
+        added = sorted(contributions.added.items(), key=lambda item: -abs(item[1]))
         of = None if label is None else self._validator.show(label)
-        return Explanation(of, found.base, found.output, dict(added), found.exact)
+        return Explanation(
+            of, contributions.base, contributions.output, dict(added), contributions.exact
+        )
 
 
 def _refused(error: NotExplained) -> RequestError:

@@ -36,7 +36,7 @@ Sums = dict[str, tuple[float, float, float]]
 """Count, mean and M2 (sum of squared deviations) of each name's values."""
 
 
-class _Found(NamedTuple):
+class _LearnedRow(NamedTuple):
     seq: int
     source: str
     event_id: str
@@ -59,11 +59,11 @@ class Nearest:
         try:
             async with asyncio.timeout(limit_s):
                 size = max(1, _STEP_VALUES // max(len(features), 1))
-                found, sums = await self._learned(size)
+                learned, sums = await self._learned(size)
                 spreads = {name: math.sqrt(m2 / n) for name, (n, _, m2) in sums.items()}
-                near: list[tuple[float, int, _Found]] = []
-                for start in range(0, len(found), size):
-                    page = found[start : start + size]
+                near: list[tuple[float, int, _LearnedRow]] = []
+                for start in range(0, len(learned), size):
+                    page = learned[start : start + size]
                     near = await self._replica.store.read(_nearer, near, page, features, spreads, n)
         except TimeoutError:
             message = f"the nearest rows were not read within {limit_s:g} s"
@@ -74,7 +74,7 @@ class Nearest:
             raise RequestError(503, "journal_unavailable", str(error), "nearest", hint, 1) from None
         return [self._shown(distance, one) for distance, _, one in near]
 
-    async def _learned(self, size: int) -> tuple[list[_Found], Sums]:
+    async def _learned(self, size: int) -> tuple[list[_LearnedRow], Sums]:
         """Rows that the model has learned, among its newest ``limits.nearest_rows``."""
         replica, name = self._replica, self._replica.settings.name
         read, journal = replica.store.read, replica.store.journal
@@ -83,13 +83,13 @@ class Nearest:
         if replica.filters is not None:
             kept_back.update(replica.filters.reputations.quarantined)
         rows = islice(_newest(journal, name), replica.limits.nearest_rows)
-        found, sums = list[_Found](), Sums()
+        learned, sums = list[_LearnedRow](), Sums()
         while (page := await read(_taught, rows, size, decisions, kept_back, sums)) is not None:
-            found += page
-        return found, sums
+            learned += page
+        return learned, sums
 
-    def _shown(self, distance: float, found: _Found) -> NearRow:
-        _, source, event_id, at, example = found
+    def _shown(self, distance: float, row: _LearnedRow) -> NearRow:
+        _, source, event_id, at, example = row
         label = self._validator.show(example.label)
         return NearRow(distance, label, example.features, source, event_id, at)
 
@@ -112,20 +112,20 @@ def _backwards(journal: Journal, partition: Partition) -> Iterator[Row]:
 
 def _taught(
     rows: Iterator[Row], size: int, decisions: Decisions, kept_back: set[str], sums: Sums
-) -> list[_Found] | None:
+) -> list[_LearnedRow] | None:
     """Filter the next rows for learned ones, and add them to the sums; None: no more rows."""
     if not (page := list(islice(rows, size))):
         return None
-    found = []
+    taught = []
     for row in filter(decisions.learned, page):
-        lacks = row.offset <= decisions.without.get(row.partition, 0)
-        if lacks or row.source in kept_back or codec.is_erased(row.payload):
+        excluded = row.offset <= decisions.without.get(row.partition, 0)
+        if excluded or row.source in kept_back or codec.is_erased(row.payload):
             continue
         example = codec.decode(row.payload)
         if example.moved is None and not example.provisional and not example.taught:
-            found.append(_Found(row.seq, row.source, _named(row), row.at, example))
-    add_to(sums, [one.example for one in found])
-    return found
+            taught.append(_LearnedRow(row.seq, row.source, _named(row), row.at, example))
+    add_to(sums, [one.example for one in taught])
+    return taught
 
 
 def _named(row: Row) -> str:
@@ -177,12 +177,12 @@ def _number(value: Value) -> float | None:
 
 
 def _nearer(
-    near: Sequence[tuple[float, int, _Found]],
-    page: Sequence[_Found],
+    near: Sequence[tuple[float, int, _LearnedRow]],
+    page: Sequence[_LearnedRow],
     features: Features,
     spreads: Mapping[str, float],
     n: int,
-) -> list[tuple[float, int, _Found]]:
+) -> list[tuple[float, int, _LearnedRow]]:
     """The ``n`` nearest among the previous ones and those of the page."""
     candidates = [(distance(features, f.example.features, spreads), -f.seq, f) for f in page]
     return heapq.nsmallest(n, [*near, *candidates], key=lambda one: one[:2])

@@ -275,8 +275,8 @@ class Ordinary:
         return hashed
 
 
-def _either(asked: EventRow, refused: RequestError | None) -> EventRow | RequestError:
-    return asked if refused is None else refused
+def _either(row: EventRow, refused: RequestError | None) -> EventRow | RequestError:
+    return row if refused is None else refused
 
 
 def _numbers(rows: Sequence[dict[str, Any]], taken: frozenset[type]) -> Columns | None:

@@ -46,20 +46,20 @@ class ReceiptMaker:
     def __init__(self, replica: ModelReplica, validator: Validator) -> None:
         self._replica, self._validator = replica, validator
 
-    def receipt(self, asked: EventRow, recorded: Recorded, field: str) -> Receipt:
+    def receipt(self, event: EventRow, recorded: Recorded, field: str) -> Receipt:
         """Return the receipt that the caller is sent.
 
         Raises RequestError for a label that is not kept, or not any more.
         """
-        if (at_once := plain(asked, recorded)) is not None:
+        if (at_once := plain(event, recorded)) is not None:
             return at_once
         receipt = Receipt(
             recorded.status,
-            asked.row.event_id,
+            event.row.event_id,
             recorded.version_before,
             recorded.version,
-            idempotent=asked.idempotent,
-            unknown=list(asked.unknown) if asked.unknown else msgspec.UNSET,
+            idempotent=event.idempotent,
+            unknown=list(event.unknown) if event.unknown else msgspec.UNSET,
         )
         standing = recorded.row
         if recorded.status == "damaged":
@@ -67,27 +67,27 @@ class ReceiptMaker:
         if standing is None:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
-        if asked.row.half is not None and recorded.status == "learned":
+        if event.row.half is not None and recorded.status == "learned":
             sent = codec.decode(standing.payload).raw  # it was clipped when it was predicted
             recorded = recorded if sent is None else replace(recorded, status="clipped")
             receipt.status = recorded.status
         if recorded.status not in _NEVER:
             receipt.seen = f"{standing.partition}:{standing.offset}"
-        receipt.corrects = _corrects(asked, standing)
+        receipt.corrects = _corrects(event, standing)
         if recorded.reason:
             receipt.reason = recorded.reason
         elif recorded.status in ("clipped", "quarantined"):
             receipt.reason = _why(codec.decode(standing.payload))
         if recorded.repeat:
             stands = codec.decode(standing.payload)
-            first, late = stands.sent_label, _is_provisional(asked) and not stands.provisional
+            first, late = stands.sent_label, _is_provisional(event) and not stands.provisional
             erased = codec.is_erased(standing.payload)
             receipt.duplicate = True
             receipt.first_outcome = recorded.status
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
-            unlabelled = self._replica.settings.purpose.unlabelled and asked.label == UNLABELLED
-            alike = erased or late or unlabelled or asked.label == first
+            unlabelled = self._replica.settings.purpose.unlabelled and event.label == UNLABELLED
+            alike = erased or late or unlabelled or event.label == first
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
                 receipt.reason = (
@@ -95,14 +95,14 @@ class ReceiptMaker:
                 )
         return receipt
 
-    def among(self, i: int, asked: EventRow, recorded: Recorded | RequestError) -> Receipt:
+    def among(self, i: int, event: EventRow, recorded: Recorded | RequestError) -> Receipt:
         """Return the receipt of the ``i``-th event of a body; errors go into the receipt."""
         if isinstance(recorded, RequestError):
             return refused(recorded)
-        if (at_once := plain(asked, recorded)) is not None:
+        if (at_once := plain(event, recorded)) is not None:
             return at_once
         try:
-            return self.receipt(asked, recorded, f"events[{i}].")
+            return self.receipt(event, recorded, f"events[{i}].")
         except RequestError as error:
             return refused(error)
 
@@ -127,26 +127,26 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def plain(asked: EventRow, recorded: Recorded) -> Receipt | None:
+def plain(event: EventRow, recorded: Recorded) -> Receipt | None:
     """The receipt of an event of which there is nothing to say but that it was learned."""
-    new, row = asked.row, recorded.row
+    new, row = event.row, recorded.row
     if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:
         return None
-    if new.half is not None or asked.unknown or row.key != new.key:
+    if new.half is not None or event.unknown or row.key != new.key:
         return None
     return Receipt(
         "learned", new.event_id, recorded.version_before, recorded.version,
-        f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
+        f"{row.partition}:{row.offset}", idempotent=event.idempotent,
     )  # fmt: skip
 
 
-def _is_provisional(asked: EventRow) -> bool:
-    return asked.example is not None and asked.example.provisional
+def _is_provisional(event: EventRow) -> bool:
+    return event.example is not None and event.example.provisional
 
 
-def _corrects(asked: EventRow, standing: Row) -> str | msgspec.UnsetType:
+def _corrects(event: EventRow, standing: Row) -> str | msgspec.UnsetType:
     """The row whose lesson the stored one has taken back; UNSET if there is none."""
-    if standing.key == asked.row.key:
+    if standing.key == event.row.key:
         return msgspec.UNSET
     first = codec.decode(standing.payload).corrects
     if first is None or first.offset == 0:

@@ -129,10 +129,10 @@ class Reader:
                         if not future.done():
                             future.set_exception(error)
                     continue
-                found = dict(zip(keys, read.scores, strict=True))
+                by_key = dict(zip(keys, read.scores, strict=True))
                 for some, future in taken:
                     if not future.done():
-                        future.set_result(Read(read.run, [found[key] for key in some]))
+                        future.set_result(Read(read.run, [by_key[key] for key in some]))
         finally:
             self._asking = None
 

@@ -34,7 +34,7 @@ from online.serving.explained import Explained
 from online.serving.ordinary import EventRow
 from online.serving.receipts import ReceiptMaker, refused
 from online.serving.single_events import SingleEvents
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.sure.views import confidence_in
 from replay.example import Features
 
@@ -132,8 +132,8 @@ class Serving:
         features = self._validator.features(request.features, "features")
         self._explained.check(features)
         near = await self._explained.nearest(features, request.nearest)
-        if (found := self._explained.at_once(features)) is not None:
-            answer, explanation = found
+        if (explained := self._explained.at_once(features)) is not None:
+            answer, explanation = explained
             facts, explanation.nearest = self._facts(request), near
             return self._one(request, features, facts, answer, self._shares(answer), explanation)
         async with self._explained.in_turns(features) as (answer, explanation):
@@ -201,7 +201,7 @@ class Serving:
         answers = self.replica.learner.predict_many(features)
         show, text = self._validator.show, self._validator.text
         rows = []
-        for asked, answer in zip(features, answers, strict=True):
+        for features_of, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
             if answer.probabilities is None:
                 _check_finite(answer.label)
@@ -214,7 +214,7 @@ class Serving:
                 self.replica.judge.asked(answer)
             row.missing_rows = _lacking(self.replica, asked)
             if self._sure is not None:
-                row.label_set, row.interval = self._around(answer, asked)
+                row.label_set, row.interval = self._around(answer, features_of)
             rows.append(row)
         ids = self._reader.answer_ids.prediction_ids(features, answers) if give_ids else []
         for row, id_ in zip(rows, ids, strict=False):

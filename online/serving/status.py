@@ -159,11 +159,11 @@ class Cluster(HeldEvents):
             return None
         given = self._replicas[name].settings.challenger
         assert given is not None
-        shown = {"learner": given.learner, "params": given.params, "promote": given.promote}
+        settings = {"learner": given.learner, "params": given.params, "promote": given.promote}
         try:
-            return {**shown, **await client.call("status", ASK_TIMEOUT_S)}
+            return {**settings, **await client.call("status", ASK_TIMEOUT_S)}
         except ParamServerError as error:
-            return {**shown, "state": "not there", "incident": str(error)}
+            return {**settings, "state": "not there", "incident": str(error)}
 
     async def promote(self, name: str, *, back: bool, force: bool = False) -> dict[str, Any]:
         """Make the challenger serve; with ``back`` only if it has served before.
@@ -175,32 +175,34 @@ class Cluster(HeldEvents):
         if (note := promotion_decision(replica, back=back, force=force)) is not None:
             answer = dict(await self._command(name, "answers", note))
             return {**await self._acted(name, answer["control"], None), **answer}
-        found = await self.challenger(name)
-        if found is None:
+        challenger = await self.challenger(name)
+        if challenger is None:
             message = f"model {name} has no challenger"
             hint = "Name one in the settings: models[].challenger"
             raise RequestError(409, "no_challenger", message, None, hint)
-        if found["state"] != "learning":
-            message = f"the challenger of {name} is {found['state']}: {found['incident']}"
-            raise RequestError(503, "challenger_unavailable", message, None, "Ask again", 1)
-        if found["behind_rows"] > BEHIND_MAX:
-            message = f"the challenger of {name} is {found['behind_rows']:,} rows behind"
+        if challenger["state"] != "learning":
+            message = f"the challenger of {name} is {challenger['state']}: {challenger['incident']}"
+            raise RequestError(503, "challenger_unavailable", message, None, "Try again", 1)
+        if challenger["behind_rows"] > BEHIND_MAX:
+            message = f"the challenger of {name} is {challenger['behind_rows']:,} rows behind"
             hint = "Ask again when it has learned them"
             raise RequestError(409, "challenger_behind", message, None, hint, 5)
-        if back and not await self._served_before(name, found["spec_hash"]):
+        if back and not await self._served_before(name, challenger["spec_hash"]):
             message = f"the challenger of {name} has not served before"
             hint = "`online promote` lets it serve"
             raise RequestError(409, "nothing_to_take_back", message, "back", hint)
         why = "back" if back else "operator"
-        evidence = {key: found[key] for key in ("verdict", "rows", "difference", "interval")}
-        note = decision(replica.settings, replica.spec, found["spec_hash"], why, evidence)
+        evidence = {key: challenger[key] for key in ("verdict", "rows", "difference", "interval")}
+        note = decision(replica.settings, replica.spec, challenger["spec_hash"], why, evidence)
         done = dict(await self._command(name, "promote", note))
         return {"control": done["control"], "from": done["before"], "to": done["after"], **evidence}
 
     async def upgrade(self, name: str, *, on: bool) -> dict[str, Any]:
         """Start, or stop, a challenger with today's default settings beside the model."""
-        found = await self.challenger(name)
-        todays = upgrading(self._replicas[name].settings, found, can=self._shadows) if on else None
+        challenger = await self.challenger(name)
+        todays = (
+            upgrading(self._replicas[name].settings, challenger, can=self._shadows) if on else None
+        )
         done = await self._command(name, "upgrade", msgspec.json.encode(Upgrade(on)))
         return {**done, "params": None if todays is None else todays.params}
 
@@ -211,8 +213,8 @@ class Cluster(HeldEvents):
         except (ReplayError, TimeoutError) as error:
             hint = "Nothing was changed; ask again"
             raise RequestError(503, "journal_unavailable", str(error), None, hint, 1) from None
-        found = promoted(controls)
-        return found is not None and found[1].before == spec
+        promotion = promoted(controls)
+        return promotion is not None and promotion[1].before == spec
 
     async def _room(self, name: str) -> dict[str, Any] | None:
         """Room of the journal and its growth since the first call; None if it does not answer."""
@@ -282,16 +284,16 @@ class Cluster(HeldEvents):
         digests: tuple[Digest, Digest] | None = None,
     ) -> dict[str, Any]:
         """Switch to a state that was rebuilt without a source; wait until the replicas do."""
-        asked = snapshot, source, since, base, undone, digests
-        answer = dict(await self._command(model, "forget", *asked))
+        arguments = snapshot, source, since, base, undone, digests
+        answer = dict(await self._command(model, "forget", *arguments))
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def backfill(
         self, model: str, snapshot: str, lesson: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Switch to a state that was taught from tables; wait until the replicas do."""
-        asked = snapshot, msgspec.json.encode(lesson)
-        answer = dict(await self._command(model, "backfill", *asked))
+        arguments = snapshot, msgspec.json.encode(lesson)
+        answer = dict(await self._command(model, "backfill", *arguments))
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def freeze(self, model: str) -> dict[str, Any]:
@@ -353,24 +355,24 @@ def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, A
     """
     good = "abs_error" if task == "regression" else "correct"
     name = "mae" if task == "regression" else "accuracy"
-    shown: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
     before: Mapping[str, float] = {}
     for i, end in enumerate(ends):
         n = end.get("n", 0.0) - before.get("n", 0.0)
         if n > 0 and (i > 0 or end["epoch"] == 1):
             score = (end.get(good, 0.0) - before.get(good, 0.0)) / n
-            shown.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
+            epochs.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
         before = end
-    return shown[::-1]
+    return epochs[::-1]
 
 
 def _quality(replica: ModelReplica) -> dict[str, Any]:
     """Prequential metrics of all learned events, with their baselines."""
     tally = replica.learner.tally
-    found: dict[str, Any] = asdict(summary(replica.settings.task, tally.counters))
+    quality: dict[str, Any] = asdict(summary(replica.settings.task, tally.counters))
     if (choices := choices_in(tally.views)) is not None:
-        found |= choices.rules()
-    return found
+        quality |= choices.rules()
+    return quality
 
 
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:
@@ -387,15 +389,15 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
     }
 
 
-def _summary(found: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
+def _summary(view: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
     """Return a view's summary for display; None: it is not enabled."""
-    return None if found is None else found.summary()
+    return None if view is None else view.summary()
 
 
 def _choices(replica: ModelReplica) -> dict[str, Any] | None:
     """Return the outcomes of choices; None: the model makes none."""
-    found = choices_in(replica.learner.tally.views)
-    return None if found is None else {"answers": answering(replica), **found.summary()}
+    choices = choices_in(replica.learner.tally.views)
+    return None if choices is None else {"answers": answering(replica), **choices.summary()}
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
@@ -429,13 +431,13 @@ def _influence(replica: ModelReplica) -> dict[str, float] | None:
         if len(row) > _INFLUENCE_NAMES or (terms := terms_of(model, row, label)) is None:
             return None
         added.append(terms.added)
-    found: dict[str, float] = {}
+    influence: dict[str, float] = {}
     for name in {name for one in added for name in one}:
         values = [one.get(name, 0.0) for one in added]
         mean = sum(values) / len(values)
-        found[name] = sum(abs(value - mean) for value in values) / len(values)
-    largest = sorted(found, key=lambda name: (-found[name], name))[:_INFLUENCE_SHOWN]
-    return {name: found[name] for name in largest}
+        influence[name] = sum(abs(value - mean) for value in values) / len(values)
+    largest = sorted(influence, key=lambda name: (-influence[name], name))[:_INFLUENCE_SHOWN]
+    return {name: influence[name] for name in largest}
 
 
 def _drift(
@@ -448,11 +450,11 @@ def _drift(
     """
     if replica.judge is None:
         return None
-    shown = replica.judge.summary()
+    drift = replica.judge.summary()
     if len(reports) > 1:
-        shown = {**shown, "without_labels": None}
+        drift = {**drift, "without_labels": None}
     fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}
-    return of_all(replica.replica, shown, {**reports, **fresh})
+    return of_all(replica.replica, drift, {**reports, **fresh})
 
 
 def _failed(rewrites: Mapping[str, Any] | None, learned: int) -> str | None:

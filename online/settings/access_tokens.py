@@ -107,8 +107,8 @@ class AccessTokens(Tree):
     @property
     def askers(self) -> frozenset[str]:
         """Sources of the tokens for predictions."""
-        found = (x.source for (role, _), x in self.grants.items() if role == "predict")
-        return frozenset(source for source in found if source is not None)
+        sources = (x.source for (role, _), x in self.grants.items() if role == "predict")
+        return frozenset(source for source in sources if source is not None)
 
     @property
     def vouched(self) -> bool:

@@ -32,11 +32,12 @@ from online.settings.alerts import Alerts
 from online.settings.file_modes import StateMode, umask_of
 from online.settings.glimpse import STATE_DIR, given_token
 from online.settings.glimpse import environment as environment
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.origins import check_host, check_origin
 from online.settings.replicas import Replicas
 from online.settings.telemetry import ENDPOINT, Telemetry
-from online.settings.tokens import ROLES, WEIGHT_MAX, Grant, entry_of
+from online.settings.tokens import ROLES, Grant, entry_of
 from online.settings.tree import Tree
 from online.settings.wording import explained
 from refusals import meant
@@ -54,114 +55,6 @@ def _cluster(value: str) -> str:
     return value
 
 
-class Limits(Tree):
-    """Bounds of the service.  At a bound new work is refused; accepted work is never dropped."""
-
-    body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes per request body")
-    rows_max: int = Field(1_000, ge=1, le=100_000, description="rows per request")
-    actions_max: int = Field(256, ge=1, le=10_000, description="actions per choice")
-    slots_max: int = Field(64, ge=1, le=10_000, description="slots per choice")
-    products_max: int = Field(
-        500_000, ge=1_000, description="products of features (interactions) per choice"
-    )
-    features_max: int = Field(4_096, ge=1, description="features per row")
-    explain_max: int = Field(
-        512, ge=8, description="predictions to explain one answer; two are needed per feature"
-    )
-    explain_s: float = Field(
-        1, gt=0, description="time to explain one answer; learning pauses, predictions continue"
-    )
-    nearest_rows: int = Field(
-        2_000,
-        ge=1,
-        le=100_000,
-        description="newest rows that are searched for the nearest ones",
-    )
-    names_max: int = Field(
-        100_000, ge=1, description="names of which a model keeps state: features, words of text"
-    )
-    names_share: float = Field(
-        0.5, gt=0, le=1, description="share of names_max that one source may use"
-    )
-    names_s: float = Field(
-        5_000, gt=0, description="new names per second that a replica learns, all sources together"
-    )
-    classes_max: int = Field(256, ge=2, description="distinct labels of a model; more are refused")
-    text_bytes_max: int = Field(1_024, ge=16, description="bytes of a feature's name or text value")
-    token_bytes_max: int = Field(
-        8_192, ge=256, description="bytes of a prediction's id; longer ones become stored joins"
-    )
-    clock_skew_s: float = Field(
-        3_900, ge=0, description="how far an id's time may lie ahead of a clock that was set back"
-    )
-    joins_queue_max: int = Field(
-        10_000,
-        ge=1,
-        description="predictions that wait to be written for a stored join; a source with a token "
-        "may use at most half of the room that the others leave",
-    )
-    ongoing_max: int = Field(256, ge=2, description="requests that a replica processes at once")
-    listeners_max: int = Field(
-        64, ge=0, description="open pages to which a replica pushes changes; others poll"
-    )
-    report_wait_s: float = Field(
-        60, gt=0, description="time to make a report that is requested over HTTP"
-    )
-    body_wait_s: float = Field(
-        20, gt=0, description="time for a body to arrive, and for a response to be read"
-    )
-    upload_idle_s: float = Field(
-        60, gt=0, description="an upload ends if no complete line arrives for this long"
-    )
-    uploads_share: float = Field(
-        0.25, gt=0, le=1, description="share of the upload slots that one token may use"
-    )
-    queue_max: int = Field(
-        10_000, ge=1, description="learn: background: rows of a replica that wait to be learned"
-    )
-    feedback_wait_s: float = Field(
-        10, gt=0, description="time that feedback waits for its journal commit"
-    )
-    standstill_s: float | None = Field(
-        10,
-        ge=1,
-        description="a process of the service that is stopped, or holds the journal and does not "
-        "answer, is ended",
-    )
-    retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot includes them")
-    disk_low_mb: int = Field(
-        256, ge=0, description="free disk space, below it no feedback is taken"
-    )
-    adopt_s: float = Field(
-        10, ge=1, description="a dead replica's rows are learned by others within this time"
-    )
-    journal_mb_max: int | None = Field(
-        None, ge=1, description="size of the journal: its files, or the memory of the Redis server"
-    )
-    halves_max: int = Field(
-        100_000, ge=1, description="predictions and labels of a model that wait for each other"
-    )
-    waiting_labels_max: int = Field(
-        16, ge=1, le=1_000, description="labels from different sources that wait for one prediction"
-    )
-    banned_max: int = Field(1_000, ge=1, description="banned sources per model")
-    sources_max: int = Field(
-        100_000, ge=16, description="sources per model of which statistics are kept"
-    )
-    table_rows_max: int | None = Field(None, ge=1_000, description="rows of an embedding table")
-    table_sights: int = Field(1, ge=1, le=100, description="pushes before a table's row is kept")
-    audit_lines_max: int = Field(
-        100_000, ge=100, description="lines of the audit log; it is trimmed at a tenth more"
-    )
-    root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
-    weight_max: float = Field(
-        2.0,
-        ge=1,
-        le=WEIGHT_MAX,
-        description="largest weight of an event while filters are on; a token may have its own",
-    )
-
-
 class Settings(Tree):
     """The settings of the whole service."""
 
@@ -170,7 +63,10 @@ class Settings(Tree):
     )
     port: int = Field(8000, ge=0, le=65_535, description="0 chooses a free port")
     start_wait_s: float = Field(
-        180, ge=5, description="time after which a start that is not complete is given up"
+        180,
+        ge=5,
+        description="time after which a start that is not complete is given up, and a large "
+        "snapshot of which the disk delivers no more",
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: scaled with the load")
     state_dir: Path = Field(Path(STATE_DIR), description="folder of journal, snapshots and key")
@@ -202,7 +98,7 @@ class Settings(Tree):
     key_file: Path | None = Field(
         None, description="default: state_dir/key, created at the first start"
     )
-    models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
+    models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=256)
     limits: Limits = Limits()
     tokens: AccessTokens = Field(
         AccessTokens(), description="who may use the HTTP port; without any, loopback only"
@@ -324,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), error.strerror or "unreadable", "Name an existing file"
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Mend the line named") from None
+        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Correct that line") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -352,8 +248,8 @@ def _read_tokens(settings: Settings) -> AccessTokens:
         path = settings.base_dir / path
         if tokens.of(role):
             raise ConfigError(f"tokens.{role}", "given, and a file of them too", "Leave one out")
-        found = read_token_file(path, f"tokens.{role}_file")
-        secret = tuple(SecretStr(token) for token in found)
+        read = read_token_file(path, f"tokens.{role}_file")
+        secret = tuple(SecretStr(token) for token in read)
         tokens = tokens.model_copy(update={role: secret, f"{role}_file": path.resolve()})
     return tokens
 
@@ -379,14 +275,16 @@ def read_token_file(path: Path, field: str) -> list[str]:
     except ValueError as error:
         raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
     if not tokens:
-        raise ConfigError(field, f"{path} holds no token", "Write one token a line")
+        raise ConfigError(field, f"{path} contains no token", "Write one token a line")
     return tokens
 
 
 def _check(settings: Settings) -> None:
     names = [model.name for model in settings.models]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError("models", f"two are called {sorted(twice)}", "Give each its own name")
+        raise ConfigError(
+            "models", f"two models are named {sorted(twice)}", "Give each its own name"
+        )
     for model in settings.models:
         if model.dedupe_window < model.token_lifetime:
             raise ConfigError(
@@ -414,8 +312,8 @@ def _check(settings: Settings) -> None:
         if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
             remedy = "Give weight_max and labels_for to feedback tokens only"
             raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
-    told = settings.alerts.webhooks or settings.alerts.mail
-    if told and settings.tokens and own_token(settings, {}) is None:
+    receivers = settings.alerts.webhooks or settings.alerts.mail
+    if receivers and settings.tokens and own_token(settings, {}) is None:
         raise ConfigError(
             "alerts",
             "of the tokens for admin only digests are known, and the service asks itself how it is",

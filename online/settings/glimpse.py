@@ -87,8 +87,8 @@ def _admins(tokens: object) -> list[str] | None:
     """Tokens of administrators in the file; None unless they are plain tokens."""
     if not isinstance(tokens, dict) or "admin_file" in tokens:
         return None
-    found = tokens.get("admin", [])
-    entries = [found] if isinstance(found, str) else found
+    admins = tokens.get("admin", [])
+    entries = [admins] if isinstance(admins, str) else admins
     try:
         return [check_token(one) for one in entries]
     except (TypeError, ValueError):

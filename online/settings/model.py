@@ -39,13 +39,14 @@ class Snapshots(Tree):
 StateOf = Literal["code", "structure"]
 
 
+Policy = Literal["none", "balanced", "reservoir", "recent", "mixed"]
 Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
 
 class Replay(Tree):
     """Settings of the rows that each replica stores and relearns beside fresh ones (rehearsal)."""
 
-    policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
+    policy: Policy = Field(
         "none",
         description="balanced: equally many rows of each class; reservoir: a uniform sample of all "
         "rows; recent: the newest rows; mixed: four fifths balanced (a uniform sample in "

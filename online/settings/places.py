@@ -12,8 +12,10 @@ from online.settings.addresses import hidden
 from online.settings.config import Settings
 from online.settings.glimpse import RUN
 from online.settings.model import ModelSettings
-from paramserver.core.shards import shard_name
-from paramserver.snapshots.store import Retention
+from paramserver.core.shards import shard_name, shard_place
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.snapshots.store import Disk, Retention
 from refusals import installing
 from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
 from replay.journal.base import Journal
@@ -131,10 +133,25 @@ def snapshots_path(settings: Settings) -> str:
     return settings.snapshot_dir or str(settings.state_dir / "snapshots")
 
 
+def snapshots_of(
+    settings: Settings, model: str, spec: str, shard: int = 0, disk: Disk | None = None
+) -> Snapshots:
+    """Open the snapshots of a lineage's parameter server; nothing is changed there."""
+    place = shard_place(snapshots_path(settings), shard)
+    return open_snapshots(lineage_place(place, model, spec), disk)
+
+
+def history_of(
+    settings: Settings, model: str, spec: str, shard: int = 0, disk: Disk | None = None
+) -> SnapshotHistory:
+    """Return the history of a lineage's snapshots, see :func:`snapshots_of`."""
+    return SnapshotHistory(snapshots_of(settings, model, spec, shard, disk), Retention())
+
+
 def retention_of(model: ModelSettings) -> Retention:
     """Retention policy of a model's snapshots, and how often they are full."""
-    kept = model.snapshots
-    return Retention(kept.keep, kept.hourly, kept.daily, kept.weekly, kept.full_every)
+    rules = model.snapshots
+    return Retention(rules.keep, rules.hourly, rules.daily, rules.weekly, rules.full_every)
 
 
 def run_path(settings: Settings) -> Path:

@@ -22,10 +22,10 @@ def check_shards(model: ModelSettings) -> None:
         "drift.on_rise: relearn": model.drift.on_rise == "relearn",
         "triggers.on_trigger: forget": model.triggers.on_trigger == "forget",
     }
-    if found := [name for name, there in given.items() if there]:
+    if conflicts := [name for name, there in given.items() if there]:
         raise ValueError(
-            f"shards: {model.shards} servers hold a part of the model each, and {found[0]} needs "
-            "all of it in one: leave one of the two out"
+            f"shards: {model.shards} servers hold a part of the model each, and {conflicts[0]} "
+            "needs all of it in one: leave one of the two out"
         )
 
 

@@ -9,24 +9,16 @@ from pathlib import Path
 from online.errors import StartRefused
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.settings.places import open_journal, snapshots_path
-from paramserver.core.shards import shard_place
+from online.settings.places import history_of, open_journal
 from paramserver.core.state import SnapshotState
 from paramserver.process.aligned import aligned, whole
 from paramserver.process.shortfall import begun
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
 
 
 def histories_of(settings: Settings, model: ModelSettings, spec: str) -> list[SnapshotHistory]:
     """Snapshot histories of a lineage, one per shard."""
-    path = snapshots_path(settings)
-    places = [shard_place(path, shard) for shard in range(model.shards)]
-    return [
-        SnapshotHistory(open_snapshots(lineage_place(place, model.name, spec)), Retention())
-        for place in places
-    ]
+    return [history_of(settings, model.name, spec, shard) for shard in range(model.shards)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +41,11 @@ def _aligned(settings: Settings, model: ModelSettings, spec: str, name: str | No
 
 def is_cut(settings: Settings, model: ModelSettings, spec: str) -> bool:
     """Whether all shards have snapshots with the same rows as shard 0's newest."""
-    found = _aligned(settings, model, spec, None)
-    return found.names is not None and found.names[0] == found.histories[0].listed()[0].name
+    snapshots = _aligned(settings, model, spec, None)
+    return (
+        snapshots.names is not None
+        and snapshots.names[0] == snapshots.histories[0].listed()[0].name
+    )
 
 
 def cut_of(
@@ -66,13 +61,13 @@ def cut_of(
         Exception: What reading snapshots raises.
     """
     name_wanted = name and Path(name).name.removesuffix(".snapshot")
-    found = _aligned(settings, model, spec, name_wanted)
-    if found.names is None:
+    snapshots = _aligned(settings, model, spec, name_wanted)
+    if snapshots.names is None:
         which = "no snapshot" if name_wanted is None else f"no snapshot {name_wanted}"
         raise StartRefused(
             f"model {model.name} has {model.shards} parameter servers, and {which} with the same "
             "rows in all of them",
             "Make one of the running service, again if much is learned: online snapshot create",
         )
-    parts = [h.load(one) for h, one in zip(found.histories, found.names, strict=True)]
-    return found.names[0], whole(parts)
+    parts = [h.load(one) for h, one in zip(snapshots.histories, snapshots.names, strict=True)]
+    return snapshots.names[0], whole(parts)

@@ -122,12 +122,12 @@ def explaining(
     draw = random.Random(len(names))
     orders, sums, exact = [names, names[::-1]], dict.fromkeys(names, 0.0), False
     base, output = yield from _outputs(ask, [{}, features], label)
-    asked = paths = 0
+    evaluations = paths = 0
     while True:
         pair: list[dict[str, float]] = []
         for order in orders:
             pair.append((yield from _path(ask, features, order, (base, output), label)))
-        asked += len(orders) * (len(names) - 1)
+        evaluations += len(orders) * (len(names) - 1)
         for gains in pair:
             paths += 1
             for name, gain in gains.items():
@@ -135,7 +135,7 @@ def explaining(
         if paths == len(orders):
             bound = EXACT * max(1.0, abs(base), abs(output))
             exact = all(abs(pair[0][name] - pair[1][name]) <= bound for name in names)
-        if exact or asked + 2 * len(names) > asks_max or not in_time():
+        if exact or evaluations + 2 * len(names) > asks_max or not in_time():
             break
         order = draw.sample(names, len(names))
         orders = [order, order[::-1]]

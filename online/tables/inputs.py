@@ -68,7 +68,7 @@ def files_of(places: Sequence[str]) -> list[Input]:
             else:
                 infos = [info]
         if not infos:
-            raise InputRefused(without_keys(place), "the folder holds no file", "Name another")
+            raise InputRefused(without_keys(place), "the folder contains no file", "Name another")
         out += [_input(place, info) for info in infos]
     return out
 
@@ -80,7 +80,9 @@ def _input(place: str, info: Any) -> Input:
     form = _FORMS.get(plain[plain.rfind(".") :] if "." in plain else "")
     if form is None or (compressed and form == "parquet"):
         known = ", ".join(_FORMS)
-        raise InputRefused(info.path, "its name has no known ending", f"Known: {known}, .gz")
+        raise InputRefused(
+            info.path, "its name does not end in a known format", f"Known: {known}, .gz"
+        )
     if not info.size:
         raise InputRefused(info.path, "the file is empty", "Leave it out, or write it again")
     changed_at = (info.mtime_ns or 0) / 1e9
@@ -103,7 +105,7 @@ def parquet(one: Input) -> pq.ParquetFile:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
         raise InputRefused(
-            one.path, f"no whole Parquet file ({error})", "Write it again, or leave it out"
+            one.path, f"it is no complete Parquet file ({error})", "Write it again, or leave it out"
         ) from error
 
 
@@ -242,16 +244,18 @@ def layout(
         _check_types(one, features, numeric_only=numeric_only, texts=texts)
         if first is None:
             first = taken
-            asked = known
+            expected = known
             if declared is not None and known:  # what it learned under other names is not asked
-                asked = {*features, *(name for name in known if name in declared)}
-            _check_known(one, features, asked, missing_ok=missing_ok)
+                expected = {*features, *(name for name in known if name in declared)}
+            _check_known(one, features, expected, missing_ok=missing_ok)
         else:
             _check_alike(one, taken, first, inputs[0].path)
         if key is not None and own[key] not in ("integer", "text", "number"):
-            raise _column(one, key, f"a key of type {own[key]}", "Use whole numbers or text")
+            raise _column(
+                one, key, f"keys can't be of type {own[key]}", "Use whole numbers or text"
+            )
         if key is not None and own[key] == "number" and one.form == "parquet":
-            raise _column(one, key, "a key of floats", "Use whole numbers or text")
+            raise _column(one, key, "keys can't be floats", "Use whole numbers or text")
     columns = tuple(
         (declared or {}).get(name) or Column(name, kind)  # type: ignore[arg-type]
         for name, kind in (first or {}).items()
@@ -267,7 +271,7 @@ def _check_types(
     one: Input, taken: dict[str, Kind | str], *, numeric_only: bool, texts: Collection[str]
 ) -> None:
     if not taken:
-        raise InputRefused(one.path, "no column is left to score by", "Ignore fewer")
+        raise InputRefused(one.path, "all columns are ignored", "Ignore fewer")
     for name, kind in taken.items():
         if kind not in ("number", "integer", "bool", "text"):
             raise _column(one, name, f"it is of type {kind}", f"Leave it out: --ignore {name}")
@@ -318,10 +322,10 @@ def _check_alike(
 ) -> None:
     for name in first:
         if name not in taken:
-            raise _column(one, name, f"it is missing, and {of} has it", "Add it")
+            raise _column(one, name, f"it is missing here, and {of} has it", "Add it")
     for name, kind in taken.items():
         if name not in first:
-            raise _column(one, name, f"{of} has it not", f"Leave it out: --ignore {name}")
+            raise _column(one, name, f"it is not in {of}", f"Leave it out: --ignore {name}")
         if (kind == "text") != (first[name] == "text"):
             raise _column(one, name, f"{kind}, and {first[name]} in {of}", "Give it one type")
 
@@ -374,7 +378,7 @@ def _cut_text(place: int, one: Input) -> Iterator[Shard]:
             ends, open_quote = _line_ends(data, open_quote and quoted, quoted=quoted)
             if first == 0 and lines == 0 and begin == 0 and quoted:  # the header is no row
                 if not len(ends):
-                    raise InputRefused(one.path, "its header has no end", "Write it again")
+                    raise InputRefused(one.path, "no line ends its header", "Write it again")
                 begin, ends = at + int(ends[0]) + 1, ends[1:]
             lines += len(ends)
             if len(ends):

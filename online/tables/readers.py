@@ -91,7 +91,7 @@ def _parquet_batches(one: Input, shard: Shard, layout: Layout) -> Iterator[pa.Re
     file = parquet(one)
     place = f"{one.path}, row group {shard.group}"
     if file.metadata.num_row_groups <= shard.group:
-        raise InputRefused(place, "it is not there any more", "Begin a new run")
+        raise InputRefused(place, "it was removed during the run", "Begin a new run")
     at = 0
     try:
         for batch in file.iter_batches(
@@ -118,7 +118,7 @@ def _bytes(one: Input, shard: Shard) -> bytes:
             stream.seek(shard.begin)
         data: bytes = stream.read(shard.end - shard.begin)
     if len(data) < shard.end - shard.begin:
-        raise InputRefused(one.path, "it is shorter than it was", "Begin a new run")
+        raise InputRefused(one.path, "it has become shorter during the run", "Begin a new run")
     return data
 
 
@@ -276,11 +276,11 @@ def _piece(
     n = batch.num_rows
     good = np.ones(n, dtype=np.bool_)
     columns: dict[str, Numbers | Text] = {}
-    found = list(bad)
+    refused = list(bad)
 
     def refuse(wrong: npt.NDArray[Any], column: str, reason: str) -> None:
         fresh = np.flatnonzero(wrong & good)
-        found.extend(Bad(int(numbers[i]), column, reason) for i in fresh.tolist())
+        refused.extend(Bad(int(numbers[i]), column, reason) for i in fresh.tolist())
         good[fresh] = False
 
     anything = np.zeros(n, dtype=np.bool_)
@@ -309,11 +309,11 @@ def _piece(
         times = _times(one, batch.column(layout.time), layout.time, refuse)
     rows = Rows(n, columns)
     if good.all():
-        return Piece(rows, numbers, keys, found, times)
+        return Piece(rows, numbers, keys, refused, times)
     if keys is not None:
         keys = [key for key, kept in zip(keys, good.tolist(), strict=True) if kept]
     times = None if times is None else times[good]
-    return Piece(rows.take(good), numbers[good], keys, found, times)
+    return Piece(rows.take(good), numbers[good], keys, refused, times)
 
 
 def _numbers(one: Input, values: pa.Array, column: Column, refuse: Any) -> Numbers:

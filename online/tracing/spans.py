@@ -186,7 +186,7 @@ class _Lines(logging.Handler):
             if record.exc_info and record.exc_info[1] is not None:
                 body += f": {plain(repr(record.exc_info[1]))}"
             severity = next(
-                (found for level, found in _SEVERITIES if record.levelno >= level),
+                (name for level, name in _SEVERITIES if record.levelno >= level),
                 SeverityNumber.DEBUG,
             )
             self._logger.emit(

@@ -124,7 +124,7 @@ class Filtering:
         self._seen: OrderedDict[str, float] = OrderedDict()
         self.elsewhere: dict[str, None] = {}
         self._recent = _Recent()
-        self._checked: OrderedDict[bytes, Event] = OrderedDict()
+        self._checked: OrderedDict[tuple[bytes, bytes], Event] = OrderedDict()
         self.reputations = Reputations(chain, clock)
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self.cut = self.reputations.cut
@@ -168,7 +168,7 @@ class Filtering:
         if problem.refuse:
             self.counts["refused"] += 1
             return problem.reason
-        self._checked[row.key] = event
+        self._checked[row.key, row.payload] = event  # another row may have the same id
         while len(self._checked) > _CHECKED_MAX:
             self._checked.popitem(last=False)
         return None
@@ -224,14 +224,13 @@ class Filtering:
         if row.half is not None or is_again(row) or row.verdict is _QUARANTINED:
             # half of a join, a repeated label, or a row that was quarantined already
             return row, example
-        event = self._checked.pop(row.key, None)
+        event = self._checked.pop((row.key, row.payload), None)
         if self._is_repeat(row):
             return row, example
         if example is None:
             example = codec.decode(row.payload)
-        if example.moved is not None:
-            # a device's delta is judged on arrival, by online.serving.device_pushes
-            return row, example
+        if example.moved is not None:  # judged on arrival, by online.serving.device_pushes
+            return self.by_standing(row, seen=False), example
         if example.late is not None:
             row = self.by_standing(row)  # a default label, which no source sent
             budgets = self._asker_budgets
@@ -263,9 +262,10 @@ class Filtering:
         row = msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
         return row, example
 
-    def by_standing(self, row: NewRow) -> NewRow:
-        """Judge a row that no filter tests: it is quarantined if its source is."""
-        self._see(row.source, row.at)
+    def by_standing(self, row: NewRow, *, seen: bool = True) -> NewRow:
+        """Judge a row that no filter tests by its source, which is then active if ``seen``."""
+        if seen:
+            self._see(row.source, row.at)
         if not (self.active and self.chain.sources.get(row.source).quarantined):
             return row
         self.counts[Written.QUARANTINED.value] += 1

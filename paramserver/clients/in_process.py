@@ -30,6 +30,7 @@ _log: Final = logging.getLogger(__name__)
 
 _THREADS: Final = 4  # concurrent requests
 _STOP_S: Final = 5.0
+_LATE_S: Final = 1.0  # by which a snapshot is late at most
 
 
 class Closable(Protocol):
@@ -55,7 +56,7 @@ class InProcess:
         open_store: Callable[[], Any],
         directory: str,
         settings: ServerSettings,
-        find_gone: FindGone,
+        find_gone: FindGone | None,
         shard: Shard | None = None,
     ) -> None:
         self.name = name
@@ -87,11 +88,15 @@ class InProcess:
         """Answer another shard's call; may raise anything."""
         return self._server.shared(method, *args)
 
+    def do(self, method: str, *args: object) -> Any:
+        """Call a method of the server in this thread; may raise anything."""
+        return getattr(self._server, method)(*args)
+
     async def ask(self, method: str, args: tuple[object, ...]) -> Any:
         """Call a method of the server on a thread.  Raises ParamServerError."""
-        asked = partial(getattr(self._server, method), *args)
+        call = partial(self.do, method, *args)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._asking, asked)
+            return await asyncio.get_running_loop().run_in_executor(self._asking, call)
         except ParamServerError:
             raise
         except Exception as error:  # whatever it is, the caller may retry
@@ -114,6 +119,7 @@ class InProcess:
         for thread in (*self._threads, asked):
             if thread.is_alive():
                 thread.join(_STOP_S)
+        self._server.local_socket.close()
         self._close()
 
     def _opened(self) -> Store:
@@ -146,12 +152,15 @@ class InProcess:
             if self._stopped.wait(self._settings.retry_s):
                 return
             self._ended.clear()
+            self._server.local_socket.close()
             self._close()
             self._server = self._make()
 
     def _publish(self) -> None:
         published = Attempts("ParameterServer.snapshot_if_due")
-        while not self._stopped.wait(self._settings.confirm_s):
+        settings = self._settings
+        pause_s = max(settings.confirm_s, min(_LATE_S, settings.interval_s / 10))
+        while not self._stopped.wait(pause_s):
             self._step(ParameterServer.snapshot_if_due, published)
 
     def _step(self, step: Callable[[ParameterServer], None], attempts: Attempts) -> None:

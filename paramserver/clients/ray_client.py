@@ -1,4 +1,8 @@
-"""The parameter server as a named, detached Ray actor that is always restarted, and its client.
+"""Parameter servers as named, detached Ray actors that are always restarted, and their client.
+
+A server has an actor of its own, or shares one with those of other small models
+(:mod:`paramserver.clients.hosted`).  Which ones share it is a list in Ray's control store, which
+the actor reads again after a restart.  :func:`find` returns a handle in both cases.
 
 Ray retries no call (``max_task_retries=0``).  A replica that gets no reply sends the same pushes
 again, and the server's clock recognises those that were applied.
@@ -9,14 +13,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, Final
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.experimental import internal_kv
 
 from paramserver.clients.client import Client
+from paramserver.clients.hosted import Given, ParameterServers
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.process.actor import FindGone, ParameterServer, ServerSettings, identity
 from paramserver.process.lineage import Lineage
@@ -25,7 +33,9 @@ from paramserver.process.sharing import Shard
 from paramserver.store import Store
 
 NAMESPACE: Final = "online"
+_SHARED: Final = "ParameterServers"  # name of the actor of several servers, and of their list
 _CONCURRENCY: Final = 8
+_CONCURRENCY_SHARED: Final = 64
 _STATUS_S: Final = 10.0
 _SNAPSHOT_S: Final = 60.0
 _SHARD_S: Final = 1.0
@@ -49,11 +59,11 @@ def start_or_get(
     If a running server has other code, spec, formats or settings, that function makes it publish a
     snapshot and replaces it.  It may block for about a minute; do not call it on an event loop.
     """
-    given = lineage, open_store, directory, settings, find_gone
+    given = Given(lineage, open_store, directory, settings, find_gone)
     made = partial(_create, name, namespace, given, shard)
     place = directory if shard is None else shard.place(directory)
     handle, wanted = made(), identity(lineage, place, settings)
-    return lambda: _as_wanted(handle, wanted, made, partial(_exists, name, namespace))
+    return lambda: _as_wanted(handle, wanted, made, partial(exists, name, namespace))
 
 
 def _as_wanted(
@@ -65,11 +75,96 @@ def _as_wanted(
         ray.get(handle.snapshot.remote(), timeout=_SNAPSHOT_S)
     except RayError:
         pass  # replicas push what it has not published again, or learn it again
+    return _replaced(handle, made, exists)
+
+
+def _replaced(handle: Any, made: Callable[[], Any], exists: Callable[[], bool]) -> Any:
     ray.kill(handle, no_restart=True)
     deadline = time.monotonic() + _SNAPSHOT_S
     while exists() and time.monotonic() < deadline:
         time.sleep(0.05)  # the name is free once Ray has seen the process end
     return made()
+
+
+def start_shared(given: Mapping[str, Given]) -> Callable[[str], Any]:
+    """Start servers in the shared process unless they run; return what waits for a server's handle.
+
+    A server there whose code, spec, formats or settings are others publishes a snapshot and is
+    replaced; if the process has other code, the process is.  That function may block for about a
+    minute; do not call it on an event loop.
+
+    Parameters:
+        given: By the server's name.  Servers that share the process already go on.
+    """
+    _note_shared({**_shared(), **given})
+    handle = _create_shared()
+
+    @cache
+    def current() -> Any:
+        found = ray.get(handle.take.remote(), timeout=_SNAPSHOT_S)
+        if all(found.get(name) == one.identity() for name, one in given.items()):
+            return handle
+        return _replaced(handle, _create_shared, partial(exists, _SHARED))
+
+    return lambda name: _Hosted(current(), name)
+
+
+def shared() -> Collection[str]:
+    """Return the names of the servers that share a process."""
+    return _shared().keys()
+
+
+def find(name: str, namespace: str = NAMESPACE) -> Any:
+    """Return the handle of the server of that name.  Raises ValueError if there is none."""
+    try:
+        return ray.get_actor(name, namespace)
+    except ValueError:
+        if name not in _shared():
+            raise
+    return _Hosted(ray.get_actor(_SHARED, NAMESPACE), name)
+
+
+def end(names: Collection[str]) -> None:
+    """End the servers of these names, if they run; what they have not published is lost."""
+    for name in names:
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
+    before = _shared()
+    after = {name: given for name, given in before.items() if name not in names}
+    if len(after) == len(before):
+        return
+    _note_shared(after)
+    with contextlib.suppress(ValueError, RayError):  # RayError includes timeouts
+        handle = ray.get_actor(_SHARED, NAMESPACE)
+        if after:
+            ray.get(handle.take.remote(), timeout=_STATUS_S)
+        else:
+            ray.kill(handle, no_restart=True)
+
+
+class _Hosted:
+    """A handle of one of several servers in the shared process, used like that of an actor."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor, self._name = actor, name
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=partial(self._actor.ask.remote, self._name, method))
+
+
+def _shared() -> dict[str, Given]:
+    """The servers that have to run in the shared process, by name, from Ray's control store."""
+    noted = internal_kv._internal_kv_get(_SHARED.encode(), namespace=NAMESPACE.encode())
+    return dict(cloudpickle.loads(noted)) if noted else {}
+
+
+def _note_shared(given: Mapping[str, Given]) -> None:
+    noted = cloudpickle.dumps(dict(given))
+    internal_kv._internal_kv_put(_SHARED.encode(), noted, namespace=NAMESPACE.encode())
+
+
+def _create_shared() -> Any:
+    return _always(ParameterServers, _SHARED, NAMESPACE, _CONCURRENCY_SHARED).remote(_shared)
 
 
 def ask_actor(names: Sequence[str], shard: int, method: str, *args: object) -> Any:
@@ -78,8 +173,14 @@ def ask_actor(names: Sequence[str], shard: int, method: str, *args: object) -> A
     return ray.get(handle.shared.remote(method, *args), timeout=_SHARD_S)
 
 
-def _create(name: str, namespace: str, given: tuple[Any, ...], shard: Shard | None) -> Any:
-    actor = ray.remote(ParameterServer).options(
+def _create(name: str, namespace: str, given: Given, shard: Shard | None) -> Any:
+    actor = _always(ParameterServer, name, namespace, _CONCURRENCY)
+    return actor.remote(*given, **({} if shard is None else {"shard": shard}))
+
+
+def _always(kind: type[Any], name: str, namespace: str, concurrency: int) -> Any:
+    """A named actor that exists already or is made, and is restarted for ever."""
+    return ray.remote(kind).options(
         name=name,
         namespace=namespace,
         lifetime="detached",
@@ -87,9 +188,8 @@ def _create(name: str, namespace: str, given: tuple[Any, ...], shard: Shard | No
         max_restarts=-1,
         max_task_retries=0,
         num_cpus=0,
-        max_concurrency=_CONCURRENCY,
+        max_concurrency=concurrency,
     )
-    return actor.remote(*given, **({} if shard is None else {"shard": shard}))
 
 
 def _identity_of(handle: Any, wanted: str) -> str:
@@ -98,7 +198,8 @@ def _identity_of(handle: Any, wanted: str) -> str:
     return status["identity"] or wanted
 
 
-def _exists(name: str, namespace: str) -> bool:
+def exists(name: str, namespace: str = NAMESPACE) -> bool:
+    """Whether there is an actor of that name."""
     try:
         ray.get_actor(name, namespace=namespace)
     except ValueError:
@@ -179,6 +280,8 @@ class ParameterClient(Client):
                 return await getattr(self._handle, method).remote(*args)
             except RayTaskError as error:
                 cause = error.cause
+                if isinstance(cause, ServerUnavailable):
+                    self._handle = None  # it has left the shared process
                 if isinstance(cause, ParamServerError):
                     raise cause from None
                 raise ServerUnavailable(self._name, f"it failed: {cause!r}") from error
@@ -192,7 +295,7 @@ class ParameterClient(Client):
 
     async def _resolve(self) -> Any:
         try:  # blocks on the cluster's control store, so not on the event loop
-            return await asyncio.to_thread(ray.get_actor, self._name, self._namespace)
+            return await asyncio.to_thread(find, self._name, self._namespace)
         except ValueError as error:
             raise ServerUnavailable(self._name, "no actor has that name") from error
         except RayError as error:

@@ -75,8 +75,8 @@ class ShardedClient(Client):
         """Call shard 0; ``status`` includes the other shards, each with the same timeout."""
         if method != "status":
             return await super().call(method, timeout_s, *args)
-        asked = [one.call(method, timeout_s, *args) for one in self._clients]
-        answer, *others = await asyncio.gather(*asked, return_exceptions=True)
+        calls = [one.call(method, timeout_s, *args) for one in self._clients]
+        answer, *others = await asyncio.gather(*calls, return_exceptions=True)
         if isinstance(answer, BaseException):
             raise answer
         return _with_shards(answer, others)
@@ -92,13 +92,13 @@ class ShardedClient(Client):
                 since = came.since
             elif request.after is None:
                 since = self._versions.get(request.since, since)
-        asked = [
+        requests = [
             self._asked(shard, request, pushes[shard], since[shard], came)
             for shard in range(len(self._clients))
         ]
         answers = await asyncio.gather(
             *(
-                one.sync(asked[shard], self._patience_s(shard, timeout_s))
+                one.sync(requests[shard], self._patience_s(shard, timeout_s))
                 for shard, one in enumerate(self._clients)
             ),
             return_exceptions=True,

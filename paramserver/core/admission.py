@@ -272,11 +272,11 @@ class Keeper:
         return some if len(some) >= many else table.ids
 
     def _sights_of(self, name: str) -> SightingSketch:
-        found = self._sights.get(_SIGHTS + name)
-        if found is None:
+        sketch = self._sights.get(_SIGHTS + name)
+        if sketch is None:
             cells = 1 << (_CELLS * self._bounds.rows_max - 1).bit_length()
-            found = self._sights[_SIGHTS + name] = SightingSketch(self._draw(8 * _HASHES), cells)
-        return found
+            sketch = self._sights[_SIGHTS + name] = SightingSketch(self._draw(8 * _HASHES), cells)
+        return sketch
 
 
 def taken_out(values: Blocks) -> Blocks:

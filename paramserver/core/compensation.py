@@ -82,6 +82,6 @@ def _corrected(
                 name, key, f"start {start}, curvature {curvature}: must be finite, ≥ 0"
             )
         used = 1.0 - exp(-STRENGTH * curvature)
-        kept = (1.0 + used / 2 * (learners - 1.0)) / (1.0 + used * (learners - 1.0))
-        new[key] = kept * x - used / 2 * (now.get(key, 0.0) - start)
+        share = (1.0 + used / 2 * (learners - 1.0)) / (1.0 + used * (learners - 1.0))
+        new[key] = share * x - used / 2 * (now.get(key, 0.0) - start)
     return new

@@ -107,7 +107,7 @@ def shared_pairs(numbers: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
         return [*zip(*(column.tolist() for column in numbers.T), strict=True)]
     each = zip(*(column.tolist() for column in numbers[begins].T), strict=True)
     pairs = np.fromiter(each, dtype=object, count=len(begins))
-    found: list[tuple[float, float]] = np.repeat(
+    shared: list[tuple[float, float]] = np.repeat(
         pairs, np.diff(np.append(begins, len(numbers)))
     ).tolist()
-    return found
+    return shared

@@ -20,10 +20,10 @@ class Names:
     def shared(self, keys: list[str]) -> list[str]:
         """Return the keys, which are distinct, as the strings that were added first."""
         names, places = self._names, self._places
-        found = names[self._next : self._next + len(keys)]
-        if found == keys:
+        part = names[self._next : self._next + len(keys)]
+        if part == keys:
             self._next += len(keys)
-            return found
+            return part
         fresh = [key for key in keys if key not in places]
         places.update(zip(fresh, count(len(names)), strict=False))
         names += fresh

@@ -70,8 +70,8 @@ class Replicas:
             return None
         if report["served_epoch"] < self._epoch:
             return now_s - self._epoch_s
-        lacks = (at_s for events, at_s in self._probes if events > report["served_events"])
-        return now_s - next(lacks, now_s)
+        behind = (at_s for events, at_s in self._probes if events > report["served_events"])
+        return now_s - next(behind, now_s)
 
     def drop_old(self, now_s: float) -> None:
         """Remove replicas without contact for ``keep_s``."""

@@ -122,6 +122,7 @@ class Source:
         turned_at: Number of the arrival at which it went from good to evidence below −2; 0: never.
         recent: ``(features, event)`` digests of its last events, for the sample checks.
         labels: Count of each label it sent; beyond eight labels the rarest is dropped.
+        weight: Moving average of its events' weights; 0: none yet.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Source:
     turned_at: int = 0
     recent: tuple[tuple[int, int], ...] = ()
     labels: dict[str, int] = field(default_factory=dict)
+    weight: float = 0.0
 
     @property
     def quarantined(self) -> bool:
@@ -170,6 +172,15 @@ class Source:
     def doubted(self) -> bool:
         """Whether its labels are so often unlikely that reference statistics leave them out."""
         return self.evidence.get(UNLIKELY, 0.0) < _DOUBTED
+
+    def share(self, weight: float) -> float:
+        """Return how much an event of this weight says of the source, at most twice the usual."""
+        return 1.0 if weight == self.weight or not self.weight else min(weight / self.weight, 2.0)
+
+    def weigh(self, weight: float) -> None:
+        """Update the average of its weights with one event's."""
+        if weight != self.weight:
+            self.weight += (weight - self.weight) / 8.0 if self.weight else weight
 
     def mean(self, test: str, x: float) -> None:
         """Update a test's moving average with one measurement."""

@@ -143,7 +143,7 @@ class Chain:
         source = self.sources.get(event.source)
         weight, clip, worst = 1.0, 1.0, PASS
         standing, test_name = EVIDENCE_MAX, _NOBODY  # the lowest evidence, this event's included
-        opinions, evidence = [], source.evidence
+        opinions, evidence, share = [], source.evidence, source.share(event.weight)
         for test in self.filters:
             opinion = test.judge(event, source)
             opinions.append(opinion)
@@ -162,7 +162,7 @@ class Chain:
             if opinion.factor < worst.factor:
                 worst = opinion
             if opinion.evidence != 0.0:
-                nats = min((nats or 0.0) + opinion.evidence, EVIDENCE_MAX)
+                nats = min((nats or 0.0) + opinion.evidence * share, EVIDENCE_MAX)
             if nats is not None and nats <= standing and not opinion.off:
                 standing, test_name = nats, test.name
         asked, standing = tuple(opinions), 0.0 if test_name == _NOBODY else standing
@@ -185,11 +185,13 @@ class Chain:
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
+        share = source.share(event.weight)
+        source.weigh(event.weight)
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)
             # evidence against sources does not count while the stream changes
             if (evidence := opinion.evidence) > 0.0 or (evidence < 0.0 and not drift):
-                self.sources.add(source, test.name, evidence, self._arrivals)
+                self.sources.add(source, test.name, evidence * share, self._arrivals)
         if source.turned_at == self._arrivals and not drift:
             self._look_for_drift(self._seen_lately())  # before the first is condemned for it
         if taken:

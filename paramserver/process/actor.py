@@ -39,6 +39,7 @@ from paramserver.process.swapping import Swapping
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Disk
 from paramserver.store import PartitionInfo, Store
 
 __all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
@@ -81,13 +82,13 @@ class ParameterServer:
         if shard is not None:
             open_store, directory = shard.own(open_store, directory)
         self._open_store, self._place, self._find_gone = open_store, directory, find_gone
-        self._running = Running(lineage, settings, Host() if host is None else host)
+        self._running = Running(lineage, settings, host or Host(disk=Disk(settings.stall_s)))
         self._sharing = Sharing(self._running, shard)
         self._following = Following(self._running, self._sharing)
         self._publishing = Publishing(self._running, self._sharing)
         self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
-        self._near, self._refused = LocalSocketServer(self.sync), dict[str, str]()
+        self.local_socket, self._refused = LocalSocketServer(self.sync), dict[str, str]()
         self._identity = ""  # computed in the thread, because it reads files
         self._started_s = self._running.host.monotonic()
         self._restore_s: float | None = None
@@ -130,11 +131,11 @@ class ParameterServer:
         snapshots = open_snapshots(place, running.host.disk)
         history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
         self._refused = history.refused
-        found = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
+        state = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()
-        asides = self._sharing.drop_asides(history, found.needed)
+        asides = self._sharing.drop_asides(history, state.needed)
         looked = _looked(running.store, lineage.model, self._find_gone)
-        running.begin(found, history, asides, *looked)
+        running.begin(state, history, asides, *looked)
         self._restore_s = running.restored_s - self._started_s
 
     # -- replicas ----------------------------------------------------------------------------
@@ -170,9 +171,9 @@ class ParameterServer:
             keeper = message.replica == replicas.keeper(
                 message.role, now_s - running.settings.lease_s
             )
-            asked = [p for p in orphans if p not in message.adopting]
+            to_adopt = [p for p in orphans if p not in message.adopting]
             age_ms = 1000.0 * (now_s - running.confirmed_s)
-            reply = server.reply(message, acks, asked, age_ms, keeper=keeper)
+            reply = server.reply(message, acks, to_adopt, age_ms, keeper=keeper)
             reply = self._sharing.with_ends(reply)
             if message.marks:
                 running.marks.note(message.marks, server.version, server.clock)
@@ -215,7 +216,7 @@ class ParameterServer:
 
     def near(self) -> tuple[bytes, bytes]:
         """Return address and key of the local socket for ``sync``."""
-        return self._near.way()
+        return self.local_socket.way()
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -285,9 +286,9 @@ class ParameterServer:
         """Roll back after the model has diverged, see :meth:`Swapping.recover`."""
         return self._swapping.recover(rewrite, before)
 
-    def forget(self, *asked: Any) -> dict[str, Any]:
+    def forget(self, *arguments: Any) -> dict[str, Any]:
         """Switch to a state without a source, see :meth:`Swapping.forget`."""
-        return self._swapping.forget(*asked)
+        return self._swapping.forget(*arguments)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Return whether the caller may build a state, see :meth:`Swapping.may_relearn`."""

@@ -74,13 +74,13 @@ def _why_not(
     try:
         taken = Undone(note.taken())
     except ValueError:
-        return "the rows to take out are no spans"
+        return "the rows to be excluded are not valid spans"
     spans = [span for several in taken.ranges.values() for span in several]
     if len(spans) > rewrites.SPANS_MAX:
         runs, most = len(spans), rewrites.SPANS_MAX
-        return f"its rows are {runs} runs, and {most} can be taken out; give --since"
+        return f"its rows form {runs:,} spans, at most {most:,} can be excluded; give --since"
     if any(after < 0 or upto <= after for after, upto in spans):
-        return "the rows to take out are no spans"
+        return "the rows to be excluded are not valid spans"
     if taken.upto(upto) != taken.ranges:
-        return "rows to take out lie behind the end of the state"
+        return "rows to be excluded are beyond the end of the state"
     return None

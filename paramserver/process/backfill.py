@@ -24,7 +24,7 @@ from paramserver.store import Store
 def make_base(
     store: Store,
     history: SnapshotHistory,
-    found: Recovered,
+    recovered: Recovered,
     values: Blocks,
     lesson: Lesson,
     now_s: float,
@@ -41,10 +41,10 @@ def make_base(
         PublishFailed, Superseded: Definite: nothing was changed.
         DecisionUncertain: The row may have been written; if so, the next start acts on it.
     """
-    server = found.server
-    now = server.state(now_s, found.snapshot, {"backfilled": lesson.learned})
+    server = recovered.server
+    now = server.state(now_s, recovered.snapshot, {"backfilled": lesson.learned})
     state = replace(now, version=(server.epoch, server.count + 1), values=values)
-    name = snapshot_name(state.version, found.base)
+    name = snapshot_name(state.version, recovered.base)
     publish_pinned(history, name, state)
     note = Backfill(
         server.spec, name, state.control, dict(state.clock), sorted(state.closed), state.position,

@@ -111,8 +111,8 @@ def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
                 after.append((control.seq, ()))
         elif (begun := begun_by(control, spec)) is not None:
             names = [based.note.snapshot for based in now]
-            kept = now[: names.index(begun.base) + 1] if begun.base in names else ()
-            after = [(0, kept)]
+            names_before = now[: names.index(begun.base) + 1] if begun.base in names else ()
+            after = [(0, names_before)]
     return after[-1][1]
 
 

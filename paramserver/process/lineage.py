@@ -143,8 +143,8 @@ class _Plan:
 def _plan(store: Store, history: SnapshotHistory, lineage: Lineage, head: HeadInfo) -> _Plan:
     controls = store.controls(lineage.model, 0)
     partitions = store.partitions(lineage.model)
-    found = history.restore(head.snapshot, lineage.model, lineage.spec)
-    name, base = (None, _nothing(lineage, partitions)) if found is None else found
+    restored = history.restore(head.snapshot, lineage.model, lineage.spec)
+    name, base = (None, _nothing(lineage, partitions)) if restored is None else restored
     if base.version[0] < shortfall.begun(controls, lineage.spec):
         raise StartRefused(
             f"{lineage.model!r} was to begin anew, and that was interrupted",

@@ -57,6 +57,9 @@ class LocalSocketServer:
         self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
         self._lock = threading.Lock()
         self._address: bytes | None = None
+        self._listener: socket.socket | None = None
+        self._connections = set[socket.socket]()
+        self._closed = threading.Event()
 
     def way(self) -> tuple[bytes, bytes]:
         """Return address and key for authorised callers; the first call starts to listen."""
@@ -65,16 +68,29 @@ class LocalSocketServer:
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 listener.bind(f"\0online-{secrets.token_hex(16)}")
                 listener.listen(CONNECTIONS_MAX)
-                self._address = listener.getsockname()
+                self._address, self._listener = listener.getsockname(), listener
                 accepting = (listener,)
                 threading.Thread(target=self._accept, args=accepting, daemon=True).start()
             return self._address, self._key
 
+    def close(self) -> None:
+        """Stop listening and close all connections; their clients use Ray."""
+        with self._lock:
+            self._closed.set()
+            ends = {*self._connections, *([] if self._listener is None else [self._listener])}
+            for end in ends:
+                with contextlib.suppress(OSError):  # it may be closed already
+                    end.shutdown(socket.SHUT_RDWR)
+            if self._listener is not None:
+                self._listener.close()
+
     def _accept(self, listener: socket.socket) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 connection, _ = listener.accept()
             except OSError as error:
+                if self._closed.is_set():
+                    return
                 log.warning("no connection taken: %s", error)
                 time.sleep(_PAUSE_S)
                 continue
@@ -89,13 +105,19 @@ class LocalSocketServer:
                 self._free.release()
 
     def _serve(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.add(connection)
         try:
             with connection, contextlib.suppress(OSError):
+                if self._closed.is_set():
+                    return
                 connection.settimeout(_STILL_S)
                 with connection.makefile("rb") as file:
                     if _is_own(connection) and self._has_key(connection, file):
                         self._exchange(connection, file)
         finally:
+            with self._lock:
+                self._connections.discard(connection)
             self._free.release()
 
     def _has_key(self, connection: socket.socket, file: BufferedReader) -> bool:

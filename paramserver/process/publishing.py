@@ -160,19 +160,19 @@ class Publishing:
         positions = [contained.control for contained in self._sharing.kept]
         held = rewrites.held(running.needed, positions) | self._sharing.cut
         try:
-            kept = history.retain(head, held)
+            remaining = history.retain(head, held)
             for name in running.asides - held:
                 history.withdraw(name)
             running.asides &= held
         except OSError as error:
             _log.warning("old snapshots could not be removed yet: %s", error)
             return
-        self._sharing.kept = kept
+        self._sharing.kept = remaining
         with running.lock:
             for partition in running.waiting:
-                server.close(partition, kept)
+                server.close(partition, remaining)
             running.waiting = [p for p in running.waiting if p.id not in server.closed]
-            upto = contained_in_all(kept, running.partitions.values())
+            upto = contained_in_all(remaining, running.partitions.values())
         self._trim(server, store, upto)
 
     def _trim(self, server: Server, store: Store, upto: Mapping[int, int]) -> None:

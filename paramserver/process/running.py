@@ -95,25 +95,25 @@ class Running:
 
     def begin(
         self,
-        found: Recovered,
+        recovered: Recovered,
         history: SnapshotHistory,
         asides: set[str],
         partitions: Sequence[PartitionInfo],
         gone: frozenset[int],
     ) -> None:
         """Serve the state that a start has recovered."""
-        found.server.sources_max = self.settings.sources_max
-        found.server.bound(self.settings.tables)
+        recovered.server.sources_max = self.settings.sources_max
+        recovered.server.bound(self.settings.tables)
         with self.lock:
             now_s = self.host.monotonic()
-            self.server, self.history = found.server, history
-            self.base, self.parent = found.base, found.snapshot
+            self.server, self.history = recovered.server, history
+            self.base, self.parent = recovered.base, recovered.snapshot
             # started from an ancestor because the head is damaged: publish at once
-            self.published = found.server.count if found.at_head else None
-            self.needed, self.begun, self.asides = found.needed, found.begun, asides
+            self.published = recovered.server.count if recovered.at_head else None
+            self.needed, self.begun, self.asides = recovered.needed, recovered.begun, asides
             self.confirmed_s = self.published_s = self.restored_s = now_s
             self.leases = Leases(self.settings.lease_s, self.settings.adopt_max, now_s)
-            self.note_partitions(found.server, partitions, gone)
+            self.note_partitions(recovered.server, partitions, gone)
             self.state, self.reason = SERVING, ""
 
     def switch_to(self, state: SnapshotState, rule: MergeRule, epoch: int) -> None:

@@ -16,6 +16,7 @@ from paramserver.core.parts import PART_KEYS
 from paramserver.core.server import HISTORY_MAX
 from paramserver.filters.sources import SOURCES_MAX
 from paramserver.process.lineage import Lineage
+from paramserver.snapshots.mapped import STALL_S
 from paramserver.snapshots.store import DAY_S, Disk, Retention
 from paramserver.store import PartitionInfo
 
@@ -38,6 +39,7 @@ class ServerSettings:
         report_keep_s: Seconds without contact after which a replica is removed from ``reports`` and
             ``status``.
         retry_s: Seconds between two attempts to restore.
+        stall_s: Seconds without a byte of a large snapshot after which an attempt is given up.
         keep_rows_s: Seconds for which rows of the journal are kept at least, so that repeated
             events are recognised.
         halves_keep_s: Seconds for which a prediction or label waits for the other half of its row.
@@ -59,6 +61,7 @@ class ServerSettings:
     confirm_s: float = 1.0
     report_keep_s: float = 60.0
     retry_s: float = 0.5
+    stall_s: float = STALL_S
     keep_rows_s: float = 8 * DAY_S
     halves_keep_s: float = 8 * DAY_S
     running_s: float = 15.0

@@ -336,14 +336,14 @@ class Sharing:
         parts, rows = [name], self._of(target)
         for other in self._shard.others:
             try:
-                found = self._shard.ask(other, "partner", rows, target.control)
+                partner = self._shard.ask(other, "partner", rows, target.control)
             except Exception as error:
                 reason = f"shard {other} does not answer: {error}"
                 raise RollbackRefused(name, reason, ()) from error
-            if found is None:
+            if partner is None:
                 reason = f"shard {other} has no snapshot of the same rows; take another one"
                 raise RollbackRefused(name, reason, ())
-            parts.append(found)
+            parts.append(partner)
         return ShardedRollback(**msgspec.structs.asdict(note), parts=parts)
 
     def lacks(self, name: str) -> str | None:

@@ -142,9 +142,9 @@ def check(store: Store, history: SnapshotHistory, model: str, spec: str) -> None
 def refusal(model: str, missing: Shortfall) -> StartRefused:
     """Return an error that counts what is missing and names the remedies."""
     n = missing.events
-    lacks = f"it lacks {n:,} event{'s' if n > 1 else ''}" if n else "it lacks what they contain"
+    lost = f"it lacks {n:,} event{'s' if n > 1 else ''}" if n else "it lacks what they contain"
     return StartRefused(
-        f"the journal is older than the snapshots of {model!r}: {lacks} ({missing})",
+        f"the journal is older than the snapshots of {model!r}: {lost} ({missing})",
         "put the journal's newest copy back, or go on from the newest snapshot without what is "
         f"missing: {_ACCEPT}",
     )

@@ -36,10 +36,10 @@ def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, fl
         ends.setdefault(row.version[0], row.metrics)
     if server is not None:
         ends[server.epoch] = scores(server)
-    shown = sorted(ends.items())[-EPOCHS_SHOWN:]
+    newest = sorted(ends.items())[-EPOCHS_SHOWN:]
     return [
         {"epoch": epoch, **{name: totals[name] for name in SCORES if name in totals}}
-        for epoch, totals in shown
+        for epoch, totals in newest
     ]
 
 

@@ -154,7 +154,9 @@ class Swapping:
         server, _, history = now
         rows = [row for row in history.listed() if row.created_at <= before]
         if not rows:
-            raise self._refusal(history, "none", "all are of a time when it was bad already")
+            raise self._refusal(
+                history, "none", "all of them were made after the model had diverged"
+            )
         target = self._target(history, rows[0].name)
         if target.rewrite != server.rewrite and again in [row.name for row in rows]:
             return str(again), self._target(history, str(again))
@@ -184,10 +186,10 @@ class Swapping:
             digests: Digests of the events with and without these rows, recorded with the decision.
         """
         at = self._running.host.wall()
-        asked = rewrites.Forget(
+        request = rewrites.Forget(
             "", source, since, base, name, 0, {}, [], undone, at=at, digests=digests
         )
-        return self._switch_to(asked)
+        return self._switch_to(request)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Return whether the caller may build a state for :meth:`relearn`.
@@ -223,14 +225,14 @@ class Swapping:
         """
         running = self._running
         learned = msgspec.json.decode(lesson, type=Lesson)
-        asked = Backfill(
+        request = Backfill(
             "", name, 0, {}, [], 0,
             list(learned.files), learned.learned, learned.quarantined, learned.known, learned.label,
         )  # fmt: skip
         with running.decision() as now:
             server, store, history = now
             with running.rewriting():
-                note, built = self._decision_and_state(now, asked)
+                note, built = self._decision_and_state(now, request)
                 version = server.epoch, server.count + 1
                 base = snapshot_name(version, running.base)
                 state = replace(built, version=version, parent=running.parent)
@@ -247,30 +249,32 @@ class Swapping:
             history.withdraw(name)
             return answer
 
-    def _switch_to(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
+    def _switch_to(self, request: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
         with self._running.decision() as now:
             with self._running.rewriting():
-                note, built = self._decision_and_state(now, asked)
+                note, built = self._decision_and_state(now, request)
                 answer = self._rewrite(now, note, built)
-            self._running.asides.add(asked.snapshot)
+            self._running.asides.add(request.snapshot)
             return answer
 
     def _decision_and_state(
-        self, now: Serving, asked: aside.Asked
+        self, now: Serving, request: aside.Asked
     ) -> tuple[aside.Asked, SnapshotState]:
         """Return the decision to switch to a separately built state, and that state."""
-        (server, store, history), name = now, asked.snapshot
+        (server, store, history), name = now, request.snapshot
         if not name.startswith(ASIDE):
-            raise aside.refusal(asked, f"{name!r} is no state that was built aside")
+            raise aside.refusal(request, f"there is no separately built state {name!r}")
         if (why := self._sharing.lacks(name)) is not None:
-            raise aside.refusal(asked, why)
+            raise aside.refusal(request, why)
         try:
             built = history.load(name)
             partitions = store.partitions(server.model)
             controls = store.controls(server.model, 0)
         except Exception as error:
-            raise aside.refusal(asked, f"{type(error).__name__}: {error}") from error
-        return aside.decided(server.state(0.0, None, {}), built, partitions, controls, asked), built
+            raise aside.refusal(request, f"{type(error).__name__}: {error}") from error
+        return aside.decided(
+            server.state(0.0, None, {}), built, partitions, controls, request
+        ), built
 
     def _rewrite(
         self, now: Serving, note: rewrites.Note | Backfill, target: SnapshotState
@@ -315,15 +319,15 @@ class Swapping:
         except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
             raise self._refusal(history, name, str(error)) from error
         if (state.model, state.spec) != (self._running.lineage.model, self._running.lineage.spec):
-            raise self._refusal(history, name, f"it is of model {state.model!r}, another spec")
+            raise self._refusal(history, name, f"it is of model {state.model!r} with another spec")
         if state.version[0] < self._running.begun:
-            raise self._refusal(history, name, "it is from before the model was replaced")
+            raise self._refusal(history, name, "it is older than the newest rewrite of the model")
         return state
 
     def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:
         usable = [row for row in history.listed() if row.version[0] >= self._running.begun]
-        if (asked := parse_name(name)) is not None:  # the nearest one before it, and so on
-            after = [row for row in usable if row.version > asked[0]]
+        if (version := parse_name(name)) is not None:  # the nearest one before it, and so on
+            after = [row for row in usable if row.version > version[0]]
             usable = [*usable[len(after) :], *reversed(after)]
         return RollbackRefused(name, reason, tuple(row.name for row in usable if row.name != name))
 

@@ -38,7 +38,7 @@ class Reader:
                 data = self._snapshots.take(base.name)
                 state = snapshot_format.decode(data)
                 if source_of(data).tail() != bytes.fromhex(base.digest):
-                    raise SnapshotCorrupt("it is another one")
+                    raise SnapshotCorrupt("its file holds another snapshot")
                 return state
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName) as error:
                 self._refused[base] = f"it leans on {base.name}, which can't be used: {error}"

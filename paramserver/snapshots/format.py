@@ -185,7 +185,7 @@ def _decoded(
     manifest, begin = read_manifest(source.view), manifest_end(source.view)
     schema = _read_frame(source.view)[0]
     if manifest.base is not None and base is None:
-        raise SnapshotCorrupt(f"it leans on {manifest.base.name}, which is not at hand")
+        raise SnapshotCorrupt(f"it is incremental, and its base {manifest.base.name} was not given")
     below = {} if manifest.base is None or base is None else base(manifest.base).values
     try:
         arrays = Arrays(source, begin, len(source.view) - DIGEST_BYTES)
@@ -251,7 +251,7 @@ def _read_frame(data: bytes | memoryview) -> tuple[int, int, int, bytes]:
         raise SnapshotCorrupt(f"it ends after {len(data)} bytes, within its head")
     magic, schema, manifest_bytes, payload_bytes, digest = _FRAME.unpack_from(data)
     if magic != MAGIC:
-        raise SnapshotCorrupt("it does not begin like a snapshot")
+        raise SnapshotCorrupt("it does not begin with the mark of a snapshot")
     return schema, manifest_bytes, payload_bytes, digest
 
 

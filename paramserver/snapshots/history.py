@@ -167,7 +167,7 @@ class SnapshotHistory:
         for name in ancestors(head, self._snapshots.names()):
             try:
                 state, data = self._read(reader, name)
-            except PlaceUnreachable:  # no reason to use an older one: try again later
+            except (PlaceUnreachable, TimeoutError):  # no reason to use an older one: try again
                 raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
                 self.refused[name] = str(error)

@@ -3,7 +3,8 @@
 New memory is what costs a start most: a virtual machine takes seconds to hand out gigabytes.  The
 pages of a mapping are the system's cache of the file.  A second thread reads the file through,
 computes its checksum, and finds errors of the disk; a page of the mapping is touched only once it
-has been read, because an error there would end the process.
+has been read, because an error there would end the process.  A disk that delivers nothing is waited
+for as long as the reader says, and no longer: whoever restores tries again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Final
 
 MAPPED_LEAST: Final = 64 * 2**20
 """Size in bytes from which on a file is mapped."""
+
+STALL_S: Final = 180.0
+"""Seconds without a byte after which a reader without a setting gives up."""
 
 DIGEST_BYTES: Final = sha256().digest_size
 _PIECE: Final = 2**20
@@ -44,15 +48,18 @@ class InMemory:
 class MappedFile:
     """A mapped file of at least ``MAPPED_LEAST`` bytes, which a thread reads through once.
 
+    Parameters:
+        stall_s: Seconds without a byte after which the file is given up.
+
     Attributes:
         view: Its bytes.  Whoever changes them does not change the file.
     """
 
     mapped = True
 
-    def __init__(self, file: BufferedReader, size: int) -> None:
+    def __init__(self, file: BufferedReader, size: int, stall_s: float = STALL_S) -> None:
         self.view = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
-        self._file, self._size = file, size
+        self._file, self._size, self._stall_s = file, size, stall_s
         self._sum, self._tail = sha256(), b""
         self._read = 0
         self._error: OSError | None = None
@@ -63,7 +70,7 @@ class MappedFile:
         held = memoryview(bytearray(_PIECE))
         try:
             with self._file:
-                while self._read < self._size:
+                while self._read < self._size and self._error is None:
                     self._take(held[: self._file.readinto(held[: self._size - self._read])])
         except OSError as error:
             with self._more:
@@ -81,12 +88,29 @@ class MappedFile:
             self._more.notify_all()
 
     def until(self, end: int) -> None:
-        """Wait until so many bytes, or all, have been read.  Raises OSError if the disk fails."""
+        """Wait until so many bytes, or all, have been read.
+
+        Raises:
+            TimeoutError: The disk has delivered nothing for too long.  The thread that reads may
+                hang until the disk goes on, and ends then.
+            OSError: The disk fails.
+        """
         end = min(end, self._size)
         with self._more:
-            self._more.wait_for(lambda: self._read >= end or self._error is not None)
+            while self._read < end and self._error is None:
+                self._wait_for_more(self._read)
             if self._error is not None:
                 raise self._error
+
+    def _wait_for_more(self, before: int) -> None:
+        """Wait for the next bytes, and give the file up if none come; the caller holds the lock."""
+        if not self._more.wait_for(
+            lambda: self._read > before or self._error is not None, self._stall_s
+        ):
+            self._error = TimeoutError(
+                f"the disk has delivered nothing for {self._stall_s:g} s, after {before:,} of "
+                f"{self._size:,} bytes of a snapshot"
+            )
 
     def tail(self) -> bytes:
         """Return the last bytes, where the checksum stands.  Raises OSError."""

@@ -77,7 +77,7 @@ def keys_at(names: list[str], spans: Array) -> list[str]:
     """Return the names in these spans.  Raises ValueError if a span leaves them."""
     first, end = spans[:, 0], spans[:, 1]
     if (first < 0).any() or (end < first).any() or (end > len(names)).any():
-        raise ValueError("a span of keys leaves the names")
+        raise ValueError("a span of keys points beyond the names")
     keys: list[str] = []
     for a, b in spans.tolist():
         keys += names[a:b]
@@ -89,7 +89,7 @@ def read_names(blob: Array, ends: Array) -> list[str]:
     if len(ends) == 0:
         return []
     if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
-        raise ValueError("keys overlap or leave their bytes")
+        raise ValueError("keys overlap, or end beyond their bytes")
     if blob.all():  # no key contains the separator \0, so split many at once
         keys: list[str] = []
         for i in range(0, len(ends), _CUT_KEYS):

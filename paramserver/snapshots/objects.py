@@ -132,14 +132,18 @@ class ObjectSnapshots:
         check_name(name)
         digest, size = self._manifest(name)
         try:
-            found, data = self._read(_data_file(name, digest), limit)
+            length, data = self._read(_data_file(name, digest), limit)
         except FileNotFoundError as error:
-            raise SnapshotCorrupt("its data are gone") from error
-        if found != size:
-            raise SnapshotCorrupt(f"its data have {found} bytes, its manifest says {size}")
+            raise SnapshotCorrupt("its file of data is missing") from error
+        if length != size:
+            raise SnapshotCorrupt(f"its data have {length} bytes, its manifest says {size}")
         if limit < 0 and sha256(data).hexdigest() != digest:
             raise SnapshotCorrupt("the checksum of its data does not match")
         return data
+
+    def largest(self) -> int:
+        """Return the size of the largest snapshot in bytes; 0 if there is none."""
+        return max((size for f, size in self._sizes().items() if f.endswith(_DATA)), default=0)
 
     def names(self) -> list[str]:
         """Return the names of all snapshots in arbitrary order."""
@@ -184,7 +188,7 @@ class ObjectSnapshots:
             raise SnapshotMissing(name) from error
         match = _MANIFEST.fullmatch(raw)
         if match is None:
-            raise SnapshotCorrupt("its manifest is not one")
+            raise SnapshotCorrupt("its manifest is damaged")
         return match[1].decode(), int(match[2])
 
     def _path(self, file: str) -> str:
@@ -194,8 +198,8 @@ class ObjectSnapshots:
         """Return the size of each object in bytes."""
         selector = fs.FileSelector(self._prefix, allow_not_found=True)
         with _failures(self._place):
-            found = self._filesystem.get_file_info(selector)
-        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+            files = self._filesystem.get_file_info(selector)
+        return {info.base_name: info.size for info in files if info.type == fs.FileType.File}
 
     def _read(self, file: str, limit: int) -> tuple[int, bytes]:
         """Return an object's size, and its first ``limit`` bytes or all.  FileNotFoundError."""

@@ -21,7 +21,7 @@ from paramserver.errors import (
     SnapshotName,
     StartRefused,
 )
-from paramserver.snapshots.mapped import MAPPED_LEAST, MappedFile
+from paramserver.snapshots.mapped import MAPPED_LEAST, STALL_S, MappedFile
 from paramserver.snapshots.pieces import Pieces, pieces_of
 
 SUFFIX: Final = ".snapshot"
@@ -49,7 +49,17 @@ class PlaceUnreachable(ParamServerError, OSError):
 
 
 class Disk:
-    """The file operations that publishing uses.  Tests replace it by one that crashes."""
+    """The file operations that publishing uses.  Tests replace it by one that crashes.
+
+    Parameters:
+        stall_s: Seconds without a byte after which a large file is given up (``TimeoutError``).
+            A small one is read in one step, which only the disk ends.
+    """
+
+    _stall_s = STALL_S  # of disks that call no ``__init__``
+
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        self._stall_s = stall_s
 
     def make_directory(self, path: Path) -> None:
         """Create the directory, with parents, if it is absent."""
@@ -70,7 +80,7 @@ class Disk:
         size = os.fstat(file.fileno()).st_size
         if size >= MAPPED_LEAST:
             with contextlib.suppress(OSError):  # a file system that can't map files
-                return MappedFile(file, size)
+                return MappedFile(file, size, self._stall_s)
         with file:
             held = np.empty(size, dtype=np.uint8).data
             return held[: file.readinto(held)]
@@ -131,7 +141,7 @@ def _there(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise SnapshotMissing(name) from error
     except IsADirectoryError as error:  # permanent, unlike an error of the disk
-        raise SnapshotCorrupt("a folder stands where its file was") from error
+        raise SnapshotCorrupt("a folder has the name of its file") from error
 
 
 def check_name(name: str) -> None:
@@ -220,6 +230,10 @@ class DirectorySnapshots:
         except FileNotFoundError:  # the folder was removed
             return []
         return sorted(f.removesuffix(SUFFIX) for f in files if f.endswith(SUFFIX))
+
+    def largest(self) -> int:
+        """Return the size of the largest snapshot in bytes; 0 if there is none."""
+        return max((self._file(name).stat().st_size for name in self.names()), default=0)
 
     def delete(self, name: str) -> None:
         """Remove a snapshot.  After a crash it may exist again, complete.

@@ -79,11 +79,11 @@ class TwoCompartments(Buffer):
         return _Body(self._long.state(), self._recent.state())
 
     def _restore(self, body: msgspec.Raw) -> None:
-        kept = unpacked(_decoder, body)
+        stored = unpacked(_decoder, body)
         before = self._long.state()
-        self._long.restore(kept.long)
+        self._long.restore(stored.long)
         try:
-            self._recent.restore(kept.recent)
+            self._recent.restore(stored.recent)
         except (StateInvalid, StateMismatch):
             self._long.restore(before)
             raise

@@ -130,8 +130,8 @@ class LongTerm(Buffer):
         return _Body(self._seen, rng_state(self._rng), self._slots.state())
 
     def _restore(self, body: msgspec.Raw) -> None:
-        kept = unpacked(_decoder, body)
-        slots, rng = Slots.restored(kept.slots), rng_of(kept.rng)
-        if not len(slots) <= min(kept.seen, self._capacity):
-            raise StateInvalid(f"{len(slots)} items of {kept.seen} seen, {self._capacity} fit")
-        self._slots, self._rng, self._seen = slots, rng, kept.seen
+        stored = unpacked(_decoder, body)
+        slots, rng = Slots.restored(stored.slots), rng_of(stored.rng)
+        if not len(slots) <= min(stored.seen, self._capacity):
+            raise StateInvalid(f"{len(slots)} items of {stored.seen} seen, {self._capacity} fit")
+        self._slots, self._rng, self._seen = slots, rng, stored.seen

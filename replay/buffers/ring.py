@@ -104,14 +104,14 @@ class Ring(Buffer):
         return _Body(list(self._slot_of.values()), self._slots.state())
 
     def _restore(self, body: msgspec.Raw) -> None:
-        kept = unpacked(_decoder, body)
-        slots = Slots.restored(kept.slots)
+        stored = unpacked(_decoder, body)
+        slots = Slots.restored(stored.slots)
         if len(slots) > self._capacity:
             raise StateInvalid(f"{len(slots)} items, {self._capacity} fit")
-        if sorted(kept.oldest_first) != list(range(len(slots))):
+        if sorted(stored.oldest_first) != list(range(len(slots))):
             raise StateInvalid("the order of the ring does not name each slot once")
         self._slots, self._count = slots, 0
         self._slot_of, self._by_source = OrderedDict(), {}
         self._counts = [0] * len(slots)
-        for slot in kept.oldest_first:
+        for slot in stored.oldest_first:
             self._enter(slots.items[slot].source, slot)

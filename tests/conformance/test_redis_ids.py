@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from online.rows.prediction_ids import event_key
 from online.service.state.check_state import Models
 from online.settings import config
 from replay import codec
+from replay.errors import JournalBehind, JournalUnavailable
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
 from replay.journal.redis import scripts
@@ -145,6 +148,52 @@ def test_the_first_decision_stands_after_its_key_was_removed(
         assert journal.write_control("m", "ban", "next", b"2")[1]
         assert [row.key for row in journal.controls("m", 0)] == ["first", "decide:e", "next"]
         assert journal.examine(lambda done, total: None).damage == ()
+
+
+_MUTANTS = [
+    (
+        "APPEND", "if lacks_ids(of[1]) then", "if false then",
+        test_a_running_service_knows_repeats_after_the_ids_were_deleted,
+    ),
+    (
+        "APPEND", "if lacks_ids(of[1]) then",
+        "if redis.call('HLEN', ids) == 0 and last(P .. ':order:' .. of[1]) > 0 then",
+        partial(test_a_running_service_knows_repeats_after_an_older_index_was_put_back, trimmed=0),
+    ),
+    (
+        "DROP_IDS", "if not row or moved then", "if false then",
+        partial(
+            test_a_running_service_knows_repeats_after_an_older_index_was_put_back, trimmed=200
+        ),
+    ),
+    (
+        "WRITE_CONTROL", "if not seq and tonumber(", "if not seq and -1 > tonumber(",
+        partial(test_the_first_decision_stands_after_its_key_was_removed, older=False),
+    ),
+    (
+        "WRITE_CONTROL", "tonumber(redis.call('HGET', decided, '') or '0') < last(controls)",
+        "redis.call('HLEN', decided) == 0",
+        partial(test_the_first_decision_stands_after_its_key_was_removed, older=True),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "rule", "without", "test"), _MUTANTS)
+def test_a_missing_rule_is_noticed(
+    script: str,
+    rule: str,
+    without: str,
+    test: Callable[..., None],
+    tmp_path: Path,
+    redis_node: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = getattr(scripts, script)
+    assert whole.count(rule) == 1
+    monkeypatch.setattr(scripts, script, whole.replace(rule, without))
+    with pytest.raises((AssertionError, JournalUnavailable, JournalBehind)) as failure:
+        test(tmp_path, redis_node)
+    assert "compiling" not in str(failure.value)
 
 
 def test_an_index_from_before_it_told_how_far_it_reaches_is_taken_over(

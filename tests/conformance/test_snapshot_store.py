@@ -202,7 +202,7 @@ def test_a_folder_in_the_place_of_a_file_is_corrupt_whenever_it_is_read(
     store = DirectorySnapshots(tmp_path)
     (tmp_path / "1-1.snapshot").mkdir()
     assert store.names() == ["1-1"]
-    with pytest.raises(SnapshotCorrupt, match="a folder stands where its file was"):
+    with pytest.raises(SnapshotCorrupt, match="a folder has the name of its file"):
         read(store, "1-1")
     with pytest.raises(SnapshotMissing):  # else retention would end with it, each time
         store.delete("1-1")

@@ -21,7 +21,7 @@ import uvicorn
 
 from online.http.app import App
 from online.http.browsers import Browsers
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

@@ -140,7 +140,7 @@ def test_it_works_in_a_notebook_and_a_second_one_on_the_folder_closes_the_first(
         first = online.Learner(model(), state)
         await asyncio.gather(*(asyncio.to_thread(first.learn_one, x, y) for x, y in rows()))
         with online.Learner(model(), state) as second:
-            with pytest.raises(StartRefused, match="it is stopped"):
+            with pytest.raises(StartRefused, match="the service is stopped"):
                 first.predict_one({"x": 1.0})
             assert "closed" in repr(first)
             return float(second.report()["learned"])

@@ -1,4 +1,4 @@
-"""The actor in a real Ray: killed, superseded, replaced."""
+"""The actors in a real Ray: killed, superseded, replaced, ended, each server alone or several."""
 
 from __future__ import annotations
 
@@ -121,6 +121,68 @@ def test_killed_superseded_replaced(
         assert (back.epoch, back.clock, back.durable) == (5, {1: 2}, {1: 2})
         assert (await client.call("status", 60.0))["merge"] == "average"
         ray.kill(handle, no_restart=True)
+
+    asyncio.run(play())
+    journal.close()
+
+
+def test_servers_that_share_a_process(ray_here: None, tmp_path: Path) -> None:
+    import ray
+
+    from paramserver.clients import ray_client
+    from paramserver.clients.hosted import Given
+    from paramserver.clients.ray_client import ParameterClient
+
+    open_store = partial(SqliteJournal, tmp_path / "journal.db", disk_low_mb=0)
+    journal = open_store()
+    directory = str(tmp_path / "snapshots")
+
+    def given(model: str, rule: str = "sum") -> Given:
+        return Given(Lineage(model, "s" * 64, "LR()", rule), open_store, directory, SETTINGS)
+
+    async def play() -> None:
+        clients = {name: ParameterClient(name) for name in ("a", "b", "c")}
+        found: dict[str, Any] = {}
+
+        async def epochs() -> list[int]:
+            replies = [await answered(clients[name], request()) for name in found]
+            return [reply.epoch for reply in replies]
+
+        wait = ray_client.start_shared({"a": given("a"), "b": given("b")})
+        found |= {"a": wait("a"), "b": wait("b")}
+        assert await epochs() == [1, 1]
+        pids = {(await clients[name].call("status", 60.0))["pid"] for name in found}
+        assert len(pids) == 1
+        os.kill(pids.pop(), signal.SIGKILL)
+        assert await epochs() == [2, 2], "both are back"
+
+        journal.begin_epoch("a", "s" * 64, 2)  # another server of one of them somewhere
+        async with asyncio.timeout(240):
+            while (now := await epochs()) == [2, 2]:
+                await asyncio.sleep(0.05)
+        assert now == [4, 2], "the other one has not noticed"
+
+        wait = ray_client.start_shared({"b": given("b", "average"), "c": given("c")})
+        found["c"] = wait("c")
+        assert (await clients["b"].call("status", 60.0))["merge"] == "average"
+        assert await epochs() == [4, 3, 1], "only the changed one was replaced"
+        assert set(ray_client.shared()) == {"a", "b", "c"}
+
+        ray_client.end(["a"])
+        del found["a"]
+        with pytest.raises(ServerUnavailable, match=r"no actor|does not run"):
+            await clients["a"].call("status", 60.0)
+        with pytest.raises(ValueError, match=r"\ba\b"):
+            ray_client.find("a")
+        assert await epochs() == [3, 1]
+        ray_client.end(["b", "c"])
+        async with asyncio.timeout(240):
+            while ray_client.exists("ParameterServers"):
+                await asyncio.sleep(0.05)
+        assert not ray_client.shared()
+        ray.get(ray_client.start_or_get("a", *given("a"))().ping.remote())
+        assert (await answered(clients["a"], request())).epoch == 5, "found again, on its own"
+        ray_client.end(["a"])
 
     asyncio.run(play())
     journal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ class Clients:
 
     def __init__(self, world: World) -> None:
         self._world, self.open = world, 0
+        self._since: dict[str, float] = {}  # when each event was sent first
         self._process = Process(world.loop, "clients")
         self._persistent = False
         bursts = [world.r.random() * world.climate.chaos_s for _ in range(world.r.randint(1, 6))]
@@ -60,17 +62,34 @@ class Clients:
     async def _live(self, events: Sequence[Event]) -> None:
         world, r = self._world, self._world.r
         await asyncio.sleep(r.choice(self._bursts) + r.random() * world.climate.spread_s)
-        while not await self._ask(events):
+        while not self._late(events) and not await self._ask(events):
             if not self._persistent and r.random() < 0.05:
                 return
             await asyncio.sleep(r.random() * 0.3)
         while r.random() < 0.3:
             await asyncio.sleep(r.random() * world.climate.chaos_s / 2)
-            if any(e.kept_s is not None and (self._persistent or e.kept_s < 2) for e in events):
+            if self._late(events) or (self._persistent and any(e.kept_s for e in events)):
                 return
-            same_age = [e for e in world.events.values() if e.kept_s == events[0].kept_s]
+            same_age = [
+                e
+                for e in world.events.values()
+                if e.kept_s == events[0].kept_s and not self._late([e])
+            ]
             mixed = list(events) + r.sample(same_age, r.choice((0, 0, 1)))
             await self._ask(list(dict.fromkeys(mixed)))
+
+    def _late(self, events: Sequence[Event]) -> bool:
+        """Whether the rows of some may be gone soon: a request takes time to arrive, too.
+
+        Rows that are kept for longer than a storm are asked for as long as it takes.
+        """
+        world = self._world
+        return any(
+            e.kept_s is not None
+            and e.kept_s < world.climate.chaos_s
+            and world.loop.time() > self._since.get(e.name, math.inf) + e.kept_s / 3
+            for e in events
+        )
 
     async def _ask(self, events: Sequence[Event]) -> bool:
         """Send one request; whether it was answered."""
@@ -80,6 +99,8 @@ class Clients:
             return False
         replica = world.r.choice(replicas)
         known, asked = dict(world.oracle.told), world.answers
+        for event in events:
+            self._since.setdefault(event.name, world.loop.time())
         step = partial(replica.feedback, events)
         answer = await answer_of(world, self._process, replica, step)
         if answer is None or asked != world.answers:

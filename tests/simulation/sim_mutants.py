@@ -165,8 +165,8 @@ MUTANTS: dict[str, Mutant] = {
             ),
             (
                 _APPEND,
-                "found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()",
-                "found = None",
+                "record = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()",
+                "record = None",
             ),
         ),
         within=10,

@@ -23,7 +23,7 @@ import online.settings.config
 import paramserver.process.actor
 import paramserver.process.lineage
 from online.replica.surroundings import Clocks, Identity, Services
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.sync import Sync
 from paramserver.errors import ParamServerError

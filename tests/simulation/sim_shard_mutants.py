@@ -20,6 +20,7 @@ _CLIENT = "paramserver.clients.sharded_client"
 _SHARING = "paramserver.process.sharing"
 _FOLLOWING = "paramserver.process.following"
 _LINEAGE = "paramserver.process.lineage"
+_PUBLISHING = "paramserver.process.publishing"
 
 TWO: Mapping[str, Any] = only(
     "kill server", "kill replica", "kill all", "bad weather",
@@ -46,6 +47,15 @@ BY_SETTINGS: Mapping[str, Any] = only(
     **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True, by_settings=True,
     forgets=False, twice=True, old=0.7,
 )  # fmt: skip
+
+TRIMMED: Mapping[str, Any] = {
+    **BY_SETTINGS,
+    "faults": BY_SETTINGS["faults"] - {"rollback"},
+    "old_s": 2.5,
+    "feedback_wait_s": 0.5,
+    "keep": 1,
+}
+"""Rows become old, and are removed, while the number of servers changes."""
 
 SHARD_MUTANTS: dict[str, Mutant] = {
     "one shard's clock stands for another's": Mutant(
@@ -121,6 +131,10 @@ SHARD_MUTANTS: dict[str, Mutant] = {
             ),
         ),
         climate=BY_SETTINGS,
+    ),
+    "a server that is replaced removes rows": Mutant(
+        ((_PUBLISHING, "if handed_on(store.controls(model, 0), spec):", "if False:"),),
+        climate=TRIMMED,
     ),
     "what one shard has closed is nothing": Mutant(
         (

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import run
 from sim_choice_mutants import CHOICES, DECIDED_CHOICES
 from sim_mutants import MUTANTS
-from sim_shard_mutants import BY_SETTINGS, DECIDED, RESHARDED, RESHARDED_AND_DECIDED
+from sim_shard_mutants import BY_SETTINGS, DECIDED, RESHARDED, RESHARDED_AND_DECIDED, TRIMMED
 
 SEEDS, COUNTED = 300, 290
 MANY, COUNTED_OF_MANY = 1_020, 1_000
@@ -98,7 +98,7 @@ def test_several_servers_of_one_model_are_as_one(
     out = run.Outcome()
     climates = [(0, {"shards": 2}), (1000, DECIDED), (2000, {"shards": 3})]
     climates += [(3000, RESHARDED), (4000, {**RESHARDED, "shards": 1, "snapshot_s": 0.5})]
-    climates += [(5000, RESHARDED_AND_DECIDED), (6000, BY_SETTINGS)]
+    climates += [(5000, RESHARDED_AND_DECIDED), (6000, BY_SETTINGS), (7000, TRIMMED)]
     begun, n = STARTED_BESIDE
     pieces = [(range(first, first + seeds), climate) for first, climate in climates]
     pieces.append((range(begun, begun + n), RESHARDED))

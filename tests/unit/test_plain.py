@@ -26,7 +26,7 @@ from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows.validator import Validator
 from online.serving import events as events_module
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.telemetry import Lines
 from replay import codec
@@ -66,6 +66,19 @@ def test_orders_are_written_out(order: str) -> None:
 def test_all_other_texts_stay_as_they_are(text: str) -> None:
     assert is_plain(text)
     assert plain(text) == text
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\u200d", "\u00ad", "\ufeff", "\U000e0041"])
+def test_names_that_look_alike_are_told_apart(unseen: str) -> None:
+    """They are accepted, as before, but an operator sees which one is meant."""
+    for text in (f"bot-7{unseen}", f"b{unseen}ot-7"):
+        assert is_plain(text)
+        assert plain(text).isascii()
+        assert plain(text) != "bot-7"
+    assert (
+        plain("\u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645")
+        == "\u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645"
+    )
 
 
 # -- the validator --------------------------------------------------------------------------------

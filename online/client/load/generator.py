@@ -157,7 +157,7 @@ class _Tally:
             if body.count(_LEARNED) == self.operation.rows:
                 self.outcomes["learned"] += self.operation.rows
             else:
-                outcomes = Counter(found.decode() for found in _STATUS.findall(body))
+                outcomes = Counter(outcome.decode() for outcome in _STATUS.findall(body))
                 self.outcomes += outcomes
                 good = "refused" not in outcomes
         self.errors += not good
@@ -441,7 +441,7 @@ async def _measure(
         schedule.begun = begun
     for connection in connections:
         connection.take()
-    shown = begun
+    progress_s = begun
     interrupted = False
     while any(schedule.rested_at is None for schedule in schedules):
         planned = loop.time() + _TICK_S
@@ -451,8 +451,8 @@ async def _measure(
         interrupted = stopped()
         if interrupted or now > begun + seconds + _ANSWER_S:
             break
-        if progress is not None and now - shown >= _PROGRESS_S:
-            shown = now
+        if progress is not None and now - progress_s >= _PROGRESS_S:
+            progress_s = now
             progress(now - begun, _load("all", tallies, now - begun))
     now = loop.time()
     last = max(now if s.rested_at is None else s.rested_at for s in schedules)

@@ -167,14 +167,11 @@ class _Work:
         from online.models.loading.from_settings import merge_rule
         from online.rebuild.backfill import look
         from online.service.state.check_state import Models
-        from online.settings.places import snapshots_path
+        from online.settings.places import history_of
         from online.settings.sharded import check_whole
         from online.tables.places import Folder, Location
         from paramserver.core import rewrites
         from paramserver.process.lineage import Lineage
-        from paramserver.snapshots.history import SnapshotHistory
-        from paramserver.snapshots.places import lineage_place, open_snapshots
-        from paramserver.snapshots.store import Retention
 
         check_whole(model, "a backfill")
         self._settings, self._model, self._journal = settings, model, journal
@@ -189,8 +186,7 @@ class _Work:
             remedy = "Start it, and let it learn: online unfreeze"
             raise StartRefused(f"{model.name} is frozen", remedy)
         self._cut = look(tables, loaded.model)
-        place = lineage_place(snapshots_path(settings), model.name, loaded.spec_hash)
-        self._history = SnapshotHistory(open_snapshots(place), Retention())
+        self._history = history_of(settings, model.name, loaded.spec_hash)
         rule = merge_rule(model, loaded.model)
         self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule)
         self._aside = Folder(Location(str(settings.state_dir / "backfills")))
@@ -201,7 +197,7 @@ class _Work:
             return self.alone(relearn=relearn)
         if relearn:
             raise StartRefused(
-                "a service is running, and --relearn replaces its model",
+                "a service is running, and --relearn would replace its model",
                 "Stop it for --relearn; without --relearn the tables are learned in addition",
             )
         return self.beside(client)
@@ -212,17 +208,17 @@ class _Work:
         from paramserver.process.lineage import recover
 
         models, name, loaded = self._models, self._model.name, self._loaded
-        found = None
+        recovered = None
         if not relearn:
             models.check_for_backfill(self._journal, name, loaded)
             self._refuse_repeats()
-            found = recover(self._journal, self._history, self._lineage, _HISTORY)
-        values, done, took_s = self._taught({} if found is None else found.server.values)
-        if found is None:  # only here, so that an interruption before changes nothing
+            recovered = recover(self._journal, self._history, self._lineage, _HISTORY)
+        values, done, took_s = self._taught({} if recovered is None else recovered.server.values)
+        if recovered is None:  # only here, so that an interruption before changes nothing
             models.begin_again(self._journal, name, loaded)
-            found = recover(self._journal, self._history, self._lineage, _HISTORY)
+            recovered = recover(self._journal, self._history, self._lineage, _HISTORY)
         base = make_base(
-            self._journal, self._history, found, values, self._lesson(done), time.time()
+            self._journal, self._history, recovered, values, self._lesson(done), time.time()
         )
         facts = {"snapshot": base.note.snapshot, "control": base.seq}
         return self._facts(done, took_s, facts, "the next start continues from it")
@@ -244,8 +240,8 @@ class _Work:
         try:
             self._history.publish(aside, self._on_top(start, values))
             may_stand = True
-            asked = {"snapshot": aside, **msgspec.to_builtins(self._lesson(done))}
-            answer = client.post(f"{url}/backfill", json=asked)
+            request = {"snapshot": aside, **msgspec.to_builtins(self._lesson(done))}
+            answer = client.post(f"{url}/backfill", json=request)
             may_stand = answer.status_code < 400 or answer.status_code >= 500
         finally:
             if not may_stand:  # no control row refers to it

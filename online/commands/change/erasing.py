@@ -14,11 +14,8 @@ from online.errors import StartRefused
 from online.rebuild import erase
 from online.rebuild.erase import Done, Erasure
 from online.settings.config import Settings
-from online.settings.places import snapshots_path
+from online.settings.places import history_of, snapshots_of, snapshots_path
 from paramserver.core.shards import SHARDS_MAX, shard_name, shard_place
-from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -36,8 +33,8 @@ def check_no_shards(journal: Journal, settings: Settings, model: str) -> None:
     """Raise StartRefused if snapshots remain from a time with several parameter servers."""
     for shard in range(1, SHARDS_MAX):
         for spec in journal.lineages(shard_name(model, shard)):
-            place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
-            if open_snapshots(place).names():
+            if snapshots_of(settings, model, spec, shard).names():
+                place = shard_place(snapshots_path(settings), shard)
                 raise StartRefused(
                     f"snapshots in {place} are of a time when {model} had several parameter "
                     "servers, and may hold what is to be erased",
@@ -105,8 +102,7 @@ class Erasing:
                 path = f"/v1/models/{self.model}/snapshots/withdraw"
                 removed += len(checked(self.client.post(path, json=body))["withdrawn"])
             for spec, snapshots in others.items():
-                place = lineage_place(snapshots_path(self.settings), self.model, spec)
-                history = SnapshotHistory(open_snapshots(place), Retention())
+                history = history_of(self.settings, self.model, spec)
                 for name in snapshots:
                     history.withdraw_for_good(name)
                 history.remove_leftovers()

@@ -73,8 +73,8 @@ def _time(text: str | None) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        remedy = "POSIX seconds, or a time like 2026-01-31T12:00"
-        raise ConfigError("--since", f"not a time: {text!r}", remedy) from None
+        remedy = "Give POSIX seconds, or a time like 2026-01-31T12:00"
+        raise ConfigError("--since", f"{text!r} is not a time", remedy) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +178,7 @@ class _Work:
         from online.models.loading.from_settings import load_model
         from online.rebuild.rebuild import ForgetScope
         from online.rows.prediction_ids import Keys
-        from online.settings.places import snapshots_path
-        from paramserver.snapshots.history import SnapshotHistory
-        from paramserver.snapshots.places import lineage_place, open_snapshots
-        from paramserver.snapshots.store import Retention
+        from online.settings.places import history_of
 
         self.name, self._client = name, client
         self.events = self._again = 0
@@ -197,8 +194,7 @@ class _Work:
         self._loaded = load_model(chosen, self._settings, keys.secret, keys.old_secrets)
         if not self._loaded.spec_hash.startswith(status["spec"]):
             raise StartRefused(f"model {name} of these settings is not the one served", remedy)
-        place = lineage_place(snapshots_path(self._settings), name, self._loaded.spec_hash)
-        self._open = partial(SnapshotHistory, open_snapshots(place), Retention())
+        self._open = partial(history_of, self._settings, name, self._loaded.spec_hash)
         self._history = self._open()
 
     def _status(self) -> dict[str, Any]:
@@ -245,23 +241,23 @@ class _Work:
                 )
             yield
 
-    def _choose(self, found: Influence, to: str | None) -> None:
+    def _choose(self, influence: Influence, to: str | None) -> None:
         """Choose the snapshot to begin with, of those that are there now."""
         from online.rebuild.forget import Bases
 
         journal, spec = self._journal, self._loaded.spec_hash
-        self._found, self._to, self._history = found, to, self._open()
+        self._found, self._to, self._history = influence, to, self._open()
         self._history.index()
         head = journal.head(self.name, spec).snapshot
         bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
         if self._model.shards > 1:  # no snapshot holds all of it: from the first row on
             head = None
         if to is None:
-            self._base = bases.before(self._history, head, self._begun(spec), found)
+            self._base = bases.before(self._history, head, self._begun(spec), influence)
         else:
             self._base = bases.named(self._history, head, to)
         clock = bases.clock(self._base.contained)
-        self.events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
+        self.events = sum(r > clock[p] for p, rows in influence.rows.items() for r in rows)
         rows = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
         self._again = rows - self.events
 
@@ -312,7 +308,7 @@ class _Work:
         server = self._status()["server"]
         built = self._built(server["version"], server["rewrite"], as_json=as_json)
         aside = f"aside-{server['epoch']}-{server['count']}-{secrets.token_hex(4)}"
-        asked = {
+        request = {
             "source": self._wanted.source, "since": self._wanted.since, "snapshot": aside,
             "base": self._base.name, "undone": built.undone, "digests": self._digests,
         }  # fmt: skip
@@ -321,7 +317,7 @@ class _Work:
             for history, part in self._parts(built.state):
                 history.publish(aside, part)
             may_stand = True
-            answer = self._client.post(f"/v1/models/{self.name}/forget", json=asked)
+            answer = self._client.post(f"/v1/models/{self.name}/forget", json=request)
             may_stand = answer.status_code < 400 or answer.status_code >= 500
         finally:
             if not may_stand:  # no control row refers to it
@@ -331,26 +327,21 @@ class _Work:
         self._swapped = True
         review = built.review
         return {
-            **asked, **done, "learned": built.learned, "unlearned": built.unlearned,
+            **request, **done, "learned": built.learned, "unlearned": built.unlearned,
             "review": None if review is None else review.summary(),
         }  # fmt: skip
 
     def _parts(self, state: SnapshotState) -> list[tuple[SnapshotHistory, SnapshotState]]:
         """Return the snapshot history and the part of the state of each server."""
-        from online.settings.places import snapshots_path
-        from paramserver.core.shards import Cut, shard_place
-        from paramserver.snapshots.history import SnapshotHistory
-        from paramserver.snapshots.places import lineage_place, open_snapshots
-        from paramserver.snapshots.store import Retention
+        from online.settings.places import history_of
+        from paramserver.core.shards import Cut
 
         if self._model.shards == 1:
             return [(self._history, state)]
         parts = []
         for shard, values in enumerate(Cut(self._model.shards).blocks(state.values)):
-            place = shard_place(snapshots_path(self._settings), shard)
-            where = open_snapshots(lineage_place(place, self.name, state.spec))
-            part = replace(state, values=values)
-            parts.append((SnapshotHistory(where, Retention()), part))
+            history = history_of(self._settings, self.name, state.spec, shard)
+            parts.append((history, replace(state, values=values)))
         return parts
 
     def ban_only(self) -> dict[str, Any]:
@@ -393,7 +384,8 @@ class _Work:
             content = certify.erased(content, erasure, done)
         elif content is None:
             raise StartRefused(
-                f"{wanted.source!r} was never forgotten by this model", "There is nothing to say"
+                f"{wanted.source!r} was never forgotten by this model",
+                "Forget it first: online forget --source NAME",
             )
         document = certify.checked(content, keys)
         own = self._settings.state_dir / certify.FOLDER / f"{self.name}-{number}.json"

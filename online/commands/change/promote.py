@@ -58,12 +58,12 @@ def promote(
         print("  take it back: online promote --back")
 
 
-def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
+def _ask(name: str, learner: str, challenger: dict[str, Any]) -> None:
     """Ask for confirmation, unless the challenger is known to be better."""
-    if found.get("verdict") == "better":
+    if (verdict := challenger.get("verdict")) == "better":
         return
-    text = f"{found['learner']} is not known to be better than {learner}: {found.get('verdict')}"
-    rows = f", {found.get('rows', 0):,} rows compared."
+    text = f"{challenger['learner']} is not known to be better than {learner}: {verdict}"
+    rows = f", {challenger.get('rows', 0):,} rows compared."
     agreed(text, f"Let it serve as {name}?", more=rows)
 
 
@@ -86,7 +86,7 @@ def _let_answer(
             file=sys.stderr,
         )
         if not typer.confirm(f"Let it answer as {name}?", err=True):
-            raise StartRefused("nothing was changed", "Say y, or --yes")
+            raise StartRefused("nothing was changed", "Answer y, or give --yes")
         yes = True
     body = {"back": back, "force": yes}
     done = checked(client.post(f"/v1/models/{name}/promote", json=body))
@@ -109,7 +109,7 @@ def _wait(client: SimpleClient, settings: Settings, name: str, spec: str) -> dic
     while running(settings.state_dir).get("specs", {}).get(name) != spec:
         if time.monotonic() > deadline:
             raise StartRefused(
-                f"{name} is promoted, and its replicas have not gone over in {_PATIENCE_S:.0f} s",
+                f"{name} is promoted; its replicas have not switched within {_PATIENCE_S:.0f} s",
                 "See what `online serve` says",
             )
         time.sleep(_LOOK_S)

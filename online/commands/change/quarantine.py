@@ -143,10 +143,10 @@ def _decide(
     pages: list[dict[str, Any]] = [
         {"rows": rows[i : i + _PAGE]} for i in range(0, len(rows or ()), _PAGE) if rows
     ]
-    shown = bar(verb, hidden=context.as_json)
+    progress = bar(verb, hidden=context.as_json)
     try:
-        with shown:
-            task, done = shown.add_task("", total=None), 0
+        with progress:
+            task, done = progress.add_task("", total=None), 0
             body = pages.pop(0) if pages else {"source": source, "after": after, "limit": _PAGE}
             while True:
                 page = patiently(client, url, body)
@@ -154,7 +154,7 @@ def _decide(
                 for key, count in page.items():
                     total[key] = total.get(key, 0) + count
                 done += page["released"] + page["discarded"]
-                shown.update(task, completed=done, total=done + remaining)
+                progress.update(task, completed=done, total=done + remaining)
                 if pages:
                     body = pages.pop(0)
                 elif cursor is not None:

@@ -139,18 +139,16 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
 
 def _to_be_undone(context: Context, client: SimpleClient, model: str, name: str) -> dict[str, Any]:
     """Rows that a rollback would undo, and their age, from the snapshot's manifest."""
-    from online.settings.places import open_journal, snapshots_path
+    from online.settings.places import open_journal, snapshots_of
     from paramserver.errors import SnapshotMissing
     from paramserver.snapshots.format import read_manifest
-    from paramserver.snapshots.places import lineage_place, open_snapshots
 
     settings = context.settings()
     status = checked(client.get(f"/v1/models/{model}"))
     if status["server"] is None:
         raise StartRefused("the parameter server does not answer", "See `online status`")
-    place = lineage_place(snapshots_path(settings), model, status["spec"])
     try:
-        target = read_manifest(open_snapshots(place).load(name))
+        target = read_manifest(snapshots_of(settings, model, status["spec"]).load(name))
     except SnapshotMissing as error:
         raise _gone(client, model, name, error) from error
     journal = open_journal(settings)
@@ -171,9 +169,9 @@ def _gone(client: SimpleClient, model: str, name: str, error: Exception) -> Exce
     """Say which one is nearest if retention has removed a snapshot since it was listed."""
     from paramserver.snapshots.history import parse_name
 
-    asked = parse_name(name)
+    version = parse_name(name)
     kept = checked(client.get(f"/v1/models/{model}/snapshots"))["snapshots"]
-    before = [row for row in kept if asked is not None and tuple(row["version"]) <= asked[0]]
+    before = [row for row in kept if version is not None and tuple(row["version"]) <= version[0]]
     if not before:
         return error
     near = max(before, key=lambda row: row["version"])
@@ -247,16 +245,16 @@ def _relearn(
     """Relearn by pages; after Ctrl-C between pages, the same command continues."""
     total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "banned": 0, "removed": 0}
     cursor, code = after, 0
-    shown = bar("learning", hidden=as_json)
+    progress = bar("learning", hidden=as_json)
     try:
-        with shown:
-            task, done = shown.add_task("", total=None), 0
+        with progress:
+            task, done = progress.add_task("", total=None), 0
             for page in _pages(client, model, status, after):
                 cursor = page["cursor"]
                 for key in total:
                     total[key] += page.get(key, 0)
                 done += sum(page.get(key, 0) for key in total if key != "removed")
-                shown.update(task, completed=done, total=done + page["left"])
+                progress.update(task, completed=done, total=done + page["left"])
     except KeyboardInterrupt:
         code = 130
     result = {**total, "cursor": cursor, "interrupted": code != 0}

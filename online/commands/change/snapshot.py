@@ -114,7 +114,7 @@ def snapshot_show(
         stored = _stored(load_settings(path, state_dir=state_dir), model)
         state = read(stored, name)
     sizes = {n: len(b.data) if hasattr(b.data, "__len__") else 1 for n, b in state.values.items()}
-    shown = {
+    content = {
         "model": state.model, "spec": state.spec, "version": list(state.version),
         "clock": dict(state.clock), "closed": sorted(state.closed), "control": state.control,
         "rewrite": state.rewrite, "frozen": state.frozen, "created_at": state.created_at,
@@ -122,19 +122,20 @@ def snapshot_show(
         "spec_text": json.loads(state.spec_text) if state.spec_text else None,
     }  # fmt: skip
     if lineage:
-        found = stored or _stored(load_settings(path, state_dir=state_dir), model or state.model)
-        shown["lineage"] = ancestors(name, found.names())
-    print(json.dumps(shown, indent=1))
+        snapshots = stored or _stored(
+            load_settings(path, state_dir=state_dir), model or state.model
+        )
+        content["lineage"] = ancestors(name, snapshots.names())
+    print(json.dumps(content, indent=1))
 
 
 def _stored(settings: Settings, model: str | None) -> Snapshots:
     """The stored snapshots of a model of the settings."""
     from online.challenger.promotion import as_stored
     from online.models.loading.from_settings import load_model
-    from online.settings.places import snapshots_path
-    from paramserver.snapshots.places import lineage_place, open_snapshots
+    from online.settings.places import snapshots_of
 
     settings = as_stored(settings)
     chosen = pick_model(settings, model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash
-    return open_snapshots(lineage_place(snapshots_path(settings), chosen.name, spec))
+    return snapshots_of(settings, chosen.name, spec)

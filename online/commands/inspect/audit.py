@@ -57,16 +57,16 @@ def audit_list(
     if context.as_json:
         print(json.dumps(entries))
     else:
-        shown = table("line", "when", "what", "model", "who", "from", "", fold=True)
+        rows = table("line", "when", "what", "model", "who", "from", "", fold=True)
         for one in readable(entries):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"] or 0))
             details = ", ".join(f"{k} {v}" for k, v in one["about"].items() if k != "sha256")
             wrong = f"[red]{one['fault']}[/red] " if one["fault"] else ""
-            shown.add_row(
+            rows.add_row(
                 str(one["number"]), when, one["act"], one["model"] or "–", one["who"],
                 one["origin"] or "–", f"{wrong}{details}",
             )  # fmt: skip
-        console().print(shown) if entries else print("no such decisions")
+        console().print(rows) if entries else print("no such decisions")
     _end(entries)
 
 
@@ -87,7 +87,7 @@ def audit_export(
     Example: online audit export decisions.jsonl --since 30d
     """
     if out.suffix not in (".jsonl", ".csv"):
-        raise ConfigError("OUT", f"{out} is neither .jsonl nor .csv", "Name it so")
+        raise ConfigError("OUT", f"{out} is neither .jsonl nor .csv", "Use one of these endings")
     entries = _chosen(context.settings(), act, who, model, since)
     if out.suffix == ".csv":
         text = io.StringIO()
@@ -101,8 +101,8 @@ def audit_export(
     _end(entries)
 
 
-def _end(found: list[dict[str, Any]]) -> None:
-    if wrong := sum(one["fault"] is not None for one in found):
+def _end(checked: list[dict[str, Any]]) -> None:
+    if wrong := sum(one["fault"] is not None for one in checked):
         print(f"{wrong:,} lines are not as they were written: online fsck", file=sys.stderr)
         raise typer.Exit(1)
 
@@ -124,7 +124,7 @@ def _chosen(
     if not keys:
         raise StartRefused(
             f"the keys in {settings.key_path} can't be read; they are needed to verify lines",
-            "Be the user that the service runs as, or name its settings file with --config",
+            "Run it as the user of the service, or name its settings file with --config",
         )
     with contextlib.closing(open_journal(settings)) as journal:
         entries = map(_plain, Signer(keys).read(all_lines(journal)))

@@ -26,7 +26,7 @@ def _public_keys(context: Context) -> list[str]:
     if not (keys := keys_of(settings.key_path)):
         raise StartRefused(
             f"no key can be read from {settings.key_path}",
-            "Be the user that the service runs as, or name its folder with --state-dir",
+            "Run it as the user of the service, or name its folder with --state-dir",
         )
     return certificates.public_keys(keys)
 

@@ -69,16 +69,16 @@ def evaluate(
     settings = context.settings()
     choosing = {m.name: m for m in settings.models if m.choose is not None}
     if not choosing:
-        raise ConfigError("models", "none of them chooses", "Set `task: choose` for one")
-    asked = only(choosing, context.model, "choose", "does not choose")
-    assert asked.choose is not None
+        raise ConfigError("models", "no model has task: choose", "Set `task: choose` for one")
+    chosen = only(choosing, context.model, "choose", "does not choose")
+    assert chosen.choose is not None
     names = list(dict.fromkeys(policy or _USUAL))
-    judging = Judging([n for n in names if n != SERVED], alpha, *asked.choose.reward_range)
+    judging = Judging([n for n in names if n != SERVED], alpha, *chosen.choose.reward_range)
     begin = -math.inf if since is None else moment("--since", since)
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
-        read_again = partial(logged, journal, asked.name, begin, end)
+        read_again = partial(logged, journal, chosen.name, begin, end)
         for one in _written(read_again, dsjson, obp):
             try:
                 judging.add(one.choice, one.reward)
@@ -88,7 +88,7 @@ def evaluate(
             n += 1
     if not n:
         raise StartRefused(
-            f"the journal has no rewarded choice of {asked.name} in this time",
+            f"the journal has no rewarded choice of {chosen.name} in this time",
             "Send rewards for choices first, or name another time",
         )
     judged = judging.now()
@@ -155,7 +155,7 @@ def logged(journal: Journal, model: str, since: float, until: float) -> Iterator
 
 
 def _data(
-    found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int
+    estimates: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int
 ) -> dict[str, Any]:
     policies = {
         name: {
@@ -163,7 +163,7 @@ def _data(
             "dr": one.dr, "effective": one.effective, "warnings": list(one.warnings),
             "interval": None if one.interval is None else list(_ends(one)),
         }
-        for name, one in found.items()
+        for name, one in estimates.items()
     }  # fmt: skip
     return {"at": time.time(), "out_of_range": beyond, "policies": policies}
 
@@ -173,10 +173,10 @@ def _ends(one: Estimated) -> tuple[float, float]:
     return one.interval.low, one.interval.high
 
 
-def _print(found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int) -> None:
+def _print(estimates: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int) -> None:
     numbers = ("reward", "between", "snips", "choices", "worth")
     rows = table("policy", *numbers, right=numbers)
-    for name, one in found.items():
+    for name, one in estimates.items():
         between = "–"
         if one.interval is not None:
             low, high = _ends(one)
@@ -186,7 +186,7 @@ def _print(found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond
             f"{one.effective:,.0f}",
         )  # fmt: skip
     console().print(rows)
-    for name, one in found.items():
+    for name, one in estimates.items():
         for warning in one.warnings:
             console().print(f"[yellow]{readable(name)}: {readable(warning)}[/yellow]")
         if unanswered[name]:

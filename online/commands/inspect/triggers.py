@@ -36,11 +36,11 @@ def triggers(
     if forget and looked.triggers:
         looked = forgotten(settings, chosen.name, looked)
     if context.as_json:
-        found = {
+        result = {
             "rows": looked.rows, "sources": looked.sources, "triggers": plain_data(looked.triggers),
             "forgotten": list(looked.forgotten), "problem": looked.problem,
         }  # fmt: skip
-        print(json.dumps(found))
+        print(json.dumps(result))
     else:
         print(f"{looked.rows:,} rows of {looked.sources:,} sources: ", end="")
         print(f"{len(looked.triggers)} triggers" if looked.triggers else "no trigger was found")

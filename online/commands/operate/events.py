@@ -89,7 +89,7 @@ def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_js
         ms = int(event["at"] % 1 * 1000)
         known = event.get("features")
         features = f"  {json.dumps(known, ensure_ascii=False)}" if known else ""
-        shown = features if len(features) <= _WIDE else features[: _WIDE - 1] + "…"
+        text = features if len(features) <= _WIDE else features[: _WIDE - 1] + "…"
         if kind == "answer":
             line = f"-> {json.dumps(event['prediction'])}{_sure(event)}"
         elif kind == "choice":
@@ -97,7 +97,7 @@ def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_js
         else:
             label = json.dumps(event["label"]) if "label" in event else "no label,"
             line = f"<- {label} {event['status']} of {event['source']}"
-        print(plain(f"{at}.{ms:03} {line}{shown}"))
+        print(plain(f"{at}.{ms:03} {line}{text}"))
 
 
 def _sure(event: dict[str, Any]) -> str:

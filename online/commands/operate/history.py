@@ -102,7 +102,9 @@ def _write(out: Path, model: str, recorded: Mapping[str, Any]) -> None:
     elif out.suffix == ".parquet":
         _write_parquet(out, columns)
     else:
-        raise ConfigError("--out", f"{out} is none of .parquet, .csv, .json", "Name it so")
+        raise ConfigError(
+            "--out", f"{out} is none of .parquet, .csv, .json", "Use one of these endings"
+        )
 
 
 def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:
@@ -125,11 +127,11 @@ def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:
 
 def _print(recorded: Mapping[str, Any]) -> None:
     columns = recorded["columns"]
-    shown = [name for name in _SHOWN if any(v is not None for v in columns.get(name, ()))]
-    rows = table("up to", *shown, right=("up to", *shown))
+    names = [name for name in _SHOWN if any(v is not None for v in columns.get(name, ()))]
+    rows = table("up to", *names, right=("up to", *names))
     for i, at in enumerate(columns["at"]):
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(at))
-        rows.add_row(when, *(_cell(columns[name][i]) for name in shown))
+        rows.add_row(when, *(_cell(columns[name][i]) for name in names))
     console().print(rows) if columns["at"] else print("no steps in this time")
     for mark in readable(recorded["marks"][-_MARKS:]):
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(mark["at"]))

@@ -151,7 +151,7 @@ def load(
     """
     per_s = None if rate == "max" else _rate(rate)
     if find_rate and per_s is None:
-        raise ConfigError("--rate", "`max` with --find", "Give the rate to begin with")
+        raise ConfigError("--rate", "--find needs a first rate, not `max`", "Give a number")
     rows_given = _Rows.of(url, stream, body)
     tokens = _tokens(token_file)
     if mix < 1 and any(label is None for _, label in rows_given.rows):
@@ -242,7 +242,11 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
     """URL of the given service, or of a started one with a model for the rows."""
     if url is not None:
         if urlsplit(url).scheme != "http":
-            raise ConfigError("--url", f"{url!r} is not http://…", "Ask past what ends TLS")
+            raise ConfigError(
+                "--url",
+                f"{url!r} is not http://…",
+                "Name the service behind the proxy",
+            )
         yield url.rstrip("/")
         return
     from online.client.load.own_service import service
@@ -328,13 +332,13 @@ def _progress(*, hidden: bool) -> Iterator[Callable[[float, Load], None] | None]
     if hidden:
         yield None
         return
-    terminal, shown = sys.stderr.isatty(), time.monotonic()
+    terminal, printed_s = sys.stderr.isatty(), time.monotonic()
 
     def show(seconds: float, load: Load) -> None:
-        nonlocal shown
-        if not terminal and time.monotonic() - shown < 5.0:
+        nonlocal printed_s
+        if not terminal and time.monotonic() - printed_s < 5.0:
             return
-        shown = time.monotonic()
+        printed_s = time.monotonic()
         text = (
             f"{seconds:5.0f} s  {load.requests:,} requests, {load.rate:,.0f}/s  "
             f"p50 {load.p50_ms:.2f}  p99 {load.p99_ms:.2f} ms  {load.errors:,} errors"
@@ -367,7 +371,7 @@ def _print_report(report: Report) -> None:
     numbers = (
         "requests", "errors", "per s", "rows/s", "p50", "p90", "p99", "p99.9", "p99.99", "max",
     )  # fmt: skip
-    shown = table("", *numbers, right=numbers)
+    rows = table("", *numbers, right=numbers)
     for operation in loads:
         times = (
             operation.p50_ms,
@@ -382,13 +386,13 @@ def _print_report(report: Report) -> None:
             round(operation.rate),
             round(operation.rows_rate),
         )
-        shown.add_row(
+        rows.add_row(
             operation.what,
             *(f"{n:,}" for n in counts),
             *(f"{t:.2f}" for t in (*times, operation.max_ms)),
         )
     print("latencies in ms, counted from when each request was due")
-    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(rows)
     for line in bars(report.total):
         print(line)
     for operation in report.operations:
@@ -430,25 +434,25 @@ def bars(load: Load) -> list[str]:
     ]
 
 
-def _show_found(found: HighestRate, *, as_json: bool) -> int:
+def _show_found(highest: HighestRate, *, as_json: bool) -> int:
     """Print the result of --find; returns the exit code."""
-    code = 130 if found.interrupted else 0 if found.rate else 1
+    code = 130 if highest.interrupted else 0 if highest.rate else 1
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(highest)))
         return code
     columns = ("rate", "reached", "p50 ms", "p99 ms", "errors", "unfinished", "holds")
-    shown = table(*columns, right=columns)
-    for step in found.steps:
-        shown.add_row(
+    rows = table(*columns, right=columns)
+    for step in highest.steps:
+        rows.add_row(
             f"{step.rate:,.0f}", f"{step.reached:,.0f}", f"{step.p50_ms:.2f}",
             f"{step.p99_ms:.2f}", f"{step.errors:,}", f"{step.unfinished:,}",
             "yes" if step.holds else "no",
         )  # fmt: skip
-    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
-    if found.rate:
-        print(f"{found.rate:,.0f} requests/s keep p99 ≤ {found.p99_ms_max:g} ms")
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(rows)
+    if highest.rate:
+        print(f"{highest.rate:,.0f} requests/s keep p99 ≤ {highest.p99_ms_max:g} ms")
     else:
-        print(f"no rate that was tried keeps p99 ≤ {found.p99_ms_max:g} ms")
-    if any(step.bottleneck and not step.holds for step in found.steps):
+        print(f"no rate that was tried keeps p99 ≤ {highest.p99_ms_max:g} ms")
+    if any(step.bottleneck and not step.holds for step in highest.steps):
         print("warning: the generator itself was a bottleneck; the service may bear more")
     return code

@@ -150,7 +150,7 @@ def _token_to_play(settings: config.Settings, play: str | None) -> str | None:
     token = config.own_token(settings, config.environment())
     if play is not None and settings.tokens and token is None:
         hint = "Set ONLINE_TOKEN to a token for predict and feedback"
-        raise ConfigError("--play", "the settings hold digests of tokens, and none to send", hint)
+        raise ConfigError("--play", "the settings have digests of tokens, but no token", hint)
     return token
 
 
@@ -320,15 +320,15 @@ def _play_forever(
     stream = open_it()
     model = settings.models[0].name
     print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
-    shown = time.monotonic()
+    printed_s = time.monotonic()
     try:
         scores = play(
             stream, reached.url, model, rate=rate, rows=None, times=10**9, source="play",
             stopped=stop.is_set, token=reached.token,
         )  # fmt: skip
         for score in scores:
-            if time.monotonic() - shown >= 2.0:
-                shown = time.monotonic()
+            if time.monotonic() - printed_s >= 2.0:
+                printed_s = time.monotonic()
                 print(f"  {line(score, stream.n_rows)}", flush=True)
     except PlayFailed as error:
         if not stop.is_set():

@@ -44,10 +44,10 @@ def status(context: Context) -> None:
     if context.as_json:
         print(json.dumps({"url": reached.url, "models": models}))
         return
-    shown = console()
-    shown.print(reached.url)
+    terminal = console()
+    terminal.print(reached.url)
     for model in readable(models):
-        _show_model(shown, model)
+        _show_model(terminal, model)
 
 
 _QUALITY: Final = (
@@ -66,14 +66,14 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     console.print(f"\n[bold]{model['model']}[/bold]  {model['task']}, {model['learner']}")
     console.print(f"version {model['version']}   learned {model['learned']:,} events")
     scores = [(name, quality.get(name)) for name in _QUALITY]
-    shown = "  ".join(f"{name} {short(value)}" for name, value in scores if value is not None)
-    console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
+    named = "  ".join(f"{name} {short(value)}" for name, value in scores if value is not None)
+    console.print(f"prequential over {quality['n']:,} answers: {named or 'no answers yet'}")
     _show_choices(console, model.get("choices"))
     _show_conversions(console, model.get("conversions"))
     if (sure := model.get("confidence")) is not None and sure["n"]:
         held = f"{sure['size']:.2f} labels" if "size" in sure else f"width {sure['width']:.4g}"
-        asked = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
-        console.print(f"sure: {sure['coverage']:.3f} of answers had the label ({asked})")
+        requested = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
+        console.print(f"sure: {sure['coverage']:.3f} of answers had the label ({requested})")
     if (sharp := model.get("calibration")) is not None and sharp["n"]:
         gained = f"log loss {-sharp['gained']:+.4f} a row over {sharp['n']:,} answers"
         console.print(f"calibrated: sharpness {sharp['sharpness']:.2f}, {gained}")
@@ -191,30 +191,31 @@ def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
         )
 
 
-def _show_conversions(console: Console, found: dict[str, Any] | None) -> None:
+def _show_conversions(console: Console, conversions: dict[str, Any] | None) -> None:
     """Print how many predictions wait for labels, and the outcome of those without one in time."""
-    if found is None:
+    if conversions is None:
         return
-    waiting = "–" if found["waiting"] is None else f"{found['waiting']:,}"
-    if (oldest_s := found["oldest_s"]) is not None:
+    waiting = "–" if conversions["waiting"] is None else f"{conversions['waiting']:,}"
+    if (oldest_s := conversions["oldest_s"]) is not None:
         waiting += f" (the oldest for {span(oldest_s)})"
-    share = found["within"]
+    share = conversions["within"]
     late = "too few positives to know" if share is None else f"{share:.0%} of the positives have"
     console.print(
-        f"conversions: {waiting} wait, {found['defaulted']:,} without a label within "
-        f"{span(found['window_s'])} ({late} come by then), {found['corrected']:,} corrected later"
+        f"conversions: {waiting} wait, {conversions['defaulted']:,} without a label within "
+        f"{span(conversions['window_s'])} ({late} come by then), "
+        f"{conversions['corrected']:,} corrected later"
     )
 
 
 def _show_slices(console: Console, slices: dict[str, dict[str, Any]]) -> None:
     for name, values in slices.items():
-        shown = []
+        lines = []
         for value, scores in list(values.items())[:_SLICES]:
             rest = (f"{what} {short(scores[what])}" for what in scores if what != "n")
-            shown.append(f"  {value}: {', '.join(rest)} over {scores['n']:,}")
+            lines.append(f"  {value}: {', '.join(rest)} over {scores['n']:,}")
         if len(values) > _SLICES:
-            shown.append(f"  and {len(values) - _SLICES} values more: online status --json")
-        console.print("\n".join([f"by {name}:", *(shown or ["  no rows yet"])]), markup=False)
+            lines.append(f"  and {len(values) - _SLICES} values more: online status --json")
+        console.print("\n".join([f"by {name}:", *(lines or ["  no rows yet"])]), markup=False)
 
 
 def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:
@@ -228,22 +229,25 @@ def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:
     )
 
 
-def _show_challenger(console: Console, found: dict[str, Any] | None) -> None:
-    if found is None:
+def _show_challenger(console: Console, challenger: dict[str, Any] | None) -> None:
+    if challenger is None:
         return
-    if found["state"] != "learning":
-        console.print(f"challenger: {found['learner']}, {found['state']}: {found['incident']}")
+    if challenger["state"] != "learning":
+        console.print(
+            f"challenger: {challenger['learner']}, {challenger['state']}: {challenger['incident']}"
+        )
         return
-    text = f"challenger: {found['learner']}, {found['verdict']}"
-    if found["rows"]:
-        text += f", {found['challenger']:.4g} to {found['champion']:.4g} on {found['rows']:,} rows"
-        low, high = found["interval"]
+    text = f"challenger: {challenger['learner']}, {challenger['verdict']}"
+    if challenger["rows"]:
+        text += f", {challenger['challenger']:.4g} to {challenger['champion']:.4g}"
+        text += f" on {challenger['rows']:,} rows"
+        low, high = challenger["interval"]
         text += f" (difference of scores {low:+.3f} … {high:+.3f})"
-    console.print(f"{text}; {found['behind_rows']:,} rows behind")
-    for why in found["lacking"]:
+    console.print(f"{text}; {challenger['behind_rows']:,} rows behind")
+    for why in challenger["lacking"]:
         console.print(f"  {why}")
-    if found["incident"]:
-        console.print(f"[red]  incident: {found['incident']}[/red]")
+    if challenger["incident"]:
+        console.print(f"[red]  incident: {challenger['incident']}[/red]")
 
 
 def _show_room(console: Console, journal: dict[str, Any] | None) -> None:
@@ -332,7 +336,7 @@ def _compared(
     for model in settings.models:
         try:
             served = is_served(settings.state_dir)
-            found = check(settings, model.name, counter(), served=served)
+            findings = check(settings, model.name, counter(), served=served)
         except NeverServed as error:
             new = not others
             results.append({"model": model.name, "good": new, "never_served": True})
@@ -348,8 +352,8 @@ def _compared(
             results.append({"model": model.name, "good": False, "error": reason})
             texts.append(f"{model.name}: can't be compared: {reason}")
         else:
-            results.append(found.as_dict())
-            texts.append(str(found))
+            results.append(findings.as_dict())
+            texts.append(str(findings))
     if sound and len(unknown) == len(settings.models):
         raise unknown[0]
     texts += [f"{name}: the journal has it, and these settings do not name it" for name in others]

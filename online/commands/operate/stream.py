@@ -45,15 +45,15 @@ def stream(
     client = client_of(reached)
     served = pick(client, model)
     n_rows = min(rows or played.n_rows, played.n_rows)
-    begun = shown = time.monotonic()
+    begun = printed_s = time.monotonic()
     score = None
     terminal = sys.stderr.isatty() and not context.as_json
     for score in play(
         played, reached.url, served, rate=per_s, rows=rows, times=times, source=source,
         stopped=stopped.is_set, token=reached.token,
     ):  # fmt: skip
-        if not context.as_json and time.monotonic() - shown >= (0.2 if terminal else 5.0):
-            shown = time.monotonic()
+        if not context.as_json and time.monotonic() - printed_s >= (0.2 if terminal else 5.0):
+            printed_s = time.monotonic()
             end = "\r" if terminal else "\n"
             print(f"{line(score, n_rows)}", end=end, file=sys.stderr, flush=True)
     if score is None:

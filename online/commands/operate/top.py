@@ -102,8 +102,8 @@ class Screen:
         if answer.status_code != 200:
             return ""
         columns = answer.json()["columns"]
-        shown = "anomalies" if model.get("anomaly") else score_of(model)[0]
-        return blocks(columns.get(shown, []))
+        name = "anomalies" if model.get("anomaly") else score_of(model)[0]
+        return blocks(columns.get(name, []))
 
     def drawn(self) -> RenderableType:
         """The table of all models, with problems below it."""

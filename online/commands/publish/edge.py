@@ -163,7 +163,7 @@ def publish(
     """
     wanted = targets_of(targets)
     if snapshot is not None and every is not None:
-        raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
+        raise ConfigError("--every", "a snapshot is named as well", "Leave one of the two out")
     from online.challenger.promotion import as_stored
 
     settings = as_stored(in_private(context.settings()))
@@ -178,8 +178,8 @@ def publish(
                 last = state.version
                 rows = golden_rows(settings, served, stream)
                 origin = "journal" if stream is None else "stream"
-                asked = _asked(_folder(settings, served), origin)
-                made = _exported(settings, served, state, built, rows, wanted, asked, steps=steps)
+                golden = _asked(_folder(settings, served), origin)
+                made = _exported(settings, served, state, built, rows, wanted, golden, steps=steps)
                 channel, whole = _publish(settings, served, place, made, percent, valid_days)
                 _say(channel, context.as_json, served.name)
                 if not context.as_json:
@@ -291,7 +291,7 @@ def status(context: Context) -> None:
 
 def _exported(
     settings: Settings, served: ModelSettings, state: SnapshotState, built: Any,
-    rows: list[Features], targets: list[str], asked: Asked, *, steps: bool,
+    rows: list[Features], targets: list[str], golden: Asked, *, steps: bool,
 ) -> Exported:  # fmt: skip
     from online.edge.export import Steps, export
 
@@ -304,7 +304,7 @@ def _exported(
         about={"model": served.name, "freshness": how_fresh, **_lessons(served)},
         shown=labels_outside(served),
         targets=targets,
-        asked=asked,
+        asked=golden,
         steps=Steps(folder.newest_pack()) if steps else None,
         ends=ends_of(served, state),
     )

@@ -121,7 +121,7 @@ def targets_of(text: str) -> list[str]:
     wanted = [t.strip() for t in text.split(",")]
     if unknown := [t for t in wanted if t not in TARGETS]:
         raise ConfigError(
-            "--targets", f"{unknown[0]!r} is none", f"Name some of: {', '.join(TARGETS)}"
+            "--targets", f"{unknown[0]!r} is not a target", f"Name some of: {', '.join(TARGETS)}"
         )
     return wanted
 
@@ -181,15 +181,15 @@ def left_behind(settings: Settings, served: ModelSettings, about: Mapping[str, A
     if "rewrite" not in fresh or not _has_journal(settings):
         return None
     partition, _, offset = fresh.get("trained_through", {}).get("event", "0:0").partition(":")
-    found = None
+    newest = None
     with contextlib.closing(open_journal(settings)) as journal:
         for control in journal.controls(served.name, 0):
             if control.kind in rewrites.REWRITES and control.seq > fresh["rewrite"]:
                 taken = rewrites.Undone(rewrites.note_of(control).taken())
                 # A rollback to a snapshot after the release does not affect it.
                 if control.kind != rewrites.ROLLBACK or taken.has(int(partition), int(offset)):
-                    found = control.kind
-    return found
+                    newest = control.kind
+    return newest
 
 
 def _has_journal(settings: Settings) -> bool:
@@ -226,11 +226,10 @@ def restored(
     """Load the snapshot; return it, and the model with its state."""
     from online.models.loading.from_settings import load_model
     from online.rows.prediction_ids import Keys
-    from online.settings.places import snapshots_path
+    from online.settings.places import snapshots_of, snapshots_path
     from online.settings.whole import cut_of
     from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import parse_name
-    from paramserver.snapshots.places import lineage_place, open_snapshots
 
     if not settings.key_path.exists():
         raise StartRefused(
@@ -244,13 +243,12 @@ def restored(
     elif snapshot is not None and Path(snapshot).is_file():
         state = read_file(Path(snapshot))
     else:
-        place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
-        stored = open_snapshots(place)
+        stored = snapshots_of(settings, served.name, loaded.spec_hash)
         name = snapshot and Path(snapshot).name.removesuffix(".snapshot")
         versions = {n: parsed[0] for n in stored.names() if (parsed := parse_name(n))}
         if name is None and not versions:
             raise StartRefused(
-                f"model {served.name} has no snapshot in {place}",
+                f"model {served.name} has no snapshot in {snapshots_path(settings)}",
                 "Publish one: online snapshot create; or name the state folder with --state-dir",
             )
         state = read(stored, name or max(versions, key=versions.__getitem__))

@@ -121,7 +121,7 @@ def rescore(
     need_table_packages()
     if every is not None:
         if run_id is not None:
-            raise ConfigError("--run-id", "one run is made once", "Leave it out with --every")
+            raise ConfigError("--run-id", "a run has its id only once", "Leave it out with --every")
         repeat(in_child(without(sys.argv[1:], "--every")), seconds("--every", every))
     from online.rescore.best import actions_in
     from online.rescore.run import Request

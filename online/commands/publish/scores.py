@@ -40,12 +40,12 @@ def scores_list(
         data: list[Any] = [msgspec.to_builtins(run) | {"current": run.name == here} for run in runs]
         print(json.dumps(data))
         return
-    shown = table("", "run", "model", "version", "rows", "scored", "features")
+    rows = table("", "run", "model", "version", "rows", "scored", "features")
     for run in runs:
         mark = "*" if run == current.run else ""
         ages = (f"{span(time.time() - at)} ago" for at in (run.scored_at, run.as_of))
-        shown.add_row(mark, run.name, run.model, run.version, f"{run.rows:,}", *ages)
-    console().print(shown)
+        rows.add_row(mark, run.name, run.model, run.version, f"{run.rows:,}", *ages)
+    console().print(rows)
 
 
 @app.command("rollback")
@@ -139,4 +139,4 @@ def _current(output: str | None, opened: Scores | None) -> Current:
 
 def _one_of(output: str | None, opened: Scores | None) -> None:
     if output is None and opened is None:
-        raise ConfigError("--output", "neither it nor --store is given", "Give one of them")
+        raise ConfigError("--output", "neither --output nor --store is given", "Give one of them")

@@ -34,7 +34,7 @@ def alerts_test(
     known = receivers(settings.alerts)
     if not known:
         raise ConfigError(
-            "alerts", "nobody is named", "Give `webhooks` or `mail`: see docs/alerts.md"
+            "alerts", "no receiver is configured", "Give `webhooks` or `mail`: see docs/alerts.md"
         )
     address = f"http://{settings.host}:{settings.port}"
     outcome: dict[str, str | None] = {}

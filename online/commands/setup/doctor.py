@@ -83,12 +83,14 @@ def examine(path: Path | None, state_dir: Path | None) -> Iterator[Finding]:
 
 
 def _python(version: tuple[int, ...], system: str) -> Finding:
-    shown = ".".join(map(str, version))
+    found_version = ".".join(map(str, version))
     if version < _PYTHON:
-        return Finding("python", "FAIL", shown, "Python 3.11 or newer is needed")
+        return Finding("python", "FAIL", found_version, "Python 3.11 or newer is needed")
     if system != "Linux":
-        return Finding("python", "warn", f"{shown} on {system}", "The service is made for Linux")
-    return Finding("python", "ok", f"{shown} on {system}")
+        return Finding(
+            "python", "warn", f"{found_version} on {system}", "The service is made for Linux"
+        )
+    return Finding("python", "ok", f"{found_version} on {system}")
 
 
 def versions(distribution: str) -> Finding:
@@ -99,7 +101,7 @@ def versions(distribution: str) -> Finding:
         texts = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
         return Finding("versions", "warn", f"{distribution} is not installed", "pip install -e .")
-    wrong, shown = [], []
+    wrong, installed = [], []
     for wanted in map(Requirement, texts):
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
@@ -111,11 +113,11 @@ def versions(distribution: str) -> Finding:
         if not wanted.specifier.contains(version, prereleases=True):
             wrong.append(f"{wanted.name} {version} is not {wanted.specifier}")
         if wanted.name in ("ray", "river", "numpy"):
-            shown.append(f"{wanted.name} {version}")
+            installed.append(f"{wanted.name} {version}")
     if wrong:
         remedy = f"pip install '{distribution}', into an environment of its own"
         return Finding("versions", "FAIL", "; ".join(wrong), remedy)
-    return Finding("versions", "ok", ", ".join(shown))
+    return Finding("versions", "ok", ", ".join(installed))
 
 
 def _port(settings: Settings) -> Finding:
@@ -197,8 +199,8 @@ def clock(state_dir: Path, now_s: float) -> Finding:
     for name in ("journal.db", "journal.db-wal", "run.json", "owner.lock"):
         with contextlib.suppress(OSError):
             newest = max(newest, (state_dir / name).stat().st_mtime)
-    shown = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now_s))
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now_s))
     if newest > now_s + _FUTURE_S:
-        seen = f"{shown}, and the state was written {newest - now_s:.0f} s later than that"
+        seen = f"{now}, and the state was written {newest - now_s:.0f} s later than that"
         return Finding("clock", "FAIL", seen, "Set the clock: labels would be refused or expire")
-    return Finding("clock", "ok", shown)
+    return Finding("clock", "ok", now)

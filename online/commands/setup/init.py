@@ -116,9 +116,9 @@ def init(
     _say(guessed, places, score, n)
 
 
-def _guessed(found: Guess) -> dict[str, Any]:
-    columns = {c.name: {"kind": c.kind, "why": c.why} for c in found.columns}
-    return {"task": found.task, "label": found.label, "columns": columns}
+def _guessed(guess: Guess) -> dict[str, Any]:
+    columns = {c.name: {"kind": c.kind, "why": c.why} for c in guess.columns}
+    return {"task": guess.task, "label": guess.label, "columns": columns}
 
 
 def _check(table: Path | None, places: list[Path]) -> None:
@@ -174,12 +174,12 @@ def _choices(
         return
     columns = {c.name: {"kind": kind_of(log, c), "why": c.why} for c in log.found.columns}
     constant, alone = made.constant
-    shown = {
+    result = {
         "model": model_name, "task": "choose", "actions": list(log.shares), "columns": columns,
         "rows": made.rows, "reward": made.reward, "earned": made.model,
         "constant": {"action": constant, "reward": alone},
     }  # fmt: skip
-    print(json.dumps(shown))
+    print(json.dumps(result))
 
 
 # -- the first score -------------------------------------------------------------------------------
@@ -188,14 +188,14 @@ def _choices(
 class _Learner:
     """Adapts a model of the service to the methods by which streams are played."""
 
-    def __init__(self, learner: str, found: Guess) -> None:
+    def __init__(self, learner: str, guess: Guess) -> None:
         from online.models.loading.load import load
 
-        params = {"text": found.named("text")}
+        params = {"text": guess.named("text")}
         self._model: Model = load(
-            learner, params, task=found.task, classes=None, key=b"\0" * 32, base_dir=Path()
+            learner, params, task=guess.task, classes=None, key=b"\0" * 32, base_dir=Path()
         ).model
-        self._task = found.task
+        self._task = guess.task
 
     def predict_one(self, x: Features) -> Label | None:
         """Return the predicted label of a row."""
@@ -210,22 +210,22 @@ class _Learner:
         self._model.learn(x, y, 1.0)
 
 
-def _pairs(found: Guess, most: int) -> Iterator[tuple[Features, Label]]:
-    for row in islice(found.rows(), most):
-        yield row.features, found.canonical(row.label)
+def _pairs(guess: Guess, most: int) -> Iterator[tuple[Features, Label]]:
+    for row in islice(guess.rows(), most):
+        yield row.features, guess.canonical(row.label)
 
 
-def _learner(found: Guess, most: int) -> str:
+def _learner(guess: Guess, most: int) -> str:
     """The built-in learner that does better on the first rows; with texts there are two."""
     from evaluation.prequential import prequential
 
-    if not found.named("text"):
+    if not guess.named("text"):
         return "linear"
     scores = {}
     for learner in _SOURCES:
-        rows = _pairs(found, min(most, _CANDIDATE_ROWS))
-        total = prequential(_Learner(learner, found), rows, found.task).total
-        scores[learner] = -(total.mae or 0.0) if found.task == "regression" else _balanced(total)
+        rows = _pairs(guess, min(most, _CANDIDATE_ROWS))
+        total = prequential(_Learner(learner, guess), rows, guess.task).total
+        scores[learner] = -(total.mae or 0.0) if guess.task == "regression" else _balanced(total)
     return max(scores, key=lambda learner: scores[learner])
 
 
@@ -233,24 +233,24 @@ def _balanced(total: Summary) -> float:
     return total.balanced_accuracy or total.accuracy or 0.0
 
 
-def _played(found: Guess, learner: str, most: int, *, hidden: bool) -> tuple[Summary, int]:
+def _played(guess: Guess, learner: str, most: int, *, hidden: bool) -> tuple[Summary, int]:
     """Play the table, test then learn; returns the score and the number of rows."""
     from evaluation.prequential import prequential
 
     n = 0
-    with bar("playing", hidden=hidden) as shown:
-        task = shown.add_task("", total=None)
+    with bar("playing", hidden=hidden) as progress:
+        task = progress.add_task("", total=None)
 
         def counted() -> Iterator[tuple[Features, Label]]:
             nonlocal n
-            for n, row in enumerate(_pairs(found, most), 1):
+            for n, row in enumerate(_pairs(guess, most), 1):
                 if n % 500 == 0:
-                    shown.update(task, completed=n)
+                    progress.update(task, completed=n)
                 yield row
 
-        total = prequential(_Learner(learner, found), counted(), found.task).total
+        total = prequential(_Learner(learner, guess), counted(), guess.task).total
     if not n:
-        raise ConfigError(str(found.table.path), f"no row has a {found.label}", "Name --label")
+        raise ConfigError(str(guess.table.path), f"no row has a {guess.label}", "Name --label")
     return total, n
 
 
@@ -271,24 +271,24 @@ def _scores(score: Summary) -> dict[str, float | None]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _settings(name: str, found: Guess, n: int) -> str:
+def _settings(name: str, guess: Guess, n: int) -> str:
     """The text of online.yaml."""
-    file = found.table.path.name
+    file = guess.table.path.name
     lines = [
         f"# Guessed by `online init` from {n:,} rows of {file}: change whatever is not so.",
         "cluster: embedded        # one process; without this line two replicas on Ray",
         "models:",
         f"  - name: {scalar(name)}",
-        f"    task: {found.task}",
+        f"    task: {guess.task}",
     ]
-    if found.task == "binary" and found.classes != (False, True):
-        classes = dict(zip(("negative", "positive"), found.classes, strict=True))
+    if guess.task == "binary" and guess.classes != (False, True):
+        classes = dict(zip(("negative", "positive"), guess.classes, strict=True))
         lines.append(f"    classes: {scalar(classes)}")
-    lines += ["    learner: model.py:build", *_declared(found)]
+    lines += ["    learner: model.py:build", *_declared(guess)]
     lines += ["", f"# The columns of {file}:"]
-    width = max(len(column.name) for column in found.columns)
-    kinds = max(len(column.kind) for column in found.columns)
-    for column in found.columns:
+    width = max(len(column.name) for column in guess.columns)
+    kinds = max(len(column.kind) for column in guess.columns)
+    for column in guess.columns:
         lines.append(f"#   {column.name:<{width}}  {column.kind:<{kinds}}  {column.why}")
     notes = {
         "category": 'Send a category as text, also if it is a number: "17".',
@@ -297,19 +297,19 @@ def _settings(name: str, found: Guess, n: int) -> str:
         "What is older than dedupe_window (7 days) is answered `expired`, and not learned.",
         "left_out": "What is left_out was not learned.",
     }
-    lines += [f"# {text}" for kind, text in notes.items() if found.named(kind)]  # type: ignore[arg-type]
-    lines += ["", "# The first row as a request:", f"#   {_request(name, found)}"]
+    lines += [f"# {text}" for kind, text in notes.items() if guess.named(kind)]  # type: ignore[arg-type]
+    lines += ["", "# The first row as a request:", f"#   {_request(name, guess)}"]
     return written(lines)
 
 
-def _declared(found: Guess) -> list[str]:
+def _declared(guess: Guess) -> list[str]:
     """Lines with the features' types, and an example where there is a typical value."""
     from online.tables.guess import FEATURES
 
     lines = ["    features:             # other names are left out and reported; without this: any"]
-    for column in found.columns:
+    for column in guess.columns:
         if column.kind in FEATURES:
-            value = found.examples.get(column.name)
+            value = guess.examples.get(column.name)
             declared: Any = column.kind
             if value is not None:
                 declared = {"type": column.kind, "example": value}
@@ -317,9 +317,9 @@ def _declared(found: Guess) -> list[str]:
     return lines
 
 
-def _request(name: str, found: Guess) -> str:
+def _request(name: str, guess: Guess) -> str:
     """A command that teaches the table's first row, without its time, which may be long ago."""
-    row = next(found.rows())
+    row = next(guess.rows())
     body: dict[str, Any] = {"features": row.features, "label": row.label}
     if row.event_id is not None:
         body["event_id"] = row.event_id
@@ -369,9 +369,9 @@ def _docstring(text: str) -> str:
     return f'"""{inside}"""\n\n'
 
 
-def _source(name: str, table: Path, found: Guess, learner: str) -> str:
+def _source(name: str, table: Path, guess: Guess, learner: str) -> str:
     """The text of model.py."""
-    text = found.named("text")
+    text = guess.named("text")
     given = f"text={text!r}" if text else ""
     head = _docstring(f"The model {name}, as `online init` has written it for {table.name}.")
     return head + _SOURCES[learner].format(text=given)
@@ -409,26 +409,26 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
     return written(settings), source
 
 
-def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
+def _say(guess: Guess, places: list[Path], score: Summary, n: int) -> None:
     from online.messages.model_status import short
 
-    print(f"{printable(found.table.path.name)}: a {found.task} task by its label, {found.label}")
-    width = max(len(column.name) for column in found.columns)
-    for column in found.columns:
+    print(f"{printable(guess.table.path.name)}: a {guess.task} task by its label, {guess.label}")
+    width = max(len(column.name) for column in guess.columns)
+    for column in guess.columns:
         print(f"  {column.name:<{width}}  {column.kind}: {column.why}")
-    shown = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
-    print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {shown}")
+    scores = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
+    print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {scores}")
     print(f"\nwrote {places[0]} and {places[1]}; the first one lists what was guessed\n")
     print(f"  online serve {places[0]}\n")
     print("It starts empty. To teach it the table, before or meanwhile:\n")
-    print(f"  {_backfill(found, places[0])}{lacking()}")
+    print(f"  {_backfill(guess, places[0])}{lacking()}")
 
 
-def _backfill(found: Guess, settings: Path) -> str:
+def _backfill(guess: Guess, settings: Path) -> str:
     """The command that teaches the model the table from which the settings were guessed."""
-    words = ["online", "backfill", "--config", str(settings), "--input", str(found.table.path)]
-    words += ["--label", found.label]
-    for name in found.named("event_id"):
+    words = ["online", "backfill", "--config", str(settings), "--input", str(guess.table.path)]
+    words += ["--label", guess.label]
+    for name in guess.named("event_id"):
         words += ["--event-id", name]
     return shlex.join(words)
 

@@ -190,8 +190,8 @@ def earned(log: Log, most: int, *, hidden: bool) -> Earned:
     names, n, total = list(log.shares), 0, 0.0
     judged = OffPolicy(low=log.low, high=log.high)
     alone = {name: [0.0, 0.0] for name in names}
-    with bar("playing", hidden=hidden) as shown:
-        task = shown.add_task("", total=None)
+    with bar("playing", hidden=hidden) as progress:
+        task = progress.add_task("", total=None)
         for one in islice(log.rows(), most):
             if one.action not in alone or not log.low <= one.reward <= log.high:
                 continue  # an action or reward that the examined rows did not have
@@ -200,7 +200,7 @@ def earned(log: Log, most: int, *, hidden: bool) -> Earned:
             alone[one.action][0] += weight
             alone[one.action][1] += weight * one.reward
             if n % 500 == 0:
-                shown.update(task, completed=n)
+                progress.update(task, completed=n)
     if not n:
         raise ConfigError(str(log.found.table.path), "no row has action and reward", "Name both")
     best = max((name for name in names if alone[name][0]), key=lambda x: _ratio(alone[x]))
@@ -249,10 +249,10 @@ def settings_text(name: str, log: Log, n: int) -> str:
         lines.append(f"#   {column.name:<{width}}  {kind_of(log, column):<11}  {column.why}")
     first = next(log.rows())
     actions: list[dict[str, Any]] = [{"id": action} for action in log.shares]
-    asked = {"context": first.context, "actions": actions}
+    question = {"context": first.context, "actions": actions}
     rewarded = {"id": "the id of the answer", "reward": first.reward}
     lines += ["", "# The first row as requests:"]
-    for verb, body in (("choose", asked), ("reward", rewarded)):
+    for verb, body in (("choose", question), ("reward", rewarded)):
         example = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")
         lines.append(f"#   curl http://127.0.0.1:8000/v1/models/{name}/{verb} -d '{example}'")
     return written(lines)

@@ -133,7 +133,9 @@ def check(
     if stream is None and (names := lacking(loaded.build, rows[0][0])):
         many = "columns" if names[1:] else "column"
         remedy = "Give rows of yours: --stream rows.csv"
-        raise ConfigError("--stream", f"the made-up rows have no {many} {', '.join(names)}", remedy)
+        raise ConfigError(
+            "--stream", f"the generated rows have no {many} {', '.join(names)}", remedy
+        )
     failures = []
     for one in yield_checks():
         name = one.__name__.removeprefix("check_").replace("_", " ")
@@ -270,18 +272,18 @@ def _compared(
         time.sleep(_LOOK_S)
 
 
-def _show_scores(found: dict[str, Any]) -> None:
+def _show_scores(compared: dict[str, Any]) -> None:
     """Print both scores side by side, and the commands for a decision."""
-    losses = found["champion_loss"], found["challenger_loss"]
+    losses = compared["champion_loss"], compared["challenger_loss"]
     score = "accuracy" if losses[0] is not None else "error"  # regression: the mean error
-    low, high = found["interval"]
-    print(f"  {'':10}{'serves':>10}{'of today':>10}   on {found['rows']:,} rows")
-    print(f"  {score:10}{found['champion']:>10.4f}{found['challenger']:>10.4f}")
+    low, high = compared["interval"]
+    print(f"  {'':10}{'serves':>10}{'of today':>10}   on {compared['rows']:,} rows")
+    print(f"  {score:10}{compared['champion']:>10.4f}{compared['challenger']:>10.4f}")
     if losses[0] is not None and losses[1] is not None:
         print(f"  {'log loss':10}{losses[0]:>10.4f}{losses[1]:>10.4f}")
-    print(f"  {found['verdict']}: difference of scores {low:+.3f} … {high:+.3f}")
-    if found["behind_rows"]:
-        print(f"  {found['behind_rows']:,} rows behind: online status")
+    print(f"  {compared['verdict']}: difference of scores {low:+.3f} … {high:+.3f}")
+    if compared["behind_rows"]:
+        print(f"  {compared['behind_rows']:,} rows behind: online status")
     print("  let it serve: online promote; end it: online models upgrade --stop")
 
 
@@ -312,7 +314,7 @@ def reshard(
         if context.as_json:
             print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
             return
-        print(f"{name}: another number is no longer wished; {before} parameter servers serve")
+        print(f"{name}: the request was withdrawn; {before} parameter servers serve as before")
         return
     _wait_for_reshard(settings, name, spec, request)
     if context.as_json:
@@ -346,7 +348,7 @@ def _request(
 
     if settings.cluster == EMBEDDED:
         raise StartRefused(
-            "a service in one process changes the number of its parameter servers at a start",
+            "a service in one process takes another number of parameter servers at a start only",
             f"Stop it, write `shards: {shards}` into the settings of {name}, and start it again",
         )
     given = {one.name: one.shards for one in settings.models}
@@ -402,20 +404,20 @@ def _wait_for_reshard(settings: Settings, name: str, spec: str, request: tuple[i
             late = time.monotonic() > deadline
             if late and not since and withdraw(journal, name, one, seq) is not None:
                 raise StartRefused(
-                    f"{name} has the parameter servers that it had: others have not begun in "
-                    f"{_RESHARD_S:.0f} s, and are no longer wished",
+                    f"{name} keeps its parameter servers: new ones have not begun within "
+                    f"{_RESHARD_S:.0f} s, and the request was withdrawn",
                     "See what `online serve` says",
                 )
         if any(json.loads(message)["why"] == "failed" for message in since):
             raise StartRefused(
-                f"{name} has the parameter servers that it had: others could not be started, or "
-                "are no longer wished",
+                f"{name} keeps its parameter servers: new ones could not be started, or the "
+                "request was withdrawn",
                 "See what `online serve` says",
             )
         if late:
             raise StartRefused(
-                f"{name} is to have other parameter servers, and its replicas have not gone over "
-                f"in {_RESHARD_S:.0f} s",
+                f"{name} gets other parameter servers, and its replicas have not switched to them "
+                f"within {_RESHARD_S:.0f} s",
                 "See what `online serve` says",
             )
         time.sleep(_LOOK_S)
@@ -463,7 +465,7 @@ def _params(text: str) -> dict[str, object]:
             "--params", f"no JSON: {error}", "As in --params '{\"lr\": 0.1}'"
         ) from None
     if not isinstance(params, dict):
-        raise ConfigError("--params", "it is no object", "As in --params '{\"lr\": 0.1}'")
+        raise ConfigError("--params", "it is no JSON object", "As in --params '{\"lr\": 0.1}'")
     return params
 
 
@@ -480,10 +482,10 @@ def _rows(model: Model, task: Task, stream: str | None) -> list[tuple[Features, 
     import random
 
     draw = random.Random(7)
-    shown = getattr(model, "estimator", model)  # of a model that travels whole
-    inputs = getattr(shown, "inputs", _NAMES)
+    estimator = getattr(model, "estimator", model)  # of a model that travels whole
+    inputs = getattr(estimator, "inputs", _NAMES)
     names = getattr(inputs, "names", inputs)
-    labels = getattr(shown, "labels", None) or _LABELS.get(task, ())
+    labels = getattr(estimator, "labels", None) or _LABELS.get(task, ())
     rows: list[tuple[Features, Label]] = []
     for _ in range(_N):
         x = {name: draw.gauss(1.0, 2.0) for name in names}

@@ -63,7 +63,7 @@ class Front:
             c, f = _affine(scaler, name)
             if factor == 0.0:
                 if c != 0.0:
-                    raise ExportRefused(f"scaler of {name!r}", "it scales what is constant")
+                    raise ExportRefused(f"scaler of {name!r}", "a scaler before made it constant")
                 continue
             center, factor = center + c / factor, factor * f
         return center, factor
@@ -89,15 +89,15 @@ def front_of(before: Sequence[Any]) -> Front:
         elif len(before) > 1 and type(step) in (
             preprocessing.FeatureHasher, preprocessing.OneHotEncoder
         ):  # fmt: skip
-            raise ExportRefused(name, "it is exported as the only step in front")
+            raise ExportRefused(name, "it is exported as the only step before the model")
         elif type(step) is preprocessing.FeatureHasher:
             return Front([], _river_hasher(step))
         elif type(step) is preprocessing.OneHotEncoder:
             return Front([], _one_hot(step))
         else:
-            raise ExportRefused(name, "this step in front is not known to the export")
+            raise ExportRefused(name, "this preprocessing step can't be exported")
     if len(scalers) > 1 and any(type(scaler) is LimitedScaler for scaler in scalers):
-        raise ExportRefused("LimitedScaler", "it is exported as the only scaler in front")
+        raise ExportRefused("LimitedScaler", "it is exported as the only scaler")
     return Front(scalers, None)
 
 
@@ -110,7 +110,7 @@ def _river_hasher(step: Any) -> Tokens:
 
 def _one_hot(step: Any) -> Tokens:
     if step.categories is not None:
-        raise ExportRefused("OneHotEncoder.categories", "a fixed list also makes zeros")
+        raise ExportRefused("OneHotEncoder.categories", "fixed categories add zeros")
     return Tokens("onehot", numbers=True)
 
 

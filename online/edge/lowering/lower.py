@@ -81,7 +81,7 @@ def lower(model: Model, task: Task) -> EdgeModel:
     estimators = sys.modules.get("online.models.estimator")
     if estimators is not None and isinstance(model, estimators.LinearEstimator):
         return _sklearn(model, task)
-    raise ExportRefused(type(model).__name__, "its class is not known to the export")
+    raise ExportRefused(type(model).__name__, "this class of model can't be exported")
 
 
 # -- river -------------------------------------------------------------------------------------
@@ -89,9 +89,9 @@ def lower(model: Model, task: Task) -> EdgeModel:
 
 def _river(estimator: Any, task: Task) -> EdgeModel:
     if not isinstance(estimator, base.Base):
-        raise ExportRefused(type(estimator).__name__, "it is code, not an estimator of river")
+        raise ExportRefused(type(estimator).__name__, "it is no estimator of river")
     if isinstance(estimator, compose.Pipeline) and type(estimator) is not compose.Pipeline:
-        raise ExportRefused(type(estimator).__name__, "it is a pipeline of another class")
+        raise ExportRefused(type(estimator).__name__, "it is a subclass of Pipeline")
     *before, final = steps(estimator)
     front = front_of(before)
     if type(final) in _GLMS:
@@ -100,7 +100,7 @@ def _river(estimator: Any, task: Task) -> EdgeModel:
         return _softmax(final, front, task)
     if type(final) in _TREES:
         return lower_forest(final, front, task)
-    raise ExportRefused(type(final).__name__, "it is no linear model and no Hoeffding tree")
+    raise ExportRefused(type(final).__name__, "it is no linear model or Hoeffding tree")
 
 
 def _glm(estimator: Any, front: Front, task: Task) -> EdgeModel:
@@ -108,9 +108,9 @@ def _glm(estimator: Any, front: Front, task: Task) -> EdgeModel:
     if type(loss).__module__ != optim.losses.__name__:
         raise ExportRefused(f"{kind}.loss", f"{type(loss).__name__} is not one of river's")
     if type(loss) is optim.losses.Poisson:
-        raise ExportRefused(f"{kind}.loss", "Poisson answers with an exponential")
+        raise ExportRefused(f"{kind}.loss", "Poisson's exponential can't be exported")
     if task == "multiclass":
-        raise ExportRefused(kind, "it knows two classes")
+        raise ExportRefused(kind, "it has two classes, and the task is multiclass")
     weights = {name: np.array([float(w)]) for name, w in estimator.weights.items()}
     bias = np.array([float(estimator.intercept)])
     link: Link = "identity" if task == "regression" else "sigmoid"
@@ -121,9 +121,9 @@ def _glm(estimator: Any, front: Front, task: Task) -> EdgeModel:
 def _softmax(estimator: Any, front: Front, task: Task) -> EdgeModel:
     labels = list(estimator.weights)
     if not labels:
-        raise ExportRefused("SoftmaxRegression", "it has met no class yet")
+        raise ExportRefused("SoftmaxRegression", "it has learned no class yet")
     if task == "binary":
-        raise ExportRefused("SoftmaxRegression", "a binary task is exported from one output")
+        raise ExportRefused("SoftmaxRegression", "a binary task needs one output")
     names = {name for held in estimator.weights.values() for name in held}
     weights = {
         name: np.array([float(estimator.weights[label].get(name, 0.0)) for label in labels])
@@ -143,14 +143,14 @@ def _linear(
     """Make a linear body of weights by name, or by hash if a hasher stands in front."""
     wide = len(bias)
     if front.tokens is not None:
-        kept = {key: w for key, w in weights.items() if np.any(w != 0)}
-        tokens, rows = _token_rows(front.tokens, kept)
+        nonzero = {key: w for key, w in weights.items() if np.any(w != 0)}
+        tokens, rows = _token_rows(front.tokens, nonzero)
         columns = Columns((), np.zeros(0), np.zeros(0))
         body = Linear(np.zeros((0, wide)), _stack(rows, wide), bias, np.ones(1), link)
         return EdgeModel(task, classes, columns, tokens, body)
     names = sorted(n for n in weights if isinstance(n, str) and front.knows(n))
     if odd := [n for n in weights if not isinstance(n, str)]:
-        raise ExportRefused("weights", f"feature {odd[0]!r} is no text")
+        raise ExportRefused("weights", f"the name of feature {odd[0]!r} is no text")
     columns = front.columns(names)
     body = Linear(
         _stack([weights[n] for n in names], wide), np.zeros((0, wide)), bias, np.ones(1), link
@@ -158,14 +158,14 @@ def _linear(
     return EdgeModel(task, classes, columns, None, body)
 
 
-def _token_rows(tokens: Tokens, kept: Mapping[Any, Floats]) -> tuple[Tokens, list[Floats]]:
-    if len(kept) > ROWS_MAX:
-        raise ExportRefused("weights", f"{len(kept)} of them, at most {ROWS_MAX} are exported")
-    places = sorted(kept)
+def _token_rows(tokens: Tokens, nonzero: Mapping[Any, Floats]) -> tuple[Tokens, list[Floats]]:
+    if len(nonzero) > ROWS_MAX:
+        raise ExportRefused("weights", f"{len(nonzero):,}, and at most {ROWS_MAX:,} are exported")
+    places = sorted(nonzero)
     if tokens.spelling == "onehot":
-        return replace(tokens, words=tuple(places)), [kept[p] for p in places]
+        return replace(tokens, words=tuple(places)), [nonzero[p] for p in places]
     keys = np.array(places, dtype=np.uint32)
-    return replace(tokens, keys=keys), [kept[p] for p in places]
+    return replace(tokens, keys=keys), [nonzero[p] for p in places]
 
 
 def _stack(rows: Sequence[Floats], wide: int) -> Floats:
@@ -178,7 +178,7 @@ def _stack(rows: Sequence[Floats], wide: int) -> Floats:
 def _ftrl(model: FtrlModel, task: Task) -> EdgeModel:
     outputs = model._outputs
     if not outputs:
-        raise ExportRefused("ftrl", "it has met no class yet")
+        raise ExportRefused("ftrl", "it has learned no class yet")
     labels: tuple[Label, ...] = tuple(outputs) if task == "multiclass" else (False, True)
     by_key: dict[str, Floats] = {}
     for i, output in enumerate(outputs.values()):
@@ -202,7 +202,7 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
     if task == "multiclass":
         labels = tuple(held.labels)
         if not labels:
-            raise ExportRefused("linear", "it has met no class yet")
+            raise ExportRefused("linear", "it has learned no class yet")
         for key, place in held._at.items():
             by_key[key] = held._now[place, : len(votes)].reshape(-1).copy()
         wide = len(votes) * len(labels)
@@ -223,18 +223,18 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
     """Lower the straight and the bent view to further experts on the same columns and tokens."""
     tented, paired = model._mixture.active_views()
     if paired:
-        raise ExportRefused("auto", "its crossed view has no form; with five numbers it is silent")
+        raise ExportRefused("auto", "it uses products of features, as with up to four numbers")
     held, rows = model._experts, model._rows
     labels: tuple[Label, ...] = tuple(held.labels) if task == "multiclass" else (False, True)
     if not labels:
-        raise ExportRefused("auto", "it has met no class yet")
+        raise ExportRefused("auto", "it has learned no class yet")
     votes = np.array(model._mixture.votes()[: EXPERTS * (1 + tented)])
     scale = votes * model._spread() if isinstance(model, Regression) else None
 
     def of(straight: str, bent: str) -> Floats:
         """Return the experts' weights under a key of each view, in one row; "" has none."""
-        found = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
-        return found.reshape(-1) if scale is None else scale @ found
+        stacked = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
+        return stacked.reshape(-1) if scale is None else scale @ stacked
 
     known = held._at if task == "multiclass" else held._now
     keys = {key.removeprefix("b") for key in known if key[0] != "c" and key not in _BIASES}
@@ -258,8 +258,8 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
 def _held(experts: Any, key: str, task: Task) -> Floats:
     """The weights of one view's experts under a key, shape (EXPERTS, outputs)."""
     if task == "multiclass":
-        found: Floats = experts._now[experts._at.get(key, 0), :EXPERTS]
-        return found
+        numbers: Floats = experts._now[experts._at.get(key, 0), :EXPERTS]
+        return numbers
     return np.array(experts._now.get(key, [0.0] * EXPERTS)[:EXPERTS])[:, None]
 
 
@@ -287,11 +287,11 @@ def _hashed(
     nothing = np.zeros(wide)
     bias = by_key.get(_BIAS, nothing)
     weights = [by_key.get(_place(n, rows), nothing) for n in names]
-    kept = {int(k): w for k, w in by_key.items() if k != _BIAS and np.any(w != 0)}
+    nonzero = {int(k): w for k, w in by_key.items() if k != _BIAS and np.any(w != 0)}
     empty = Tokens(
         "service", tuple(sorted(rows._text)), rows._mask + 1, rows._seed, numbers=scaler is None
     )
-    tokens, table = _token_rows(empty, kept)
+    tokens, table = _token_rows(empty, nonzero)
     columns = Columns(
         tuple(names),
         np.array([m for m, _ in moments]), np.array([f for _, f in moments]), limit,
@@ -314,12 +314,12 @@ def _sklearn(model: Any, task: Task) -> EdgeModel:
     estimator = model._estimator
     kind = type(estimator).__name__
     if task == "multiclass":
-        raise ExportRefused(kind, "one classifier a class, normalised, has no form here")
+        raise ExportRefused(kind, "one classifier per class can't be exported")
     if task == "binary":
         if getattr(estimator, "loss", None) != "log_loss":
-            raise ExportRefused(f"{kind}.loss", "only log_loss answers with probabilities")
+            raise ExportRefused(f"{kind}.loss", "only log_loss gives probabilities")
         if list(model.labels) != [False, True]:
-            raise ExportRefused(f"{kind}.labels", f"{model.labels!r} are not false and true")
+            raise ExportRefused(f"{kind}.labels", f"they are {model.labels!r}, not false and true")
     inputs = model._rows.inputs
     scaler = inputs._scaler
     front = front_of([] if scaler is None else [scaler._scaler])

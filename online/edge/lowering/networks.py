@@ -38,7 +38,7 @@ def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
             pending = (weights, bias)
         elif (activation := _ACTIVATIONS.get(type(part))) is not None:
             if pending is None:
-                raise ExportRefused(name, "an activation follows no linear layer")
+                raise ExportRefused(name, "no linear layer stands before this activation")
             layers.append(Layer(*pending, activation))
             pending = None
         elif type(part) is not nn.Identity:
@@ -47,7 +47,7 @@ def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
     if pending is not None:
         layers.append(Layer(*pending, "none"))
     if not layers:
-        raise ExportRefused(type(model.answering).__name__, "it has no linear layer")
+        raise ExportRefused(type(model.answering).__name__, "the network has no linear layer")
     return _finish(model, task, layers, first)
 
 
@@ -59,7 +59,7 @@ def _finish(
     if head._single:
         link = "identity" if head._is_probability else "sigmoid"
         if head._is_probability:
-            raise ExportRefused("loss", "with BCELoss write the Sigmoid as BCEWithLogitsLoss")
+            raise ExportRefused("loss", "BCELoss with a Sigmoid: use BCEWithLogitsLoss instead")
     elif task != "regression":
         link = "softmax"
     scaler = model._inputs._scaler
@@ -67,10 +67,10 @@ def _finish(
     tables: tuple[Floats, ...] = ()
     if first is not None:
         if (first.inputs, first.ids) != (model.inputs, model.ids):
-            raise ExportRefused("Embedded", "its inputs and ids are not those of the network")
+            raise ExportRefused("Embedded", "its inputs or ids differ from the network's")
         tables = tuple(_numbers(table) for table in first.tables.parameters())
     elif model.ids:
-        raise ExportRefused("ids", "the first part of the network is no Embedded")
+        raise ExportRefused("ids", "the network has ids, but no Embedded in front")
     columns = front.columns([name for name in model.inputs if name not in model.ids])
     if tables:
         columns = Columns(
@@ -79,7 +79,7 @@ def _finish(
             np.concatenate([columns.factor, np.ones(len(tables))]),
         )
         if front.limited:
-            raise ExportRefused("Embedded", "behind the limited scaler its ids would be cut, too")
+            raise ExportRefused("Embedded", "the limited scaler would limit its ids, too")
     classes: tuple[Any, ...] = ()
     if task != "regression":
         classes = (False, True) if head.labels is None else tuple(head.labels)

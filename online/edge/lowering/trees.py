@@ -45,10 +45,10 @@ def lower_forest(estimator: Any, front: Front, task: Task) -> EdgeModel:
     """Lower a tree or a forest.  Raises ExportRefused."""
     kind = type(estimator).__name__
     if front.tokens is not None:
-        raise ExportRefused(kind, "hashed or one-hot features in front of trees are not exported")
+        raise ExportRefused(kind, "trees can't be exported behind a hasher or one-hot encoder")
     trees, weights = _members(estimator)
     if all(one._root is None for one in trees):
-        raise ExportRefused(kind, "it has learned nothing yet")
+        raise ExportRefused(kind, "none of its trees has learned a row yet")
     median = kind == "ARFRegressor" and estimator.aggregation_method != "mean"
     maker = _Maker(front, task, _classes(trees, task), median=median)
     for one, weight in zip(trees, weights, strict=True):
@@ -71,7 +71,7 @@ def _members(estimator: Any) -> tuple[list[Any], list[float]]:
             return list(estimator), [1.0 / n] * len(estimator)
         shares = errors.sum() - errors
         if shares.sum() == 0:
-            raise ExportRefused("ARFRegressor", "it has a single tree, whose weight is 0 / 0")
+            raise ExportRefused("ARFRegressor", "river weights its single tree 0 / 0")
         return list(estimator), (shares / shares.sum() / n).tolist()
     return [estimator], [1.0]
 
@@ -126,7 +126,7 @@ class _Maker:
         self._votes.append(weight)
         self._weights += [weight] * (len(self._leaves) - before)
         if len(self._leaves) > ROWS_MAX:
-            raise ExportRefused("forest", f"more than {ROWS_MAX} leaves")
+            raise ExportRefused("forest", f"it has more than {ROWS_MAX:,} leaves")
 
     def _put(self, leaf: _Leaf) -> int:
         self._leaves.append(leaf)
@@ -153,7 +153,7 @@ class _Maker:
 
     def _branch(self, feature: Any, threshold: float, flags: int) -> int:
         if not isinstance(feature, str):
-            raise ExportRefused("branch", f"feature {feature!r} is no text")
+            raise ExportRefused("branch", f"the name of feature {feature!r} is no text")
         self._feature.append(feature)
         self._threshold.append(threshold)
         self._flags.append(flags)
@@ -166,7 +166,7 @@ class _Maker:
         Each further test is the right child of the one before.
         """
         if getattr(node, "_alternate_tree", None) is not None:
-            raise ExportRefused(type(node).__name__, "an alternate tree votes beside it")
+            raise ExportRefused(type(node).__name__, "it has an alternate tree that votes, too")
         common, _ = node.most_common_path()
         missing = 0 if common else MISSING_LEFT
         name, children = node.feature, node.children
@@ -182,7 +182,7 @@ class _Maker:
                 (name, self._code(name, node._r_mapping[i]), EQUAL, children[i], children[common])
                 for i in others
             ]
-        raise ExportRefused(type(node).__name__, "this kind of branch is not exported")
+        raise ExportRefused(type(node).__name__, "this kind of branch can't be exported")
 
     def _threshold_before(self, name: str, threshold: float) -> float:
         """The largest unscaled number that goes left after scaling."""
@@ -213,7 +213,7 @@ class _Maker:
 
     def _code(self, feature: str, value: Any) -> float:
         if self._front.scaled:
-            raise ExportRefused(f"branch on {feature!r}", "a value behind a scaler")
+            raise ExportRefused(f"branch on {feature!r}", "it compares categories behind a scaler")
         if isinstance(value, str):
             words = self._words.setdefault(feature, [])
             if value not in words:
@@ -221,7 +221,7 @@ class _Maker:
             return float(words.index(value))
         if isinstance(value, (bool, int, float)):
             return float(value)
-        raise ExportRefused(f"branch on {feature!r}", f"value {value!r:.40} is no text or number")
+        raise ExportRefused(f"branch on {feature!r}", f"{value!r:.40} is neither text nor number")
 
     # -- leaves ------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class _Maker:
             return _regression_leaf(node)
         kind = type(node).__name__
         if not isinstance(node, htc_nodes.LeafMajorityClass):
-            raise ExportRefused(kind, "this kind of leaf is not exported")
+            raise ExportRefused(kind, "this kind of leaf can't be exported")
         if self._answers_by_bayes(node, one):
             return self._bayes(node)
         total = sum(node.stats.values())
@@ -251,7 +251,7 @@ class _Maker:
         by_error = isinstance(node, htc_nodes.LeafNaiveBayesAdaptive)
         if mode is adaptive.AdaLeafClassifier:
             if not node.stats:
-                raise ExportRefused(mode.__name__, "a leaf that has seen nothing has no answer")
+                raise ExportRefused(mode.__name__, "a leaf has learned nothing: river raises there")
             bayes = one.leaf_prediction == "nb"
             by_error = one.leaf_prediction == "nba"
         if bayes:
@@ -267,7 +267,7 @@ class _Maker:
         for name, splitter in node.splitters.items():
             if type(splitter) is not GaussianSplitter:
                 kind = type(splitter).__name__
-                raise ExportRefused(f"leaf's {kind}", "only Gaussian observers have a formula")
+                raise ExportRefused(f"leaf's {kind}", "only Gaussian observers can be exported")
             terms[name] = (np.zeros(self._wide), np.zeros(self._wide))
         for label, weight in node.stats.items():
             place = self._places[label]
@@ -297,7 +297,7 @@ class _Maker:
         )
         for name in self._words:
             if any(name in leaf.terms for leaf in self._leaves):
-                raise ExportRefused(f"feature {name!r}", "a text that leaves compute with")
+                raise ExportRefused(f"feature {name!r}", "it is text in branches, not in leaves")
         body = self._forest(kind, at)
         if kind == "bayes":
             columns, body = _centered(columns, body)
@@ -343,7 +343,7 @@ class _Maker:
         """Classes as the service's answers name them."""
         if self._task == "binary":
             if odd := [c for c in self._classes if c not in (0, 1)]:
-                raise ExportRefused("classes", f"{odd[0]!r} in a binary task")
+                raise ExportRefused("classes", f"it has {odd[0]!r} in a binary task")
             return tuple(bool(c) for c in self._classes)
         labels = []
         for c in self._classes:
@@ -368,7 +368,7 @@ def _centered(columns: Columns, body: Forest) -> tuple[Columns, Forest]:
 def _regression_leaf(node: Any) -> _Leaf:
     kind = type(node).__name__
     if not isinstance(node, htr_nodes.LeafMean):
-        raise ExportRefused(kind, "this kind of leaf is not exported")
+        raise ExportRefused(kind, "this kind of leaf can't be exported")
     by_mean = not isinstance(node, htr_nodes.LeafModel)
     if isinstance(node, htr_nodes.LeafAdaptive):
         by_mean = node._fmse_mean < node._fmse_model
@@ -376,9 +376,9 @@ def _regression_leaf(node: Any) -> _Leaf:
         return _Leaf(np.array([float(node.stats.mean.get())]))
     model = node._leaf_model
     if type(model) is not linear_model.LinearRegression:
-        raise ExportRefused(f"{kind}'s {type(model).__name__}", "only LinearRegression is exported")
+        raise ExportRefused(f"{kind}'s {type(model).__name__}", "only LinearRegression can be")
     if type(model.loss) is optim.losses.Poisson:
-        raise ExportRefused(f"{kind}.loss", "Poisson answers with an exponential")
+        raise ExportRefused(f"{kind}.loss", "Poisson's exponential can't be exported")
     weights = {n: float(w) for n, w in model.weights.items() if w != 0}
     terms = {n: (np.array([w]), np.zeros(1)) for n, w in weights.items()}
     return _Leaf(np.array([float(model.intercept)]), terms=terms)

@@ -134,10 +134,10 @@ class Channel:
         """Add a release; ``about`` lacks only the sequence."""
         sequence = self.sequence + 1
         release = Release(sequence, {**about, "sequence": sequence}, whole=percent == 100)
-        kept = (*self.releases, release)[-KEEP:]
-        if (stable := _stable(self.releases)) is not None and stable not in kept:
-            kept = (stable, *kept[1:])
-        return Channel(sequence, 0, percent, False, kept)
+        releases = (*self.releases, release)[-KEEP:]
+        if (stable := _stable(self.releases)) is not None and stable not in releases:
+            releases = (stable, *releases[1:])
+        return Channel(sequence, 0, percent, False, releases)
 
     def returned(self, about: Mapping[str, Any]) -> Channel:
         """Publish an older release's document as a new one for all devices.
@@ -168,8 +168,8 @@ class Channel:
                 "online edge halt takes it back from all of them",
             )
         newest = replace(newest, whole=to == 100)
-        kept = (*self.releases[:-1], newest)
-        return replace(self, revision=self.revision + 1, percent=to, releases=kept)
+        releases = (*self.releases[:-1], newest)
+        return replace(self, revision=self.revision + 1, percent=to, releases=releases)
 
     def stopped(self) -> Channel:
         """Withdraw the newest release: devices use the previous one.  Raises PublishRefused."""
@@ -179,8 +179,8 @@ class Channel:
                 f"there is no release before {newest.sequence} that devices could use",
                 "Publish a better one: online edge publish",
             )
-        kept = (*self.releases[:-1], replace(newest, whole=False))
-        return replace(self, revision=self.revision + 1, percent=0, halted=True, releases=kept)
+        releases = (*self.releases[:-1], replace(newest, whole=False))
+        return replace(self, revision=self.revision + 1, percent=0, halted=True, releases=releases)
 
     def again(self) -> Channel:
         """The same state with a new revision, to be signed by another key or for a longer time."""

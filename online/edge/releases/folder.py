@@ -106,7 +106,7 @@ class Folder:
         return data[SIGNATURE_BYTES:], data[:SIGNATURE_BYTES]
 
     def report(
-        self, sequence: int, device: str, outcome: str, asked: int = 0, differ: int = 0
+        self, sequence: int, device: str, outcome: str, compared: int = 0, differ: int = 0
     ) -> bool:
         """Record a device's report on the newest release; returns False if it is not counted.
 
@@ -121,7 +121,7 @@ class Folder:
             return False
         path = self.path / "reports" / str(sequence)
         path.parent.mkdir(exist_ok=True)
-        line = json.dumps([device, outcome, asked, differ]).encode() + b"\n"
+        line = json.dumps([device, outcome, compared, differ]).encode() + b"\n"
         with path.open("ab", buffering=0) as file:  # one write per line, so lines do not mix
             if file.tell() + len(line) > REPORTS_BYTES_MAX:
                 return False
@@ -139,9 +139,11 @@ class Folder:
             reports[device] = [*rest, 0, 0][:3]  # older lines have no counts
         failed = sum(outcome == "failed" for outcome, _, _ in reports.values())
         counts = [
-            (asked, differ) for _, asked, differ in reports.values() if asked >= COMPARED_LEAST
+            (compared, differ)
+            for _, compared, differ in reports.values()
+            if compared >= COMPARED_LEAST
         ]
-        differing = sum(differ > DIFFER_SHARE * asked for asked, differ in counts)
+        differing = sum(differ > DIFFER_SHARE * compared for compared, differ in counts)
         return Reports(len(reports) - failed, failed, len(counts), differing)
 
     def standing(self) -> dict[str, Any]:

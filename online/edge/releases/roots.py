@@ -92,5 +92,5 @@ def followed(chain: bytes) -> Root:
                 ) from None
         newest = one
     if newest is None:
-        raise ManifestRefused("there is no list of keys")
+        raise ManifestRefused("the chain of key lists is empty")
     return newest

@@ -98,7 +98,7 @@ def _words(model: EdgeModel) -> tuple[Words, str, str]:
     if model.tokens is None and len(body.votes) == 1 and math.isinf(model.columns.limit):
         return _linear(model.columns, body), "edge_linear(edge_pack, x, y);", plain
     if body.bent is not None:
-        raise ExportRefused("c99", "there is no table of tents in C")
+        raise ExportRefused("c99", "the bins of `auto` have no form in C")
     wide = len(body.bias)
     if model.tokens is None:
         return (
@@ -139,7 +139,7 @@ def _linear(columns: Columns, body: Linear) -> Words:
 def _hashed(model: EdgeModel, body: Linear) -> Words:
     columns, tokens = model.columns, model.tokens
     if tokens is not None and tokens.spelling == "onehot":
-        raise ExportRefused("c99 tokens", "a vocabulary of words has no table in C")
+        raise ExportRefused("c99 tokens", "a one-hot vocabulary has no form in C")
     buckets, seed, river, signed, keys = 1, 0, False, False, np.zeros(0, np.uint32)
     if tokens is not None:
         buckets, seed, keys = tokens.buckets, tokens.seed, tokens.keys
@@ -188,7 +188,7 @@ def _forest(model: EdgeModel, body: Forest) -> Words:
     leaves, outputs = body.base.shape
     branches = len(body.feature)
     if body.median:
-        raise ExportRefused("c99 forest", "a median of trees has no words in C")
+        raise ExportRefused("c99 forest", "a median of trees has no form in C")
     if max(branches, leaves) >= _CHILDREN_MAX:
         raise ExportRefused("c99 forest", f"{branches} branches, at most {_CHILDREN_MAX - 1}")
     made: Words = [

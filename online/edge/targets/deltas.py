@@ -56,7 +56,7 @@ def steps(old: bytes, new: bytes) -> bytes:
     """
     a, b = _pair(old, new)
     if tensors_of(old) != tensors_of(new):
-        raise DifferenceUnfit("the structures differ")
+        raise DifferenceUnfit("the packs differ in more than weights")
     scales, taken = [], []
     moved = a.copy()
     for at, count in _float32(old):
@@ -65,7 +65,7 @@ def steps(old: bytes, new: bytes) -> bytes:
         scale = step_of(there - here)
         q = (there - here) / scale
         if np.abs(q).sum() > _UP * _LONG_MAX * count:
-            raise DifferenceUnfit("the weights have no common grid")
+            raise DifferenceUnfit("the weights are not multiples of a common step")
         scales.append(scale)
         taken.append(_written(q.astype(np.int64)))
         moved[at : at + 4 * count] = (here + q * scale).astype("<f4").view(np.uint8)
@@ -79,7 +79,7 @@ def apply(old: bytes, delta: bytes) -> bytes:
     Raises PackCorrupt for bytes that are no delta of ``old``.
     """
     if delta[:4] not in (_BYTES, STEPS):
-        raise PackCorrupt("it is no difference")
+        raise PackCorrupt("it does not begin like a difference")
     out = np.frombuffer(old, np.uint8).copy()
     places = _float32(old) if delta[:4] == STEPS else []
     numbers = sum(count for _, count in places)
@@ -169,5 +169,5 @@ def _inflate(data: bytes, most: int) -> bytes:
     except zlib.error as error:
         raise PackCorrupt(f"the difference can't be read: {error}") from None
     if len(out) > most or not reader.eof or reader.unused_data:
-        raise PackCorrupt("the difference does not end where it should")
+        raise PackCorrupt("the difference has another length than its steps")
     return out

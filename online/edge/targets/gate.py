@@ -37,23 +37,23 @@ class Parity:
     worst: int
 
 
-def compare(found: Floats, golden: Golden) -> Parity:
+def compare(answers: Floats, golden: Golden) -> Parity:
     """Compare a file's outputs for the golden rows with the expected ones."""
     expected = golden.expected
-    if found.shape != expected.shape:
-        raise ValueError(f"answers of shape {found.shape} for {expected.shape}")
-    off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+    if answers.shape != expected.shape:
+        raise ValueError(f"answers of shape {answers.shape} for {expected.shape}")
+    off = np.abs(answers - expected) / np.maximum(1.0, np.abs(expected))
     off = np.where(np.isnan(off), np.inf, off)
     worst = int(off.max(axis=1).argmax())
-    agree = agreement(found, expected) if golden.labels else 1.0
+    agree = agreement(answers, expected) if golden.labels else 1.0
     return Parity(len(expected), float(off.max()), agree, worst)
 
 
 def gate(
-    target: str, found: Floats, golden: Golden, bound: float, least_agree: float = 1.0
+    target: str, answers: Floats, golden: Golden, bound: float, least_agree: float = 1.0
 ) -> Parity:
     """Compare; raise ParityFailed if the bound is exceeded or too many labels differ."""
-    parity = compare(found, golden)
+    parity = compare(answers, golden)
     if parity.max_abs > bound:
         raise ParityFailed(target, parity.max_abs, bound, parity.worst)
     if parity.agree < least_agree:
@@ -61,7 +61,7 @@ def gate(
     return parity
 
 
-def agreement(found: Floats, expected: Floats) -> float:
+def agreement(answers: Floats, expected: Floats) -> float:
     """Share of the rows outside ties with the expected label; 1.0 if all are ties.
 
     Parameters:
@@ -70,9 +70,9 @@ def agreement(found: Floats, expected: Floats) -> float:
     """
     if expected.shape[1] == 1:
         clear = np.abs(expected[:, 0] - 0.5) > TIE
-        same = (found[:, 0] > 0.5) == (expected[:, 0] > 0.5)
+        same = (answers[:, 0] > 0.5) == (expected[:, 0] > 0.5)
     else:
         ordered = np.sort(expected, axis=1)
         clear = ordered[:, -1] - ordered[:, -2] > TIE
-        same = found.argmax(axis=1) == expected.argmax(axis=1)
+        same = answers.argmax(axis=1) == expected.argmax(axis=1)
     return float(same[clear].mean()) if clear.any() else 1.0

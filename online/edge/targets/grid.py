@@ -89,24 +89,24 @@ def on_grid(
     Raises StepsUnfit for trees, and if no grid is fine enough.
     """
     if isinstance(model.body, Forest):
-        raise StepsUnfit("trees have no weights that move a little")
+        raise StepsUnfit("trees have no weights")
     if isinstance(model.body, Linear) and model.body.bent is not None:
-        raise StepsUnfit("tents stand where the exact scaler has them")
+        raise StepsUnfit("the bins of `auto` depend on its exact scaler")
     encoder = Encoder(model)
-    asked = [encoder.row(row) for row in (*rows, *_crossed(rows, rng))]
-    expected = outputs(model, asked)
+    encoded = [encoder.row(row) for row in (*rows, *_crossed(rows, rng))]
+    expected = outputs(model, encoded)
 
     def off(candidate: EdgeModel) -> float:
-        return _off(outputs(candidate, asked), expected)
+        return _off(outputs(candidate, encoded), expected)
 
     def allowed(candidate: EdgeModel, most: float = 1.0) -> bool:
-        found = outputs(candidate, asked)
+        answers = outputs(candidate, encoded)
         given = slice(len(rows))  # in these alone, too: a gate counts them
         agree = not model.classes or (
-            agreement(found, expected) >= AGREE_LEAST
-            and agreement(found[given], expected[given]) >= AGREE_LEAST
+            agreement(answers, expected) >= AGREE_LEAST
+            and agreement(answers[given], expected[given]) >= AGREE_LEAST
         )
-        return agree and _off(found, expected) <= most
+        return agree and _off(answers, expected) <= most
 
     def near(candidate: EdgeModel) -> bool:
         return allowed(candidate, _SCALER)
@@ -119,13 +119,13 @@ def on_grid(
     model = _scaled(model, before.columns, near)
 
     theirs = {name: deltas.step_of(table) for name, table in _weights(before).items()}
-    kept = pack.encode(_on(model, _fine(model, theirs, allowed)))
+    packed = pack.encode(_on(model, _fine(model, theirs, allowed)))
     steps = _wider(model, _fine(model, _searched(model, off), allowed), allowed)
     other = pack.encode(_on(model, steps))
     # What a release after the next would take on the other grid: to change to it costs once.
     after = len(deltas.smallest(pack.encode(_on(before, steps)), other))
-    most = max(_AFFORDED * len(kept), _WORTH * after)
-    return kept if len(deltas.smallest(held, kept)) <= most else other
+    most = max(_AFFORDED * len(packed), _WORTH * after)
+    return packed if len(deltas.smallest(held, packed)) <= most else other
 
 
 def _scaled(model: EdgeModel, held: Columns | None, near: _Allowed) -> EdgeModel:
@@ -201,32 +201,32 @@ def _searched(model: EdgeModel, off: _Off) -> dict[str, float]:
 
 def _fine(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
     """The steps, halved until the result is allowed.  Raises StepsUnfit."""
-    found = dict(steps)
+    finer = dict(steps)
     for _ in range(_BITS):
-        if allowed(_on(model, found)):
-            return found
-        found = {name: step / 2.0 for name, step in found.items()}
-    raise StepsUnfit("no step is small enough for the answers that are allowed")
+        if allowed(_on(model, finer)):
+            return finer
+        finer = {name: step / 2.0 for name, step in finer.items()}
+    raise StepsUnfit("no step keeps the answers within their bound")
 
 
 def _wider(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
     """The steps, doubled while the result is allowed, largest tensors first."""
-    tables, found = _weights(model), dict(steps)
+    tables, widest = _weights(model), dict(steps)
     for name in sorted(tables, key=lambda n: -tables[n].size):
-        while found[name] <= np.abs(tables[name]).max():
-            if not allowed(_on(model, wider := {**found, name: 2.0 * found[name]})):
+        while widest[name] <= np.abs(tables[name]).max():
+            if not allowed(_on(model, wider := {**widest, name: 2.0 * widest[name]})):
                 break
-            found = wider
-    return found
+            widest = wider
+    return widest
 
 
 def _on(model: EdgeModel, steps: _Steps) -> EdgeModel:
     return with_tables(model, {n: _rounded(t, steps[n]) for n, t in _weights(model).items()})
 
 
-def _off(found: Floats, expected: Floats) -> float:
+def _off(answers: Floats, expected: Floats) -> float:
     """Return the largest difference as a share of the allowed one."""
-    off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+    off = np.abs(answers - expected) / np.maximum(1.0, np.abs(expected))
     return float(off.max(initial=0.0)) / OFF_MAX
 
 

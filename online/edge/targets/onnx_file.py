@@ -123,7 +123,7 @@ def _leaf_tables(body: Forest, width: int) -> dict[str, Floats]:
     if body.kind == "table":
         return {"l": body.base}
     if leaves * outputs * width > _DENSE_MAX:
-        raise ExportRefused("onnx forest", f"{leaves} leaves over {width} columns are too many")
+        raise ExportRefused("onnx forest", f"{leaves:,} leaves x {width:,} columns are too many")
     owner = np.repeat(np.arange(leaves), np.diff(body.term_start))
     slope = np.zeros((leaves, outputs, width))
     slope[owner, :, body.term_feature] = body.slope
@@ -259,7 +259,7 @@ class _Graph:
     def _linear(self, body: Linear, tensors: Mapping[str, Array]) -> str:
         wide, experts = len(body.bias), len(body.votes)
         if not self._width and self._model.tokens is None:
-            raise ExportRefused("onnx", "it has learned no feature yet, so there is no input")
+            raise ExportRefused("onnx", "it has learned no feature yet, so it has no input")
         if self._width:
             gone, z = self._filled(self._scale(tensors))
             raw = self._node("Gemm", z, "w", "b")
@@ -320,7 +320,7 @@ class _Graph:
 
     def _forest(self, body: Forest, tensors: Mapping[str, Array]) -> str:
         if not self._width:
-            raise ExportRefused("onnx forest", "it has no branch yet, so there is no input")
+            raise ExportRefused("onnx forest", "its trees have no branch yet, so it has no input")
         scores = self._node(
             "TreeEnsembleRegressor", self._x, domain=_ML, **_ensemble(body, self._precision)
         )

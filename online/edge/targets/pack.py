@@ -124,9 +124,9 @@ def _unflattened(tables: Mapping[str, Array]) -> dict[str, Array]:
     if (at, leaf) != (branches, leaves):
         raise ValueError(f"trees use {at} branches and {leaf} leaves of {branches}, {leaves}")
     made = np.array(children, dtype=np.int32).reshape(-1, 2)
-    kept = {name: table for name, table in tables.items() if name != "stumps"}
+    others = {name: table for name, table in tables.items() if name != "stumps"}
     return {
-        **kept,
+        **others,
         "flags": tables["flags"].astype(np.int32) & (LEFT_LEAF - 1),
         "left": made[:, 0].copy(),
         "right": made[:, 1].copy(),
@@ -174,7 +174,7 @@ def _canonical(value: Any) -> bytes:
 def parts_of(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     """The structure and the tables of a file.  Raises PackCorrupt."""
     if len(data) < 8 or data[:4] != MAGIC:
-        raise PackCorrupt("it does not begin like one")
+        raise PackCorrupt("it does not begin with the mark of an edgepack")
     begin = 8 + int.from_bytes(data[4:8], "little")
     try:
         header: dict[str, Any] = json.loads(data[8:begin])
@@ -196,18 +196,18 @@ def parts_of(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
 def _check(model: EdgeModel) -> None:
     """Indices stay inside, so that reading a table can't leave it."""
     if len(set(model.columns.names)) < len(model.columns.names):
-        raise ValueError("two columns have one name")
+        raise ValueError("two columns have the same name")
     if not isinstance(body := model.body, Forest):
         return
     n, leaves = len(body.feature), len(body.base)
     if n and (body.feature.min() < 0 or body.feature.max() >= len(model.columns.names)):
-        raise ValueError("a feature is outside")
+        raise ValueError("a branch names a column that does not exist")
     starts = body.term_start
     if len(starts) != leaves + 1 or (np.diff(starts) < 0).any() or starts[0] != 0:
-        raise ValueError("terms are out of order")
+        raise ValueError("the terms of leaves are out of order")
     if starts[-1] != len(body.term_feature):
-        raise ValueError("terms are missing")
+        raise ValueError("terms of leaves are missing")
     wanted = (len(body.term_feature), *body.base.shape[1:])
     tables = {"table": (), "linear": (body.slope,), "bayes": (body.slope, body.mean)}[body.kind]
     if any(table.shape != wanted for table in tables):
-        raise ValueError("terms have another shape than leaves")
+        raise ValueError("terms and leaves have different shapes")

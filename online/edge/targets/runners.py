@@ -97,7 +97,7 @@ class NodeAnswers(dict[str, Any]):
 def run_node(data: bytes, rows: Rows) -> NodeAnswers:
     """An edgepack by the JavaScript runtime in Node."""
     node = _tool("node", "edgepack in JavaScript")
-    asked = [
+    inputs = [
         {
             "x": {n: v for n, v in row.items() if not _nan(v)},
             "nan": [n for n, v in row.items() if _nan(v)],
@@ -108,7 +108,7 @@ def run_node(data: bytes, rows: Rows) -> NodeAnswers:
         folder = Path(place)
         (folder / "edge.mjs").write_bytes(runtime_js())
         (folder / "model.edgepack").write_bytes(data)
-        (folder / "rows.json").write_text(json.dumps(asked))
+        (folder / "rows.json").write_text(json.dumps(inputs))
         (folder / "ask.mjs").write_text(_ASK_JS)
         _run([node, "ask.mjs"], folder)
         made = json.loads((folder / "out.json").read_text())

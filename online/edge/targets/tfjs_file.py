@@ -94,18 +94,16 @@ def dense(model: EdgeModel, target: str = "tfjs") -> Iterator[tuple[Floats, Floa
     """Kernel (inputs, outputs), bias and activation of each layer.  Raises ExportRefused."""
     body = model.body
     if model.tokens is not None or model.columns.vocabularies:
-        raise ExportRefused(target, "there is no layer for hashing or words")
+        raise ExportRefused(target, "no layer hashes or encodes texts")
     if model.columns.limit != float("inf") or model.columns.ends is not None:
-        raise ExportRefused(
-            target, "there is no layer that cuts numbers off: learn with scale: plain"
-        )
+        raise ExportRefused(target, "no layer limits numbers: learn with scale: plain")
     if not model.columns.names:
-        raise ExportRefused(target, "it has learned no feature yet, so there is no input")
+        raise ExportRefused(target, "it has learned no feature yet, so it has no input")
     if isinstance(body, Linear) and len(body.votes) == 1:
         yield body.weights, body.bias, body.link
     elif isinstance(body, Mlp):
         if body.embeddings:
-            raise ExportRefused(target, "there is no layer for ids among numbers")
+            raise ExportRefused(target, "no layer takes ids among numbers")
         last = len(body.layers) - 1
         for i, layer in enumerate(body.layers):
             both = i == last and body.link != "identity"
@@ -113,7 +111,7 @@ def dense(model: EdgeModel, target: str = "tfjs") -> Iterator[tuple[Floats, Floa
                 raise ExportRefused(target, "its last layer has two activations")
             yield layer.weights.T, layer.bias, body.link if both else layer.activation
     else:
-        raise ExportRefused(target, "layers are written for linear models and networks only")
+        raise ExportRefused(target, "only linear models and networks become layers")
 
 
 def _tensors(model: EdgeModel) -> dict[str, Array]:

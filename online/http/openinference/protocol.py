@@ -405,9 +405,9 @@ def _as_text(plain: Any) -> Any:
         if not speaks(request.url.path):
             return response
         error_v2 = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
-        kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
+        headers = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
         return Response(
-            error_body(error_v2), error_v2.status, kept, "application/json"
+            error_body(error_v2), error_v2.status, headers, "application/json"
         )  # such as Allow
 
     return handler
@@ -441,7 +441,7 @@ def _examples(servings: Mapping[str, Serving], *, labelled: bool) -> dict[str, A
 
 def _document(app: FastAPI, servings: Mapping[str, Serving], tags: list[str]) -> None:
     """Add the actions, which FastAPI does not route, to the OpenAPI document."""
-    (asked, answer, _), components = msgspec.json.schema_components(
+    (request, answer, _), components = msgspec.json.schema_components(
         [InferRequest, InferAnswer, InferError], ref_template="#/components/schemas/{name}"
     )
     plain = app.openapi
@@ -451,7 +451,7 @@ def _document(app: FastAPI, servings: Mapping[str, Serving], tags: list[str]) ->
 
     def operation(path: str, summary: str) -> dict[str, Any]:
         names = re.findall(r"{(\w+)}", path)
-        body = content("Tensors", asked)
+        body = content("Tensors", request)
         given = content("Tensors; of feedback, `status` says it for each event", answer)
         binary = {"type": "string", "format": "binary", "description": "JSON, then the bytes"}
         given["content"]["application/octet-stream"] = {"schema": binary}

@@ -88,14 +88,14 @@ def surface(final: Any) -> Any:
 
     The machine itself would draw random vectors for them and store these.
     """
-    shown = copy.copy(final)
+    copied = copy.copy(final)
     nothing: Any = np.zeros(final.n_factors)
     if type(final).__module__.endswith((".ffm", ".hofm")):  # by name, then by field or order
         nothing = _Known({}, nothing)
-    shown.latents = _Known(final.latents, nothing)
+    copied.latents = _Known(final.latents, nothing)
     if (weights := getattr(final, "interaction_weights", None)) is not None:
-        shown.interaction_weights = _Known(weights, 1.0)
-    return shown
+        copied.interaction_weights = _Known(weights, 1.0)
+    return copied
 
 
 def number_of(final: Any, x: dict[str, Any]) -> Any:

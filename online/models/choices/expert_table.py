@@ -6,21 +6,17 @@ delta has the changed slots as rows by index.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from online.models.choices.interactions import Places
-from online.models.experts.linear import ADAGRAD, EXPERTS, Floats
 from paramserver.core.blocks import ROWS, Block, Blocks
 from paramserver.core.tables.pages import Floats32
 from paramserver.core.tables.rows import Rows
 
 _NUMBERS: Final = 6
-_ORDER_KEPT: Final = 65_536  # slots: a longer order is not cached
-_ADAGRAD: Final[Floats] = np.array(ADAGRAD)[:, None]
-
 
 _NOTHING: Final[tuple[Places, Floats32]] = (
     np.zeros(0, np.int64),
@@ -38,42 +34,40 @@ class Table:
         self._number = np.zeros(self._size, dtype=np.int32)
         self._numbered = 0
         self._opened: list[tuple[Places, Floats32]] = []
+        self._index: npt.NDArray[np.int32] | None = None  # for `opened`; its content is arbitrary
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without the arbitrary numbers, so that a query does not change it."""
+        return {**self.__dict__, "_index": None}
 
     def take(self, places: Places) -> Floats32:
         """Return a copy of the numbers in the slots: shape (places, 6)."""
         return self._now.take(places, axis=0)
 
-    def step(
-        self, places: Places, held: Floats32, steps: Floats, order: Places | None = None
-    ) -> float:
-        """Learn one row, and return a sum that is finite only if all changed numbers are.
+    def opened(self, places: Places) -> tuple[Places, Floats32, Places]:
+        """Return the slots without repetitions, their numbers (6, slots), and each place's index.
 
-        Parameters:
-            places: Slots of the row, possibly with repetitions.
-            held: Their numbers, from :meth:`take`.
-            steps: By expert and slot: gradients for the AdaGrad experts, finished steps for the
-                normalised ones.
-            order: If a slot occurs twice, the last occurrence in this order counts.
+        Slots come in the order of their first places.  The numbers are a copy, for :meth:`put`.
         """
-        fresh = np.flatnonzero(self._number[places] == 0)
+        flat, index = places.ravel(), self._index
+        if index is None:
+            index = self._index = np.empty(self._size, dtype=np.int32)
+        steps = np.arange(len(flat), dtype=np.int32)
+        index[flat[::-1]] = steps[::-1]  # of equal ones the last assigned stays
+        slots = flat[index[flat] == steps]
+        index[slots] = steps[: len(slots)]
+        numbers = np.ascontiguousarray(self._now.take(slots, axis=0).T)
+        return slots, numbers, index[flat].astype(np.int64).reshape(places.shape)
+
+    def put(self, slots: Places, numbers: Floats32) -> bool:
+        """Set the numbers of slots, each given once; False: one is not finite, and none was set."""
+        if not np.isfinite(numbers).all():
+            return False
+        fresh = slots[self._number[slots] == 0]
         if len(fresh):
-            self._note(places[fresh], held[fresh])
-        now = held.T.astype(np.float64, order="C")  # slots in the last axis: long inner loops
-        slopes = steps[:2]
-        squares = now[EXPERTS:]
-        squares += slopes * slopes
-        root = np.sqrt(squares)
-        root += 1.0
-        now[:2] -= _ADAGRAD * slopes / root
-        now[2:EXPERTS] -= steps[2:]
-        with np.errstate(over="ignore"):
-            rounded = now.T.astype(np.float32, order="C")
-        total = float(np.add.reduce(rounded, axis=None, dtype=np.float64))
-        if order is None:
-            self._now[places] = rounded
-        else:
-            self._now[places[order]] = rounded[order]
-        return total
+            self._note(fresh, self._now[fresh])
+        self._now[slots] = numbers.T
+        return True
 
     def cut(self) -> Blocks:
         """Return the open delta and empty it.
@@ -136,24 +130,3 @@ class Table:
         for places, _ in self._opened:
             self._number[places] = 0
         self._opened, self._numbered = [], 0
-
-
-def order_of(features: int, columns: int, of_action: int, plain: int) -> Places:
-    """Return the order in which slots are updated; cached unless it is long."""
-    long = features * columns + plain * of_action > _ORDER_KEPT
-    return (_made_order if long else _kept_order)(features, columns, of_action, plain)
-
-
-def _made_order(features: int, columns: int, of_action: int, plain: int) -> Places:
-    """Compute the order in which slots are updated; of two equal slots the later one counts.
-
-    First come the ids, each with all features of the context; then the action's features, each with
-    all features of the context; then the offset.
-    """
-    size, more = features * columns, plain * of_action
-    by_id = np.arange(size).reshape(features, columns).T.ravel()
-    by_feature = size + np.arange(more).reshape(plain, of_action).T.ravel()
-    return np.concatenate((by_id, by_feature, np.arange(size + more, size + more + bool(plain))))
-
-
-_kept_order = lru_cache(maxsize=64)(_made_order)

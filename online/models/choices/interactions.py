@@ -9,10 +9,10 @@ looked up by name.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import mmh3
 import numpy as np
@@ -22,6 +22,7 @@ from online.models.experts.linear import Floats
 from online.models.features.hashed import Hashed
 from online.models.limited import Limited
 from online.models.state.composite import Composite
+from online.models.state.scalers import Walked
 from replay.example import Features, Value
 
 ACTION: Final = "@"
@@ -117,6 +118,19 @@ class Context(NamedTuple):
         return self.forms[:, 0, : self.plain]
 
 
+Moments = tuple[tuple[Mapping[str, Any], Walked], ...]
+"""Names and new moments of the contexts, and of the actions."""
+
+
+class Taught(NamedTuple):
+    """Rows of a context and an action each: the actions' ids, both sides, and the new moments."""
+
+    own: list[str]
+    context: Context
+    action: Vector
+    moments: Moments
+
+
 class Alike(NamedTuple):
     """Rows that have the same names in the same order and only numbers: shape (rows, names).
 
@@ -177,14 +191,14 @@ class Crossing(Composite):
         self._seed = seed
         self._parts: tuple[Limited, Limited] = (Limited("scaler"), Limited("actions"))
 
-    def context(self, features: Features, *, learns: bool) -> Taken:
-        """Hash a context, for :func:`laid_out`; if it ``learns``, update the moments first."""
-        return self._taken(self._parts[0], features, learns=learns)
+    def context(self, features: Features) -> Taken:
+        """Hash a context, for :func:`laid_out`."""
+        return self._taken(self._parts[0], features)
 
-    def action(self, features: Features, *, learns: bool) -> Vector:
+    def action(self, features: Features) -> Vector:
         """Hash an action's features, without its id; the bias comes first."""
         named = {ACTION + name: value for name, value in features.items()}
-        hashes, values, names, numbers = self._taken(self._parts[1], named, learns=learns)
+        hashes, values, names, numbers = self._taken(self._parts[1], named)
         return Vector(_array(tuple(hashes + names)), np.array(values + numbers))
 
     def alike(self, tables: Sequence[Alike]) -> Vector:
@@ -208,7 +222,7 @@ class Crossing(Composite):
         The moments are not updated.  Numbers have the shape (1, actions, features), hashes
         (actions, features).
         """
-        each = [self.action(features, learns=False) for features in rows]
+        each = [self.action(features) for features in rows]
         shape = len(each), max(len(one.numbers) for one in each)
         out = Vector(np.zeros(shape, np.uint64), np.zeros((1, *shape)))
         for i, one in enumerate(each):
@@ -216,19 +230,72 @@ class Crossing(Composite):
             out.hashes[i, :size], out.numbers[0, i, :size] = one
         return out
 
-    def _taken(self, scaler: Limited, features: Features, *, learns: bool) -> Taken:
+    def taught(self, rows: Sequence[Features]) -> Taught | None:
+        """Read rows of :func:`row`, each scaled as if it was learned after those before it.
+
+        The rows have the same names in the same order.  Changes nothing; :meth:`put` takes the
+        moments.  None: the rows differ in shape, or a moment would not be finite.
+        """
+        own = [""] * len(rows)
+        numbers: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        words: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        for name, column in zip(
+            rows[0], zip(*[x.values() for x in rows], strict=True), strict=True
+        ):
+            if name == ACTION:
+                own = [str(value) for value in column]
+                continue
+            of_action = name.startswith(ACTION)
+            kinds = set(map(type, column))
+            if kinds <= _NUMBERS:
+                numbers[of_action][name] = column
+            elif kinds.isdisjoint(_NUMBERS):
+                words[of_action][name] = column
+            else:
+                return None
+        x = self._walked(self._parts[0], numbers[0], words[0], len(rows))
+        a = self._walked(self._parts[1], numbers[1], words[1], len(rows))
+        if x is None or a is None:
+            return None
+        hashes = np.array([one.hashes + one.names for one in a[0]], np.uint64)
+        values = np.array([one.values + one.numbers for one in a[0]])
+        moments = (numbers[0], x[1]), (numbers[1], a[1])
+        return Taught(own, laid_out(x[0]), Vector(hashes, values), moments)
+
+    def put(self, moments: Moments) -> None:
+        """Set the moments that :meth:`taught` returned."""
+        for scaler, (names, walked) in zip(self._parts, moments, strict=True):
+            scaler.put([*names], walked)
+
+    def _walked(
+        self, scaler: Limited, numbers: dict[str, Any], words: dict[str, Any], n: int
+    ) -> tuple[list[Taken], Walked] | None:
+        """Hash and scale columns by name; None: the rows differ in shape, or are not finite."""
+        names, read = tuple(numbers), [_NO_WORDS] * n
+        if (walked := scaler.walk(names, numbers.values())) is None:
+            return None
+        if words:
+            texts = zip(*words.values(), strict=True)
+            read = [self._words.row(dict(zip(words, x, strict=True)), learns=False) for x in texts]
+            if len(set(map(len, read))) > 1:
+                return None
+        places, scaled = _places(names, self._seed), zip(*walked.columns, strict=True)
+        each = scaled if names else [()] * n
+        return [_joined(one, places, x) for one, x in zip(read, each, strict=True)], walked
+
+    def _taken(self, scaler: Limited, features: Features) -> Taken:
         numbers = {n: v for n, v in features.items() if type(v) is float or type(v) is int}
-        row = _NO_WORDS
+        words = _NO_WORDS
         if len(numbers) < len(features):
-            words = {n: v for n, v in features.items() if n not in numbers}
-            row = self._words.row(words, learns=False)
-        z: dict[str, float] = scaler.learn(numbers) if learns else scaler.transform(numbers)
-        return Taken(
-            [_BIAS_HASH if name == _BIAS else int(name) for name in row],
-            list(row.values()),
-            _places(tuple(z), self._seed),
-            list(z.values()),
-        )
+            rest = {n: v for n, v in features.items() if n not in numbers}
+            words = self._words.row(rest, learns=False)
+        z: dict[str, float] = scaler.transform(numbers)
+        return _joined(words, _places(tuple(z), self._seed), z.values())
+
+
+def _joined(words: dict[str, float], places: list[int], numbers: Iterable[float]) -> Taken:
+    hashes = [_BIAS_HASH if name == _BIAS else int(name) for name in words]
+    return Taken(hashes, list(words.values()), places, list(numbers))
 
 
 def laid_out(contexts: Sequence[Taken]) -> Context:

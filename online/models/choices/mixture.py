@@ -6,6 +6,7 @@ The method is that of Littlestone and Warmuth 1994, *The weighted majority algor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -32,22 +33,31 @@ class Mixture:
         self._experts = experts
         self._judged = False  # whether a loss was added since the cut
 
-    def votes(self, free: npt.NDArray[np.bool_]) -> Floats:
-        """Return the weight of each expert that is ``free``, 0 for the others; they sum to 1."""
-        losses = self.losses
-        votes: Floats = losses[free].min() - losses
+    def votes(self, free: npt.NDArray[np.bool_], losses: Floats | None = None) -> Floats:
+        """Return the weight of each expert that is ``free``, 0 for the others; they sum to 1.
+
+        ``losses``: those of other times, one row each; None: the present ones.
+        """
+        losses = self.losses if losses is None else losses
+        votes: Floats = losses[..., free].min(axis=-1, keepdims=True) - losses
         np.exp(votes, out=votes)
         votes *= free
-        votes /= votes.sum()
+        votes /= np.add.reduce(votes, axis=-1, keepdims=True)
         return votes
 
-    def judge(self, answers: Floats, y: float, weight: float) -> None:
-        """Add the experts' losses at reward ``y``.  A weight of w counts as w rewards."""
-        fade = FADE**weight
-        miss = np.abs(answers - y)
+    def judge(self, answers: Floats, y: Sequence[float], weights: Sequence[float]) -> Floats:
+        """Add the experts' losses at each reward, and return the discounted ones before each.
+
+        ``answers`` have one row for each reward.  A weight of w counts as w rewards.
+        """
+        miss = np.abs(answers - np.array(y)[:, None])
         losses = ((miss > 0.5) + miss * miss) * (2.0 / 3.0)
-        self.losses = fade * self.losses + (1.0 - fade) / (1.0 - FADE) * losses
+        before = np.empty_like(answers)
+        for i, weight in enumerate(weights):
+            before[i], fade = self.losses, FADE**weight
+            self.losses = fade * self.losses + (1.0 - fade) / (1.0 - FADE) * losses[i]
         self._judged = True
+        return before
 
     def cut(self) -> Blocks:
         """Return the open delta and empty it."""

@@ -42,12 +42,12 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
         hashes: list[int] = np.frombuffer(self.allowed, _HASH).tolist()
         return hashes if own in hashes else None
 
-    def judged(self, experts: int, otherwise: Floats) -> Floats:
-        """Return the experts' answers; ``otherwise`` if the notes do not have ``experts`` ones."""
+    def judged(self, experts: int) -> Floats | None:
+        """Return the experts' answers; None if the notes do not have ``experts`` ones."""
         if len(self.answers) != experts * _HALF.itemsize:
-            return otherwise
+            return None
         answers = np.frombuffer(self.answers, _HALF).astype(np.float64)
-        return answers if np.isfinite(answers).all() else otherwise
+        return answers if np.isfinite(answers).all() else None
 
     def weighs(self, clip: float) -> float:
         """Return the importance weight 1 / propensity, at most ``clip``."""

@@ -14,7 +14,7 @@ from online.models.experts.linear import EXPERTS
 from online.models.selfrate import Binary, Multiclass, Regression, SelfRateModel
 from replay.example import Features
 
-_Found = tuple[Prediction, float, float, Any]
+_Contributed = tuple[Prediction, float, float, Any]
 """The answer, its base and output (see ``Terms``), and the factor of each expert's output."""
 
 
@@ -54,14 +54,14 @@ def _parted(
     return words, numbers if scaler is None else scaler.transform(numbers)
 
 
-def _of_two(model: Binary, row: Any, nothing: Any) -> _Found:
+def _of_two(model: Binary, row: Any, nothing: Any) -> _Contributed:
     after, before = model._outputs(row), model._outputs(nothing)
     shares, votes = [logistic(z) for z in after], model._mixture.votes()
     answer = model._said(shares, mixed(votes, shares))
     return answer, *binary_factors(votes, before, after, shares, up=answer.label is True)
 
 
-def _of_classes(model: Multiclass, row: Any, nothing: Any) -> _Found:
+def _of_classes(model: Multiclass, row: Any, nothing: Any) -> _Contributed:
     answer = model._answer(row)
     shares = answer.probabilities
     assert answer.label is not None
@@ -73,7 +73,7 @@ def _of_classes(model: Multiclass, row: Any, nothing: Any) -> _Found:
     return answer, *class_factors(votes, before, after, column, ends)
 
 
-def _of_number(model: Regression, row: Any, nothing: Any) -> _Found:
+def _of_number(model: Regression, row: Any, nothing: Any) -> _Contributed:
     answer, votes, spread = model._answer(row), model._mixture.votes(), model._spread()
     assert isinstance(answer.label, float)
     worths: Sequence[float] = [vote * spread for vote in votes]

@@ -87,8 +87,8 @@ def check_answers_before_learning(make: Make, rows: Rows) -> None:
     """Check that an untrained model predicts any row, also one with unknown names."""
     model = make()
     for features, _ in rows[:5]:
-        for asked in (features, _with_unknown(features, 0)):
-            if not isinstance(model.predict(asked), Prediction):
+        for row in (features, _with_unknown(features, 0)):
+            if not isinstance(model.predict(row), Prediction):
                 _fail("answers before learning", "predict returned no Prediction")
 
 

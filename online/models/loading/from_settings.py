@@ -167,9 +167,9 @@ def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
     A model that can't be merged is learned in order by each replica, or, with ``learn:
     background``, by one process for all.
     """
-    asked = model.sync.merge
-    if asked in ("ordered", "overlay", "lagging") or not built.mergeable:
+    merge = model.sync.merge
+    if merge in ("ordered", "overlay", "lagging") or not built.mergeable:
         if model.learn == "background":
             return "lagging"
-        return asked if asked in ("overlay", "lagging") else "ordered"
-    return "compensated" if asked == "auto" else asked
+        return merge if merge in ("overlay", "lagging") else "ordered"
+    return "compensated" if merge == "auto" else merge

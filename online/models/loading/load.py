@@ -451,10 +451,10 @@ def _train(learner: str, model: Model, training: Training, *, rehearses: bool) -
         resolved = training.resolved(rehearses=rehearses)
         if resolved.on:
             model.train(resolved)
-    elif asked := training.on:
+    elif unused := training.on:
         raise LearnerUnusable(
             learner,
-            f"training.{asked[0]} is for torch networks",
+            f"training.{unused[0]} is for torch networks",
             "Leave it out, and give the estimator's own parameters (l2, clip_gradient, a rate)",
         )
 

@@ -93,12 +93,14 @@ def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tenso
     weights = [2 * drawn.distil / n * 0.5 ** (age / _HALF_LIFE) for age in ages]
     logits = [item.logits or {} for item in drawn.items]
     if head.labels is None:
-        pulls = [_of_one(float(at), kept) for at, kept in zip(outputs[:, 0], logits, strict=True)]
+        pulls = [
+            _of_one(float(at), by_text) for at, by_text in zip(outputs[:, 0], logits, strict=True)
+        ]
         pull = [weight * pull for weight, pull in zip(weights, pulls, strict=True)]
         return torch.tensor(pull, dtype=outputs.dtype)[:, None]
     nan = math.nan
     stored = torch.tensor(
-        [[kept.get(text, nan) for text in head.texts] for kept in logits], dtype=outputs.dtype
+        [[by_text.get(text, nan) for text in head.texts] for by_text in logits], dtype=outputs.dtype
     )
     present = torch.where(stored.isnan(), nan, outputs)
     distance = (present - present.nanmean(1, keepdim=True)) - (
@@ -109,10 +111,10 @@ def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tenso
     return distance.mul_(torch.tensor(weights, dtype=outputs.dtype)[:, None])
 
 
-def _of_one(output: float, kept: Logits) -> float:
+def _of_one(output: float, by_text: Logits) -> float:
     """Return the difference of a single output from the stored one, or from the stored two."""
-    if "" in kept:
-        return output - kept[""]
-    if len(kept) < 2:
+    if "" in by_text:
+        return output - by_text[""]
+    if len(by_text) < 2:
         return 0.0
-    return (output - (kept["true"] - kept["false"])) / 2  # the two outputs are ±output / 2
+    return (output - (by_text["true"] - by_text["false"])) / 2  # the two outputs are ±output / 2

@@ -277,8 +277,8 @@ def _known(names: list[str], x: Columns, known: Any) -> tuple[list[str], Columns
     """Keep the columns whose names the scaler has learned."""
     if all(name in known for name in names):
         return names, x
-    kept = [i for i, name in enumerate(names) if name in known]
-    return [names[i] for i in kept], x[:, kept]
+    learned = [i for i, name in enumerate(names) if name in known]
+    return [names[i] for i in learned], x[:, learned]
 
 
 def _divide(x: Columns, by: Columns) -> Columns:

@@ -22,7 +22,7 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, journal_opener, server_name
-from paramserver.clients.ray_client import NAMESPACE
+from paramserver.clients.ray_client import NAMESPACE, find
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _propose(model: ModelSettings, before: str, after: str, now: Standing) -> No
     """Ask the serving lineage's server to promote the challenger; retried if that fails."""
     log.info("challenger of %s is better: it is promoted", model.name)
     note = decision(model, before, after, "auto", now.summary())
-    handle = ray.get_actor(server_name(model.name, before), NAMESPACE)
+    handle = find(server_name(model.name, before))
     ray.get(handle.promote.remote(note), timeout=_DECIDE_S)
 
 

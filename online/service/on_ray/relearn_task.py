@@ -19,12 +19,10 @@ from online.rebuild.relearn import Relearning, relearn, window_of
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
-from online.settings.places import open_journal, server_name, snapshots_path
-from paramserver.clients.ray_client import NAMESPACE
+from online.settings.places import history_of, open_journal, server_name
+from paramserver.clients.ray_client import find
 from paramserver.errors import ParamServerError
-from paramserver.snapshots.history import ASIDE, SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
+from paramserver.snapshots.history import ASIDE
 
 _NICENESS: Final = 10
 _DECIDE_S: Final = 30.0
@@ -45,8 +43,7 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
     spec = loaded.spec_hash
-    path = lineage_place(snapshots_path(settings), name, spec)
-    history = SnapshotHistory(open_snapshots(path), Retention())
+    history = history_of(settings, name, spec)
     with contextlib.closing(open_journal(settings)) as journal:
         decisions = Decisions(spec)
         decisions.read(journal, name)
@@ -57,7 +54,7 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
             method_of(model, loaded, settings), model=name, spec_text=loaded.spec_text,
         )  # fmt: skip
         snapshot_prefix = f"{ASIDE}{rewrite}-{secrets.token_hex(4)}"
-        handle = ray.get_actor(server_name(name, spec), NAMESPACE)
+        handle = find(server_name(name, spec))
 
         def swap(*asked: object) -> Mapping[str, Any]:
             try:

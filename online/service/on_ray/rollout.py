@@ -66,8 +66,8 @@ def changes(old: Settings, new: Settings) -> Changes:
         for was, model in zip(old.models, new.models, strict=True):
             for name in ModelSettings.model_fields:
                 if getattr(was, name) != getattr(model, name):
-                    found = restart if name in _BY_RESTART else rolling
-                    found.append(f"models.{model.name}.{name}")
+                    names = restart if name in _BY_RESTART else rolling
+                    names.append(f"models.{model.name}.{name}")
     at_once = [name for name in _AT_ONCE if getattr(old, name) != getattr(new, name)]
     if old.limits.standstill_s != new.limits.standstill_s:
         at_once.append("limits.standstill_s")
@@ -154,7 +154,7 @@ def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int)
     except RuntimeError as error:
         message = serve.status().applications[APP].deployments["Replica"].message
         raise StartRefused(
-            f"the replicas do not start: {reason(message) or error}", "Mend what it says"
+            f"the replicas do not start: {reason(message) or error}", "Correct that"
         ) from error
 
 

@@ -173,8 +173,8 @@ class Assembly:
             if model.task == "binary"
             else None,
         }
-        asked = settings.tokens.askers
-        serving = Serving(replica, validator, tokens, limits, loaded.spec_hash, asked)
+        askers = settings.tokens.askers
+        serving = Serving(replica, validator, tokens, limits, loaded.spec_hash, askers)
         can = exchangeable(model, rule)
         choosing = None
         if model.choose is not None:

@@ -27,19 +27,17 @@ from online.service.state.deadline import StartDeadline
 from online.service.state.server_count import at_start
 from online.settings.config import Settings, environment, own_token
 from online.settings.model import ModelSettings
-from online.settings.places import open_journal, snapshots_path
+from online.settings.places import history_of, open_journal
 from online.settings.sharded import check_whole
 from online.trust.root_set import root_rows
 from paramserver.core import rewrites
 from paramserver.core.blocks import Blocks
-from paramserver.core.shards import ShardStore, shard_place
+from paramserver.core.shards import ShardStore
 from paramserver.core.state import SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.process import bases, shortfall
 from paramserver.process.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
 from paramserver.store import Store
 from replay.journal.base import Control, Journal
 
@@ -78,9 +76,7 @@ def histories_of(
     settings: Settings, model: str, specs: Collection[str]
 ) -> dict[str, SnapshotHistory]:
     """Snapshot histories of these lineages of a model, by spec hash."""
-    path = snapshots_path(settings)
-    places = {spec: lineage_place(path, model, spec) for spec in sorted(specs)}
-    return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
+    return {spec: history_of(settings, model, spec) for spec in sorted(specs)}
 
 
 def restore_ids(settings: Settings, journal: Journal) -> list[str]:
@@ -116,13 +112,12 @@ def _servers(
     settings: Settings, journal: Journal, name: str, spec: str
 ) -> list[tuple[Store, SnapshotHistory]]:
     """Return each parameter server's view of the journal and its snapshots."""
-    found: list[tuple[Store, SnapshotHistory]] = []
+    servers: list[tuple[Store, SnapshotHistory]] = []
     model = next(one for one in settings.models if one.name == name)
     for shard in range(model.shards):
-        place = lineage_place(shard_place(snapshots_path(settings), shard), name, spec)
         store: Store = ShardStore(journal, shard) if shard else journal
-        found.append((store, SnapshotHistory(open_snapshots(place), Retention())))
-    return found
+        servers.append((store, history_of(settings, name, spec, shard)))
+    return servers
 
 
 def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
@@ -248,8 +243,7 @@ class Models:
     def _chosen(self, model: ModelSettings, loaded: Loaded) -> ModelSettings:
         if model.sync.merge != "auto" or merge_rule(model, loaded.model) != "ordered":
             return model
-        place = lineage_place(snapshots_path(self._settings), model.name, loaded.spec_hash)
-        history = SnapshotHistory(open_snapshots(place), Retention())
+        history = history_of(self._settings, model.name, loaded.spec_hash)
         history.index()
         listed = history.listed()
         share = listed[0].metrics.get("learn_share", 0.0) if listed else 0.0
@@ -393,7 +387,7 @@ class Models:
             self._follow(ask, name, rows)
 
     def _follow(self, ask: Callable[[str], dict[str, Any] | None], name: str, rows: int) -> None:
-        shown = 0.0
+        printed_s = 0.0
         while True:
             if (status := ask(name)) is None:
                 self._progress(f"model {name}: learns again; ONLINE_TOKEN would show how far")
@@ -402,8 +396,8 @@ class Models:
             if behind == 0:
                 self._progress(f"model {name}: learned {counted(learned)} again{_failures(status)}")
                 return
-            if time.monotonic() - shown >= _FOLLOW_S:
-                shown = time.monotonic()
+            if time.monotonic() - printed_s >= _FOLLOW_S:
+                printed_s = time.monotonic()
                 done = rows - behind
                 self._progress(f"model {name}: {done:,} of {rows:,} rows ({done / rows:.0%})")
             time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from online.settings.places import (
 )
 from paramserver.core.admission import TableBounds
 from paramserver.core.shards import shard_name
+from paramserver.errors import ParamServerError
 from paramserver.process.actor import ServerSettings
 from paramserver.process.lineage import Lineage
 from paramserver.process.sharing import Shard
+from paramserver.snapshots.places import lineage_place, open_snapshots
 
 log = logging.getLogger(__name__)
 
@@ -74,28 +77,65 @@ def begin(
     only: Collection[str] | None = None,
 ) -> list[Begun]:
     """Start the servers of each model (or of those in ``only``) without waiting for them."""
-    from paramserver.clients.ray_client import ask_actor, start_or_get
+    from paramserver.clients import ray_client
+    from paramserver.clients.hosted import Given
 
-    begun = []
-    for model in settings.models:
-        if only is not None and model.name not in only:
-            continue
+    begun, shared = list[Begun](), dict[str, Given]()
+    models = [model for model in settings.models if only is None or model.name in only]
+    may_share = _that_share(settings, models, loaded)
+    for model in models:
         one = loaded[model.name]
         rule = merge_rule(model, one.model)
         progress(f"starting the parameter server of {model.name} (merge: {rule})")
+        given = Given(
+            Lineage(model.name, one.spec_hash, one.spec_text, rule),
+            journal_opener(settings),
+            snapshots_path(settings),
+            settings_of(model, settings),
+            processes.gone,
+        )
         names = server_names(model.name, one.spec_hash, model.shards)
+        if model.name in may_share:
+            shared[names[0]] = given
+            continue
         for shard, name in enumerate(names):
-            handle = start_or_get(
-                name,
-                Lineage(model.name, one.spec_hash, one.spec_text, rule),
-                journal_opener(settings),
-                snapshots_path(settings),
-                settings_of(model, settings),
-                processes.gone,
-                shard=shard_of(shard, partial(ask_actor, names), model.shards),
-            )
-            begun.append(Begun(model.name, handle))
+            which = shard_of(shard, partial(ray_client.ask_actor, names), model.shards)
+            begun.append(Begun(model.name, ray_client.start_or_get(name, *given, shard=which)))
+    if shared:
+        wait = ray_client.start_shared(shared)
+        begun += [Begun(given.lineage.model, partial(wait, n)) for n, given in shared.items()]
     return begun
+
+
+def _that_share(
+    settings: Settings, models: Sequence[ModelSettings], loaded: Mapping[str, Loaded]
+) -> set[str]:
+    """Models whose servers share a process: the small ones, if there are at least two.
+
+    One that has a process already keeps it; one that has grown leaves the shared process.
+    """
+    from paramserver.clients import ray_client
+
+    most = settings.limits.shared_server_mb * 1e6
+    here, grown, small = ray_client.shared(), list[str](), set[str]()
+    for model in models:
+        spec = loaded[model.name].spec_hash
+        name = server_name(model.name, spec)
+        if model.shards == 1 and 0 < most >= _snapshot_bytes(settings, model.name, spec):
+            if name in here or not ray_client.exists(name):
+                small.add(model.name)
+        elif name in here:
+            grown.append(name)
+    ray_client.end(grown)
+    return small if len(small) > 1 or here else set()
+
+
+def _snapshot_bytes(settings: Settings, model: str, spec: str) -> float:
+    """Size of a lineage's largest snapshot; infinite if it can't be told."""
+    try:
+        return open_snapshots(lineage_place(snapshots_path(settings), model, spec)).largest()
+    except (OSError, ParamServerError):
+        return math.inf
 
 
 def server_specs(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
@@ -123,6 +163,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         retention=retention_of(model),
         lease_s=settings.limits.adopt_s / 2,
         confirm_s=_CONFIRM_S,
+        stall_s=settings.start_wait_s,
         keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
@@ -175,8 +216,10 @@ def recent_replicas(name: str, spec: str) -> set[str]:
     import ray
     from ray.exceptions import RayError
 
+    from paramserver.clients.ray_client import find
+
     try:
-        handle = ray.get_actor(server_name(name, spec), "online")
+        handle = find(server_name(name, spec))
         replicas = ray.get(handle.status.remote(), timeout=_ASK_S)["replicas"]
     except (ValueError, RayError):  # RayError includes timeouts
         return set()
@@ -200,8 +243,10 @@ def _answers(name: str, spec: str, method: str, wait_s: float) -> bool:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    from paramserver.clients.ray_client import find
+
     try:
-        handle = ray.get_actor(server_name(name, spec), "online")
+        handle = find(server_name(name, spec))
         ray.get(getattr(handle, method).remote(), timeout=wait_s)
     except RayTaskError:
         return True
@@ -214,10 +259,12 @@ def last_snapshots(specs: Mapping[str, str]) -> list[str]:
     """Have the servers publish last snapshots; returns a line about each server."""
     import ray
 
+    from paramserver.clients.ray_client import find
+
     wanted, lines = {}, []
     for name, spec in specs.items():
         try:
-            handle = ray.get_actor(server_name(name, spec), "online")
+            handle = find(server_name(name, spec))
         except ValueError:
             lines.append(_none(name, "its server does not run"))
         else:
@@ -241,8 +288,6 @@ def _none(name: str, why: str) -> str:
 
 def end(specs: Mapping[str, str]) -> None:
     """End the servers of these specs; keys are shard names."""
-    import ray
+    from paramserver.clients import ray_client
 
-    for name, spec in specs.items():
-        with contextlib.suppress(ValueError):
-            ray.kill(ray.get_actor(server_name(name, spec), "online"), no_restart=True)
+    ray_client.end([server_name(name, spec) for name, spec in specs.items()])

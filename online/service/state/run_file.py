@@ -30,7 +30,7 @@ def running(state_dir: Path) -> dict[str, Any]:
     except PermissionError:
         raise StartRefused(
             f"{state_dir} is not readable by this user",
-            "Be the user that the service runs as, or share the folder with a group: state_mode",
+            "Run it as the user of the service, or share the folder with a group: state_mode",
         ) from None
     except (OSError, ValueError, TypeError):
         facts = {}

@@ -86,10 +86,10 @@ def _withdraw_interrupted(journal: Journal, model: str, spec: str) -> None:
     Parameters:
         spec: Hash of the spec with one server.
     """
-    found = resharding.newest(journal.controls(model, 0), spec, done=False)
-    if found is not None and found[1].why == "settings":
+    pending = resharding.newest(journal.controls(model, 0), spec, done=False)
+    if pending is not None and pending[1].why == "settings":
         with contextlib.suppress(StartRefused):  # somebody else has replaced it
-            reshard.withdraw(journal, model, spec, found[0])
+            reshard.withdraw(journal, model, spec, pending[0])
 
 
 def _continue(journal: Journal, model: str, spec: str) -> None:
@@ -112,11 +112,11 @@ def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
             continue
         specs = reshard.specs_of(model, settings)
         one = next(iter(specs))
-        found = resharding.newest(controls, one, done=True)
+        recorded = resharding.newest(controls, one, done=True)
         newest, n = resharding.newest(controls, one, done=False), said.shards
-        if found is None or newest is None or n != found[1].shards:
+        if recorded is None or newest is None or n != recorded[1].shards:
             continue
-        if n not in (found[1].given, newest[1].given):  # a pending request may say it already
+        if n not in (recorded[1].given, newest[1].given):  # a pending request may say it already
             now = reshard.saying(specs, n, n, n, done=True, why="settings")
             reshard.note(journal, model.name, now)
 
@@ -131,9 +131,9 @@ def reject_requests(settings: Settings, journal: Journal) -> None:
         controls = journal.controls(model.name, 0)
         if any(map(resharding.wished, controls)):
             one = next(iter(reshard.specs_of(model, settings)))
-            found = resharding.newest(controls, one, done=False)
-            if found is not None and not found[1].done:
-                _fail(journal, model, found[1], found[1].before)
+            pending = resharding.newest(controls, one, done=False)
+            if pending is not None and not pending[1].done:
+                _fail(journal, model, pending[1], pending[1].before)
 
 
 def reshard_pending(
@@ -154,10 +154,10 @@ def reshard_pending(
             if not any(map(resharding.wished, controls)):
                 continue
             one = next(iter(reshard.specs_of(model, settings)))
-            found = resharding.newest(controls, one, done=False)
-            if found is None or found[1].done or found[1].shards == model.shards:
+            pending = resharding.newest(controls, one, done=False)
+            if pending is None or pending[1].done or pending[1].shards == model.shards:
                 continue
-            seq, request = found
+            seq, request = pending
             try:
                 done = _resharded(journal, settings, model, specs[model.name], seq, request)
             except (OnlineError, ParamServerError, OSError) as error:
@@ -166,7 +166,7 @@ def reshard_pending(
                 _continue(journal, model.name, specs[model.name])
                 if isinstance(error, OnlineError):
                     raise
-                raise StartRefused(f"model {model.name}: {error}", "Ask again") from error
+                raise StartRefused(f"model {model.name}: {error}", "Try again") from error
             progress(str(done))
 
 
@@ -184,8 +184,8 @@ def _resharded(
     _publish_aligned(journal, settings, before, spec)
     specs = reshard.specs_of(before, settings)
     if resharding.newest(journal.controls(model.name, seq), request.spec, done=False) is not None:
-        problem = f"model {model.name}: other parameter servers were wished, and no longer are"
-        raise StartRefused(problem, "What serves goes on")
+        problem = f"model {model.name}: the request for other parameter servers was withdrawn"
+        raise StartRefused(problem, "The present ones go on")
     now = reshard.saying(
         specs, request.given, before.shards, request.shards, done=True, why=request.why
     )
@@ -246,6 +246,6 @@ def revert(journal: Journal, was: Settings) -> None:
         if all(control.kind != resharding.RESHARD for control in controls):
             continue
         one = next(iter(reshard.specs_of(model, was)))
-        found = resharding.newest(controls, one, done=True)
-        if found is not None and found[1].shards != model.shards:
-            _fail(journal, model, found[1], model.shards)
+        done = resharding.newest(controls, one, done=True)
+        if done is not None and done[1].shards != model.shards:
+            _fail(journal, model, done[1], model.shards)

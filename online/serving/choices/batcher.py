@@ -62,12 +62,12 @@ class Batcher(Generic[Request, Result, Answer]):
         if not some:  # a full batch was computed before this call
             return
         try:
-            found = self._find([one.asked for one in some])
+            results = self._find([one.asked for one in some])
         except Exception as error:
             for one in some:
                 self._alone(one, error if len(some) == 1 else None)
             return
-        for one, result in zip(some, found, strict=True):
+        for one, result in zip(some, results, strict=True):
             self._tell(one, result)
 
     def _alone(self, one: _Waiting[Request, Answer], error: Exception | None) -> None:
@@ -82,10 +82,10 @@ class Batcher(Generic[Request, Result, Answer]):
         else:
             self._tell(one, result)
 
-    def _tell(self, one: _Waiting[Request, Answer], found: Result) -> None:
+    def _tell(self, one: _Waiting[Request, Answer], result: Result) -> None:
         if one.done.done():  # the request was cancelled
             return
         try:
-            one.done.set_result(one.within.run(self._answer, one.asked, found))
+            one.done.set_result(one.within.run(self._answer, one.asked, result))
         except Exception as error:
             one.done.set_exception(error)

@@ -47,7 +47,7 @@ from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, Features, PredictionHalf, Value
@@ -157,9 +157,9 @@ class Choosing:
         made = await self._batcher.ask(one) if small else self._made(one, *self._decide([one]))
         return made if isinstance(made, Chosen) else await self._written(made)
 
-    def _made(self, one: _Asked, found: tuple[Scores, Decision]) -> Chosen | _Unwritten:
+    def _made(self, one: _Asked, decided: tuple[Scores, Decision]) -> Chosen | _Unwritten:
         """Make the answer, or the choice that has to be written before it."""
-        choice, answer = self._chosen(one, *found)
+        choice, answer = self._chosen(one, *decided)
         features = row(choice.context, *choice.actions[choice.chosen])
         packed = pack(choice, columns_of(one.table))
         if one.own is None and not choice.deferred:
@@ -261,16 +261,16 @@ class Choosing:
         """
         if recorded.status == "damaged":
             raise damaged(recorded.reason or "", "id")
-        kept: PredictionHalf | Example | None = None
+        stored: PredictionHalf | Example | None = None
         try:
             if recorded.met is not None:
-                kept = codec.decode_prediction(recorded.met.payload)
+                stored = codec.decode_prediction(recorded.met.payload)
             elif recorded.row is not None:
-                kept = codec.decode(recorded.row.payload)
+                stored = codec.decode(recorded.row.payload)
         except (PayloadFormat, PayloadInvalid) as error:
             raise damaged(str(error), "id") from None
-        if kept is not None:
-            return _opened(kept.choice), kept.version or (0, 0, 0)
+        if stored is not None:
+            return _opened(stored.choice), stored.version or (0, 0, 0)
         if recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             hint = "Send it again after Retry-After, or without an id; nothing was recorded"
@@ -309,11 +309,11 @@ class Choosing:
 
     def _table(self, actions: list[Action]) -> Alike | None:
         """Return the features of actions with the same names as an array, if all are valid."""
-        found = alike([action.features for action in actions]) if actions else None
-        if found is None or not self._takes(found.names):
+        table = alike([action.features for action in actions]) if actions else None
+        if table is None or not self._takes(table.names):
             return None
-        ends = zip(found.least, found.most, strict=True)
-        return found if all(a >= -NUMBER_MAX and b <= NUMBER_MAX for a, b in ends) else None
+        ends = zip(table.least, table.most, strict=True)
+        return table if all(a >= -NUMBER_MAX and b <= NUMBER_MAX for a, b in ends) else None
 
     def _actions(
         self, actions: list[Action], table: Alike | None
@@ -327,7 +327,7 @@ class Choosing:
             named = self._named if are_brief(ids) else self._named.__wrapped__
             if named(ids):
                 return tuple(zip(ids, [action.features for action in actions], strict=True))
-        found: dict[str, Features] = {}
+        taken: dict[str, Features] = {}
         for i, action in enumerate(actions):
             if len(action.id) > self._limits.text_bytes_max:
                 raise invalid(
@@ -335,14 +335,14 @@ class Choosing:
                 )
             if not is_plain(action.id):
                 raise not_plain(f"actions[{i}].id", "an id", action.id)
-            if action.id in found:
+            if action.id in taken:
                 hint = "Send each action once"
                 raise invalid(f"actions[{i}].id", f"{action.id[:80]!r} is there twice", hint)
             features = action.features
             if features and table is None:
                 features = self._validator.features(features, f"actions[{i}].features")
-            found[action.id] = features
-        return tuple(found.items())
+            taken[action.id] = features
+        return tuple(taken.items())
 
     # -- activation ---------------------------------------------------------------------------
 
@@ -362,17 +362,17 @@ class Choosing:
                 row = NewRow(
                     key, id, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION, over=over
                 )
-                found = (await self._replica.writer.record([row]))[0]
-                if found.met is None or found.met.half is not Half.PREDICTION:
+                recorded = (await self._replica.writer.record([row]))[0]
+                if recorded.met is None or recorded.met.half is not Half.PREDICTION:
                     break
-                kept = codec.decode_prediction(found.met.payload)
-                choice = _opened(kept.choice)
+                stored = codec.decode_prediction(recorded.met.payload)
+                choice = _opened(stored.choice)
                 if not choice.deferred:
                     return
                 used = pack(msgspec.structs.replace(choice, deferred=False))
-                over = found.met.payload
-                payload = codec.encode_prediction(msgspec.structs.replace(kept, choice=used))
-            if found.row is not None or found.since is not None:
+                over = recorded.met.payload
+                payload = codec.encode_prediction(msgspec.structs.replace(stored, choice=used))
+            if recorded.row is not None or recorded.since is not None:
                 return
         hint = "Send the id of a choice that was deferred"
         raise RequestError(404, "unknown_id", "no choice has this id", "id", hint)

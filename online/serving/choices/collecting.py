@@ -36,7 +36,7 @@ _NO_HALF: Final = b"?"
 _TURN: Final = 16
 """After this many rewards, or choices with rewards, other tasks get a turn of the event loop."""
 
-_Found = list[Receipt | RequestError | None]
+_Results = list[Receipt | RequestError | None]
 """The answers to the rewards of a body; None where not known yet."""
 
 
@@ -85,7 +85,7 @@ class RewardCollector:
 
         Raises RequestError for a single reward; if there are ``many``, its receipt has the error.
         """
-        found: _Found = [None] * len(sent)
+        results: _Results = [None] * len(sent)
         open_: dict[str, _One] = {}
         for i, reward in enumerate(sent):
             if i % _TURN == _TURN - 1:
@@ -93,10 +93,10 @@ class RewardCollector:
             try:
                 asked = await self._read(reward.event, f"rewards[{i}]." if many else "")
             except RequestError as error:
-                found[i] = error
+                results[i] = error
                 continue
             if isinstance(asked, Receipt):
-                found[i] = asked
+                results[i] = asked
             else:
                 name = asked.row.key.hex()
                 open_.setdefault(name, _one(asked)).sent.append((i, _of(asked, reward)))
@@ -106,7 +106,7 @@ class RewardCollector:
             for i, one in enumerate(left):
                 if i % _TURN == _TURN - 1:
                     await asyncio.sleep(0)
-                if (row := self._row(one, found)) is not None:
+                if (row := self._row(one, results)) is not None:
                     made.append((one, row))
             if not made:
                 left = []
@@ -116,22 +116,22 @@ class RewardCollector:
             for i, ((one, _), outcome) in enumerate(zip(made, written, strict=True)):
                 if i % _TURN == _TURN - 1:
                     await asyncio.sleep(0)
-                if not self._took(one, outcome, found):
+                if not self._took(one, outcome, results):
                     left.append(one)
         for crowded in left:
-            _fail(crowded, found, _crowded())
-        if not many and isinstance(found[0], RequestError):
-            raise found[0]
+            _fail(crowded, results, _crowded())
+        if not many and isinstance(results[0], RequestError):
+            raise results[0]
         receipts = [
             refused(one) if isinstance(one, RequestError) else one
-            for one in found
+            for one in results
             if one is not None
         ]
         for receipt in receipts:
             self._replica.counts[f"rewards_{receipt.status}"] += 1
         return receipts
 
-    def _row(self, one: _One, found: _Found) -> NewRow | None:
+    def _row(self, one: _One, results: _Results) -> NewRow | None:
         """Return the row to be written next for a choice; None: all its rewards are answered."""
         key, now = one.keys[0], self._replica.now_s()
         if one.seen is None:
@@ -142,72 +142,74 @@ class RewardCollector:
             )  # fmt: skip
         made, over = one.seen
         choice = _opened(made.choice)
-        kept = list(choice.rewards)
+        rewards = list(choice.rewards)
         one.new = []
         for i, sent in one.sent:
-            if (receipt := self._known(one, kept, sent)) is not None:
-                found[i] = receipt
+            if (receipt := self._known(one, rewards, sent)) is not None:
+                results[i] = receipt
                 continue
             one.new.append((i, sent))
-            kept.append(_given(sent))
+            rewards.append(_given(sent))
         if not one.new:
             return None
-        packed = pack(msgspec.structs.replace(choice, rewards=tuple(kept)))
+        packed = pack(msgspec.structs.replace(choice, rewards=tuple(rewards)))
         payload = codec.encode_prediction(msgspec.structs.replace(made, choice=packed))
         return NewRow(
             key, one.event_id, over.source, Verdict.ACCEPTED, payload, over.at,
             half=Half.PREDICTION, over=None if over.payload == _NO_HALF else over.payload,
         )  # fmt: skip
 
-    def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | RequestError | None:
+    def _known(
+        self, one: _One, rewards: Sequence[Given], sent: Sent
+    ) -> Receipt | RequestError | None:
         """Return the receipt of a reward that is not to be added to these; None: add it."""
-        for other in kept:
+        for other in rewards:
             if other.nonce == sent.nonce:  # written before; the store's answer was lost
                 return self._waiting(one, sent)
             if sent.named is not None and other.named == sent.named:
                 return _again(one.event_id, other, sent, "waiting")
-        if kept and kept[0].source != sent.event.source:
+        if rewards and rewards[0].source != sent.event.source:
             message = "this choice has rewards of another source"
             hint = "Send all rewards of a choice as one source"
             return RequestError(409, "another_source", message, "source", hint)
-        if len(kept) >= self._settings.rewards_max:
-            message = f"this choice has {len(kept)} rewards"
+        if len(rewards) >= self._settings.rewards_max:
+            message = f"this choice has {len(rewards)} rewards"
             hint = "Send fewer, larger ones, or raise choose.rewards_max"
             return RequestError(422, "rewards_full", message, "id", hint)
         return None
 
-    def _took(self, one: _One, recorded: Recorded, found: _Found) -> bool:
+    def _took(self, one: _One, recorded: Recorded, results: _Results) -> bool:
         """Process the store's answer; return whether all rewards of the choice are answered."""
         if recorded.status == "damaged":
-            _fail(one, found, damaged(recorded.reason or "", "id"))
+            _fail(one, results, damaged(recorded.reason or "", "id"))
             return True
         if recorded.row is not None:
-            self._settled(one, recorded, found)
+            self._settled(one, recorded, results)
             return True
         if recorded.met is not None:
             if recorded.met.half is not Half.PREDICTION:  # a label that arrived before its choice
-                _fail(one, found, _unknown())
+                _fail(one, results, _unknown())
                 return True
             try:
                 made = codec.decode_prediction(recorded.met.payload)
                 _opened(made.choice)
             except (PayloadFormat, PayloadInvalid) as error:
-                _fail(one, found, damaged(str(error), "id"))
+                _fail(one, results, damaged(str(error), "id"))
                 return True
             except RequestError as error:
-                _fail(one, found, error)
+                _fail(one, results, error)
                 return True
             one.seen = made, recorded.met
             return False
         if one.seen is not None and recorded.since is not None:
             for i, sent in one.new:
-                found[i] = self._waiting(one, sent)
+                results[i] = self._waiting(one, sent)
             return True
         if one.seen is not None and one.seen[1].payload == _NO_HALF:
             self._replica.counts["joins_refused"] += 1
-            _fail(one, found, _no_room())
+            _fail(one, results, _no_room())
             return True
-        return self._elsewhere(one, found)
+        return self._elsewhere(one, results)
 
     def _waiting(self, one: _One, sent: Sent) -> Receipt:
         return Receipt(
@@ -215,7 +217,7 @@ class RewardCollector:
             reason=f"learned once, {self._settings.reward_wait:g} s after the choice",
         )  # fmt: skip
 
-    def _elsewhere(self, one: _One, found: _Found) -> bool:
+    def _elsewhere(self, one: _One, results: _Results) -> bool:
         """Handle an empty key: try the next one, or make the half that was not written."""
         if one.made is not None:  # it was lost in a kill, or is not written yet
             one.seen = one.made, _nothing(one.event_id, self._replica.now_s())
@@ -223,27 +225,27 @@ class RewardCollector:
         if len(one.keys) > 1:
             one.keys, one.seen = one.keys[1:], None
             return False
-        _fail(one, found, _unknown())
+        _fail(one, results, _unknown())
         return True
 
-    def _settled(self, one: _One, recorded: Recorded, found: _Found) -> None:
+    def _settled(self, one: _One, recorded: Recorded, results: _Results) -> None:
         """Answer for a choice that was learned: known rewards are repeats, others are expired."""
         assert recorded.row is not None
         try:
             packed = codec.decode(recorded.row.payload).choice
-            kept = () if packed is None else unpack(packed).rewards
+            rewards = () if packed is None else unpack(packed).rewards
         except (PayloadFormat, PayloadInvalid, RecordInvalid):
-            kept = ()
+            rewards = ()
         for i, sent in one.sent:
-            if any(x.nonce == sent.nonce for x in kept):
-                found[i] = self._waiting(one, sent)
+            if any(x.nonce == sent.nonce for x in rewards):
+                results[i] = self._waiting(one, sent)
                 continue
-            known = (x for x in kept if sent.named is not None and x.named == sent.named)
+            known = (x for x in rewards if sent.named is not None and x.named == sent.named)
             if (other := next(known, None)) is not None:
-                found[i] = _again(one.event_id, other, sent, recorded.status)
+                results[i] = _again(one.event_id, other, sent, recorded.status)
             else:
                 reason = f"the choice was learned {self._settings.reward_wait:g} s after it"
-                found[i] = Receipt(
+                results[i] = Receipt(
                     "expired", one.event_id, reason=f"{reason}, or with a label of its own"
                 )
 
@@ -299,11 +301,11 @@ def _again(event_id: str, other: Given, sent: Sent, first: str) -> Receipt:
     return Receipt("conflict", event_id, duplicate=True, first_outcome=first, reason=reason)
 
 
-def _fail(one: _One, found: _Found, error: RequestError) -> None:
+def _fail(one: _One, results: _Results, error: RequestError) -> None:
     """Answer all unanswered rewards of a choice with an error."""
     for i, _ in one.sent:
-        if found[i] is None:
-            found[i] = error
+        if results[i] is None:
+            results[i] = error
 
 
 def _unknown() -> RequestError:

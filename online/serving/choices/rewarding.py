@@ -20,7 +20,7 @@ from online.serving.choices.collecting import RewardCollector, Sent
 from online.serving.receipts import HTTP
 from online.serving.serving import Serving
 from online.settings.choose import Choose
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 _REWARD_MAX: Final = 1e9
 """Largest absolute value of a named reward, before its weight."""

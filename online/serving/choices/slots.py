@@ -12,11 +12,23 @@ import asyncio
 import msgspec
 
 from online.errors import invalid
-from online.messages.choices import ChooseRequest, ChosenSlots, Slot
+from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRequest, Slot
+from online.messages.structs import Receipt, Receipts
 from online.serving.choices.choosing import Choosing
 
 _SLOT = "slot"
 """Context feature with the slot's id, and prefix of the slot's own features before a dot."""
+
+
+async def answer_choice(
+    choosing: Choosing, request: ChooseRequest | RewardRequest
+) -> tuple[int, Chosen | ChosenSlots | Receipt | Receipts]:
+    """Handle a choice or rewards: return the HTTP status and the answer.  Raises RequestError."""
+    if isinstance(request, RewardRequest):
+        return await choosing.rewards.take(request)
+    if request.slots is not None:
+        return 200, await choose_slots(choosing, request)
+    return 200, await choosing.choose(request)
 
 
 async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlots:

@@ -196,8 +196,8 @@ class Rows(RowMessage):
 
     def _remembered(self, ids: IdArray) -> Numbers | None:
         """Return the numbers of the ids if the last look-up was of the same array, else None."""
-        found = self._found
-        return found[2] if found and found[0] is ids and found[1] is self._ids else None
+        last = self._found
+        return last[2] if last and last[0] is ids and last[1] is self._ids else None
 
     def has(self, ids: IdArray) -> Flags:
         """Return for each id whether there is a row."""

@@ -46,30 +46,30 @@ def refusal_of(answer: list[Any], partition: int, known: int, epoch: int) -> Rep
     return None
 
 
-def outcome_of(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:
-    kind = found[0]
+def outcome_of(partition: int, given: NewRow, reply: list[Any], before: list[Outcome]) -> Outcome:
+    kind = reply[0]
     if kind == b"twice":
-        return Outcome(False, before[int(found[1]) - 1].row)
+        return Outcome(False, before[int(reply[1]) - 1].row)
     if kind == b"half":
-        return Outcome(False, None, float(found[1]) if found[1] else None)
+        return Outcome(False, None, float(reply[1]) if reply[1] else None)
     if kind == b"damaged":
         what = f"what stands under the id {given.event_id!a}"
         return Outcome(False, None, damaged=JournalDamaged(what))
     if kind == b"gone":
         return Outcome(False, None, gone=True)
     if kind == b"met":
-        half, event_id, source, payload, at = found[1:]
+        half, event_id, source, payload, at = reply[1:]
         met = Stored(Half(half.decode()), event_id.decode(), source.decode(), payload, float(at))
         return Outcome(False, None, met.at, met)
     if kind != b"written":
-        where, offset = int(found[1]), int(found[2])
+        where, offset = int(reply[1]), int(reply[2])
         try:
-            return Outcome(kind == b"own", proof.as_row(where, offset, fields_of(found[3])))
+            return Outcome(kind == b"own", proof.as_row(where, offset, fields_of(reply[3])))
         except JournalDamaged as error:
             return Outcome(False, None, damaged=error)
     # A written row equals the given one, so the script does not return it.
     row = Row(
-        int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,
+        int(reply[2]), partition, int(reply[1]), bytes(given.key), given.event_id, given.source,
         Verdict(given.verdict), float(given.factor), bytes(given.payload), float(given.at),
     )  # fmt: skip
     return Outcome(True, row)

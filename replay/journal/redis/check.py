@@ -229,8 +229,8 @@ def _pages(command: Callable[..., Any], key: bytes) -> Iterator[list[bytes]]:
             return
 
 
-def _pairs(found: Any) -> list[tuple[bytes, bytes]]:
+def _pairs(reply: Any) -> list[tuple[bytes, bytes]]:
     """Return the fields and values of a hash from either form of the client's reply."""
-    if isinstance(found, dict):
-        return list(found.items())
-    return list(zip(found[::2], found[1::2], strict=True))
+    if isinstance(reply, dict):
+        return list(reply.items())
+    return list(zip(reply[::2], reply[1::2], strict=True))

@@ -288,8 +288,8 @@ class RedisJournal(Journal):
         self._take(anchor, self._run(scripts.TRIM_LINES, anchor.number, text, checksum))
 
     def _anchor(self) -> Line | None:
-        found = self._command("HMGET", self._tag + b":anchor", "number", "text", "sum")
-        number, text, stored = found
+        reply = self._command("HMGET", self._tag + b":anchor", "number", "text", "sum")
+        number, text, stored = reply
         fields = {b"text": text or b"", b"sum": stored or b""}
         return None if number is None else proof.as_line(int(number), fields)
 

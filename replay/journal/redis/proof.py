@@ -39,9 +39,9 @@ def as_line(number: int, fields: Fields) -> Line:
     return Line(number, fields[b"text"])
 
 
-def lines(found: Sequence[tuple[bytes, Fields]]) -> tuple[Line, ...]:
+def lines(entries: Sequence[tuple[bytes, Fields]]) -> tuple[Line, ...]:
     """Decode lines of the log of decisions from its stream.  Raises JournalDamaged."""
-    return tuple(as_line(int(id_.split(b"-")[0]), fields) for id_, fields in found)
+    return tuple(as_line(int(id_.split(b"-")[0]), fields) for id_, fields in entries)
 
 
 def as_row(partition: int, offset: int, fields: Fields) -> Row:
@@ -65,9 +65,9 @@ def as_row(partition: int, offset: int, fields: Fields) -> Row:
         raise JournalDamaged(f"row {offset} of partition {partition}", repr(error)) from error
 
 
-def as_partition(found: Sequence[bytes]) -> Partition:
+def as_partition(reply: Sequence[bytes]) -> Partition:
     """Decode a partition from its script's reply.  Raises JournalDamaged."""
-    number, model, replica, spec, end, sealed, trimmed, at, stored = found
+    number, model, replica, spec, end, sealed, trimmed, at, stored = reply
     place = f"partition {number.decode()}"
     words = (model or b"", replica or b"", spec or b"", at, sealed)
     if stored and stored != proof(place, words):

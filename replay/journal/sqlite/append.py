@@ -170,16 +170,16 @@ class Batch:
             self._ran,
         )  # fmt: skip
 
-    def _write(self, row: NewRow, found: tuple[Any, ...] | None = None) -> Outcome:
+    def _write(self, row: NewRow, record: tuple[Any, ...] | None = None) -> Outcome:
         """Write one row; ``found``: the existing row with its key, if it was looked up."""
         key = bytes(row.key)
-        if found is None:
-            found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
-        if found is None:
+        if record is None:
+            record = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
+        if record is None:
             return self._new(key, row)
-        if not proof.good_row(found, self._unchecked):
-            return Outcome(False, None, damaged=JournalDamaged(proof.place(found)))
-        stored = proof.as_row(found, self._unchecked)
+        if not proof.good_row(record, self._unchecked):
+            return Outcome(False, None, damaged=JournalDamaged(proof.place(record)))
+        stored = proof.as_row(record, self._unchecked)
         if stored.partition != self._partition or stored.offset <= self._known:
             return Outcome(False, stored)
         if key in self._answered or row.half is not None:
@@ -273,7 +273,7 @@ def _with_keys(statement: str, n: int) -> str:
     return statement.format(", ".join("?" * n))
 
 
-def stored_half(found: Sequence[Any]) -> Stored:
+def stored_half(record: Sequence[Any]) -> Stored:
     """Return a half from the columns of :data:`replay.journal.sqlite.schema.KEPT_HALF`."""
-    _, _, half, event_id, source, payload, at, _, _ = found
+    _, _, half, event_id, source, payload, at, _, _ = record
     return Stored(Half(half), event_id, source, payload, at)

@@ -104,9 +104,9 @@ def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
         yield items[start : start + _STEP]
 
 
-def _stored(found: proof.Found) -> Stored:
+def _stored(record: proof.Record) -> Stored:
     """Return a half from its columns.  Raises JournalDamaged."""
-    if not proof.good(found):
-        raise JournalDamaged(f"the half of key {bytes(found[1]).hex()}")
-    _, _, half, event_id, source, payload, at, _, _ = found
+    if not proof.good(record):
+        raise JournalDamaged(f"the half of key {bytes(record[1]).hex()}")
+    _, _, half, event_id, source, payload, at, _, _ = record
     return Stored(Half(half), event_id, source, payload, at)

@@ -102,8 +102,8 @@ class SqliteJournal(Journal):
         unchecked = self._file.query(sql.UNCHECKED, ())
         self._unchecked = int(unchecked[0][0]) if unchecked else 0
 
-    def _row(self, found: proof.Found) -> Row:
-        return proof.as_row(found, self._unchecked)
+    def _row(self, record: proof.Record) -> Row:
+        return proof.as_row(record, self._unchecked)
 
     @property
     def batch_rows_max(self) -> int:
@@ -381,8 +381,8 @@ def _is_old(before: float, ahead: float, ran: float, row: Row, written: int) -> 
     return written < ran and (row.at < before or row.at > ahead)
 
 
-def _claims(found: Sequence[tuple[int, ...]]) -> int:
-    return int(found[0][2]) if found and proof.good(found[0]) else 0
+def _claims(records: Sequence[tuple[int, ...]]) -> int:
+    return int(records[0][2]) if records and proof.good(records[0]) else 0
 
 
 def _heads(db: sqlite3.Connection, model: str) -> dict[str, tuple[Head, int]]:

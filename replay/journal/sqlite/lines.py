@@ -11,9 +11,9 @@ from replay.journal.sqlite import proof
 from replay.journal.sqlite import schema as sql
 
 
-def as_line(found: proof.Found) -> Line:
+def as_line(record: proof.Record) -> Line:
     """Return a line from its columns.  Raises JournalDamaged."""
-    return Line(*proof.checked(f"line {found[0]} of the log of decisions", found))
+    return Line(*proof.checked(f"line {record[0]} of the log of decisions", record))
 
 
 def append(db: sqlite3.Connection, line: Line) -> None:

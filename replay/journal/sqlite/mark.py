@@ -195,8 +195,8 @@ class Mark:
         self._fd = -1
 
 
-def _parsed(found: bytes) -> Marked | None:
-    body, check = found[: _LAYOUT.size], found[_LAYOUT.size :]
+def _parsed(data: bytes) -> Marked | None:
+    body, check = data[: _LAYOUT.size], data[_LAYOUT.size :]
     if check != _SUM.pack(zlib.crc32(body)):
         return None
     name, size, time_ns, newest, looks = _LAYOUT.unpack(body)

@@ -491,7 +491,7 @@ def test_nobody_is_named(tmp_path: Path) -> None:
     loaded(tmp_path, {})
     code, said = run(tmp_path / "online.yaml", "test")
     assert code == 1
-    assert "nobody is named" in said
+    assert "no receiver is configured" in said
 
 
 def test_every_kind_of_message_is_documented() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from servers_without_ray import answers_for_ray
 
 from online.challenger import promotion
 from online.challenger.promotion import decision
@@ -197,10 +198,7 @@ def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
-    monkeypatch.setattr(
-        "paramserver.clients.ray_client.start_or_get",
-        lambda name, *_, shard: partial(started.append, name),
-    )
+    answers_for_ray(monkeypatch, lambda name: partial(started.append, name))
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda name, get, *_: get())
     models = tuple(
         ModelSettings.model_validate({"name": name, "task": "binary", "learner": "logreg"})
@@ -227,11 +225,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models whose servers were started, in order, without Ray."""
     names: list[str] = []
 
-    def start_or_get(name: str, lineage: Lineage, *_: object, shard: object) -> Callable[[], str]:
-        names.append(lineage.model)
+    def begun(name: str) -> Callable[[], str]:
+        names.append(name.split(":")[1])
         return lambda: name
 
-    monkeypatch.setattr("paramserver.clients.ray_client.start_or_get", start_or_get)
+    answers_for_ray(monkeypatch, begun)
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     return names
 

@@ -26,7 +26,8 @@ from online.commands.setup import doctor
 from online.errors import ConfigError
 from online.rows.validator import Validator
 from online.service.embedded import Embedded
-from online.settings.config import Limits, load
+from online.settings.config import load
+from online.settings.limits import Limits
 from online.tables.first_look import open_table
 from online.tables.guess import guess
 

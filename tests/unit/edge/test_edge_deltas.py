@@ -123,7 +123,7 @@ def test_a_difference_on_a_grid_is_a_fraction_of_an_exact_one() -> None:
     exact = deltas.exact(pack.encode(model), pack.encode(after))
     small = deltas.smallest(held, gridded(after, held))
     assert len(small) < 0.55 * len(exact)
-    with pytest.raises(DifferenceUnfit, match="no common grid"):
+    with pytest.raises(DifferenceUnfit, match="multiples of a common step"):
         deltas.steps(pack.encode(model), pack.encode(after))
 
 
@@ -152,7 +152,7 @@ def test_a_scaler_that_has_moved_far_is_sent() -> None:
 
 def test_trees_and_answers_that_no_grid_gives_are_refused(monkeypatch: Any) -> None:
     monkeypatch.setattr(grid, "OFF_MAX", 1e-30)
-    with pytest.raises(StepsUnfit, match="no step is small enough"):
+    with pytest.raises(StepsUnfit, match="no step keeps the answers"):
         gridded(network(1))
 
 

@@ -333,7 +333,7 @@ def test_the_command_writes_the_difference_from_an_older_pack(state: Path) -> No
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--targets", "executorch"], "'executorch' is none"),
+        (["--targets", "executorch"], "'executorch' is not a target"),
         (["--model", "other"], "'other' is not served"),
         (["--sign", "nowhere.pem"], "No such file"),
         (["--since", "nowhere.edgepack"], "No such file"),
@@ -363,7 +363,7 @@ def test_a_model_that_has_learned_nothing(
 ) -> None:
     model = load(learner, params, task=task, classes=None, key=b"k", base_dir=Path()).model
     if left_out is None:
-        with pytest.raises(ExportRefused, match="met no class yet"):
+        with pytest.raises(ExportRefused, match="learned no class yet"):
             export(model, task, [], about=ABOUT)
         return
     made = export(model, task, [], about=ABOUT, targets=("edgepack", "onnx"))

@@ -100,5 +100,5 @@ def test_what_has_no_layers_is_refused() -> None:
     none = np.zeros((0, 1))
     body = Forest("table", whole, whole, none[:, 0], whole, whole, whole, none, none[:, 0],
                   np.zeros(1, np.int32), whole, none, none)  # fmt: skip
-    with pytest.raises(ExportRefused, match="no export of litert: layers are written"):
+    with pytest.raises(ExportRefused, match="no export of litert: only linear models"):
         foreign.make("litert", replace(network("regression"), body=body))

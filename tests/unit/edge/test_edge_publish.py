@@ -173,7 +173,7 @@ def test_a_rotation_that_stops_half_way_leaves_the_old_keys(
     ("words", "why"),
     [
         (["publish"], "signing.pem"),
-        (["publish", "--targets", "floppy"], "'floppy' is none"),
+        (["publish", "--targets", "floppy"], "'floppy' is not a target"),
         (["keygen", "--rotate"], "there are no keys yet"),
     ],
 )

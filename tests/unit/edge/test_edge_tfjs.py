@@ -121,8 +121,8 @@ def test_what_layers_cannot_say_is_refused() -> None:
     experts = replace(body, votes=np.array([0.5, 0.5]))
     for other, why in (
         (replace(model, tokens=Tokens("service")), "hashing"),
-        (replace(model, columns=replace(COLUMNS, limit=3.0)), "cuts numbers off"),
-        (replace(model, body=experts), "linear models and networks only"),
+        (replace(model, columns=replace(COLUMNS, limit=3.0)), "no layer limits numbers"),
+        (replace(model, body=experts), "only linear models and networks"),
         (replace(model, columns=Columns((), np.zeros(0), np.zeros(0))), "no feature"),
     ):
         with pytest.raises(ExportRefused, match=why):

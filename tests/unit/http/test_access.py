@@ -20,7 +20,7 @@ from online.errors import RequestError
 from online.http import access
 from online.http.access import Access, RequestIds, needed
 from online.http.app import App
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import ROLES, Role, digest
 
 TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}

@@ -19,7 +19,7 @@ from online.http.access import Access
 from online.http.access_log import AccessLog, public_path
 from online.http.app import App
 from online.http.traced import Traced
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.telemetry import Telemetry
 from online.tracing.spans import Tracing
 

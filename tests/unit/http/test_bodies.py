@@ -17,7 +17,7 @@ from online.http import ingress
 from online.http.app import App
 from online.messages import bodies
 from online.service.serve_middleware import middlewares
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 LIMITS = Limits(body_bytes_max=4096, rows_max=8, ongoing_max=4)
 PREDICT, FEEDBACK = "/v1/models/m/predict", "/v1/models/m/feedback"

@@ -17,7 +17,7 @@ from online.http.access import Access
 from online.http.app import App
 from online.http.browsers import Browsers
 from online.settings import config
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import ROLES, Role
 
 LOCAL: Final = "http://127.0.0.1:8000"

@@ -22,7 +22,7 @@ from online.messages.structs import Event
 from online.service.parts.head_cache import CachedHeads
 from online.service.parts.request_heads import BoundedHeads
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import Grant
 from replay.errors import JournalFull
 

@@ -17,7 +17,7 @@ from online.http.app import App
 from online.messages import bodies
 from online.messages.bodies import JSON, Transfers, decode, decode_events
 from online.serving.choices.personalizer import features_of
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 PATHS: Final = ("/v1/models/m/predict", "/v2/models/m/infer", "/v1/models/m/scores/k")
 PLACES: Final = 3

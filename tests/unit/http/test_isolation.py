@@ -16,7 +16,7 @@ import replica_world as worlds
 from online.http.app import App
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay.example import Features, Label
 from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite.journal import SqliteJournal

@@ -26,7 +26,7 @@ from online.replica.surroundings import Identity, Services
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.rows.validator import Validator
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from replay.example import Features
 

@@ -23,7 +23,7 @@ from online.http.access_log import AccessLog
 from online.http.app import App
 from online.http.unread_answers import UnreadAnswers
 from online.messages import bodies
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 ROWS: Final = 1000
 WAIT_S: Final = 3.0  # a body has no longer, on a slow machine either

@@ -16,7 +16,7 @@ from online.http import upload
 from online.http.access import Access
 from online.http.app import App
 from online.http.upload import Uploads
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import Role
 
 FEEDBACK: Final = "/v1/models/m/feedback"

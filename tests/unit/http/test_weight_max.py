@@ -23,7 +23,7 @@ from online.messages.tensors import InferRequest
 from online.models.adapters.linear import Linear
 from online.models.loading.load import logreg
 from online.rows.validator import Validator
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import WEIGHT_MAX, Grant
 from online.trust.filtering import Filtering
 from paramserver.filters.base import PASS, Source

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from online.http.app import App
 from online.http.whole_answers import written
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 _LOG = logging.getLogger("online.test_whole")
 _ID = (b"x-request-id", b"a-1")

@@ -18,6 +18,7 @@ from online.learning.merged import Learner
 from online.models.adapters.linear import Linear
 from online.models.auto import Auto
 from online.models.limited import LimitedScaler
+from online.models.rewards import Rewards
 from online.models.selfrate import SelfRate
 from online.rows.prediction_ids import event_key
 from paramserver.core.wire import FORMAT, SyncReply
@@ -50,7 +51,7 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
 }
 
 
-NOTING: dict[str, Callable[[], Any]] = {"linear": SelfRate, "auto": Auto}
+NOTING: dict[str, Callable[[], Any]] = {"linear": SelfRate, "auto": Auto, "rewards": Rewards}
 
 
 def examples_of(rng: random.Random, n: int, task: str) -> list[Example]:

@@ -21,7 +21,7 @@ from online.models.features.hashed import Words
 from online.models.ftrl import Ftrl
 from online.models.loading import load
 from online.rebuild.rebuild import ForgetScope
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks
 from replay import codec

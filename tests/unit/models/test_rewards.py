@@ -9,10 +9,11 @@ import pytest
 
 from online.decide import Policy, draw, row, uniform
 from online.models.choices.action_counts import Arms
-from online.models.choices.expert_table import Table, _made_order, order_of
-from online.models.choices.interactions import alike, hash_of, laid_out, right, settled
+from online.models.choices.expert_table import Table
+from online.models.choices.interactions import Vector, alike, hash_of, laid_out, right, settled
+from online.models.choices.lessons import Lessons, Rewarded
 from online.models.choices.scores import Scores, Served, served_of
-from online.models.errors import LearnerUnusable
+from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.rewards import Action, Question, RewardModel, Rewards
 from paramserver.core.blocks import ROWS, Block, Blocks, combine, merge
 from paramserver.core.tables.rows import Rows
@@ -118,10 +119,10 @@ def test_all_experts_in_arrays_answer_as_sums_feature_by_feature() -> None:
         teach_one(model, t, told)
     context = {"x": 0.7, "kind": "u"}
     answers = model.score(context, told).answers
-    x = laid_out([model._crossing.context(context, learns=False)])
+    x = laid_out([model._crossing.context(context)])
     sides, forms = x.sides[0], x.forms[0]
     for i, (name, features) in enumerate(told):
-        one, own = model._crossing.action(features, learns=False), hash_of(name)
+        one, own = model._crossing.action(features), hash_of(name)
         for head, form, part in ((0, 0, slice(0, x.plain)), (2, 1, slice(x.plain, None))):
             sums = np.zeros(4)
             for side, number in zip(sides[part], forms[form, part], strict=True):
@@ -139,9 +140,29 @@ def test_all_experts_in_arrays_answer_as_sums_feature_by_feature() -> None:
 
 
 def test_of_two_features_with_one_place_the_later_of_an_action_counts() -> None:
-    """Two ids of three features each, then two features of the action by one of the context's."""
-    assert order_of(3, 2, 2, 1).tolist() == [0, 2, 4, 1, 3, 5, 6, 7, 8]
-    assert order_of(2, 1, 1, 0).tolist() == [0, 1]
+    """By column each feature of the context, then by feature of the action the plain ones."""
+    model = model_of()
+    x = laid_out([model._crossing.context({"a": True, "b": True})])
+    of_action = Vector(np.array([[7, 8]], np.uint64), np.array([[1.0, 2.0]]))
+    rivals = (hash_of("a"), hash_of("b"))
+    made = Lessons.of([Rewarded(rivals, 1, 1.0, 1.0, 1.0)], x, of_action, 12)
+    sides, salt = x.sides[0], 0xD6E8FEB86659FD93
+
+    def at(features: slice, column: int, head: int) -> list[int]:
+        hashed = right(np.array([column ^ (salt * head % 2**64)], np.uint64))
+        return settled(sides[features] ^ hashed, 12).tolist()
+
+    plain, knots = slice(0, x.plain), slice(x.plain, None)
+    wanted = at(plain, rivals[1], 0) + at(knots, rivals[1], 2)
+    for rival in rivals:
+        wanted += at(plain, rival, 1) + at(knots, rival, 3)
+    wanted += at(plain, 7, 4) + at(plain, 8, 4) + at(slice(0, 1), rivals[1], 4)
+    assert made.places.tolist() == [wanted]
+    held = np.zeros((6, 1), np.float32)  # all in one slot
+    made.teach(held, np.zeros_like(made.places))
+    alone = np.zeros((6, 1 + max(made.places[0])), np.float32)
+    made.teach(alone, made.places)
+    assert held[:, 0].tolist() == alone[:, made.places[0, -1]].tolist()
 
 
 def held(model: RewardModel, side: np.uint64, hashed: np.uint64) -> np.ndarray:
@@ -333,28 +354,83 @@ def test_scores_are_frozen() -> None:
     assert np.isfinite(scores.shares).all()
 
 
-def test_the_order_of_a_wide_context_is_made_each_time() -> None:
-    """Its numbers would stay for good: 1,500 features with as many of an action are 18 MB."""
-    few, many = (8, 12, 4, 8), (1_500, 12, 1_500, 1_500)
-    assert order_of(*few) is order_of(*few)
-    assert order_of(*many) is not order_of(*many)
-    assert (order_of(*many) == _made_order(*many)).all()
+def changed(table: Table, places: list[int], steps: np.ndarray) -> bool:
+    """Add a step to the numbers at each place, one place after the other."""
+    slots, numbers, at = table.opened(np.array([places]))
+    for i in at[0]:
+        numbers[:, i] += steps
+    return table.put(slots, numbers)
 
 
 def test_a_slot_that_a_row_repeats_is_in_the_delta_once_and_new_values_leave_its_change() -> None:
-    table, steps = Table("experts", 6), np.array([1.0, -1.0, 0.5, 0.25])[:, None]
+    table, steps = Table("experts", 6), np.array([1.0, -1.0, 0.5, 0.25, 2.0, 3.0])
     for places in ([3, 5, 3], [5, 7]):
-        at = np.array(places)
-        table.step(at, table.take(at), np.repeat(steps, len(at), axis=1))
-    changed = table.take(np.array([3, 5, 7]))
+        assert changed(table, places, steps)
+    learned = table.take(np.array([3, 5, 7]))
+    np.testing.assert_array_equal(learned, np.outer([2.0, 2.0, 1.0], steps))
+    assert not changed(table, [3, 9], np.full(6, np.inf))
+    np.testing.assert_array_equal(table.take(np.array([3, 5, 7])), learned)
     new = Rows(np.array([3, 9], np.uint64), np.ones((2, 6), np.float32))
     table.rebase({"experts": Block(ROWS, new)})
-    np.testing.assert_array_equal(table.take(np.array([3])), changed[:1] + 1.0)
+    np.testing.assert_array_equal(table.take(np.array([3])), learned[:1] + 1.0)
     cut = table.cut()["experts"].data
     assert sorted(cut.ids.tolist()) == [3, 5, 7]
     order = np.argsort(cut.ids)
-    np.testing.assert_allclose(cut.numbers[order], changed, rtol=1e-6)
+    np.testing.assert_allclose(cut.numbers[order], learned, rtol=1e-6)
     assert table.cut() == {}
+
+
+def rewarded(model: RewardModel, t: int, n: int, *, text: bool) -> Example:
+    """One rewarded choice among ``n`` actions; of 40, eight have no notes."""
+    rng = np.random.default_rng(t)
+    context: Features = {"x": float(rng.normal()), "y": int(rng.integers(9))}
+    if text:
+        context["kind"] = "uvw"[t % 3]
+    told: list[Action] = [(f"a{i}", {"price": float(rng.normal())}) for i in range(n)]
+    scores = model.score(context, told)
+    decision = Policy().decide(scores)
+    i = draw(decision.probabilities, uniform(b"k", b"%d" % t))
+    notes = decision.notes(scores, i) if t // 8 % 5 else None
+    return Example(row(context, *told[i]), float(rng.random() < 0.4), notes=notes)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_rewards_in_one_pass_leave_what_one_by_one_leaves(text: bool) -> None:
+    one, many = model_of(clip=3.0), model_of(clip=3.0)
+    passes = 0
+    for t in range(0, 120, 8):
+        some = [rewarded(one, t + i, 5 + (t // 8 + i // 6) % 2, text=text) for i in range(8)]
+        weights = [1.0 + 0.5 * (i % 3) for i in range(8)]
+        for example, weight in zip(some, weights, strict=True):
+            one.learn_noted(example, weight)
+        for begin, end in ((0, 6), (6, 7), (7, 8)):
+            if many.learn_alike(some[begin:end], weights[begin:end]):
+                passes += end - begin > 1
+                continue
+            for example, weight in zip(some[begin:end], weights[begin:end], strict=True):
+                many.learn_noted(example, weight)
+        if t % 3 == 0:
+            assert one.cut() == many.cut()
+    assert one.cut() == many.cut()
+    asked = one.score({"x": 0.5, "y": 1}, [("a0", {"price": 1.0}), ("a1", {"price": 0.0})])
+    same = many.score({"x": 0.5, "y": 1}, [("a0", {"price": 1.0}), ("a1", {"price": 0.0})])
+    assert asked.shares.tolist() == same.shares.tolist()
+    assert one.cut() == {}
+    assert passes > 5
+
+
+def test_rewards_that_differ_in_shape_or_are_not_finite_change_nothing_in_one_pass() -> None:
+    model = model_of()
+    few, many = rewarded(model, 8, 3, text=False), rewarded(model, 9, 4, text=False)
+    huge = Example(row({"x": 1e200, "y": 1}, "a0", {"price": 1.0}), 1.0, notes=few.notes)
+    odd = Example(row({"x": "text", "y": 1}, "a0", {"price": 1.0}), 1.0, notes=few.notes)
+    assert model.learn_alike([few, few], [1.0, 1.0])
+    model.cut()
+    for wrong in ([few, many], [few, huge], [few, odd]):
+        assert not model.learn_alike(wrong, [1.0, 1.0])
+        assert model.cut() == {}
+    with pytest.raises(StateNotFinite):
+        model.learn_noted(huge, 1.0)
 
 
 def test_the_means_of_one_action_are_those_it_has_among_others() -> None:

@@ -135,7 +135,7 @@ def test_a_model_that_breaks_a_promise_is_told_which_and_what_to_do(tmp_path: Pa
     [
         (["pipeline.py", "--task", "ranking"], "no task"),
         (["pipeline.py", "--params", "lr=1"], "no JSON"),
-        (["pipeline.py", "--params", "[1]"], "no object"),
+        (["pipeline.py", "--params", "[1]"], "no JSON object"),
         (["pipeline.py", "--params", '{"rate": 1}'], "It takes: lr, l2"),
         (["pipeline.py", "--stream", "image_segments"], "is multiclass, not binary"),
         (["network.py", "--params", '{"inputs": []}'], "Give the names of the features"),

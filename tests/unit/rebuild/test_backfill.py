@@ -378,7 +378,7 @@ def test_a_service_goes_on_with_what_the_table_has_taught(
     assert service.asides() == []
     with pytest.raises(TaughtAlready):
         folder.backfill("--input", path)
-    with pytest.raises(StartRefused, match="--relearn replaces its model"):
+    with pytest.raises(StartRefused, match="--relearn would replace its model"):
         folder.backfill("--input", path, "--relearn")
     service.server.snapshot()
     assert fsck.check(folder.settings, "m").good

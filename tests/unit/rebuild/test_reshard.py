@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from reshard_world import World, decided, handed_on, one, saying
+from servers_without_ray import answers_for_ray
 
 from online.challenger import promotion
 from online.commands.setup import models
@@ -307,7 +308,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     deployed: list[int] = []
     ended: list[dict[str, str]] = []
 
-    def start_or_get(name: str, *_: object, shard: object) -> Callable[[], str]:
+    def begin(name: str) -> Callable[[], str]:
         started.append(name)
         return lambda: name
 
@@ -323,7 +324,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
         raise JournalUnavailable("it is away")
 
     Keys.from_file(world.settings(2).key_path)
-    monkeypatch.setattr("paramserver.clients.ray_client.start_or_get", start_or_get)
+    answers_for_ray(monkeypatch, begin)
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda *_: [])

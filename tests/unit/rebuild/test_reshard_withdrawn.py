@@ -65,13 +65,13 @@ def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
     spec, _, row = models._request(settings, "m", 3, world.spec)
     assert row is not None
     monkeypatch.setattr(models, "_RESHARD_S", -1.0)
-    with pytest.raises(StartRefused, match=r"others have not begun in .* are no longer wished"):
+    with pytest.raises(StartRefused, match=r"new ones have not begun within .* was withdrawn"):
         models._wait_for_reshard(settings, "m", spec, row)
     assert not handed_on(world, 2)
     spec, _, row = models._request(settings, "m", 3, world.spec)
     assert row is not None
     reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True), row[0])
-    with pytest.raises(StartRefused, match="its replicas have not gone over"):
+    with pytest.raises(StartRefused, match="its replicas have not switched"):
         models._wait_for_reshard(settings, "m", spec, row)
     assert newest_of(world).shards == 3, "what has begun is not withdrawn"
 
@@ -104,7 +104,7 @@ def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
     for other, stands in ((withdraw, "failed"), (again, "operator")):
         others = [other]
         reshard.note(world.journal, "m", saying(world, 2, 2, 3))
-        why = "another request has just changed" if late else "no longer are"
+        why = "another request has just changed" if late else "was withdrawn"
         with pytest.raises(StartRefused, match=why):
             server_count.reshard_pending(world.settings(2), {"m": world.spec}, lambda _: None)
         assert newest_of(world).why == stands

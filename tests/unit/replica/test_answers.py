@@ -12,7 +12,7 @@ import replica_world as worlds
 from online.errors import RequestError
 from online.replica.answers import Waiter
 from online.replica.pending import waiting_for
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay.errors import JournalUnavailable
 from replay.journal.base import NewRow, Row, Verdict
 from replay.journal.sqlite.journal import SqliteJournal

@@ -39,3 +39,45 @@ def test_an_exchange_that_costs_has_the_rows_of_a_whole_interval_and_no_more() -
     for cost_s in (0.0002, 0.01, 1.0):
         assert waited(cost_s) == [pytest.approx(INTERVAL_S)], cost_s
     assert INTERVAL_S / 4 < waited(0.00006)[0] < INTERVAL_S
+
+
+def test_a_replica_without_news_polls_less_often_but_within_an_answers_age() -> None:
+    pace = Pace(INTERVAL_S)
+    waits = []
+    for _ in range(200):
+        pace.idle(nothing_happened=True)
+        waits.append(pace._idle_s)
+    assert waits == sorted(waits)
+    assert waits[99] == pytest.approx(5 * INTERVAL_S)
+    assert waits[-1] == pytest.approx(16 * INTERVAL_S)
+    pace.idle(nothing_happened=False)
+    assert pace._idle_s == INTERVAL_S
+    for interval_s in (0.05, 0.1, 0.5):  # an age of a second is kept where five intervals allow it
+        pace = Pace(interval_s)
+        for _ in range(200):
+            pace.idle(nothing_happened=True)
+        assert pace._idle_s == pytest.approx(max(5 * interval_s, 0.32))
+
+
+def test_idle_models_of_a_process_poll_at_the_same_moments() -> None:
+    """Each waits at least half of what it should, and one and a half times that at most."""
+
+    async def once() -> list[float]:
+        loop = asyncio.get_running_loop()
+        ends: list[float] = []
+
+        async def idle(begins_s: float) -> None:
+            pace = Pace(INTERVAL_S)
+            pace._idle_s = 0.2
+            await asyncio.sleep(begins_s)
+            begun = loop.time()
+            await pace.wait(lambda: False)
+            ends.append(loop.time())
+            assert ends[-1] - begun >= 0.1
+
+        at = 0.2 - loop.time() % 0.2
+        await asyncio.gather(*(idle(at + more) for more in (0.01, 0.04, 0.07)))
+        return ends
+
+    ends = asyncio.run(once())
+    assert max(ends) - min(ends) < 0.06, "they began 0.06 s apart"

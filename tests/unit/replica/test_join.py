@@ -25,7 +25,7 @@ from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
 from online.models.selfrate import SelfRate
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay import codec
 from replay.errors import JournalFull, JournalUnavailable
 from replay.example import NOTES_BYTES_MAX, LabelHalf, PredictionHalf
@@ -366,8 +366,8 @@ def test_a_row_that_a_journal_of_before_has_joined_reads_back() -> None:
 
 _MUTANTS = {
     "what a half meets is not decided about": (
-        "left += self._settle(event, found)",
-        "self._settle(event, found)",
+        "left += self._settle(event, outcome)",
+        "self._settle(event, outcome)",
         "test_label_first_is_learned_when_the_prediction_comes_and_nobody_waits",
     ),
     "labels before predictions": (

@@ -13,7 +13,7 @@ from online.errors import RequestError
 from online.messages.structs import PredictRequest
 from online.rows.prediction_ids import Keys, Nonces, Predicted, Tokens
 from online.serving.events import is_join_id
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 
 @pytest.mark.parametrize("text", ["a", "0" * 64, "A-b_c.d:e", ".", "join-0"])

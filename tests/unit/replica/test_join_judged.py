@@ -309,7 +309,7 @@ def standing(world: World, own: str) -> Any:
 def test_labels_of_several_sources_wait_side_by_side_up_to_a_bound(tmp_path: Path) -> None:
     async def scene(world: World) -> None:
         from online.errors import RequestError
-        from online.settings.config import Limits
+        from online.settings.limits import Limits
 
         replica = await world.replica(limits=Limits(feedback_wait_s=60, waiting_labels_max=3))
         serving = world.serving(replica)
@@ -338,7 +338,7 @@ def test_a_label_whose_time_is_over_makes_room(tmp_path: Path) -> None:
     now = [1e9]
 
     async def scene(world: World) -> None:
-        from online.settings.config import Limits
+        from online.settings.limits import Limits
 
         replica = await world.replica(
             limits=Limits(feedback_wait_s=60, waiting_labels_max=1), now_s=lambda: now[0],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -16,9 +16,9 @@ from online.learning.merged import Learner
 from online.models.loading.from_settings import merge_rule
 from online.models.loading.load import load
 from online.models.network import Network, NetworkModel
-from online.replica.memory_settings import fill, memory_for
+from online.replica.memory_settings import POLICIES, fill, memory_for
 from online.rows.history import Decisions
-from online.settings.model import ModelSettings, Training
+from online.settings.model import ModelSettings, Policy, Training
 from paramserver.core import rewrites, wire
 from replay import codec
 from replay.example import Example
@@ -49,7 +49,11 @@ def made(learner: str, **more: Any) -> Memory | None:
     return memory_for(setting, loaded, merge_rule(setting, loaded))
 
 
-@pytest.mark.parametrize("policy", ["balanced", "reservoir", "recent", "mixed"])
+def test_every_policy_of_the_settings_has_a_buffer_of_its_own() -> None:
+    assert {"none", *POLICIES} == {*get_args(Policy)}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_each_policy_keeps_its_capacity(policy: str) -> None:
     memory = made("logreg", replay={"policy": policy, "capacity": 50})
     assert memory is not None

@@ -15,7 +15,7 @@ from replica_world import World, play, row, until
 
 from online.replica import follower, queue
 from online.replica.pending import Waiting, waiting_for
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite.journal import SqliteJournal
 

@@ -170,7 +170,7 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     assert "column a: it is of type list" in refused(tmp_path, [path])
     path = worlds.write(tmp_path / "t.parquet", found)
     assert "column uid: it is missing" in refused(tmp_path, [path], key="uid")
-    assert "column a: a key of floats" in refused(
+    assert "column a: keys can't be floats" in refused(
         tmp_path, [path], key="a", ignored={"id"}, missing_ok=True
     )
 
@@ -178,10 +178,11 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
 def test_files_that_do_not_agree(tmp_path: Path) -> None:
     first = worlds.write(tmp_path / "1.parquet", worlds.table(10))
     second = worlds.write(tmp_path / "2.parquet", worlds.table(10, first=10).drop_columns(["c"]))
-    assert f"2.parquet, column c: it is missing, and {first}" in refused(tmp_path, [first, second])
+    said = refused(tmp_path, [first, second])
+    assert f"2.parquet, column c: it is missing here, and {first}" in said
     more = worlds.table(10).append_column("z", pa.array([1.0] * 10))
     second = worlds.write(tmp_path / "2.parquet", more)
-    assert f"2.parquet, column z: {first} has it not" in refused(tmp_path, [first, second])
+    assert f"2.parquet, column z: it is not in {first}" in refused(tmp_path, [first, second])
     texts = worlds.table(10).set_column(2, "b", pa.array(["x"] * 10))
     second = worlds.write(tmp_path / "2.parquet", texts)
     assert "2.parquet, column b: it holds text" in refused(tmp_path, [first, second])
@@ -194,7 +195,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "none.parquet: the file has no rows" in refused(tmp_path, [path])
     path = worlds.write(tmp_path / "t.parquet", worlds.table(1_000))
     Path(path).write_bytes(Path(path).read_bytes()[:-100])
-    assert "t.parquet: no whole Parquet file" in refused(tmp_path, [path])
+    assert "t.parquet: it is no complete Parquet file" in refused(tmp_path, [path])
     assert "no such file" in refused(tmp_path, [str(tmp_path / "absent.parquet")])
     (tmp_path / "t.xlsx").write_bytes(b"x")
     assert "t.xlsx: its name" in refused(tmp_path, [str(tmp_path / "t.xlsx")])

@@ -12,7 +12,7 @@ from online.models.choices.interactions import alike, row
 from online.models.rewards import RewardModel, Rewards
 from online.rows.crossing import Crossing
 from online.rows.validator import Validator
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from replay.example import Features
 

@@ -10,7 +10,8 @@ import pytest
 from online.errors import ConfigError, RequestError
 from online.rows.schema import Schema, declared_columns
 from online.rows.validator import Validator
-from online.settings.config import Limits, load
+from online.settings.config import load
+from online.settings.limits import Limits
 from online.settings.model import Feature, ModelSettings
 from online.tables.layout import Column
 

@@ -9,7 +9,7 @@ import pytest
 
 from online.errors import RequestError
 from online.rows.validator import Validator
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 
 LIMITS = Limits(features_max=3, text_bytes_max=16)

@@ -12,7 +12,7 @@ import replica_world as worlds
 
 from online.errors import RequestError
 from online.models.adapters.linear import Linear
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay.errors import JournalUnavailable
 
 

@@ -28,7 +28,8 @@ from online.models.loading.from_settings import load_model
 from online.serving.ordinary import EventRow
 from online.serving.scores import ScoresRequest, many
 from online.serving.serving import Serving
-from online.settings.config import Limits, Settings
+from online.settings.config import Settings
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 
 FEATURES: dict[str, Any] = {

@@ -21,7 +21,8 @@ from online.models.loading.from_settings import load_model
 from online.serving import defaults
 from online.serving.default_labels import DefaultLabels
 from online.serving.defaults import Defaults
-from online.settings.config import Limits, Settings
+from online.settings.config import Settings
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import Grant
 from online.sure.views import delays_in

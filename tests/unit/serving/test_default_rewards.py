@@ -20,7 +20,7 @@ from online.rows.validator import Validator
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.default_rewards import DefaultRewards
 from online.serving.defaults import PAGE, Defaults
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from replay import codec
 from replay.example import WaitingLabel

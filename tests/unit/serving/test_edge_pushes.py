@@ -30,9 +30,11 @@ from online.http.edge import shipped
 from online.models.base import learn_example
 from online.models.device_delta import numbers
 from online.models.loading.load import load
+from online.replica.filtered import Filtered
 from online.serving.device_pushes import NUMBERS_MAX, Push, _tensor
 from online.serving.status import Cluster
 from online.settings.model import Devices, ModelSettings
+from online.trust.filtering import SOURCES_MIN, filtering_for
 from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.schema import Schema
@@ -187,6 +189,25 @@ def test_what_was_set_aside_is_released_by_an_operator_and_learned_once(tmp_path
         assert by != 0.0
         assert after[""] - before[""] == pytest.approx(by / 4, abs=1e-12)
         assert await scene.push(body(scene)) == "duplicate"
+
+    play(tmp_path, with_logreg(act))
+
+
+def test_a_source_whose_rows_are_quarantined_does_not_go_on_by_deltas(tmp_path: Path) -> None:
+    async def act(scene: Scene, world: World) -> None:
+        filters = filtering_for(
+            scene.replica.settings, scene.replica.learner, None, sources_max=100, vouched=True
+        )
+        assert filters is not None
+        scene.replica.writer._filters = Filtered(filters)
+        for i in range(SOURCES_MIN):
+            filters._see(f"h{i}", 1.0)
+        before = weights(scene.replica)
+        filters.chain.sources.quarantine(filters.chain.sources.touch("device:d"))
+        assert await scene.push(body(scene)) == "quarantined"
+        assert weights(scene.replica) == pytest.approx(before, abs=1e-12)
+        assert await scene.push(body(scene, device="e")) in ("learned", "clipped")
+        assert "device:e" not in filters._seen, "only rows count for how many are compared"
 
     play(tmp_path, with_logreg(act))
 

@@ -16,7 +16,7 @@ from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, Receipt
 from online.serving.ordinary import Ordinary
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import Grant
 from replay.errors import JournalUnavailable
 

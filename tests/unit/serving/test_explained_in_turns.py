@@ -20,7 +20,7 @@ from online.replica.change_lock import ChangeLock
 from online.serving import explained
 from online.serving.explained import Explained
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from replay.example import Features
 
 ROW: Features = {f"f{i}": float(i) for i in range(12)}

@@ -18,7 +18,7 @@ from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, Reward, RewardRequest, Slot
 from online.serving.choices import collecting, personalizer
 from online.serving.choices.slots import choose_slots
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 MANY = 20
 SUM = {"aggregate": "sum", "default_reward": None, "reward_range": [0, 10]}

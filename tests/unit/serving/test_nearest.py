@@ -28,7 +28,7 @@ from online.rows import history
 from online.serving import nearest
 from online.serving.nearest import Sums, add_to, distance
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import Role
 from paramserver.core import rewrites
 from replay import codec

@@ -17,7 +17,7 @@ from online.messages.structs import Event, FeedbackRequest, Receipts
 from online.models.adapters.linear import Linear
 from online.serving.ordinary import EventRow, Ordinary, Unfit
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.tokens import Grant
 from replay import codec
 

@@ -31,7 +31,8 @@ from online.rescore.stores import (
 )
 from online.serving.scores import Reader, threaded
 from online.serving.serving import Serving
-from online.settings.config import Limits, environment
+from online.settings.config import environment
+from online.settings.limits import Limits
 
 Open = Callable[[], Scores]
 

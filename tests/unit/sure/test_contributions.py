@@ -20,7 +20,7 @@ from online.models.base import Model
 from online.models.base import Prediction as Answer
 from online.models.ftrl import Ftrl
 from online.models.selfrate import SelfRate
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.sure.contributions import Contributions, NotExplained, added_up, contributions
 from replay.example import Features, Label
 

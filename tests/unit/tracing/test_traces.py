@@ -27,7 +27,7 @@ from online.http.app import App
 from online.http.traced import Traced
 from online.replica.replica import ModelReplica
 from online.settings import config
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.telemetry import ENDPOINT, Telemetry
 from online.tracing.spans import Tracing
 from online.tracing.trace import STEPS_MAX, Crossing, Trace

@@ -28,7 +28,7 @@ from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows import history
 from online.rows.prediction_ids import event_key
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings, Replay
 from online.settings.tokens import Grant
 from online.trust.event_facts import loss_of, reported_label

@@ -14,7 +14,7 @@ from online.models.base import Model
 from online.models.gradients import HasGradient
 from online.models.loading.load import logreg, mlp, softmax
 from online.rows.validator import Validator
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, read

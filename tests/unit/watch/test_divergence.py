@@ -210,7 +210,7 @@ def test_weights_that_have_not_grown_are_a_changed_stream(diverged: Any) -> None
 def test_without_a_snapshot_from_before_nothing_is_done(diverged: Any) -> None:
     _, process = diverged
     at = process.snapshots()[0]["created_at"]
-    with pytest.raises(RollbackRefused, match="of a time when it was bad already"):
+    with pytest.raises(RollbackRefused, match="after the model had diverged"):
         process.recover(0, at - 1)
 
 

@@ -18,7 +18,7 @@ from online.messages.bodies import JSON
 from online.messages.structs import Event
 from online.service.parts.head_cache import CachedHeads
 from online.service.parts.request_heads import BoundedHeads
-from online.settings.config import Limits
+from online.settings.limits import Limits
 
 TOKEN: Final = "a-token-0123456789abcdefghijkl"
 LIMITS: Final = Limits(feedback_wait_s=60)

@@ -23,7 +23,7 @@ from online.replica.surroundings import Clocks, Identity, Services
 from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
 from online.rows.validator import Validator
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.sync import Sync
 from online.sure.views import views_of

@@ -28,7 +28,8 @@ from online.models.fm import Fm
 from online.models.loading.from_settings import load_model
 from online.replica.memory_settings import why_no_replay
 from online.rows.validator import Validator
-from online.settings.config import Limits, Settings, load
+from online.settings.config import Settings, load
+from online.settings.limits import Limits
 from paramserver.core.blocks import Blocks, copy, from_wire, merge, to_wire
 from replay import codec
 from replay.example import Example, Features, Label

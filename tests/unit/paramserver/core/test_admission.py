@@ -11,7 +11,6 @@ import pytest
 from benchmarks.speed.admission import Learning, Partition
 from online.learning.deltas import Pulled
 from online.models.choices.expert_table import Table
-from online.models.experts.linear import EXPERTS
 from online.models.fm import FmModel
 from online.models.state.factors import TABLE, TableLines
 from online.service.state.parameter_servers import settings_of
@@ -222,7 +221,8 @@ def test_a_table_by_place_is_as_the_server_has_it_when_rows_leave_or_wait(sights
     since, lonely = (1, 0), 0
     for offset in range(1, 80):
         places = np.unique(np.array(r.sample(range(1 << 9), 12)) // r.choice((1, 8)))
-        table.step(places, table.take(places), np.ones((EXPERTS, len(places))))
+        slots, numbers, _ = table.opened(places)
+        assert table.put(slots, numbers + np.float32(0.5))
         push = wire.Push(1, "0" * 64, 1, offset, offset, 1, since, to_wire(table.cut()))
         assert server.push(push, lambda p: Partition()).status == "applied"
         request = wire.SyncRequest(wire.FORMAT, "r", 1, [], since, True, [])

@@ -185,7 +185,7 @@ def test_a_base_is_known_by_its_bytes_not_by_its_name_alone(world: World) -> Non
     state = held.state(5.0, None, {})
     pushing.history().publish("9-9", state)
     other.replace(world.file(names[0]))
-    with pytest.raises(errors.SnapshotCorrupt, match="another one"):
+    with pytest.raises(errors.SnapshotCorrupt, match="another snapshot"):
         chain.read(stored(world), names[1])
 
 

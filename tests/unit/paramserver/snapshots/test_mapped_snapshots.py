@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from server_world import FakeStore
 
+from online.service.state.parameter_servers import settings_of
+from online.settings import config
 from paramserver.core.blocks import ROWS, Block
 from paramserver.core.server import Server
 from paramserver.core.tables.pages import PAGE_ROWS, Pool
 from paramserver.core.tables.rows import Rows
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
+from paramserver.process.actor import ParameterServer
+from paramserver.process.lineage import Lineage
 from paramserver.snapshots import chain, mapped, store
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.history import SnapshotHistory
@@ -127,7 +132,7 @@ def test_a_base_that_is_another_one_and_a_newer_schema_are_told(tmp_path: Path) 
     history, server = published(tmp_path)
     server.values["w"].data["b"] = 2.0
     DirectorySnapshots(tmp_path).publish("1-1", snapshot_format.encode(server.state(0.0, None, {})))
-    with pytest.raises(SnapshotCorrupt, match="it is another one"):
+    with pytest.raises(SnapshotCorrupt, match="its file holds another snapshot"):
         history.load("1-2")
     DirectorySnapshots(tmp_path).publish("1-9", snapshot_format.frame(9, b"new", b"payload"))
     with pytest.raises(SnapshotFormat):
@@ -162,6 +167,65 @@ def test_an_error_of_the_disk_is_told_before_the_mapping_is_touched_there(
     with pytest.raises(OSError, match="Input/output" if error else "has become shorter"):
         history.load("1-1")
     assert not seen, "nobody looked at rows that had not been read"
+
+
+class Stalling(BufferedReader):
+    """A disk that delivers some bytes, and the next ones when it is told to go on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("rb", buffering=0))
+        self.path, self.left, self.goes_on = path, 2, threading.Event()
+
+    def readinto(self, into: Any) -> int:
+        self.left -= 1
+        if self.left <= 0:
+            self.goes_on.wait(60)
+        return super().readinto(into)
+
+
+def test_a_disk_that_stalls_is_given_up_and_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, _ = published(tmp_path)
+    taken = list[Stalling]()
+
+    def take(disk: store.Disk, path: Path) -> mapped.MappedFile:
+        taken.append(Stalling(path))
+        return mapped.MappedFile(taken[-1], path.stat().st_size, disk._stall_s)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.Disk, "take", take)
+        snapshots = DirectorySnapshots(tmp_path, store.Disk(stall_s=0.1))
+        stalled = SnapshotHistory(snapshots, Retention())
+        with pytest.raises(TimeoutError, match=r"nothing for 0\.1 s, after 1,024 of"):
+            stalled.restore("1-2", "m", "s")
+        names = [one.path.stem for one in taken]
+        assert names == ["1-2", "1-1"], "with its base, and no older one instead"
+    reading = [thread for thread in threading.enumerate() if thread.name == "snapshot-checksum"]
+    for one in taken:
+        one.goes_on.set()
+    for thread in reading:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert taken[1].left == 0, "what was given up is not read to its end"
+    found = history.restore("1-2", "m", "s")
+    assert found is not None
+    assert found[0] == "1-2"
+
+
+def test_how_long_a_server_waits_for_the_disk_is_a_setting(tmp_path: Path) -> None:
+    model = {"name": "m", "task": "binary", "learner": "fm", "params": {"table": True}}
+    given = config.load(None, {"models": [model], "start_wait_s": 7.0}, {})
+    lineage = Lineage("m", "s", "{}", "sum")
+    server = ParameterServer(
+        lineage, FakeStore, str(tmp_path), settings_of(given.models[0], given), background=False
+    )
+    disk = server._running.host.disk
+    path = tmp_path / "file"
+    path.write_bytes(b"bytes")
+    taken = disk.take(path)
+    assert isinstance(taken, mapped.MappedFile)
+    assert taken._stall_s == 7.0
 
 
 class Meanwhile:

@@ -1,0 +1,163 @@
+"""What is judged and bounded does not depend on how an event was sent, or beside which others."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from provisional_world import event, guess, half, refused, sent, weight
+from replica_world import World, play
+
+from benchmarks.fixtures.desk import inside
+from online.errors import RequestError
+from online.messages.structs import Event, FeedbackRequest, PredictRequest
+from online.serving.serving import Serving
+from online.settings.limits import Limits
+from online.settings.model import ModelSettings
+from online.settings.tokens import Grant
+from online.trust.filtering import SOURCES_MIN, Filtering
+from paramserver.filters.base import Event as Judged
+from paramserver.filters.base import Filter, Opinion, Source
+from paramserver.filters.chain import Chain
+
+LIE, TRUTH = 8.0, 1.0
+MOST = 2.0
+
+
+@dataclass
+class ByLabel(Filter):
+    """A test that knows the lie."""
+
+    name: str = "told"
+
+    def judge(self, event: Judged, source: Source) -> Opinion:
+        return Opinion(evidence=-1.5 if event.label == str(LIE) else 1.0)
+
+
+def by_label(learner: Any) -> Filtering:
+    return Filtering(
+        Chain([ByLabel()], credit=5.0),
+        model=lambda: learner.serving,
+        clock=lambda: learner.clock,
+        count=lambda: learner.version[1],
+    )
+
+
+def test_the_truth_under_a_lie_s_id_is_not_what_the_lie_is_judged_by(tmp_path: Path) -> None:
+    """Both come in one body, so both are read before either is judged."""
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(build=half, filters=by_label)
+        serving = world.serving(replica)
+        for i in range(SOURCES_MIN):
+            await sent(serving, f"h{i}", TRUTH, source=f"h{i}")
+        fates = []
+        for n in range(12):
+            both = [
+                Event(label, features={f"x{n}": 1.0}, event_id=f"x{n}", source="x")
+                for label in (LIE, TRUTH)
+            ]
+            _, answer = await serving.feedback(FeedbackRequest(events=both))
+            fates.append([one.status for one in answer.events])
+        assert fates[-1][0] == "quarantined", fates
+        assert fates[0] == ["learned", "conflict"]
+        assert weight(replica, "x11") == 0.0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+async def _by_token(serving: Serving, label: float, **more: Any) -> Any:
+    given = serving.predict(PredictRequest(features={"t": 1.0})).id  # type: ignore[union-attr]
+    first = FeedbackRequest(id=given, label=LIE, provisional=True)
+    assert (await serving.feedback(first))[1].status == "learned"  # type: ignore[union-attr]
+    return FeedbackRequest(id=given, label=label, **more)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_final_label_weighs_no_more_than_another_event(tmp_path: Path, by_token: bool) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica(build=half, limits=Limits(feedback_wait_s=60))
+        serving = world.serving(replica)
+        if by_token:
+            heavy = await _by_token(serving, TRUTH, weight=1e6)
+        else:
+            await guess(serving, "t", LIE)
+            heavy = event("t", TRUTH, weight=1e6)
+        before = weight(replica, "t")
+        error = await refused(serving, heavy)
+        assert (error.code, error.field) == ("weight_over", "weight")
+        assert weight(replica, "t") == before
+        heavy.weight = MOST
+        assert (await serving.feedback(heavy))[1].status == "learned"  # type: ignore[union-attr]
+        heavy.weight = 1e6
+        again = (await serving.feedback(heavy))[1]
+        assert again.status == "duplicate", "a repeat is answered first"  # type: ignore[union-attr]
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_a_provisional_label_s_repeat_is_answered_whatever_it_weighs(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica(build=half)
+        serving = world.serving(replica)
+        await guess(serving, "t", LIE)
+        assert (await guess(serving, "t", LIE, weight=1e6))[1].status == "duplicate"
+        with pytest.raises(RequestError):
+            await guess(serving, "u", LIE, weight=1e6)
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_a_repeat_s_weight_is_none_for_another_prediction_of_that_id(tmp_path: Path) -> None:
+    """Of an id that an application and the source both predict with, one has its label."""
+    senders = {"app": Grant(), "s": Grant("s")}
+    settings = ModelSettings(name="m", task="binary", learner="logreg")
+
+    async def scene() -> None:
+        async with inside(tmp_path, settings, senders, 1) as desk:
+            heavy = {"id": "visit-1", "label": True, "weight": 1e6}
+            await desk.predict("app", {"a": 1.0}, "visit-1", 0)
+            assert await desk.label("s", {**heavy, "weight": 1.0}, 0) == "learned"
+            await desk.predict("s", {"a": 1.0}, "visit-1", 0)
+            assert await desk.label("s", heavy, 0) == "duplicate"
+            assert await desk.label("s", {**heavy, "weight": 1.0}, 0) == "learned"
+
+    asyncio.run(scene())
+
+
+# -- weights -------------------------------------------------------------------------------------
+
+
+def test_an_event_says_as_much_of_its_source_as_it_weighs_among_its_others() -> None:
+    """Two true rows that weigh nothing do not make up for one lie that weighs twice as much."""
+    chain = Chain([ByLabel()], credit=5.0)
+    for n in range(90):
+        lie = n % 3 == 2
+        for name, light, heavy in (("light", 0.01, MOST), ("usual", 1.0, 1.0)):
+            judged = Judged(
+                name,
+                f"{name}{n}".encode(),
+                label=str(LIE if lie else TRUTH),
+                weight=heavy if lie else light,
+            )
+            chain.observe(judged, chain.decide(judged))
+    assert chain.sources.get("light").quarantined
+    assert not chain.sources.get("usual").quarantined
+    assert chain.sources.get("usual").standing > 1.0
+
+
+def test_a_source_whose_rows_all_weigh_alike_is_judged_as_any_other() -> None:
+    nats = set()
+    for weight_ in (0.01, 1.0, MOST):
+        chain = Chain([ByLabel()], credit=5.0)
+        for n in range(3):
+            judged = Judged("a", bytes([n]), label=str(TRUTH), weight=weight_)
+            chain.observe(judged, chain.decide(judged))
+        nats.add(chain.sources.get("a").standing)
+    assert nats == {3.0}
