@@ -12,12 +12,13 @@ disposable: they decide what is in memory, never what is learned.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from online.models.base import Model, Tabled
 from paramserver.core.blocks import ROWS, Block, Blocks
 from paramserver.core.tables.ids import IdArray
 from paramserver.core.tables.row_message import ID
@@ -158,6 +159,17 @@ class CachedRows:
             uses[i] = (n + 1) // 2
         self.evicted += len(gone)
         return np.array(gone, dtype=np.uint64)
+
+
+def cache_for(most: int | None, serving: Callable[[], Model]) -> CachedRows | None:
+    """Make the record of a model's rows that are held; None: without a bound, or a table.
+
+    ``serving`` returns the copy of the model that answers.
+    """
+    model = serving()
+    if most is None or not isinstance(model, Tabled):
+        return None
+    return CachedRows(model.table, most, lambda row: cast(Tabled, serving()).row_ids(row))
 
 
 def without(ids: IdArray, width: int) -> Rows:

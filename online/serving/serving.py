@@ -212,7 +212,7 @@ class Serving:
                     row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # a label may arrive
                 self.replica.judge.asked(answer)
-            row.missing_rows = _lacking(self.replica, asked)
+            row.missing_rows = _lacking(self.replica, features_of)
             if self._sure is not None:
                 row.label_set, row.interval = self._around(answer, features_of)
             rows.append(row)

@@ -135,7 +135,7 @@ class World:
         self.server = Server("m", SPEC, "", "sum", 1)
         self.replicas = [Replica(partition, most, users) for partition in (1, 2, 3)]
         self.summed: Numbers = {}  # what was applied, added up
-        self.bodies: dict[tuple[int, int], bytes] = {}  # content of each push, when first sent
+        self.bodies: dict[tuple[int, int, int], bytes] = {}  # content of each push, when first sent
         self.repeats = self.restarts = 0
         self.saved: tuple[SnapshotState, Numbers] = self._state()
         for replica in self.replicas:

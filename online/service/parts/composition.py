@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from online.learning.base import BaseLearner
-from online.learning.cached_rows import CachedRows
+from online.learning.cached_rows import cache_for
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
-from online.models.base import Tabled
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import built_for_pushes, merge_rule
 from online.replica.memory_settings import memory_for
@@ -62,7 +61,7 @@ def model_replica(
     rule = merge_rule(model, loaded.model)
     learns = for_others or learns_here(model, rule)
     learner = _learner(model, settings, loaded, for_others=for_others)
-    learner.cache = _cache(model, learner)
+    learner.cache = cache_for(model.cache.rows, lambda: learner.serving)
     learner.tally.views = views_of(model)
     if (calibration := calibration_in(learner.tally.views)) is not None:
         learner.corrected = calibration.answered
@@ -116,14 +115,6 @@ def _learner(
         memory=memory_for(model, loaded.model, rule) if learns else None,
         **whole,
     )
-
-
-def _cache(model: ModelSettings, learner: BaseLearner) -> CachedRows | None:
-    """Make the record of the table's rows that the replica holds; None: it holds all."""
-    most, built = model.cache.rows, learner.serving
-    if most is None or not isinstance(built, Tabled):
-        return None
-    return CachedRows(built.table, most, lambda row: cast(Tabled, learner.serving).row_ids(row))
 
 
 def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
