@@ -11,7 +11,9 @@ disposable: they decide what is in memory, never what is learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Container, Iterable
+from itertools import islice
 from typing import Final, cast
 
 import msgspec
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.models.base import Model, Tabled
-from paramserver.core.blocks import ROWS, Block, Blocks
+from paramserver.core.blocks import ROWS
 from paramserver.core.tables.ids import IdArray
 from paramserver.core.tables.row_message import ID
 from paramserver.core.tables.rows import Rows, read_rows
@@ -29,7 +31,12 @@ from replay.example import Features
 ASKED_MAX: Final = 65_536
 """Greatest number of missing rows that are requested at a time; others are when used again."""
 
-_SPARE: Final = 8  # an eighth more rows than the bound are held before some are evicted
+LOOKED_AT_MAX: Final = 4_096
+"""Greatest number of rows that are looked at to find some to evict, between two exchanges."""
+
+_LOOKED_AT: Final = 8  # for each row that is to be evicted
+Place = tuple[int, int]
+"""Partition and offset of an event."""
 
 
 class CachedRows:
@@ -37,7 +44,7 @@ class CachedRows:
 
     Parameters:
         block: Name of the table's block.
-        most: Number of rows after an eviction.
+        most: Number of rows; beyond it some are evicted.
         ids_of: Returns the ids of the rows that predicting or learning a row reads.
 
     Attributes:
@@ -51,12 +58,13 @@ class CachedRows:
 
     def __init__(self, block: str, most: int, ids_of: Callable[[Features], list[int]]) -> None:
         self.block, self.most, self.ids_of = block, most, ids_of
-        self._uses: dict[int, int] = {}
+        self._uses: OrderedDict[int, int] = OrderedDict()
+        self._changed: dict[int, Place] = {}  # by the newest event that was learned here
         self._asked: dict[int, None] = {}
         self._sent: frozenset[int] = frozenset()
         self._partial: set[int] = set()  # learned while missing
         self.every = False
-        self.soon: Collection[int] = ()
+        self.soon: Container[int] = ()
         self.replies = self.missed = self.fetched = self.evicted = self.learned_without = 0
 
     def report(self) -> dict[str, float]:
@@ -86,12 +94,14 @@ class CachedRows:
                 self._asked[i] = None
         return missing
 
-    def learned(self, features: Features) -> None:
-        """Count the uses by a row that was learned.
+    def learned(self, features: Features, place: Place) -> None:
+        """Count the uses by an event that was learned.
 
         Of rows that are missing only its changes are here, and they stay missing until they come.
         """
-        missing = self.use(self.ids_of(features))
+        ids = self.ids_of(features)
+        missing = self.use(ids)
+        self._changed.update(dict.fromkeys(ids, place))
         self._partial.update(missing)
         self.learned_without += bool(missing)
 
@@ -139,24 +149,32 @@ class CachedRows:
         uses, sent = self._uses, self._sent
         return np.array([i in uses or i in sent for i in ids.tolist()], dtype=bool)
 
-    def evict(self, pinned: Callable[[], set[int]]) -> IdArray:
-        """Return the ids of rows to drop, the least used ones, if there are too many.
+    def evict(self, stays: Callable[[Place], bool]) -> IdArray:
+        """Return the ids of rows to drop, if there are too many.
 
-        ``pinned`` returns rows that must stay.  Uses count half after each eviction.
+        It goes around: a row that was used since the last round stays, and its uses count half.  So
+        one call looks at a bounded number of rows.
+
+        Parameters:
+            stays: Returns whether a row must stay that was changed by the event at this place.
         """
-        uses = self._uses
-        if len(uses) + len(self._partial) <= self.most + self.most // _SPARE:
-            return np.zeros(0, dtype=np.uint64)
-        stay = pinned() | {*self.soon}
-        gone = [i for i in self._partial if i not in stay and i not in uses]
-        spare = sorted((n, i) for i, n in uses.items() if i not in stay)
-        gone += [i for _, i in spare[: max(len(uses) - self.most, 0)]]
-        self._partial -= {*gone}
-        self._sent -= {*gone}  # what was requested beside held rows does not come back
+        uses, changed = self._uses, self._changed
+        over, gone = len(uses) - self.most, list[int]()
+        for _ in range(min(len(uses), _LOOKED_AT * max(over, 0), LOOKED_AT_MAX)):
+            if len(gone) == over:
+                break
+            i, n = uses.popitem(last=False)
+            if n > 1 or i in self.soon or (i in changed and stays(changed[i])):
+                uses[i] = max(n // 2, 1)
+            else:
+                gone.append(i)
+        for i in [*islice(self._partial, LOOKED_AT_MAX)]:
+            if i not in uses and i not in self.soon and not stays(changed[i]):
+                self._partial.discard(i)
+                gone.append(i)
         for i in gone:
-            uses.pop(i, None)
-        for i, n in uses.items():
-            uses[i] = (n + 1) // 2
+            changed.pop(i, None)
+        self._sent -= {*gone}  # what was requested beside held rows does not come back
         self.evicted += len(gone)
         return np.array(gone, dtype=np.uint64)
 
@@ -177,9 +195,3 @@ def without(ids: IdArray, width: int) -> Rows:
     rows = Rows.empty(width)
     rows.gone = ids
     return rows
-
-
-def ids_in(blocks: Blocks, name: str) -> list[int]:
-    """Return the ids of a table's rows in a delta."""
-    block: Block | None = blocks.get(name)
-    return [] if block is None else block.data.ids.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -172,11 +172,6 @@ class Deltas:
         self._partitions = {d.partition for d in kept}
         self._size = sum(d.size_bytes for d in kept)
         self._had: dict[int, int] | None = None  # progress at the last :meth:`settle`
-
-    @property
-    def kept(self) -> Sequence[Delta]:
-        """All deltas, oldest first."""
-        return self._kept
 
     def add(self, delta: Delta) -> None:
         """Append a delta that was just cut."""

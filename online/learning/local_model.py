@@ -13,7 +13,7 @@ import msgspec
 
 from evaluation.metrics import Task
 from online.learning.base import BaseLearner
-from online.learning.cached_rows import ids_in, without
+from online.learning.cached_rows import without
 from online.learning.deltas import (
     Delta,
     Deltas,
@@ -166,10 +166,10 @@ class LocalModel(BaseLearner):
 
     # -- rows of a table, if not all are held ---------------------------------------------------
 
-    def _note_use(self, example: Example) -> None:
-        """Count a learned example's use of rows."""
+    def _note_use(self, row: Row, example: Example) -> None:
+        """Count a learned event's use of rows."""
         if self.cache is not None:
-            self.cache.learned(example.features)
+            self.cache.learned(example.features, (row.partition, row.offset))
 
     def _chosen(self, reply: SyncReply) -> SyncReply:
         """Make room, and return the reply with the rows to hold among its blocks."""
@@ -178,7 +178,7 @@ class LocalModel(BaseLearner):
         if reply.kind == "all" and not self.cache.every:
             self.want_all = True  # whole values are of no use without the rows that are held
             return msgspec.structs.replace(reply, kind="changes")
-        name, gone = self.cache.block, self.cache.evict(self._changed_rows)
+        name, gone = self.cache.block, self.cache.evict(self._may_be_sent)
         if len(gone) and (held := self._pulled.blocks.get(name)) is not None:
             for put in (self._pulled.put, self._training.rebase):
                 put({name: Block(ROWS, without(gone, held.data.width))})
@@ -188,12 +188,11 @@ class LocalModel(BaseLearner):
         if self.cache is not None:
             self.cache.took(reply)
 
-    def _changed_rows(self) -> set[int]:
-        """Return the rows that the kept deltas and the open one have changed."""
-        assert self.cache is not None
-        changed = {i for d in self._deltas.kept for i in ids_in(d.blocks, self.cache.block)}
-        opened = self._open.rows if self._open else []
-        return changed.union(*(self.cache.ids_of(example.features) for _, example, _ in opened))
+    def _may_be_sent(self, place: Place) -> bool:
+        """Whether the event's delta may have to be applied again: no snapshot may have it."""
+        partition, offset = place
+        have = min(self.clock.get(partition, 0), self.durable.get(partition, 0))
+        return partition in self.tracks and offset > have
 
     # -- deltas -------------------------------------------------------------------------------
 

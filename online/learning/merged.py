@@ -145,7 +145,7 @@ class Learner(LocalModel):
                 self._restore(example, lesson)
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
         opened.rows.append((row, example, lesson))
-        self._note_use(example)
+        self._note_use(row, example)
         self.latest = example
         if memory is not None:
             memory.keep(row, example, score)

@@ -175,7 +175,8 @@ class World:
         if not lost:
             stays = 0
             if (cache := learner.cache) is not None:
-                stays = len(learner._changed_rows()) + len(cache._sent - cache._uses.keys())
+                stays = sum(map(learner._may_be_sent, cache._changed.values()))
+                stays += len(cache._sent - cache._uses.keys())
             learner.on_reply(wire.decode_reply(reply))
             self._check_fetched(learner, stays)
             replica.catch_up()
@@ -220,7 +221,7 @@ class World:
         held = [{i: x[i] for i in cache._uses if i in x} for x in (known, values)]
         assert same(*held), "rows that are held are those of the server"
         assert numbers_of(learner._pulled.blocks).keys() <= cache._uses.keys(), "only held rows"
-        assert len(cache._uses) <= cache.most * 1.125 + stays + len(cache.soon)
+        assert len(cache._uses) <= 2 * cache.most + stays + len(cache.soon)
 
     def restart(self) -> None:
         """Start the server again from the last snapshot."""

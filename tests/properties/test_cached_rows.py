@@ -46,7 +46,7 @@ def test_rows_that_are_held_are_the_servers(seed: int) -> None:
 def test_a_row_that_was_learned_without_its_values_is_missing_until_it_comes() -> None:
     cache = cached_rows.CachedRows("t", 100, lambda row: [7, 8])
     cache.request(every=False)
-    cache.learned({})
+    cache.learned({}, (1, 1))
     assert cache.lacks({})
     assert np.frombuffer(cache.request(every=False)["t"], ID).tolist() == [7, 8]
     rows = Rows(np.array([7], np.uint64), np.ones((1, 2), np.float32))
@@ -75,11 +75,11 @@ def _changed(old: str, new: str) -> Any:
     [
         pytest.param("[*self._asked, *self._uses] if every else", "",
                      id="rows that are held are not requested with whole values"),
-        pytest.param("spare[: max(len(uses) - self.most, 0)]", "spare[:0]",
+        pytest.param("gone.append(i)\n        for i in [", "uses[i] = 1\n        for i in [",
                      id="no row is evicted"),
         pytest.param("[i in uses or i in sent for i in ids.tolist()]", "[True] * len(ids)",
                      id="all changed rows are held"),
-        pytest.param("stay = pinned() | {*self.soon}", "stay = {*self.soon}",
+        pytest.param("(i in changed and stays(changed[i]))", "False",
                      id="rows with own changes are evicted"),
         pytest.param("[i in uses or i in sent for i in ids.tolist()]",
                      "[i in sent for i in ids.tolist()]", id="changes of held rows are left out"),
