@@ -12,7 +12,7 @@ disposable: they decide what is in memory, never what is learned.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import Final, cast
 
@@ -64,7 +64,7 @@ class CachedRows:
         self._sent: frozenset[int] = frozenset()
         self._partial: set[int] = set()  # learned while missing
         self.every = False
-        self.soon: Container[int] = ()
+        self.soon: Collection[int] = ()
         self.replies = self.missed = self.fetched = self.evicted = self.learned_without = 0
 
     def report(self) -> dict[str, float]:
@@ -130,6 +130,8 @@ class CachedRows:
 
     def took(self, reply: SyncReply) -> None:
         """Note that the requested rows, all of which are in this reply, are held now."""
+        if reply.kind == "none":
+            return
         self.replies += 1
         rows = self._rows_of(reply)
         came: Collection[int] = self._sent  # if the server has no row of the table yet

@@ -139,6 +139,7 @@ class Exchange:
     async def once(self, pushes: list[Push], state: OrderedState | None = None) -> bool | None:
         """Push and pull once; return None without contact, otherwise whether anything changed."""
         learner = self._learner
+        cache = learner.cache
         self._note_acted_on(pushes)
         request = SyncRequest(
             format=FORMAT,
@@ -156,7 +157,7 @@ class Exchange:
             state=state,
             marks=self._marks(pushes),
             waits=sorted(learner.waits),
-            rows=learner.cache and learner.cache.request(every=learner.catching_up),
+            rows=None if cache is None else cache.request(every=learner.catching_up),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)
@@ -233,8 +234,8 @@ class Exchange:
                 log.info("parameter server: %s", error)
                 if isinstance(error, ShardAway):
                     await self._decide(error)
-        if self._learner.ready or self._peers is None:
-            return None
+        if self._learner.ready or self._peers is None or self._learner.cache is not None:
+            return None  # peers that hold some rows only have none to give
         try:
             reply = await self._peers.sync(request, _PEER_TIMEOUT_S)
         except ParamServerError as error:

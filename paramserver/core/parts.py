@@ -195,7 +195,7 @@ def _chosen_rows(values: Blocks, asked: Mapping[str, bytes], touched: Touched) -
     for name, block in values.items():
         if block.kind == ROWS:
             ids = np.frombuffer(asked.get(name, b""), dtype=ID).astype(np.uint64)
-            chosen[name] = [distinct(ids), *(touched.get(name) or ())]  # type: ignore[list-item]
+            chosen[name] = [distinct(ids), *(touched.get(name) or ())]
     return select(values, chosen)
 
 
