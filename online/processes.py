@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 import time
@@ -103,15 +104,28 @@ def _unusable(state_dir: Path, error: OSError) -> StartRefused:
 
 def private_dir(state_dir: Path) -> Path:
     """Make the short private folder of this service's processes: socket paths are limited."""
-    name = hashlib.sha256(str(state_dir).encode()).hexdigest()[
-        :8
-    ]  # HAProxy's socket is in it: 97 letters
-    path = Path(tempfile.gettempdir()) / f"online-{os.getuid()}-{name}"
+    path = Path(tempfile.gettempdir()) / _private_name(state_dir)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_uid != os.getuid():
         raise StartRefused(f"{path} belongs to another user", "Remove it, or set TMPDIR")
     path.chmod(0o700)
     return path
+
+
+def shared_dir(state_dir: Path) -> Path:
+    """Return the folder for memory that this service's processes share; it may not exist."""
+    return Path("/dev/shm") / _private_name(state_dir)
+
+
+def remove_private(state_dir: Path) -> None:
+    """Remove the private folders of this service's processes, which have ended."""
+    for path in (Path(tempfile.gettempdir()) / _private_name(state_dir), shared_dir(state_dir)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _private_name(state_dir: Path) -> str:
+    digest = hashlib.sha256(str(state_dir).encode()).hexdigest()
+    return f"online-{os.getuid()}-{digest[:8]}"  # HAProxy's socket is in it: 97 letters
 
 
 def free_port() -> int:

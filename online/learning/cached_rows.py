@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.models.base import Model, Tabled
-from paramserver.core.blocks import ROWS
+from paramserver.core.blocks import ROWS, Block, Blocks
 from paramserver.core.tables.ids import IdArray
 from paramserver.core.tables.row_message import ID
 from paramserver.core.tables.rows import Rows, read_rows
@@ -116,8 +116,14 @@ class CachedRows:
         self._sent = frozenset(ids)
         return {self.block: np.array(ids, dtype=ID).tobytes()}
 
+    def usable(self, reply: SyncReply) -> bool:
+        """Whether the reply can be taken: whole values are of no use without the held rows."""
+        return reply.kind != "all" or self.every
+
     def chosen(self, reply: SyncReply) -> SyncReply:
         """Return the reply with the rows to hold among its blocks.  Changes no state."""
+        if not self.usable(reply):
+            return msgspec.structs.replace(reply, kind="changes")
         rows = self._rows_of(reply)
         if rows is None:
             return reply
@@ -150,6 +156,17 @@ class CachedRows:
     def _to_hold(self, ids: IdArray) -> npt.NDArray[np.bool_]:
         uses, sent = self._uses, self._sent
         return np.array([i in uses or i in sent for i in ids.tolist()], dtype=bool)
+
+    def make_room(
+        self, stays: Callable[[Place], bool], values: Blocks, rebase: Callable[[Blocks], None]
+    ) -> None:
+        """Drop rows that :meth:`evict` returns from the values and, by ``rebase``, the model."""
+        gone = self.evict(stays)
+        if len(gone) and (held := values.get(self.block)) is not None:
+            held.data.drop(gone)
+            rows = Rows.empty(held.data.width)
+            rows.gone = gone
+            rebase({self.block: Block(ROWS, rows)})
 
     def evict(self, stays: Callable[[Place], bool]) -> IdArray:
         """Return the ids of rows to drop, if there are too many.
@@ -190,10 +207,3 @@ def cache_for(most: int | None, serving: Callable[[], Model]) -> CachedRows | No
     if most is None or not isinstance(model, Tabled):
         return None
     return CachedRows(model.table, most, lambda row: cast(Tabled, serving()).row_ids(row))
-
-
-def without(ids: IdArray, width: int) -> Rows:
-    """Return a message that removes the rows of these ids."""
-    rows = Rows.empty(width)
-    rows.gone = ids
-    return rows

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, TypeAlias
 
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.tables.layered import on_top_of
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Curved, Push, SyncReply, Version
 from replay.example import Example
 from replay.journal.base import Row
@@ -297,6 +300,15 @@ class Pulled:
     def put(self, incoming: Blocks) -> Touched:
         """Set these values; return their blocks and keys."""
         return algebra.put(self.blocks, incoming)
+
+    def rest_on(self, tables: Mapping[str, Rows]) -> Iterator[None]:
+        """Read these tables, by block; the steps drop own rows that equal theirs."""
+        steps = []
+        for name, below in tables.items():
+            if (block := self.blocks.get(name)) is not None:
+                block.data, one = on_top_of(below, block.data)
+                steps.append(one)
+        return chain.from_iterable(steps)
 
     def give_up(self, n: int) -> Blocks:
         """Remove and return at most ``n`` keys of a block; empty if there are none left."""

@@ -5,15 +5,13 @@ The merging rules are in :mod:`online.learning.merged`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import ClassVar, Final
-
-import msgspec
 
 from evaluation.metrics import Task
 from online.learning.base import BaseLearner
-from online.learning.cached_rows import without
 from online.learning.deltas import (
     Delta,
     Deltas,
@@ -27,9 +25,10 @@ from online.learning.deltas import (
 )
 from online.learning.shard_divergence import ShardDivergence
 from online.learning.values_in_parts import ServerView
-from online.models.base import Compensable, Model, Rounding, Walking
+from online.models.base import Compensable, Model, Rounding, Sharing, Walking
 from paramserver.core import blocks as algebra
-from paramserver.core.blocks import ROWS, Block, Blocks, Touched
+from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import OrderedState, Push, SyncReply, Version
 from paramserver.filters.losses import Newest
 from replay.example import Example
@@ -78,6 +77,7 @@ class LocalModel(BaseLearner):
         self._served: dict[int, int] = {}  # until then: the clock of the answering copy
         self._pending_n = self._waited = self._partition = 0  # the partition of the last delta
         self._divergence: ShardDivergence | None = None
+        self._resting: Iterator[None] = iter(())  # drops own rows that a table below has
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -112,6 +112,19 @@ class LocalModel(BaseLearner):
     def changes_since(self, version: Version | None) -> Touched | None:
         """Return what has changed in the pulled values after that version; None if unknown."""
         return self._pulled.changes_since(version)
+
+    def rest_on(self, version: Version, tables: Mapping[str, Rows]) -> bool:
+        """Read tables where the server of this host has published them; return whether they are.
+
+        They are of ``version``.  Whatever changed between it and the local one must be a row of its
+        own here, so it must not be newer, and the copy that answers has to be the one that learns.
+        """
+        known = version[0] == self.version[0] and version <= self.version
+        if not known or not self.up_to_date or self.catching_up:
+            return False
+        if isinstance(self._training, Sharing):
+            self._resting = chain(self._pulled.rest_on(tables), self._training.rest_on(tables))
+        return True
 
     # -- partitions ---------------------------------------------------------------------------
 
@@ -167,7 +180,6 @@ class LocalModel(BaseLearner):
     # -- rows of a table, if not all are held ---------------------------------------------------
 
     def _note_use(self, row: Row, example: Example) -> None:
-        """Count a learned event's use of rows."""
         if self.cache is not None:
             self.cache.learned(example.features, (row.partition, row.offset))
 
@@ -175,13 +187,8 @@ class LocalModel(BaseLearner):
         """Make room, and return the reply with the rows to hold among its blocks."""
         if self.cache is None:
             return reply
-        if reply.kind == "all" and not self.cache.every:
-            self.want_all = True  # whole values are of no use without the rows that are held
-            return msgspec.structs.replace(reply, kind="changes")
-        name, gone = self.cache.block, self.cache.evict(self._may_be_sent)
-        if len(gone) and (held := self._pulled.blocks.get(name)) is not None:
-            for put in (self._pulled.put, self._training.rebase):
-                put({name: Block(ROWS, without(gone, held.data.width))})
+        self.cache.make_room(self._may_be_sent, self._pulled.blocks, self._training.rebase)
+        self.want_all = self.want_all or not self.cache.usable(reply)
         return self.cache.chosen(reply)
 
     def _note_arrived(self, reply: SyncReply) -> None:
@@ -190,9 +197,8 @@ class LocalModel(BaseLearner):
 
     def _may_be_sent(self, place: Place) -> bool:
         """Whether the event's delta may have to be applied again: no snapshot may have it."""
-        partition, offset = place
-        have = min(self.clock.get(partition, 0), self.durable.get(partition, 0))
-        return partition in self.tracks and offset > have
+        have = min(self.clock.get(place[0], 0), self.durable.get(place[0], 0))
+        return place[0] in self.tracks and place[1] > have
 
     # -- deltas -------------------------------------------------------------------------------
 

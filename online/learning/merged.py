@@ -224,6 +224,7 @@ class Learner(LocalModel):
         """Free copies that no longer answer, one piece per step."""
         if self.serving is self._training:
             yield from self.server.drop()
+        yield from self._resting
 
     def _is_old(self, reply: SyncReply) -> bool:
         """Whether a newer version is here, or a newer server is known."""
@@ -277,8 +278,7 @@ class Learner(LocalModel):
         self.server.note(reply, clock, taken=whole)
         self.decide(reply.control, reply.frozen)
         self.want_all = False
-        peer = bool(reply.peer)
-        finish(self.tracks, self.clock, self.durable, reply.closed, from_peer=peer)
+        finish(self.tracks, clock, self.durable, reply.closed, from_peer=bool(reply.peer))
         self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
         lost = self._broken()
         if whole and others and not self.mergeable:

@@ -7,12 +7,15 @@ model, while the first one goes on answering and learning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from online.learning.deltas import Pulled
 from online.models.base import Forgetful, Model
 from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Block
 from paramserver.core.names import Names
+from paramserver.core.tables.layered import LayeredRows
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Place, SyncReply, Version, decode_piece
 
 _DROPPED_KEYS = 1024  # in one turn of the loop
@@ -108,6 +111,23 @@ class ServerView:
             yield
         coming.bring_up(part)
         coming.after, coming.whole = part.after, part.after is None
+        self.values = coming
+
+    def begin(
+        self, since: Version, tables: Mapping[str, Rows], others: Iterable[bytes]
+    ) -> Iterator[None]:
+        """Take all values of one version: tables that are only read, then the others in pieces.
+
+        The server's changes since that version are missing, as after a last part.
+        """
+        coming = PartialValues(since, self._build and self._build(), "")
+        coming.pulled.put({n: Block(algebra.ROWS, LayeredRows(t)) for n, t in tables.items()})
+        if coming.model is not None:
+            coming.model.reset(coming.pulled.blocks)
+        for piece in others:
+            coming.take(piece)
+            yield
+        coming.whole = True
         self.values = coming
 
     def complete(self, reply: SyncReply) -> PartialValues | None:

@@ -17,6 +17,7 @@ import msgspec
 from online.models.device_delta import Movable
 from online.settings.model import Training
 from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Curved
 from replay.example import Example, Features, Label
 from replay.memory import Lesson
@@ -158,6 +159,18 @@ class Mendable(Protocol):
         """Restore the state that :meth:`Model.reset` would set, given only the touched values.
 
         Requires that no row with other features was learned since the last cut.
+        """
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A model whose tables can be read where the parameter server of this host publishes them."""
+
+    def rest_on(self, tables: Mapping[str, Rows]) -> Iterator[None]:
+        """Read these tables, by block, for rows that have no value of their own, from now on.
+
+        Each row must be equal to that of the model or have a value of its own.  The steps that are
+        returned drop own values that equal the tables'.
         """
 
 

@@ -37,7 +37,7 @@ float32, in the order z, s, s/v, z/0 …: see :mod:`online.models.state.factors`
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,6 +55,7 @@ from online.models.state.composite import Composite
 from online.models.state.factors import BIAS, TABLE, NamedLines, Starts, TableLines, id_of
 from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.tables.rows import Rows
 from replay.example import Features, Label, Value
 
 Floats = npt.NDArray[np.float64]
@@ -233,6 +234,10 @@ class FmTable(FmModel):
     def drop_rest(self) -> None:
         """Drop what rounding has left over."""
         self._table.drop_rest()
+
+    def rest_on(self, tables: Mapping[str, Rows]) -> Iterator[None]:
+        """Read the sums that have no value of their own from the table of the server's host."""
+        return self._table.rest_on(tables[TABLE]) if TABLE in tables else iter(())
 
     @property
     def _table(self) -> TableLines:

@@ -102,16 +102,16 @@ def newest_done(journal: Journal, model: str, spec: str) -> Reshard | None:
     return None if newest is None else newest[1]
 
 
-def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -> int:
+def note(journal: Journal, model: str, said: Reshard, request: int | None = None) -> int:
     """Write a request or a result to the journal; returns the number of its control row.
 
     Parameters:
-        wish: Number of the request that it answers; None: it may follow any other row.
+        request: Number of the request that it answers; None: it may follow any other row.
 
     Raises:
         StartRefused: Another row came first.
     """
-    if (after := wish) is None:
+    if (after := request) is None:
         known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
         after = 0 if known is None else known[0]
     key = f"{RESHARD}:{said.spec[:16]}:{after}"
@@ -125,7 +125,7 @@ def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -
     return row.seq
 
 
-def wished(journal: Journal, model: str, said: Reshard) -> int:
+def record_request(journal: Journal, model: str, said: Reshard) -> int:
     """Write a request unless the same one is pending already; returns the number of its row.
 
     Raises StartRefused if another row came first.
@@ -150,23 +150,23 @@ def claim(journal: Journal, model: str, said: Reshard) -> int:
     """
     before = newest_done(journal, model, said.spec)
     given = said.before if before is None else before.given
-    seq = wished(journal, model, msgspec.structs.replace(said, given=given, done=False))
+    seq = record_request(journal, model, msgspec.structs.replace(said, given=given, done=False))
     begin_epoch(journal, Lineage(model, said.was, "", "sum"))
     return seq
 
 
-def withdraw(journal: Journal, model: str, spec: str, wish: int | None = None) -> int | None:
+def withdraw(journal: Journal, model: str, spec: str, request: int | None = None) -> int | None:
     """Withdraw a pending request; returns the requested number of servers, None without one.
 
     Parameters:
         spec: Hash of the spec with one server.
-        wish: Number of the request; None: the pending one.
+        request: Number of the request; None: the pending one.
 
     Raises:
         StartRefused: It is being answered at this moment.
     """
     newest = resharding.newest(journal.controls(model, 0), spec, done=False)
-    if newest is None or newest[1].done or wish not in (None, newest[0]):
+    if newest is None or newest[1].done or request not in (None, newest[0]):
         return None
     seq, said = newest
     note(journal, model, failed(said, said.before), seq)
@@ -203,7 +203,7 @@ def reshard(
     loaded: Loaded,
     before: int,
     said: Reshard,
-    wish: int | None = None,
+    request: int | None = None,
 ) -> Resharded:
     """Begin the model's lineage with the state that it had with another number of servers.
 
@@ -211,7 +211,7 @@ def reshard(
         model, loaded: With the new number of servers.
         before: The previous number.
         said: The control row to write once the lineage has begun.
-        wish: Number of the request that this fulfils; None: there is none.
+        request: Number of the request that this fulfils; None: there is none.
 
     Raises:
         StartRefused: There is no cut, its state can't be passed on, or the request was withdrawn.
@@ -222,7 +222,7 @@ def reshard(
     name, state = cut_of(settings, was, spec)
     lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, "sum")
     begin(journal, lineage, state, histories_of(settings, model, loaded.spec_hash))
-    note(journal, model.name, said, wish)
+    note(journal, model.name, said, request)
     return Resharded(model.name, before, model.shards, name, digest_of(state.values)[0])
 
 

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from typing import Final
 
+from msgspec import structs
+
 from online.replica.backlog import Backlog
 from online.replica.follower import Follower
 from online.replica.shared import ReplicaParts
@@ -75,6 +77,7 @@ class Exchange:
         self._change_lock, self._arrivals = shared.change_lock, shared.arrivals
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
+        self._tables = outside.tables
         who, clocks = shared.who, shared.clocks
         self._replica, self._spec, self._learns = who.replica, who.spec, who.learns
         self._monotonic_s, self._cpu_s = clocks.monotonic_s, clocks.cpu_s or clocks.monotonic_s
@@ -141,6 +144,8 @@ class Exchange:
         learner = self._learner
         cache = learner.cache
         self._note_acted_on(pushes)
+        if learner.want_all:
+            await self._begin_with_tables(learner.server.epoch)
         request = SyncRequest(
             format=FORMAT,
             replica=self._replica,
@@ -174,8 +179,7 @@ class Exchange:
             self._pace.now.set()
             return True  # the partition is new since the request, so its clock may be missing
         if part:
-            for _ in learner.take_part(reply):
-                await asyncio.sleep(0)  # lets other tasks run between two pieces
+            await self._take_part(reply)
         rewritten = reply.rewrite != learner.rewrite
         begun_s = self._cpu_s()
         changed = part or learner.on_reply(reply)
@@ -186,9 +190,7 @@ class Exchange:
             await self._rewritten()
         await self._prepare()
         await self._change_lock.unlocked()
-        for _ in islice(learner.drop_old(), _DROPS):
-            await asyncio.sleep(0)
-            await self._change_lock.unlocked()
+        await self._drop_old()
         if learner.catching_up:
             self._pace.now.set()
         else:
@@ -204,6 +206,32 @@ class Exchange:
         self._wake.set()
         self._arrivals.arrived()
         return changed or bool(reply.orphans)
+
+    async def _begin_with_tables(self, epoch: int) -> bool:
+        """Begin with tables that a server of this epoch publishes; return whether there are any."""
+        before = self._learner.server.values
+        if self._tables is not None:
+            await self._in_steps(self._tables.begin(epoch))
+        return self._learner.server.values is not before
+
+    async def _take_part(self, reply: SyncReply) -> None:
+        """Take a part of the values; published tables take the place of the first part."""
+        first = reply.start is None and not reply.peer
+        if first and await self._begin_with_tables(reply.epoch):
+            reply = structs.replace(reply, since=None)  # what it says beside values counts
+        await self._in_steps(self._learner.take_part(reply))
+
+    async def _drop_old(self) -> None:
+        """Take newer published tables, and free old copies."""
+        if self._tables is not None:
+            await self._in_steps(self._tables.rest())
+        await self._in_steps(islice(self._learner.drop_old(), _DROPS))
+
+    async def _in_steps(self, steps: Iterator[None]) -> None:
+        """Take the steps one by one; other tasks run in between."""
+        for _ in steps:
+            await asyncio.sleep(0)
+            await self._change_lock.unlocked()
 
     def _marks(self, pushes: list[Push]) -> list[Mark]:
         """Marks of the rows of traced requests that are sent now."""

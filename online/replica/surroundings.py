@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from online.replica.host_tables import HostTables
 from online.tracing.trace import Crossing
 from online.trust.trigger_watch import SearchResult
 from online.watch.on_rise import Relearn
@@ -65,6 +66,7 @@ class Services:
         relearn: Teaches a fresh model recent rows (:mod:`online.rebuild.relearn`).
         search: Searches for triggers (:mod:`online.service.on_ray.trigger_task`).
         crossing: Follows rows of traced requests to other replicas.
+        tables: Tables that the parameter server of this host publishes.
     """
 
     journal: Journal
@@ -74,3 +76,4 @@ class Services:
     relearn: Relearn | None = None
     search: Callable[[], Awaitable[SearchResult]] | None = None
     crossing: Crossing | None = None
+    tables: HostTables | None = None

@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -183,7 +182,7 @@ class OneProcess:
         private = processes.private_dir(settings.state_dir)
         if left := list(processes.leftovers(run_path(settings), private)):
             self._progress(f"ended {processes.end(left)} processes left over from a crash")
-        shutil.rmtree(private, ignore_errors=True)
+        processes.remove_private(settings.state_dir)
 
     def _check(self, *, fresh: bool, relearn: bool, accept_loss: bool) -> Models:
         given = self._given
@@ -355,6 +354,7 @@ class OneProcess:
         self._front.close()
         if self._owner is not None:
             run_path(self.settings).unlink(missing_ok=True)
+            processes.remove_private(self.settings.state_dir)
             self._owner.release()
             self._owner = None
 

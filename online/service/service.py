@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
@@ -229,7 +228,7 @@ class Service:
         if left := list(processes.leftovers(run_path(self._settings), self._private)):
             count = processes.end(left)
             self._progress(f"ended {count} processes left over from a crash")
-        shutil.rmtree(self._private, ignore_errors=True)
+        processes.remove_private(self._settings.state_dir)
         processes.private_dir(self._settings.state_dir)
         if self._settings.port and not processes.is_free(self._settings.host, self._settings.port):
             raise StartRefused(
@@ -490,7 +489,7 @@ class Service:
             if self._ports is not None:
                 self._ports.close()
             run_path(self._settings).unlink(missing_ok=True)
-            shutil.rmtree(self._private, ignore_errors=True)
+            processes.remove_private(self._settings.state_dir)
             self._upkeep.close()
             self._owner.release()
             self._owner = None

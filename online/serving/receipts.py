@@ -118,7 +118,10 @@ class ReceiptMaker:
             message = f"no prediction with this id has been recorded for {wait_s:g} s"
             hint = "Send the id of a prediction by this model, or the features with the label"
             raise RequestError(404, "unknown_id", message, f"{field}id", hint)
-        return "the prediction with this id has not been recorded yet; the label is kept for it"
+        asked, told = "prediction", "label"
+        if self._replica.settings.reward_range is not None:
+            asked, told = "choice", "reward"
+        return f"no {asked} with this id has been recorded yet; the {told} is kept for it"
 
 
 def refused(error: RequestError) -> Receipt:

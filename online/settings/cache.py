@@ -42,6 +42,7 @@ def check_cache(model: ModelSettings) -> None:
         return
     given = {
         f"shards: {model.shards}": model.shards > 1,
+        "sync.share_tables": model.sync.share_tables,
         "learn: background": model.learn == "background",
         f"sync.merge: {model.sync.merge}": model.sync.merge in ("ordered", "overlay", "lagging"),
         "replay": model.replay.on,

@@ -17,6 +17,7 @@ def check_shards(model: ModelSettings) -> None:
     given = {
         "learn: background": model.learn == "background",
         f"sync.merge: {model.sync.merge}": model.sync.merge in ("ordered", "overlay", "lagging"),
+        "sync.share_tables": model.sync.share_tables,
         "challenger": model.challenger is not None,
         "devices": model.devices is not None,
         "drift.on_rise: relearn": model.drift.on_rise == "relearn",

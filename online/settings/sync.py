@@ -29,6 +29,12 @@ class Sync(Tree):
         "are rounded, and what rounding leaves over is pushed with the row's next change",
     )
 
+    share_tables: bool = Field(
+        False,
+        description="replicas on the parameter server's host read one copy of the table in shared "
+        "memory (fm with table: true)",
+    )
+
     @model_validator(mode="after")
     def _has_pushes(self) -> Sync:
         if self.vectors == "float16" and self.merge in ("ordered", "overlay", "lagging"):

@@ -83,7 +83,7 @@ def handed_on(controls: Sequence[ControlInfo], spec: str) -> bool:
     return False
 
 
-def wished(control: ControlInfo) -> bool | None:
+def is_request(control: ControlInfo) -> bool | None:
     """Return whether a row requests a resharding; None if it is of another kind."""
     if control.kind != RESHARD:
         return None

@@ -158,8 +158,10 @@ class Surprise(Filter):
             allowed = self._allowed(source, flooding=flooding)
         if of_all:
             weight, reason = allowed, _OFTEN_REASON
-            if hit and source.taken < EARNED:
-                weight, reason = self._new.weight(rate), _NEW_REASON
+            if source.taken < EARNED:
+                weight = self._new.most(event.weight)
+                weight *= self._new.weight(rate) if hit else 1.0
+                reason = _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON
         if hit and loss <= bounds.against:
@@ -211,7 +213,7 @@ class Surprise(Filter):
             hit = loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
-            self._count(source, hit=hit, far=loss > bounds.far)
+            self._count(source, event.weight, hit=hit, far=loss > bounds.far)
         if not self._adds or not taken or source.doubted:
             return
         if not self._counts or self.losses.add(event.source, event.label, loss, event.other):
@@ -231,14 +233,14 @@ class Surprise(Filter):
         denied = self._answer is not None and loss > math.log(2.0)
         answer = self._answer if denied != (label == self._answer) else None
         if self._concerns(answer, label):
-            self._count(source, hit=loss > bounds.high, far=loss > bounds.far)
+            self._count(source, 1.0, hit=loss > bounds.high, far=loss > bounds.far)
 
-    def _count(self, source: Source, *, hit: bool, far: bool) -> None:
+    def _count(self, source: Source, weight: float, *, hit: bool, far: bool) -> None:
         if source.quarantined:
             return
         new = source.taken < EARNED
         if self._answer is None:
-            self._new.count(new=new, hit=hit)
+            self._new.count(new=new, hit=hit, weight=weight)
         if new:
             self.voices.pass_by(source.name)
         else:
@@ -266,29 +268,42 @@ _NEW_LATELY: Final = 32.0
 _NEW_SHARE: Final = 0.05
 _FADE: Final = 1.0 - 1.0 / 256.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
-_NEW_REASON: Final = "surprise: new sources together say what established ones do not"
+_NEW_REASON: Final = (
+    "surprise: new sources together say what established ones do not, or with a larger weight"
+)
 
 
 class Newcomers:
-    """The rate of surprises (*hits*) of all sources together that are not established."""
+    """The rate of surprises (*hits*) of all sources together that are not established.
+
+    Each event counts as it weighs.
+    """
 
     def __init__(self) -> None:
         self._rate = 0.0
-        self._surprises = 0.0  # of theirs, lately
-        self._established = 0.0  # events of the others, lately
+        self._surprises = 0.0  # weight of theirs, lately
+        self._established = 0.0  # weight of the others' events, lately
+        self._usual = 1.0  # weight of one of those
 
-    def count(self, *, new: bool, hit: bool) -> None:
+    def count(self, *, new: bool, hit: bool, weight: float = 1.0) -> None:
         """Count one event; ``new``: its source is not established."""
-        self._surprises = self._surprises * _FADE + (new and hit)
-        self._established = self._established * _FADE + (not new)
+        self._surprises = self._surprises * _FADE + weight * (new and hit)
+        self._established = self._established * _FADE + weight * (not new)
         if new:
-            self._rate += (hit - self._rate) / _NEW_LATELY
+            share = min(weight / self._usual, 2.0)
+            self._rate += (hit - self._rate) * share / _NEW_LATELY
+        else:
+            self._usual += (weight - self._usual) / _NEW_LATELY
+
+    def most(self, weight: float) -> float:
+        """Return the factor by which one of their events weighs no more than is usual."""
+        return 1.0 if self._established < EARNED else min(self._usual / weight, 1.0)
 
     def weight(self, rate: float) -> float:
         """Return the weight of their hits, given the greatest rate of established sources."""
         if self._rate <= rate:
             return 1.0
-        return min(_NEW_SHARE * self._established / (self._surprises + 1.0), 1.0)
+        return min(_NEW_SHARE * self._established / (self._surprises + self._usual), 1.0)
 
 
 class _Lately:

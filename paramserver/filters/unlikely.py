@@ -243,7 +243,7 @@ class Unlikely(Filter):
         if event.loss is not None:
             self._hear_rate(source, event.label, event.loss)
         if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
-            self._count(source, event.label, event.loss, hit=hit)
+            self._count(source, event.label, event.loss, event.weight, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Learn from an event that another replica has taken."""
@@ -251,7 +251,7 @@ class Unlikely(Filter):
         if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
-            self._count(source, label, loss, hit=hit)
+            self._count(source, label, loss, 1.0, hit=hit)
 
     def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
         if self._rising is not None and not source.quarantined:
@@ -263,11 +263,14 @@ class Unlikely(Filter):
     def _refill(self) -> None:
         self._left = min(self._left + _SHARE, _DEPTH)
 
-    def _count(self, source: Source, label: str | None, loss: float, *, hit: bool) -> None:
+    def _count(
+        self, source: Source, label: str | None, loss: float, weight: float, *, hit: bool
+    ) -> None:
         if source.quarantined:
             return
         new = source.taken < EARNED
-        self._new.count(new=new, hit=hit or (new and self._odds.is_new(label, loss)))
+        hit_new = hit or (new and self._odds.is_new(label, loss))
+        self._new.count(new=new, hit=hit_new, weight=weight)
         if new:
             self.voices.pass_by(source.name)
         else:

@@ -335,7 +335,7 @@ class ParameterServer:
                 "pid": os.getpid(),
                 "restore_s": self._restore_s,
                 "confirmed_s": now_s - running.confirmed_s,
-                **numbers(server),
+                **numbers(server, running.shared),
                 "epochs": epochs(listed, server),
                 "freeze_complete": self._decisions.freeze_complete(now_s),
                 "replicas": running.replicas.summary(now_s),

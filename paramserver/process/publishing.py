@@ -37,9 +37,11 @@ class Publishing:
         )  # fmt: skip
 
     def snapshot_if_due(self) -> None:
-        """Publish a snapshot if ``interval_s`` has passed since the last; add up running time."""
+        """Publish what is due: tables to replicas, a snapshot each ``interval_s``, running time."""
         running = self._running
         server, store, _ = running.serving()
+        if running.shared is not None:
+            running.shared.publish_if_due(server, running.lock)
         try:
             self._trimming.count(store, running.lineage.model, running.lineage.spec, server.epoch)
         except Exception as error:  # any store's error; ``confirm`` checks the epoch

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from paramserver.core import rewrites, wire
@@ -23,7 +24,9 @@ from paramserver.errors import NotReady
 from paramserver.process.leases import Leases
 from paramserver.process.lineage import Lineage, Recovered
 from paramserver.process.settings import Host, ServerSettings
+from paramserver.process.shared_tables import SharedTables
 from paramserver.snapshots.history import SnapshotHistory, parse_name
+from paramserver.snapshots.places import lineage_place
 from paramserver.store import PartitionInfo, Store
 
 _log: Final = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ class Running:
         open: Those of ``waiting`` that are not sealed or not fully applied.
         gone: Partitions whose owner is known to be dead.
         marks: Trace contexts that are passed on to other replicas.
+        shared: Publishes the tables to replicas of this host; None: each replica has its own.
         confirmed_s, published_s, restored_s: Monotonic times at which the epoch was last confirmed
             to be ours, a snapshot was published, the state was restored.
     """
@@ -91,6 +95,8 @@ class Running:
         self.leases = Leases(settings.lease_s, settings.adopt_max, now_s)
         self.replicas = Replicas(settings.report_keep_s)
         self.marks = Marks()
+        shared = settings.shared and lineage_place(settings.shared, lineage.model, lineage.spec)
+        self.shared = SharedTables(Path(shared)) if shared else None
         self.confirmed_s = self.published_s = self.restored_s = now_s
 
     def begin(
@@ -104,6 +110,8 @@ class Running:
         """Serve the state that a start has recovered."""
         recovered.server.sources_max = self.settings.sources_max
         recovered.server.bound(self.settings.tables)
+        if self.shared is not None:
+            self.shared.take(recovered.server)
         with self.lock:
             now_s = self.host.monotonic()
             self.server, self.history = recovered.server, history
@@ -124,6 +132,8 @@ class Running:
         )
         server.sources_max = self.settings.sources_max
         server.bound(self.settings.tables)
+        if self.shared is not None:
+            self.shared.take(server)
         with self.lock:
             parent = None if self.parent is None else parse_name(self.parent)
             self.server, self.published, self.chosen = server, None, None

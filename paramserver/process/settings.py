@@ -48,6 +48,8 @@ class ServerSettings:
         banned_max: Number of sources that may be banned at once.
         sources_max: Number of sources whose evidence is kept.
         tables: Bounds of each table of rows; None: no bounds.
+        shared: Folder in a memory file system through which replicas of this host read tables of
+            rows; None: each replica has its own.
         umask: Umask of the server's process; None: unchanged.
     """
 
@@ -67,6 +69,7 @@ class ServerSettings:
     running_s: float = 15.0
     banned_max: int = 1_000
     tables: TableBounds | None = None
+    shared: str | None = None
     umask: int | None = None
 
 

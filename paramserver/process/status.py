@@ -8,6 +8,7 @@ from typing import Any, Final
 from paramserver.core.blocks import COUNT, size_bytes
 from paramserver.core.server import Server
 from paramserver.core.state import Contained
+from paramserver.process.shared_tables import SharedTables
 from paramserver.snapshots.history import Listed
 from paramserver.store import PartitionInfo
 
@@ -56,12 +57,12 @@ def rows_since(
     )
 
 
-def numbers(server: Server | None) -> dict[str, Any]:
-    """Return the part of ``status`` that describes the server's state."""
+def numbers(server: Server | None, shared: SharedTables | None) -> dict[str, Any]:
+    """Return the part of ``status`` that describes the server's state and its shared tables."""
     if server is None:
         return {
             "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},
-            "control": None, "rewrite": 0, "frozen": 0,
+            "control": None, "rewrite": 0, "frozen": 0, "shared": None,
         }  # fmt: skip
     return {
         "epoch": server.epoch,
@@ -74,5 +75,6 @@ def numbers(server: Server | None) -> dict[str, Any]:
         "closed": sorted(server.closed),
         "durable": dict(server.durable),
         "bytes": size_bytes(server.values),
+        "shared": None if shared is None else shared.status(),
         "tables": {} if server.keeper is None else server.keeper.counts(server.values),
     }

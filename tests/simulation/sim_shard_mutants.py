@@ -125,8 +125,9 @@ SHARD_MUTANTS: dict[str, Mutant] = {
         (
             (
                 "online.rebuild.reshard",
-                "    seq = wished(journal, model, msgspec.structs.replace(said, given=given, "
-                "done=False))\n    begin_epoch(journal, Lineage(model, said.was, \"\", \"sum\"))\n",
+                "    seq = record_request(journal, model, msgspec.structs.replace(said, "
+                "given=given, done=False))\n"
+                "    begin_epoch(journal, Lineage(model, said.was, \"\", \"sum\"))\n",
                 "    seq = given = None\n",
             ),
         ),

@@ -383,7 +383,7 @@ def _request(
     with contextlib.closing(open_journal(settings)) as journal:
         resharding.check_can(journal.controls(name, 0), name, serves)
         request = resharding.saying(by_spec, given[name], now, shards, done=False, why="operator")
-        seq = resharding.wished(journal, name, request)
+        seq = resharding.record_request(journal, name, request)
     return spec, now, (seq, one)
 
 

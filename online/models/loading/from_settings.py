@@ -58,6 +58,8 @@ def load_model(
     _check_declared(model, numeric_only=loaded.model.numeric_only)
     if model.conversion_window is not None:
         _check_taken_back(model, loaded.model)
+    if model.sync.share_tables:
+        _check_shared(model, settings, loaded.model)
     if model.sync.vectors == "float16":
         _check_rounds(model, loaded.model)
     if model.cache.rows is not None:
@@ -85,6 +87,20 @@ def spec_with(text: str, shards: int) -> tuple[str, str]:
     """Return hash and text of the spec with several shards; ``text`` is the spec with one."""
     with_shards = json.dumps({**json.loads(text), "shards": shards}, sort_keys=True)
     return hashlib.sha256(with_shards.encode()).hexdigest(), with_shards
+
+
+def _check_shared(model: ModelSettings, settings: Settings, built: Model) -> None:
+    """Raise LearnerUnusable if ``sync.share_tables`` is set and there is no table to share."""
+    from online.models.base import Sharing
+    from online.models.errors import LearnerUnusable
+
+    given, remedy = "sync.share_tables is set, and", "leave sync.share_tables out"
+    if not isinstance(built, Sharing):
+        problem = f"{given} it has no table of ids"
+        raise LearnerUnusable(model.learner, problem, f"Take fm with `table: true`, or {remedy}")
+    if (most := settings.limits.table_rows_max) is not None:
+        problem = f"{given} limits.table_rows_max is {most}: rows of a shared table are not removed"
+        raise LearnerUnusable(model.learner, problem, f"Leave the limit out, or {remedy}")
 
 
 def _check_taken_back(model: ModelSettings, built: Model) -> None:

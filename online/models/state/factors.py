@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from online.models.errors import StateNotFinite
 from paramserver.core.blocks import ADDITIVE, ROWS, Block, Blocks
+from paramserver.core.tables.layered import LayeredRows, on_top_of
 from paramserver.core.tables.pages import Floats32
 from paramserver.core.tables.row_message import HALF
 from paramserver.core.tables.rows import Rows
@@ -145,7 +146,7 @@ class TableLines:
 
     def __init__(self, learned: int, starts: Starts) -> None:
         self._learned, self._starts = learned, starts
-        self._table = Rows.empty(learned)
+        self._table: Rows | LayeredRows = Rows.empty(learned)
         self._rounded = 0  # columns, the last ones
         self._forget_hot()
 
@@ -277,6 +278,11 @@ class TableLines:
         block = values.get(TABLE)
         self._table = Rows.empty(self._learned) if block is None else block.data.copy()
         self._forget_hot()
+
+    def rest_on(self, below: Rows) -> Iterator[None]:
+        """Read rows from this table where they have no value of their own; see ``on_top_of``."""
+        self._table, steps = on_top_of(below, self._table)
+        return steps
 
     def revert(self) -> None:
         """Discard the open delta; values that arrived since the cut stay, and so does the rest."""

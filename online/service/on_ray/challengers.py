@@ -22,7 +22,7 @@ class Challengers:
         self._seen: dict[str, int] = {}  # newest control row that was read, by model
         self._promoted: dict[str, str] = {}  # spec of the newest promotion, by model
         self._upgraded = False
-        self._wished: dict[str, bool] = {}  # whether a resharding was requested, by model
+        self._requested: dict[str, bool] = {}  # whether a resharding was requested, by model
         self._again = False
 
     def start(self, settings: Settings) -> None:
@@ -50,8 +50,8 @@ class Challengers:
             for control in journal.controls(name, self._seen.get(name, 0)):
                 self._seen[name] = control.seq
                 self._upgraded |= control.kind == UPGRADE
-                if (wished := resharding.wished(control)) is not None:
-                    self._wished[name] = wished
+                if (requested := resharding.is_request(control)) is not None:
+                    self._requested[name] = requested
                 if (result := rewrites.promoted([control])) is not None:
                     self._promoted[name] = (
                         result[1].after if result[1].before == serving[name] else ""
@@ -67,7 +67,11 @@ class Challengers:
 
     def resharded(self) -> bool:
         """Whether another number of servers was requested since the last call."""
-        result, self._wished, self._again = self._again or any(self._wished.values()), {}, False
+        result, self._requested, self._again = (
+            self._again or any(self._requested.values()),
+            {},
+            False,
+        )
         return result
 
     def until_read(self, step: Callable[[], list[str]]) -> list[str]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 
+from online import processes
 from online.learning.base import BaseLearner
 from online.learning.cached_rows import cache_for
 from online.learning.merged import Learner
@@ -16,6 +18,7 @@ from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import built_for_pushes, merge_rule
+from online.replica.host_tables import HostTables
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Identity, ParameterServerClient, Services
@@ -30,6 +33,8 @@ from online.watch.canary import Canary
 from online.watch.on_rise import Relearn
 from paramserver.clients.client import Client
 from paramserver.core.server import MergeRule
+from paramserver.snapshots.places import lineage_place
+from paramserver.snapshots.views import Views
 from replay.journal.base import Journal
 
 _DECIDE_S: Final = 30.0  # for a decision that the server writes to the journal
@@ -87,6 +92,7 @@ def model_replica(
         relearn=relearn,
         search=search if learns else None,
         crossing=crossing,
+        tables=_host_tables(model, settings, loaded, learner),
     )  # fmt: skip
     return ModelReplica(
         model, limits, learner, Identity(replica, loaded.spec_hash, learns), outside,
@@ -94,6 +100,18 @@ def model_replica(
         filters=filters,
         canary=Canary(rows, lambda: learner.serving) if rows else None,
     )  # fmt: skip
+
+
+def _host_tables(
+    model: ModelSettings, settings: Settings, loaded: Loaded, learner: BaseLearner
+) -> HostTables | None:
+    """The tables that the model's server publishes on this host; None: it publishes none."""
+    if not (model.sync.share_tables and isinstance(learner, Learner)):
+        return None
+    place = lineage_place(
+        str(processes.shared_dir(settings.state_dir)), model.name, loaded.spec_hash
+    )
+    return HostTables(learner, Views(Path(place), loaded.spec_hash), time.monotonic)
 
 
 def _learner(

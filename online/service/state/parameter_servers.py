@@ -170,6 +170,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         sources_max=settings.limits.sources_max,
         tables=_bounds_of(settings, model.shards),
         umask=settings.umask,
+        shared=str(processes.shared_dir(settings.state_dir)) if model.sync.share_tables else None,
     )
 
 

@@ -56,7 +56,7 @@ def at_start(
     Raises:
         StartRefused: The state can't be converted.
     """
-    requested = any(map(resharding.wished, journal.controls(model.name, 0)))
+    requested = any(map(resharding.is_request, journal.controls(model.name, 0)))
     if not requested and not set(journal.lineages(model.name)) - {loaded.spec_hash}:
         return
     specs = reshard.specs_of(model, settings)
@@ -129,7 +129,7 @@ def reject_requests(settings: Settings, journal: Journal) -> None:
     """
     for model in settings.models:
         controls = journal.controls(model.name, 0)
-        if any(map(resharding.wished, controls)):
+        if any(map(resharding.is_request, controls)):
             one = next(iter(reshard.specs_of(model, settings)))
             pending = resharding.newest(controls, one, done=False)
             if pending is not None and not pending[1].done:
@@ -151,7 +151,7 @@ def reshard_pending(
     with contextlib.closing(open_journal(settings)) as journal:
         for model in settings.models:
             controls = journal.controls(model.name, 0)
-            if not any(map(resharding.wished, controls)):
+            if not any(map(resharding.is_request, controls)):
                 continue
             one = next(iter(reshard.specs_of(model, settings)))
             pending = resharding.newest(controls, one, done=False)

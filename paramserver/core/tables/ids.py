@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import os
 from threading import Lock
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from paramserver.core.tables.memory import OF_PROCESS, Memory
+
 IdArray = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 _Number = TypeVar("_Number", bound=np.integer[Any])
-_Slots = npt.NDArray[np.int32]
+Slots = npt.NDArray[np.int32]
 _Marks = npt.NDArray[np.int32]
 
 _FACTOR: Final = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)
@@ -43,6 +45,23 @@ ROWS_MAX: Final = 2**_NUMBER_BITS - 1
 """Greatest number of ids."""
 
 
+class IdArrays(NamedTuple):
+    """The arrays of a numbering at one moment; ids that are added later do not change what it says.
+
+    Attributes:
+        ids: At least the ids that there are, by number.
+        slots, coming, moved: The slots, those of twice the size that are being filled (None: none
+            are), and the number of the old ones that have been moved.
+        factor: The factor that places the ids.
+    """
+
+    ids: IdArray
+    slots: Slots
+    coming: Slots | None
+    moved: int
+    factor: int
+
+
 class Ids:
     """Numbers ids 0, 1, 2 … in the order in which they are added.
 
@@ -53,10 +72,49 @@ class Ids:
     def __init__(self, ids: IdArray) -> None:
         self.count = len(ids)
         self._ids = ids
-        self._slots: _Slots | None = None  # number + 1; 0: free.  Built at the first look-up
-        self._next: _Slots | None = None
+        self._memory, self._factor, self._fixed = OF_PROCESS, _FACTOR, False
+        self._slots: Slots | None = None  # number + 1; 0: free.  Built at the first look-up
+        self._next: Slots | None = None
         self._moved = 0
         self._lock = Lock()  # held while the array of ids is replaced
+
+    @classmethod
+    def read_only(cls, arrays: IdArrays, count: int) -> Self:
+        """Return a numbering of the first ``count`` ids, at least one, that is never added to.
+
+        Another process may go on adding ids to the same arrays.
+        """
+        made = cls(arrays.ids[:count])
+        made._slots, made._next, made._moved = arrays.slots, arrays.coming, arrays.moved
+        made._factor, made._fixed = np.uint64(arrays.factor), True
+        return made
+
+    def arrays(self) -> IdArrays:
+        """Return the arrays as they are now; nobody may add ids meanwhile."""
+        slots = self._built()
+        return IdArrays(self._ids, slots, self._next, self._moved, int(self._factor))
+
+    def move(self, memory: Memory) -> None:
+        """Continue in arrays of another memory; nobody may add ids meanwhile."""
+        with self._lock:
+            self._memory = memory
+            self._ids = self._with_room(self.count)
+            self._slots = self._slots if self._slots is None else self._placed(self._slots)
+            self._next = self._next if self._next is None else self._placed(self._next)
+
+    def _placed(self, slots: Slots) -> Slots:
+        """Return the slots in the memory that is used."""
+        if self._memory is OF_PROCESS:
+            return slots
+        placed = self._memory.zeros(len(slots), np.int32)
+        placed[:] = slots
+        return placed
+
+    def _with_room(self, n: int) -> IdArray:
+        """Return a larger array with the ids so far, of which ``n`` ids and more can be used."""
+        made = self._memory.empty((max(_RESERVED * n, _RESERVED_LEAST),), np.uint64, n)
+        made[: self.count] = self._ids[: self.count]
+        return made
 
     def detach(self) -> None:
         """Copy the ids into newly allocated memory; others may use them meanwhile."""
@@ -75,7 +133,7 @@ class Ids:
         slots = self._built()
         if self._next is None:
             return self._found(slots, ids, below)
-        moved = _home(slots, ids) < self._moved
+        moved = _home(slots, ids, self._factor) < self._moved
         numbers: Numbers = np.empty(len(ids), dtype=np.int64)
         for mine, among in ((moved, self._next), (~moved, slots)):
             numbers[mine] = self._found(among, ids[mine], below)
@@ -87,19 +145,19 @@ class Ids:
         if self.count + n >= ROWS_MAX:
             raise MemoryError(f"{self.count + n} rows in one table, at most {ROWS_MAX}")
         slots = self._built()
-        if self.count + n > len(self._ids):
-            reserved = np.empty(max(_RESERVED * (self.count + n), _RESERVED_LEAST), dtype=np.uint64)
+        end = self.count + n
+        if end > len(self._ids) or not self._memory.reserve(self._ids, end):
             with self._lock:
-                reserved[: self.count] = self._ids[: self.count]
-                self._ids = reserved
+                self._ids = self._with_room(end)
         self._ids[self.count : self.count + n] = ids
         numbers = np.arange(self.count, self.count + n)
         if 4 * (self.count + n) > 3 * _homes(slots):  # too many to move step by step
             self.count += n
-            self._slots, self._next, self._moved = _laid_out(self._ids[: self.count]), None, 0
+            slots = self._placed(_laid_out(self._ids[: self.count]))
+            self._slots, self._next, self._moved = slots, None, 0
             return
         if self._next is None and 2 * (self.count + n) > _homes(slots):
-            self._next = _free(2 * _homes(slots))
+            self._next = self._memory.zeros(2 * _homes(slots) + _TAIL, np.int32)
         if self._next is not None:
             moved = _home(slots, ids) < self._moved
             _insert(self._next, _home(self._next, ids[moved]), _marks(numbers[moved]))
@@ -109,7 +167,7 @@ class Ids:
         if self._next is not None:
             self._move(self._next, slots, max(_MOVED * n, _MOVED_LEAST))
 
-    def _move(self, into: _Slots, old: _Slots, n: int) -> None:
+    def _move(self, into: Slots, old: Slots, n: int) -> None:
         """Move about ``n`` more slots, up to a free one, so that no run of probes is split."""
         end = min(self._moved + n, len(old))
         while end < len(old) and old[end - 1]:
@@ -125,17 +183,16 @@ class Ids:
         """Build the slots now, so that the first look-up need not."""
         self._built()
 
-    def _built(self) -> _Slots:
+    def _built(self) -> Slots:
         if self._slots is None:
-            self._slots = _laid_out(self._ids[: self.count])
+            self._slots = self._placed(_laid_out(self._ids[: self.count]))
         return self._slots
 
-    def _found(self, slots: _Slots, ids: IdArray, below: int) -> Numbers:
+    def _found(self, slots: Slots, ids: IdArray, below: int) -> Numbers:
         """Probe for all ids at once, slot by slot; ids that are decided drop out."""
         known = self._ids
-        at = _home(slots, ids)
-        held = slots.take(at).astype(np.int64)
-        held -= 1
+        at = _home(slots, ids, self._factor)
+        held = self._held(slots, at)
         if not len(known):
             return held
         other = known[held] != ids  # at a free slot (-1) this compares the last id: ignored below
@@ -145,7 +202,7 @@ class Ids:
         at, ids = at[left], ids[left]
         while len(left):
             at += 1
-            held = slots.take(at).astype(np.int64) - 1
+            held = self._held(slots, at)
             taken = held >= 0
             same = taken & (known[held] == ids)
             hit = same & (held < below)
@@ -153,6 +210,14 @@ class Ids:
             on = taken & ~same
             left, at, ids = left[on], at[on], ids[on]
         return numbers
+
+    def _held(self, slots: Slots, at: Numbers) -> Numbers:
+        """Return the numbers in these slots; -1: free."""
+        held = slots.take(at).astype(np.int64)
+        held -= 1
+        if self._fixed:  # another process has added ids: such a slot stands for the last one here
+            np.minimum(held, self.count - 1, out=held)
+        return held
 
 
 def distinct(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
@@ -163,23 +228,23 @@ def distinct(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
     return ordered[first]
 
 
-def _free(homes: int) -> _Slots:
+def _free(homes: int) -> Slots:
     """Return empty slots: ``homes`` home slots (a power of two) and the tail after them."""
     return np.zeros(homes + _TAIL, dtype=np.int32)
 
 
-def _homes(slots: _Slots) -> int:
+def _homes(slots: Slots) -> int:
     return len(slots) - _TAIL
 
 
-def _home(slots: _Slots, ids: IdArray) -> Numbers:
+def _home(slots: Slots, ids: IdArray, factor: np.uint64 = _FACTOR) -> Numbers:
     """Return the home slot of each id.  In an array of twice the size h becomes 2h or 2h + 1."""
-    home = ids * _FACTOR
+    home = ids * factor
     home >>= np.uint64(64 - (_homes(slots).bit_length() - 1))
     return home.view(np.int64)
 
 
-def _insert(slots: _Slots, at: Numbers, marks: _Marks) -> None:
+def _insert(slots: Slots, at: Numbers, marks: _Marks) -> None:
     """Insert ids into their slots; of ids that probe the same free slot one gets it.
 
     Parameters:
@@ -197,7 +262,7 @@ def _marks(numbers: Numbers) -> _Marks:
     return (numbers + 1).astype(np.int32)
 
 
-def _laid_out(ids: IdArray) -> _Slots:
+def _laid_out(ids: IdArray) -> Slots:
     """Return the slots for all ids, filled in parts that fit into the CPU cache."""
     slots = _free(1 << max(int(2 * len(ids) - 1).bit_length(), _BITS_LEAST))
     if len(ids) <= _AT_ONCE:

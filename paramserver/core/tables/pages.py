@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from paramserver.core.tables.ids import distinct
+from paramserver.core.tables.memory import OF_PROCESS, Memory
 
 Floats32 = npt.NDArray[np.float32]
 Pages = npt.NDArray[np.int64]
@@ -66,6 +67,38 @@ class Pool:
         self._returned: deque[Pages] = deque()
         self._lock = Lock()
         self._copy: _Copy | None = None
+        self._memory = OF_PROCESS
+
+    def arrays(self) -> list[tuple[int, Floats32]]:
+        """Return index of the first row and array of each piece, as far as it was ever used."""
+        end = self._used << _SHIFT
+        return [(start, rows[: end - start]) for start, rows in self._pieces if start < end]
+
+    @classmethod
+    def read_only(cls, width: int, pieces: list[tuple[int, Floats32]]) -> Self:
+        """Return a pool of pages that are only read, in pieces as :meth:`arrays` returns them."""
+        made = cls(np.empty((0, width), dtype=np.float32))
+        made._pieces, made._sheets = [], []
+        for row, numbers in pieces:
+            made._piece(row >> _SHIFT, numbers)
+        return made
+
+    def move(self, memory: Memory) -> None:
+        """Continue in one array of another memory; nobody may write meanwhile."""
+        with self._lock:
+            self._copy, self._memory = None, memory
+            old, used = self._pieces, self._used << _SHIFT
+            pages = max((1 + _TIMES) * self._used, _LEAST)
+            rows = memory.empty((pages * PAGE_ROWS, self.width), np.float32, used)
+            for start, numbers in old:
+                for begin in range(start, min(start + len(numbers), used), _COPIED):
+                    end = min(begin + _COPIED, start + len(numbers), used)
+                    rows[begin:end] = numbers[begin - start : end - start]
+            held = np.zeros(pages, dtype=np.int32)
+            held[: self._used] = self._held[: self._used]
+            self._held = held
+            self._sheets = [(0, rows.reshape(-1, PAGE_ROWS * self.width))]
+            self._pieces = [(0, rows)]  # threads that write a snapshot go on reading the old ones
 
     def share(self, pages: Pages) -> None:
         """Note that one more table uses these pages."""
@@ -93,16 +126,27 @@ class Pool:
             pages = self._free[len(self._free) - again :]
             del self._free[len(self._free) - again :]
             end = self._used + n - again
-            if end > len(self._held):
-                more = max(end - len(self._held), _TIMES * len(self._held), _LEAST)
-                rows = np.empty((more * PAGE_ROWS, self.width), dtype=np.float32)
-                self._piece(len(self._held), rows)
-                self._held = np.append(self._held, np.zeros(more, dtype=np.int32))
+            self._reach(end)
             pages += range(self._used, end)
             self._used = end
             taken = np.array(pages, dtype=np.int64)
             self._held[taken] = 1
             return taken
+
+    def _reach(self, end: int) -> None:
+        """Provide the pages before ``end``, in a new piece if the last one has no room."""
+        (start, rows), here = self._pieces[-1], len(self._held)
+        if not self._memory.reserve(rows, (min(end, here) << _SHIFT) - start):
+            here = self._used  # the last piece ends here
+            del self._pieces[-1], self._sheets[-1]
+            self._held = self._held[:here]
+            self._piece(start >> _SHIFT, rows[: (here << _SHIFT) - start])
+        if end > here:
+            more = max(end - here, _TIMES * here, _LEAST)
+            room = (end - here) << _SHIFT
+            rows = self._memory.empty((more * PAGE_ROWS, self.width), np.float32, room)
+            self._piece(here, rows)
+            self._held = np.append(self._held, np.zeros(more, dtype=np.int32))
 
     def _piece(self, page: int, numbers: Floats32) -> None:
         self._pieces.append((page << _SHIFT, numbers))
@@ -155,15 +199,20 @@ class Pool:
     def copy_first(self) -> None:
         """Make the copy that was begun, while others use the pool, and replace the piece by it."""
         copy, rows = self._copy, self._pieces[0][1]
-        assert copy is not None
+        if copy is None:  # the pages have been moved
+            return
         into = copy.rows
         for begin in range(0, len(rows), _COPIED):
             end = min(begin + _COPIED, len(rows))
             into[begin:end:PAGE_ROWS] = 0.0  # new memory takes long, and writers would wait
             with self._lock:
+                if self._copy is None:
+                    return
                 into[begin:end] = rows[begin:end]
                 copy.end = end
         with self._lock:
+            if self._copy is None:
+                return
             self._pieces[0], self._sheets[0] = (0, into), (0, copy.of(_SHIFT))
             self._copy = None
 

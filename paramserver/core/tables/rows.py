@@ -53,6 +53,7 @@ class Rows(RowMessage):
         numbers: Their rows, shape [ids, width].  The caller must not change the two arrays.
     """
 
+    _holder: object = None  # is alive as long as the table is
     _found: tuple[IdArray, Ids, Numbers] | None = None  # ids of the last look-up, and their numbers
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
@@ -186,7 +187,7 @@ class Rows(RowMessage):
         """Return as :meth:`get`, and remember where these ids are, if all have rows.
 
         So a :meth:`put` or a further look-up of the same array, which must never be changed, does
-        not search again.
+        not search again; nor does a look-up of an array that was just put.
         """
         if (at := self._remembered(ids)) is not None:
             return self._read(at), np.ones(len(at), dtype=np.bool_)
@@ -294,6 +295,7 @@ class Rows(RowMessage):
         self._have(at)
         self._pool.own(self._pages, page_of(at))
         self._pool.write(located(self._pages, at), numbers)
+        self._found = (ids, self._ids, at)  # what was written is often read next
 
     def track(self) -> None:
         """Start to record which rows are written or removed, unless packing is under way."""

@@ -221,3 +221,22 @@ def test_ids_that_take_much_are_not_kept_for_the_next_choice(
         await choosing.serving.replica.stop(5)
 
     worlds.play(tmp_path, scene)
+
+
+def test_a_reward_before_its_choice_waits_for_it_and_is_learned_then(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        choosing = await chooser(world)
+        status, receipt = await choosing.rewards.take(RewardRequest("own-7", 0.5))
+        assert (status, receipt.status) == (202, "waiting")  # type: ignore[union-attr]
+        assert receipt.reason == (  # type: ignore[union-attr]
+            "no choice with this id has been recorded yet; the reward is kept for it"
+        )
+        replica = choosing.serving.replica
+        assert replica.learner.tally.digest[0] == 0
+        await choosing.choose(ChooseRequest([Action("a"), Action("b")], {"x": 1.0}, id="own-7"))
+        await worlds.until(lambda: replica.learner.tally.digest[0] == 1)
+        _, again = await choosing.rewards.take(RewardRequest("own-7", 0.5))
+        assert again.status == "duplicate"  # type: ignore[union-attr]
+        await replica.stop(1)
+
+    worlds.play(tmp_path, scene)

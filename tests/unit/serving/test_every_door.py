@@ -22,6 +22,7 @@ from online.trust.filtering import SOURCES_MIN, Filtering
 from paramserver.filters.base import Event as Judged
 from paramserver.filters.base import Filter, Opinion, Source
 from paramserver.filters.chain import Chain
+from paramserver.filters.surprise import Newcomers
 
 LIE, TRUTH = 8.0, 1.0
 MOST = 2.0
@@ -161,3 +162,28 @@ def test_a_source_whose_rows_all_weigh_alike_is_judged_as_any_other() -> None:
             chain.observe(judged, chain.decide(judged))
         nats.add(chain.sources.get("a").standing)
     assert nats == {3.0}
+
+
+def test_new_sources_together_weigh_a_share_however_heavy_their_events_are() -> None:
+    """Twice the weight of an established source's events is learned as once, and counts twice."""
+    learned = {}
+    for heavy in (1.0, MOST):
+        new = Newcomers()
+        for _ in range(40):
+            new.count(new=False, hit=False)
+        learned[heavy] = 0.0
+        for _ in range(40):
+            learned[heavy] += heavy * new.most(heavy) * new.weight(0.2)
+            new.count(new=True, hit=True, weight=heavy)
+    assert learned[MOST] <= learned[1.0]
+    assert new.most(1.0) == 1.0
+    assert Newcomers().most(MOST) == 1.0, "there is nobody to compare with"
+
+
+def test_true_rows_that_weigh_nothing_hide_no_lies_of_new_sources() -> None:
+    new = Newcomers()
+    for n in range(300):
+        new.count(new=False, hit=False)
+        lie = n % 6 == 0
+        new.count(new=True, hit=lie, weight=MOST if lie else 0.01)
+    assert new.weight(0.5) < 1.0

@@ -28,6 +28,7 @@ def loaded(made: ModelSettings) -> Any:
     "given",
     [
         {"shards": 2},
+        {"sync": {"share_tables": True}},
         {"learn": "background"},
         {"sync": {"merge": "ordered"}},
         {"replay": {"policy": "recent"}},

@@ -156,6 +156,7 @@ class World:
         client: Any = None,
         peers: Any = None,
         crossing: Any = None,
+        tables: Callable[[Any], Any] | None = None,
         task: Task = "regression",
         **settings: Any,
     ) -> ModelReplica:
@@ -178,7 +179,15 @@ class World:
             limits,
             learner,
             Identity(name, SPEC, learns),
-            Services(journal, client or self.client, peers, ask, relearn, crossing=crossing),
+            Services(
+                journal,
+                client or self.client,
+                peers,
+                ask,
+                relearn,
+                crossing=crossing,
+                tables=None if tables is None else tables(learner),
+            ),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )

@@ -29,6 +29,7 @@ BOUNDS = TableBounds(300, 2)
 def table_in(model: FmModel) -> Rows:
     lines = model._machine.lines
     assert isinstance(lines, TableLines)
+    assert isinstance(lines._table, Rows)
     return lines._table
 
 

@@ -137,3 +137,33 @@ def test_malformed_rounded_rows_are_named(changes: dict[str, Any], key: str | No
     with pytest.raises(BlockError) as raised:
         from_wire({"bad": WireBlock(ROWS, data)})
     assert (raised.value.block, raised.value.key) == ("bad", key)
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    numbers = np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
+    return Rows(np.array([1, 2], dtype=np.uint64), numbers).as_message() | changes
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (message(width=0), "width"),
+        (message(width=True), "width"),
+        (message(width=1025), "width"),
+        (message(width=3), None),
+        (message(ids="text"), None),
+        (message(gone=bytes(9)), "gone"),
+        (message(gone=[1]), "gone"),
+        (message(gone=b"", more=1), None),
+        (message(ids=bytes(15)), None),
+        (message(numbers=bytes(17)), None),
+        (message(ids=bytes(16)), "ids"),
+        (message(numbers=np.full(4, np.nan, dtype="<f4").tobytes()), "numbers"),
+        ({}, "width"),
+        (b"bytes", None),
+    ],
+)
+def test_malformed_rows_are_named(data: Any, key: str | None) -> None:
+    with pytest.raises(BlockError) as raised:
+        from_wire({"bad": WireBlock(ROWS, data)})
+    assert (raised.value.block, raised.value.key) == ("bad", key)

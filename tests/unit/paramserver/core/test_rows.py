@@ -422,35 +422,6 @@ def test_a_merge_that_is_refused_changes_no_row(plain: Plain) -> None:
     assert values == before
 
 
-def told(**changes: Any) -> dict[str, Any]:
-    return rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}).as_message() | changes
-
-
-@pytest.mark.parametrize(
-    ("data", "key"),
-    [
-        (told(width=0), "width"),
-        (told(width=True), "width"),
-        (told(width=1025), "width"),
-        (told(width=3), None),
-        (told(ids="text"), None),
-        (told(gone=bytes(9)), "gone"),
-        (told(gone=[1]), "gone"),
-        (told(gone=b"", more=1), None),
-        (told(ids=bytes(15)), None),
-        (told(numbers=bytes(17)), None),
-        (told(ids=bytes(16)), "ids"),
-        (told(numbers=np.full(4, np.nan, dtype="<f4").tobytes()), "numbers"),
-        ({}, "width"),
-        (b"bytes", None),
-    ],
-)
-def test_malformed_rows_are_named(data: Any, key: str | None) -> None:
-    with pytest.raises(BlockError) as raised:
-        from_wire({"bad": WireBlock(ROWS, data)})
-    assert (raised.value.block, raised.value.key) == ("bad", key)
-
-
 def test_a_table_is_cut_into_parts_that_hold_each_row_once() -> None:
     many = {i: [float(i)] * 12 for i in range(1_000)}
     values: Blocks = {
@@ -478,3 +449,25 @@ def test_too_many_rows_are_refused_before_anything_changes(monkeypatch: pytest.M
     with pytest.raises(MemoryError, match="at most 4"):
         rows.update(rows_of({i: [0.0, 0.0] for i in range(2, 6)}))
     assert plain_of(rows) == {1: [1.0, 2.0]}
+
+
+def test_what_was_just_written_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, rng, searched, find = Rows.empty(2), np.random.default_rng(1), [0], Ids.find
+
+    def counted(self: Ids, ids: Any, below: int) -> Any:
+        searched[0] += 1
+        return find(self, ids, below)
+
+    monkeypatch.setattr(Ids, "find", counted)
+    for n in range(1, 30):
+        ids = distinct(rng.integers(0, 60 * n, 40).astype(np.uint64))
+        numbers = rng.normal(size=(len(ids), 2)).astype(np.float32)
+        before = searched[0]
+        table.put(ids, numbers)
+        held, known = table.look_up(ids)
+        assert searched[0] == before + 1
+        assert known.all()
+        np.testing.assert_array_equal(held, numbers)
+        table.drop(ids[:3])  # which makes gaps, so the numbers are looked for again
+        assert table.look_up(ids)[1].tolist() == [False] * 3 + [True] * (len(ids) - 3)
+        assert searched[0] > before + 1

@@ -1,0 +1,168 @@
+"""Publishes a server's tables to the replicas of its host, which read them where they are.
+
+The tables are moved into shared memory before the server answers.  From then on a view of all
+values is published about once a second (:mod:`paramserver.snapshots.views`), if they have changed.
+As with a snapshot, pages of a view are copied before the server writes to them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from paramserver.core.blocks import ROWS, Blocks
+from paramserver.core.parts import PART_KEYS, Parts
+from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
+from paramserver.core.tables.shared import arrays_of, move
+from paramserver.snapshots.shared_memory import SharedMemory
+from paramserver.snapshots.views import Published, write_view
+
+_log: Final = logging.getLogger(__name__)
+
+ROWS_LEAST: Final = 4_096
+"""Smaller tables are not shared: each replica has them."""
+
+VIEWS_MAX: Final = 8
+"""Greatest number of views: none is published until a replica leaves the oldest."""
+
+_PUBLISH_S: Final = 1.0  # between two views, at least
+_SHARE: Final = 0.02  # of the time may go into publishing
+_PIECES_MAX: Final = 32  # of all other blocks, which are encoded while replicas wait
+
+
+class SharedTables:
+    """The views of one server process.
+
+    Parameters:
+        folder: The lineage's folder in a memory file system, ``MODEL/SPEC``; it is made if it is
+            not there.
+
+    Attributes:
+        reason: Why replicas have tables of their own or old views; empty: they do not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()  # taken before the server's
+        self._memory: SharedMemory | None = None
+        self._server: Server | None = None
+        self._views: list[
+            tuple[Published, list[Rows]]
+        ] = []  # oldest first, with the tables they show
+        self._moved: set[str] = set()
+        self._published: int | None = None
+        self._due_s = 0.0
+        self.reason = ""
+
+    def status(self) -> dict[str, Any]:
+        """Return the number of views and the reason, as plain data."""
+        return {"views": len(self._views), "reason": self.reason}
+
+    def take(self, server: Server) -> None:
+        """Publish the values of this server from now on, the first view at once.
+
+        Nobody else uses the server yet.  The files of earlier servers are removed; replicas that
+        have opened them go on reading.
+        """
+        with self._lock:
+            self._remove_unread()
+            self._memory, self._server = None, server
+            self._moved, self._published, self._due_s = set(), None, 0.0
+            try:
+                self._memory = SharedMemory(self._made_folder(server.epoch))
+            except OSError as error:
+                self._note(f"{self._folder} can't be used: {error}")
+                return
+            self._publish(self._memory, server, threading.Lock())
+
+    def _made_folder(self, epoch: int) -> Path:
+        """Make a folder for this server, and remove the model's earlier ones.  Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._folder.stat().st_uid != os.getuid():
+            raise PermissionError("it belongs to another user")
+        lineages = (one for one in self._folder.parent.iterdir() if one != self._folder)
+        for earlier in (*self._folder.iterdir(), *lineages):
+            shutil.rmtree(earlier, ignore_errors=True)
+        made = self._folder / f"{epoch}-{secrets.token_hex(4)}"
+        made.mkdir(mode=0o700)
+        return made
+
+    def publish_if_due(self, server: Server, lock: threading.Lock) -> None:
+        """Publish a view if the values have changed, a second or more after the last one.
+
+        Parameters:
+            lock: Guards the server.
+        """
+        with self._lock:
+            begun_s = time.monotonic()
+            if self._memory is None or server is not self._server or begun_s < self._due_s:
+                return
+            self._remove_unread()
+            if server.count != self._published:
+                self._publish(self._memory, server, lock)
+                self._remove_unread()
+            took_s = time.monotonic() - begun_s
+            self._due_s = begun_s + max(_PUBLISH_S, took_s / _SHARE)
+
+    def _publish(self, memory: SharedMemory, server: Server, lock: threading.Lock) -> None:
+        if len(self._views) >= VIEWS_MAX:
+            self._note(f"all of {VIEWS_MAX} older views are being read")
+            return
+        with lock:
+            version = server.version
+            tables = self._copied(memory, server.values)
+            rest = {n: block for n, block in server.values.items() if n not in tables}
+            others = _encoded(rest)
+            arrays = {name: arrays_of(table) for name, table in tables.items()}
+        whole = {name: one for name, one in arrays.items() if one is not None}
+        self._published = version[1]
+        if not tables:
+            return
+        if others is None or len(whole) < len(tables):
+            self._note("other values are too many" if others is None else "a table has gaps")
+            return
+        try:
+            view = write_view(memory, server.spec, version, whole, others)
+        except OSError as error:
+            self._note(f"a view can't be written: {error}")
+            return
+        if view is None:
+            self._note(f"{self._folder} has no room")
+            return
+        self._views.append((view, list(tables.values())))
+        self._note("")
+
+    def _copied(self, memory: SharedMemory, values: Blocks) -> dict[str, Rows]:
+        """Return copies of the tables, which share all pages; the caller holds the lock."""
+        tables = {n: b.data for n, b in values.items() if b.kind == ROWS}
+        tables = {n: table for n, table in tables.items() if len(table) >= ROWS_LEAST}
+        for name, table in tables.items():
+            if name not in self._moved:
+                move(table, memory)
+                self._moved.add(name)
+        return {name: table.copy() for name, table in tables.items()}
+
+    def _remove_unread(self) -> None:
+        """Remove views that no replica reads, except the newest."""
+        self._views[:-1] = [one for one in self._views[:-1] if not one[0].remove_unread()]
+
+    def _note(self, reason: str) -> None:
+        if reason and reason != self.reason:
+            _log.warning("tables are not shared: %s", reason)
+        self.reason = reason
+
+
+def _encoded(values: Blocks) -> list[bytes] | None:
+    """Return the values in pieces, or None if they are too many."""
+    if not values:
+        return []
+    pieces = list(islice(Parts(PART_KEYS).pieces(values), _PIECES_MAX + 1))
+    return None if len(pieces) > _PIECES_MAX else pieces

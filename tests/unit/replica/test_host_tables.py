@@ -1,0 +1,330 @@
+"""Replicas that read one table where their host's server publishes it: the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from tempfile import mkdtemp
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+import pytest
+from replica_world import SPEC, Client, World, row, until
+
+from online.learning.local_model import LocalModel
+from online.models.errors import LearnerUnusable
+from online.models.fm import Fm, FmModel
+from online.models.loading.from_settings import load_model
+from online.models.state.factors import TABLE
+from online.replica import host_tables
+from online.replica.host_tables import HostTables
+from online.replica.replica import ModelReplica
+from online.settings.config import Settings
+from paramserver.core import wire
+from paramserver.core.tables.layered import LayeredRows
+from paramserver.process import shared_tables
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
+from paramserver.snapshots.places import lineage_place
+from paramserver.snapshots.views import Views
+from replay import codec
+from replay.example import Example, Features
+
+ROWS: Final = 400
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    made = Path(mkdtemp(prefix="online-test-", dir="/dev/shm"))
+    yield made
+    for path in sorted(made.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    made.rmdir()
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_tables, "_PUBLISH_S", 0.0)
+    monkeypatch.setattr(shared_tables, "_SHARE", 1e9)
+    monkeypatch.setattr(shared_tables, "ROWS_LEAST", 10)
+    monkeypatch.setattr(host_tables, "_LOOK_S", 0.0)
+
+
+def build() -> FmModel:
+    return Fm(3, table=True).model_for("regression")
+
+
+def event(i: int) -> Features:
+    return {"user": f"u{i % 37}", "film": f"f{i * 7 % 101}"}
+
+
+class Sharing(World):
+    """A world whose server publishes its tables in a folder."""
+
+    def __init__(self, folder: Path, memory: Path) -> None:
+        super().__init__(folder)
+        self.place = Path(lineage_place(str(memory), "m", SPEC))
+        self.settings = ServerSettings(shared=str(memory), part_keys=64)
+        self.serve()
+
+    def serve(self) -> None:
+        """Start a server, in place of the one before."""
+        self.server = ParameterServer(
+            Lineage("m", SPEC, "{}", "sum"), self.journal, str(self.folder / "snapshots"),
+            self.settings, background=False,
+        )  # fmt: skip
+        assert self.server.restore()
+        self.client.server = self.server
+
+    async def joined(self, name: str, *, shares: bool = True) -> ModelReplica:
+        """Start a replica that reads the server's table, or has its own."""
+
+        def tables(learner: LocalModel) -> HostTables:
+            return HostTables(learner, Views(self.place, SPEC), monotonic)
+
+        client = Heard(self.client)
+        replica = await self.replica(
+            name, build=build, client=client, tables=tables if shares else None
+        )
+        self.heard[name] = client.kinds
+        return replica
+
+    @cached_property
+    def heard(self) -> dict[str, Counter[str]]:
+        """Kinds of replies, by replica."""
+        return {}
+
+    @property
+    def learned(self) -> int:
+        """Number of events in the server's values."""
+        server = self.server._running.server
+        return 0 if server is None else server.learned()
+
+
+class Heard:
+    """A client that counts replies by their kind."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self.kinds = client, Counter[str]()
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        reply = await self._client.sync(request, timeout_s)
+        self.kinds[f"{reply.kind} {len(reply.pieces) > 0}"] += 1
+        return reply
+
+
+async def learn(replica: ModelReplica, begin: int, end: int) -> None:
+    for i in range(begin, end):
+        given = codec.encode(Example(event(i), float(i % 5)))
+        await replica.writer.record([msgspec.structs.replace(row(f"e{i}"), payload=given)])
+
+
+def answers(replica: ModelReplica) -> list[float]:
+    return [float(replica.learner.predict(event(i)).label or 0.0) for i in range(200)]
+
+
+async def agreed(*replicas: ModelReplica, rows: int) -> None:
+    """Wait until all have learned all rows, and have nothing of their own."""
+    for one in replicas:
+        await until(lambda one=one: one.learner.tally.digest[0] == rows and not one.learner.own)
+    versions = [one.learner.version for one in replicas]
+    await until(lambda: len({one.learner.version for one in replicas}) == 1)
+    assert versions
+
+
+def layered(replica: ModelReplica) -> LayeredRows:
+    table = replica.learner.pulled[TABLE].data
+    assert isinstance(table, LayeredRows)
+    model: Any = replica.learner.serving
+    assert isinstance(model._table._table, LayeredRows)
+    return table
+
+
+def own_rows(replica: ModelReplica) -> int:
+    model: Any = replica.learner.serving
+    own: int = layered(replica).own_rows + model._table._table.own_rows
+    return own
+
+
+def shared(tmp_path: Path, memory: Path, scene: Callable[[Sharing], Awaitable[None]]) -> None:
+    asyncio.run(scene(Sharing(tmp_path, memory)))
+
+
+def test_replicas_that_share_a_table_answer_as_one_that_has_its_own(
+    tmp_path: Path, memory: Path
+) -> None:
+    async def scene(world: Sharing) -> None:
+        first = await world.joined("a", shares=False)
+        await learn(first, 0, 300)
+        await agreed(first, rows=300)
+        world.server.snapshot_if_due()
+        others = [await world.joined(name) for name in ("b", "c")]
+        for name in ("b", "c"):
+            assert world.heard[name]["part True"] == 0, "no row was sent that was published"
+        assert [own_rows(one) for one in others] == [0, 0]
+        await agreed(first, *others, rows=300)
+        for one in others:
+            assert answers(one) == answers(first)
+        for turn in range(300, 420, 20):
+            for i, one in enumerate((*others, first)):
+                await learn(one, turn + 1000 * i, turn + 1000 * i + 20)
+            world.server.snapshot_if_due()
+        await agreed(first, *others, rows=300 + 3 * 120)
+        for one in others:
+            assert answers(one) == pytest.approx(answers(first), abs=1e-6)
+            assert own_rows(one) > 0, "rows that changed since the view"
+        assert world.learned == 660
+        world.server.snapshot_if_due()
+        await until(lambda: sum(map(own_rows, others)) == 0)
+        for one in others:
+            assert answers(one) == pytest.approx(answers(first), abs=1e-6)
+        for one in (first, *others):
+            await one.stop(5.0)
+
+    shared(tmp_path, memory, scene)
+
+
+def test_a_replica_reads_its_own_writes_while_the_server_is_down_or_begins_anew(
+    tmp_path: Path, memory: Path
+) -> None:
+    async def scene(world: Sharing) -> None:
+        first = await world.joined("a", shares=False)
+        await learn(first, 0, 300)
+        await agreed(first, rows=300)
+        world.server.snapshot()
+        second = await world.joined("b")
+        await agreed(second, rows=300)
+        world.client.down = True
+        twin = build()
+        twin.reset(second.learner.pulled)
+        await learn(second, 300, 340)
+        await until(lambda: second.learner.own == 40)
+        for i in range(300, 340):
+            twin.learn(event(i), float(i % 5), 1.0)
+        mine = [float(twin.predict(event(i)).label or 0.0) for i in range(200)]
+        assert answers(second) == pytest.approx(mine, abs=1e-6)
+        for _ in range(2):  # its state is that of 300 rows, each time
+            world.serve()
+            await asyncio.sleep(0)
+            assert answers(second) == pytest.approx(mine, abs=1e-6)
+            world.client.down = False
+            before = world.heard["b"]["part True"]
+            epoch = world.server.status()["epoch"]
+            await until(lambda epoch=epoch: second.learner.version[0] == epoch)
+            await agreed(first, second, rows=340)
+            assert layered(second)
+            assert world.heard["b"]["part True"] - before <= 1, "the first is not needed"
+            assert answers(second) == pytest.approx(answers(first), abs=1e-6)
+            assert world.learned == 340
+            mine = answers(second)
+            world.client.down = True
+        world.client.down = False
+        for one in (first, second):
+            await one.stop(5.0)
+
+    shared(tmp_path, memory, scene)
+
+
+def test_a_table_that_grew_in_a_replica_is_given_up_for_the_published_one(
+    tmp_path: Path, memory: Path
+) -> None:
+    async def scene(world: Sharing) -> None:
+        first, second = await world.joined("a"), await world.joined("b", shares=False)
+        await learn(first, 0, 300)
+        await agreed(first, second, rows=300)
+        assert not isinstance(first.learner.pulled[TABLE].data, LayeredRows)
+        world.server.snapshot_if_due()
+        await learn(first, 300, 301)
+        await until(lambda: isinstance(first.learner.pulled[TABLE].data, LayeredRows))
+        await agreed(first, second, rows=301)
+        world.server.snapshot_if_due()
+        await until(lambda: own_rows(first) == 0)
+        assert answers(first) == pytest.approx(answers(second), abs=1e-6)
+        for one in (first, second):
+            await one.stop(5.0)
+
+    shared(tmp_path, memory, scene)
+
+
+def test_a_rollback_is_taken_from_the_view_of_the_new_values(tmp_path: Path, memory: Path) -> None:
+    async def scene(world: Sharing) -> None:
+        first, second = await world.joined("a", shares=False), await world.joined("b")
+        await learn(first, 0, 200)
+        await agreed(first, second, rows=200)
+        name = world.server.snapshot()["name"]
+        before = answers(first)
+        await learn(second, 200, 300)
+        await agreed(first, second, rows=300)
+        assert answers(second) != pytest.approx(before, abs=1e-6)
+        await asyncio.to_thread(world.server.rollback, name)
+        await agreed(first, second, rows=200)
+        assert layered(second)
+        assert answers(first) == pytest.approx(before, abs=1e-6)
+        assert answers(second) == pytest.approx(before, abs=1e-6)
+        for one in (first, second):
+            await one.stop(5.0)
+
+    shared(tmp_path, memory, scene)
+
+
+def test_a_view_is_taken_only_by_who_has_pulled_as_much(tmp_path: Path, memory: Path) -> None:
+    """Otherwise answers would mix what the replica has pulled with rows of a later version."""
+
+    async def scene(world: Sharing) -> None:
+        first = await world.joined("a", shares=False)
+        await learn(first, 0, 300)
+        await agreed(first, rows=300)
+        world.server.snapshot_if_due()
+        second = await world.joined("b")
+        await agreed(first, second, rows=300)
+        learner = second.learner
+        assert isinstance(learner, LocalModel)
+        epoch, count = learner.version
+        before = answers(second)
+        view = Views(world.place, SPEC).newest((0, 0))
+        assert view is not None
+        assert learner.rest_on(view.version, view.tables)
+        assert not learner.rest_on((epoch, count + 1), view.tables), "newer than the values"
+        assert not learner.rest_on((epoch - 1, count), view.tables), "of another server"
+        learner.want_all = True
+        assert not learner.rest_on(view.version, view.tables), "other values are coming"
+        learner.want_all = False
+        learner.serving = build()
+        assert not learner.rest_on(view.version, view.tables), "rows are being learned again"
+        learner.serving = learner._training
+        assert answers(second) == before
+        for one in (first, second):
+            await one.stop(5.0)
+
+    shared(tmp_path, memory, scene)
+
+
+@pytest.mark.parametrize(
+    ("model", "limits", "said"),
+    [
+        ({"learner": "linear"}, {}, "no table of ids"),
+        ({"learner": "fm"}, {}, "no table of ids"),
+        ({}, {"table_rows_max": 5_000}, "table_rows_max is 5000"),
+        ({"shards": 2}, {}, "sync.share_tables needs all of it"),
+        ({}, {}, None),
+    ],
+)
+def test_tables_that_can_not_be_shared_are_refused(
+    model: dict[str, Any], limits: dict[str, Any], said: str | None
+) -> None:
+    given = {"name": "m", "task": "binary", "sync": {"share_tables": True}}
+    params = {} if "learner" in model else {"learner": "fm", "params": {"table": True}}
+
+    def load() -> None:
+        settings = Settings.model_validate({"models": [given | params | model], "limits": limits})
+        load_model(settings.models[0], settings, bytes(32))
+
+    if said is None:
+        load()
+        return
+    with pytest.raises((LearnerUnusable, ValueError), match=said):
+        load()
