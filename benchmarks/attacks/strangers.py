@@ -3,7 +3,8 @@
 Eighteen sources are honest.  Eight behave as long as a flood's do, and then send one row each time
 that an honest one comes, which is an earlier row whose label is
 
-* *tenth*, *third*: wrong as often as that, and true else;
+* *tenth*, *third*: wrong as often as that, and true else; *light*: a third, where the true rows
+  weigh hardly anything and the wrong ones twice as much as others;
 * *ramp*: wrong in a share of the rows that grows from none to all;
 * *class*: wrong, of one class only; *region*: of rows only in which one number is high;
 * *near*: the likeliest of the wrong ones, as the model has it (of several labels);
@@ -37,14 +38,15 @@ from replay.example import Features, Label, label_text
 from replay.journal.base import Verdict
 
 KINDS: Final = (
-    "tenth", "third", "ramp", "class", "region", "near", "vouch", "stale", "confirm",
+    "tenth", "third", "light", "ramp", "class", "region", "near", "vouch", "stale", "confirm",
 )  # fmt: skip
 LIARS: Final = 8
 
 _LATELY: Final = 500
 _VOUCHED: Final = 40
 _ASKED: Final = 200
-_SHARES: Final = {"tenth": 0.1, "third": 1.0 / 3.0}
+_SHARES: Final = {"tenth": 0.1, "third": 1.0 / 3.0, "light": 1.0 / 3.0}
+_LIGHT, _HEAVY = 0.01, 2.0  # weights
 _HIGH: Final = 0.8
 _EARLY: Final = 10
 
@@ -116,6 +118,7 @@ def play(
     loop, draw = Dealt(settings, 1), random.Random(seed)
     lie = lies_of(kind, settings.task, rows, before, seed) if kind else None
     names = [honest_name(i) for i in range(SOURCES)]
+    weighs = kind == "light" and getattr(loop.model, "takes_weight", True)
     aside, right, early = Counter[str](), 0, None
     for n, (features, label) in enumerate(rows):
         if n == before // _EARLY:
@@ -129,7 +132,8 @@ def play(
         if lie is not None and n >= before:
             sent, said, false = lie(n, loop.model)
             answer = early.predict(sent) if kind == "stale" and early is not None else None
-            row = loop.step(names[SOURCES - LIARS + n % LIARS], sent, said, answer=answer)
+            weight = (_HEAVY if false else _LIGHT) if weighs else 1.0
+            row = loop.step(names[SOURCES - LIARS + n % LIARS], sent, said, weight, answer=answer)
             aside["lies"] += false
             aside["taken"] += false and row.verdict is not Verdict.QUARANTINED
     return 100.0 * right / (len(rows) - before), loop, aside

@@ -207,9 +207,9 @@ def strangers(
 ) -> None:
     """Eight of 26 sources lie as somebody would who has read how sources are judged.
 
-    Kinds: tenth, third, ramp, class, region, near, vouch, stale, confirm.  Exits 1 if accuracy
-    falls by five points.  Needs the streams in ONLINE_DATA_DIR.  Example: python -m benchmarks
-    strangers --stream phishing --kind class --seeds 1
+    Kinds: tenth, third, light, ramp, class, region, near, vouch, stale, confirm.  Exits 1 if
+    accuracy falls by five points.  Needs the streams in ONLINE_DATA_DIR.  Example: python -m
+    benchmarks strangers --stream phishing --kind class --seeds 1
     """
     from benchmarks.attacks import strangers as bench
     from benchmarks.attacks.floods import STREAMS

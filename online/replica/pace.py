@@ -15,15 +15,21 @@ _SHARE = 0.006
 """Share of this process's time that exchanges may take; costlier ones are spaced out, up to the
 interval.  Sending and serving an exchange costs about seven times as much again."""
 
+_ALONE_FACTOR = 5  # and up to this multiple of it where no other process waits for what is learned
+
 
 class Pace:
     """Exchanges an interval after the first row, at once on demand, and less often when idle.
 
     ``first_row`` is set when a row was learned, ``now`` when the exchange should not wait.
+
+    Parameters:
+        alone: Whether no other process pulls what this one learns.
     """
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, *, alone: bool = False) -> None:
         self._interval_s = self._idle_s = interval_s
+        self._longest_s = interval_s * (_ALONE_FACTOR if alone else 1)
         self._polls = 0
         self.first_row, self.now = asyncio.Event(), asyncio.Event()
         self._enough, self._rested = False, False
@@ -42,7 +48,7 @@ class Pace:
         """Wait until the next exchange is due; ``waiting`` returns whether there are rows to push.
 
         ``cost_s``: processor seconds that the last exchange took in this process.  If rows arrive
-        fast, exchanges carry more rows instead of taking more of the time, up to one interval.
+        fast, exchanges carry more rows instead of taking more of the time, up to the longest wait.
         """
         self.first_row.clear()
         if not waiting() and not self.now.is_set():
@@ -54,7 +60,7 @@ class Pace:
             for wait in waits:
                 wait.cancel()
         if waiting():
-            least_s = min(max(self._interval_s * _LEAST, cost_s / _SHARE), self._interval_s)
+            least_s = min(max(self._interval_s * _LEAST, cost_s / _SHARE), self._longest_s)
             await self._until_now(least_s)
             if not self._enough and least_s < self._interval_s:
                 self._rested = True

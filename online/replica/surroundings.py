@@ -46,11 +46,13 @@ class Identity:
         replica: Its name, new at each start.
         spec: Hash of its model's spec.
         learns: False: another process learns what is written here.
+        alone: No other process pulls what is learned here.
     """
 
     replica: str
     spec: str
     learns: bool = True
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

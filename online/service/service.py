@@ -28,7 +28,6 @@ from online.client.simple_client import NoAnswer, SimpleClient
 from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.loaded import Loaded
-from online.models.loading.from_settings import merge_rule
 from online.service import worker_setup
 from online.service.on_ray import rollout
 from online.service.on_ray.balancer import balanced
@@ -37,7 +36,6 @@ from online.service.on_ray.next_replica import NextReplica
 from online.service.on_ray.origin import Origin, code_hash
 from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.on_ray.ray_processes import fewest_processes
-from online.service.parts.composition import exchangeable, watches_decisions
 from online.service.state import parameter_servers, server_count
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
@@ -132,24 +130,6 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
     return processes.listening([*ports, int(context.gcs_address.rpartition(":")[2])])
 
 
-def all_exchange(
-    changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
-) -> bool:
-    """Whether replicas can swap all changed models without a restart of their processes.
-
-    Parameters:
-        changed: The changed models, by name.
-        served: Settings and loaded models before and after the change
-            (:mod:`online.service.parts.model_swap`).
-    """
-    return all(watches_decisions(m) for m in served[0][0].models if m.name in changed) and all(
-        exchangeable(model, merge_rule(model, loaded[model.name].model))
-        for settings, loaded in served
-        for model in settings.models
-        if model.name in changed
-    )
-
-
 @contextlib.contextmanager
 def quiet(log_path: Path) -> Iterator[None]:
     """Redirect what Ray and Serve print while they shut down to a file."""
@@ -186,11 +166,22 @@ def needs_restart(names: Sequence[str]) -> list[str]:
     return [*(f"{name} needs a restart of the service" for name in names), *roll_out, _NOTHING]
 
 
-def compensates(was: Settings, now: Settings, loaded: Mapping[str, Loaded]) -> bool:
-    """Whether replicas must start or stop sending curvature, which only several replicas do."""
-    alone = {was.replicas_max == 1, now.replicas_max == 1}
-    rules = {merge_rule(model, loaded[model.name].model) for model in now.models}
-    return len(alone) > 1 and "compensated" in rules
+def _stopped_gently(settings: Settings, served: Mapping[str, str]) -> list[str]:
+    """End replicas and Ray after last snapshots; return a line about each of these."""
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        return []
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # errors of calls to ending actors
+    with quiet(settings.state_dir / "stop.log"):
+        serve.shutdown()
+        specs = parameter_servers.server_specs(settings, served)
+        lines = parameter_servers.last_snapshots(specs)
+        if settings.cluster != "local":  # in a joined cluster they would keep running
+            parameter_servers.end(specs)
+        ray.shutdown()
+    return lines
 
 
 class Service:
@@ -327,25 +318,41 @@ class Service:
         rolling, code = [*changes.rolling], code_hash()
         if code != self._code:  # new processes would import the code that is on the disk now
             rolling.append("the service's code")
-        replace = bool(rolling) or self._incomplete or compensates(self._settings, settings, models)
+        replace = bool(rolling or changes.added) or self._incomplete
+        replace = replace or rollout.compensates(self._settings, settings, models)
         if not replace and not changes.scaled:
             self._given, self._settings = given, settings
             return [f"{name} changed" for name in changes.at_once] or [_UNCHANGED]
+        before = self._settings
+        new.check_added(changes.added, models)
         self._incomplete = True
-        if replace:
-            self._version += 1
-            self._deadline = StartDeadline(settings.start_wait_s)
-            parameter_servers.start(settings, self._loaded, self._progress, self._deadline)
-        self._deploy(settings)
-        before, self._settings, self._incomplete = self._settings, settings, False
-        self._given, self._code = given, code
+        with self._adding(settings, {name: models[name] for name in changes.added}):
+            if replace:
+                self._version += 1
+                self._deadline = StartDeadline(settings.start_wait_s)
+                parameter_servers.start(settings, self._loaded, self._progress, self._deadline)
+            self._deploy(settings)
+        self._given, self._settings, self._code, self._incomplete = given, settings, code, False
         self._wait_http()
         self._challengers.start(settings)
         self._note()
         lines = [f"{name} changed" for name in (*rolling, *changes.at_once)]
+        lines += [f"model {model} is new" for model in changes.added]
         if changes.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines
+
+    @contextlib.contextmanager
+    def _adding(self, settings: Settings, added: Mapping[str, Loaded]) -> Iterator[None]:
+        """Serve these models, too; if that fails, their parameter servers are ended."""
+        were, self._loaded = self._loaded, {**self._loaded, **added}
+        try:
+            yield
+        except Exception:
+            self._loaded = were
+            specs = {name: loaded.spec_hash for name, loaded in added.items()}
+            parameter_servers.end(parameter_servers.server_specs(settings, specs))
+            raise
 
     def _as_served(self, given: Settings, follow: bool = False, running: bool = False) -> Settings:
         """The settings with promoted models applied; ``follow``: the file's models win instead."""
@@ -383,7 +390,7 @@ class Service:
                 parameter_servers.start(
                     settings, loaded, self._progress, self._deadline, only=changed
                 )
-                alike = all_exchange(changed, (was, were), (settings, loaded))
+                alike = rollout.all_exchange(changed, (was, were), (settings, loaded))
                 if not (alike and rollout.wait_swapped(journal, changed, specs, _SWAP_S)):
                     self._version += 1
                     self._deploy(settings)
@@ -455,28 +462,12 @@ class Service:
         self._recording.stop()
         lines = []
         try:
-            lines = self._stop_gently()
+            lines = _stopped_gently(self._settings, self._specs())
         except Exception as error:
             log.warning("did not stop gently: %r", error)
         for line in lines:
             self._progress(line)
         self.kill()
-
-    def _stop_gently(self) -> list[str]:
-        import ray
-        from ray import serve
-
-        if not ray.is_initialized():
-            return []
-        logging.getLogger("ray").setLevel(logging.CRITICAL)  # errors of calls to ending actors
-        with quiet(self._settings.state_dir / "stop.log"):
-            serve.shutdown()
-            specs = parameter_servers.server_specs(self._settings, self._specs())
-            lines = parameter_servers.last_snapshots(specs)
-            if self._settings.cluster != "local":  # in a joined cluster they would keep running
-                parameter_servers.end(specs)
-            ray.shutdown()
-        return lines
 
     def kill(self) -> None:
         """End all remaining processes at once; without the lock of the state folder do nothing."""

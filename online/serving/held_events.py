@@ -17,7 +17,16 @@ from online.audit.log import note
 from online.errors import RequestError, invalid
 from online.replica.replica import ModelReplica
 from online.rows import history
-from online.rows.history import DISCARDED, QUARANTINED, RELEASED, Choice, Decisions, Listed, Page
+from online.rows.history import (
+    DISCARDED,
+    FROZEN,
+    QUARANTINED,
+    RELEASED,
+    Choice,
+    Decisions,
+    Listed,
+    Page,
+)
 from online.rows.prediction_ids import event_key
 from replay import codec
 from replay.errors import ReplayError
@@ -63,14 +72,24 @@ class HeldEvents:
     ) -> dict[str, Any]:
         """Learn a page of these events again, each exactly once however often it is requested.
 
-        Events of a banned source are left unchanged: ``banned`` counts them.
+        Events of a banned source are left unchanged, and so are frozen ones, which no filter has
+        judged, of a source that is quarantined now: ``banned`` counts both.
         """
         page = await self._page(model, status, after, limit)
         self._check_learning(model, f"no {status} events either")
         if page.events:
             await self.note(model, "relearn", {"status": status, "events": len(page.events)})
-        taken = await self._again(model, page.events)
-        banned = sum(e.standing is None and e.next_decision is None for e in page.events)
+        filters = self._replicas[model].filters
+        aside: Sequence[str] = ()
+        if status == FROZEN and filters is not None:
+            aside = filters.reputations.quarantined
+        kept = [
+            e.standing is None and (e.next_decision is None or e.row.source in aside)
+            for e in page.events
+        ]
+        banned = sum(kept)
+        some = [e for e, left in zip(page.events, kept, strict=True) if not left]
+        taken = await self._again(model, some)
         return {
             **taken,
             "duplicate": len(page.events) - sum(taken.values()) - banned,

@@ -14,7 +14,11 @@ Merge = Literal["auto", "sum", "average", "compensated", "ordered", "overlay", "
 class Sync(Tree):
     """How often a replica exchanges deltas with the server: after a time or a number of rows."""
 
-    interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
+    interval_ms: float = Field(
+        20, ge=1, le=10_000,
+        description="time between two exchanges; with `cluster: embedded` costly ones are up to "
+        "five times as far apart",
+    )  # fmt: skip
     updates: int = Field(64, ge=1, le=100_000, description="own rows that start an exchange early")
     merge: Merge = Field(
         "auto",

@@ -159,6 +159,17 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
         sealed_of_stopped(running, 2)
         assert not kept & set(running.replica_urls())
 
+        more = {"name": "more", "task": "binary", "learner": "logreg"}
+        said = reload(running, "every replica", lambda s: s["models"].append(more))
+        assert "model more is new" in said
+        acknowledged(sent, 200)
+        event = {"features": {"a": 1.0}, "label": True, "event_id": "first"}
+        path = f"{running.url}/v1/models/more/feedback"
+        assert httpx.post(path, json=event, timeout=120).json()["status"] == "learned"
+        said = reload(running, "nothing was changed", lambda s: s["models"].remove(more))
+        assert "to be without the model more needs a restart" in said
+        reload(running, "as they were", lambda s: s["models"].append(more))
+
         said = reload(running, "nothing was changed", lambda s: s.update(port=1, replicas=1))
         assert "port needs a restart" in said
         assert len(running.replica_urls()) == 2
@@ -442,8 +453,9 @@ def complete(running: Running) -> dict[str, Any]:
     deadline = time.monotonic() + 240
     while True:
         httpx.post(f"{running.url}/v1/models/counting/snapshots", timeout=120)
-        (findings,) = fsck(running)
-        assert findings["good"], findings
+        of_all = {one["model"]: one for one in fsck(running)}
+        assert all(one["good"] for one in of_all.values()), of_all
+        findings = of_all["counting"]
         if findings["not_yet"] == 0:
             return findings
         assert time.monotonic() < deadline, findings

@@ -39,8 +39,8 @@ WORDS: Final = 3 * ROWS_LEAST
 class World:
     """The service of this file, and how many events it has learned."""
 
-    def __init__(self, folder: Path) -> None:
-        write_settings(folder, SETTINGS)
+    def __init__(self, folder: Path, **more: Any) -> None:
+        write_settings(folder, SETTINGS | more)
         self.running: Running = launch(folder)
         self.memory = processes.shared_dir(self.running.state_dir)
         self.draw = random.Random(3)
@@ -168,3 +168,23 @@ def test_each_event_counts_once_when_the_server_is_killed(world: World) -> None:
         assert found["learned"] == world.learned
         until(lambda: both_read_more(world), "both read the new server's arrays")
         agree(world)
+
+
+def test_a_service_in_one_process_reads_its_servers_table(tmp_path: Path) -> None:
+    world = World(tmp_path, cluster="embedded", replicas=1)
+    try:
+        for _ in range(6):
+            world.feed(40)
+
+        def reads() -> bool:
+            world.feed(1)
+            maps = Path(f"/proc/{world.running.process.pid}/maps").read_text()
+            lines = [line.split() for line in maps.splitlines() if str(world.memory) in line]
+            return {"rw-s", "r--s"} <= {line[1] for line in lines if "array-" in line[5]}
+
+        until(reads, "one mapping to write, one to read")
+        assert world.settled()["server"]["shared"]["reason"] == ""
+        assert world.answers() == pytest.approx(world.answers(), abs=1e-6)
+    finally:
+        world.running.stop()
+    assert not world.memory.exists()

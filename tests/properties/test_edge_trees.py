@@ -196,7 +196,7 @@ def _refusals() -> list[tuple[str, Any, Any, str]]:
         ("KNNClassifier", neighbors.KNNClassifier(), "binary", "no linear model"),
         ("GaussianNB", naive_bayes.GaussianNB(), "binary", "no linear model"),
         ("FuncTransformer", compose.FuncTransformer(dict) | linear_model.LogisticRegression(),
-         "binary", "not known"),
+         "binary", "be exported"),
         ("LinearRegression.loss", linear_model.LinearRegression(loss=optim.losses.Poisson()),
          "regression", "exponential"),
         ("HoeffdingTreeClassifier", tree.HoeffdingTreeClassifier(), "binary", "learned a row yet"),

@@ -268,7 +268,7 @@ def _relearn(
         if total["queued"]:
             print(f"{total['queued']:,} are durable, and are being learned in the background")
         if total["banned"]:
-            print(f"{total['banned']:,} are of banned sources and were left as they are")
+            print(f"{total['banned']:,} are of banned or quarantined sources, and were left")
         if total["removed"]:
             print(f"{total['removed']:,} older rows were removed by retention")
         if code and cursor is not None:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from online.errors import StartRefused
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.service.on_ray import scaling
 from online.service.on_ray.origin import APP, Origin
+from online.service.parts.composition import exchangeable, watches_decisions
 from online.service.state import parameter_servers
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
@@ -41,12 +44,14 @@ class Changes:
         rolling: Read by replicas at their start: applied by replacing each replica.
         scaled: Whether the number of replicas changes.
         at_once: Used only by the owner process, which applies them immediately.
+        added: Names of models that are new.
     """
 
     restart: tuple[str, ...]
     rolling: tuple[str, ...]
     scaled: bool
     at_once: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 def changes(old: Settings, new: Settings) -> Changes:
@@ -60,25 +65,51 @@ def changes(old: Settings, new: Settings) -> Changes:
     if old.tokens and not new.tokens:  # the file may be cut, and the service would be open to all
         restart.append("to be without tokens")
     rolling = [name for name in _BY_REPLICAS if _of_replicas(old, name) != _of_replicas(new, name)]
-    if [m.name for m in old.models] != [m.name for m in new.models]:
-        restart.append("models")
-    else:
-        for was, model in zip(old.models, new.models, strict=True):
-            for name in ModelSettings.model_fields:
-                if getattr(was, name) != getattr(model, name):
-                    names = restart if name in _BY_RESTART else rolling
-                    names.append(f"models.{model.name}.{name}")
+    known, served = {m.name: m for m in old.models}, {m.name: m for m in new.models}
+    restart += [f"to be without the model {name}" for name in known if name not in served]
+    for name in known.keys() & served.keys():
+        was, model = known[name], served[name]
+        for field in ModelSettings.model_fields:
+            if getattr(was, field) != getattr(model, field):
+                dotted = f"models.{name}.{field}"
+                (restart if field in _BY_RESTART else rolling).append(dotted)
     at_once = [name for name in _AT_ONCE if getattr(old, name) != getattr(new, name)]
     if old.limits.standstill_s != new.limits.standstill_s:
         at_once.append("limits.standstill_s")
     scaled = old.replicas != new.replicas
-    return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once))
+    added = tuple(name for name in served if name not in known)
+    return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once), added)
 
 
 def _of_replicas(settings: Settings, name: str) -> Any:
     """A part of the settings as replicas use it: a standstill is the business of their owner."""
     part = getattr(settings, name)
     return part.model_copy(update={"standstill_s": None}) if name == "limits" else part
+
+
+def all_exchange(
+    changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
+) -> bool:
+    """Whether replicas can swap all changed models without a restart of their processes.
+
+    Parameters:
+        changed: The changed models, by name.
+        served: Settings and loaded models before and after the change
+            (:mod:`online.service.parts.model_swap`).
+    """
+    return all(watches_decisions(m) for m in served[0][0].models if m.name in changed) and all(
+        exchangeable(model, merge_rule(model, loaded[model.name].model))
+        for settings, loaded in served
+        for model in settings.models
+        if model.name in changed
+    )
+
+
+def compensates(was: Settings, now: Settings, loaded: Mapping[str, Loaded]) -> bool:
+    """Whether replicas must start or stop sending curvature, which only several replicas do."""
+    alone = {was.replicas_max == 1, now.replicas_max == 1}
+    rules = {merge_rule(model, loaded[model.name].model) for model in now.models}
+    return len(alone) > 1 and "compensated" in rules
 
 
 def application(

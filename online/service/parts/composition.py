@@ -22,7 +22,7 @@ from online.replica.host_tables import HostTables
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Identity, ParameterServerClient, Services
-from online.settings.config import Settings
+from online.settings.config import EMBEDDED, Settings
 from online.settings.model import ModelSettings
 from online.sure.views import calibration_in, views_of
 from online.tracing.trace import Crossing
@@ -94,8 +94,9 @@ def model_replica(
         crossing=crossing,
         tables=_host_tables(model, settings, loaded, learner),
     )  # fmt: skip
+    alone = settings.cluster == EMBEDDED
     return ModelReplica(
-        model, limits, learner, Identity(replica, loaded.spec_hash, learns), outside,
+        model, limits, learner, Identity(replica, loaded.spec_hash, learns, alone), outside,
         clocks=Clocks(cpu_s=time.thread_time),
         filters=filters,
         canary=Canary(rows, lambda: learner.serving) if rows else None,

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from online.audit.log import note_start, started_with
 from online.challenger.promotion import spec_of_challenger
 from online.client.simple_client import SimpleClient
@@ -23,6 +21,7 @@ from online.rebuild import acceptance
 from online.replica.learning_cost import SHARE_MAX
 from online.replica.memory_settings import memory_for
 from online.rows.prediction_ids import Keys
+from online.service.state.beginning import begin_anew
 from online.service.state.deadline import StartDeadline
 from online.service.state.server_count import at_start
 from online.settings.config import Settings, environment, own_token
@@ -31,14 +30,8 @@ from online.settings.places import history_of, open_journal
 from online.settings.sharded import check_whole
 from online.trust.root_set import root_rows
 from paramserver.core import rewrites
-from paramserver.core.blocks import Blocks
-from paramserver.core.shards import ShardStore
-from paramserver.core.state import SnapshotState
-from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.process import bases, shortfall
-from paramserver.process.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.store import Store
 from replay.journal.base import Control, Journal
 
 _FOLLOW_S = 2.0  # between two lines about progress
@@ -57,19 +50,6 @@ def _backfilled_rows(controls: Sequence[Control]) -> int:
     ]
     taught = bases.backfills(controls, specs[-1]) if specs else ()
     return sum(based.note.learned for based in taught)
-
-
-def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> SnapshotState:
-    """The state that a backfill has published.  Raises StartRefused if it can't be loaded."""
-    try:
-        return history.load(base.snapshot)
-    except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
-        files = ", ".join(file.name for file in base.files)
-        raise StartRefused(
-            f"model {name} starts from what it learned from {files}, and the snapshot "
-            f"{base.snapshot} of that can't be used ({error})",
-            "Restore a good copy of it, or learn the tables again: online backfill --relearn",
-        ) from error
 
 
 def histories_of(
@@ -106,33 +86,6 @@ def _unreachable_state(settings: Settings, journal: Journal, *, keyless: bool) -
             "predictions are unknown to it; if you have a copy of the old one, stop the service "
             "and restore it"
         )
-
-
-def _servers(
-    settings: Settings, journal: Journal, name: str, spec: str
-) -> list[tuple[Store, SnapshotHistory]]:
-    """Return each parameter server's view of the journal and its snapshots."""
-    servers: list[tuple[Store, SnapshotHistory]] = []
-    model = next(one for one in settings.models if one.name == name)
-    for shard in range(model.shards):
-        store: Store = ShardStore(journal, shard) if shard else journal
-        servers.append((store, history_of(settings, name, spec, shard)))
-    return servers
-
-
-def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
-    """Begin one epoch for all servers of a lineage, larger than any of their epochs."""
-    epochs = [begin_epoch(store, lineage) for store in stores]
-    for shard, store in enumerate(stores):
-        while epochs[shard] < max(epochs):
-            epochs[shard] = begin_epoch(store, lineage)
-    return max(epochs)
-
-
-def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
-    """Offsets that the lineage skipped when it was last begun, by partition."""
-    begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
-    return dict(begun[-1].clock) if begun else {}
 
 
 def _accepted(missing: str, *, accept: bool) -> str:
@@ -199,6 +152,21 @@ class Models:
                 self._progress(line)
             note_start(journal, [model.name for model in self._settings.models])
         return out
+
+    def check_added(self, names: Collection[str], loaded: Mapping[str, Loaded]) -> None:
+        """Check that models which are new to a running service can be served on the stored state.
+
+        Raises StartRefused, with the remedy, if one can't.
+        """
+        if not names:
+            return
+        with contextlib.closing(open_journal(self._settings)) as journal:
+            for model in [model for model in self._settings.models if model.name in names]:
+                one = loaded[model.name]
+                self._check_loss(journal, model, one, accept=False)
+                at_start(journal, self._settings, model, one, self._progress, again=False)
+                self._check_lineage(journal, model.name, one, fresh=False, relearn=False)
+            note_start(journal, [model.name for model in self._settings.models])
 
     def _check_loss(
         self, journal: Journal, model: ModelSettings, loaded: Loaded, *, accept: bool
@@ -267,7 +235,7 @@ class Models:
         taught = bases.backfills(controls, loaded.spec_hash)
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
             base = taught[-1].note if taught and not fresh else None
-            self._begin_again(journal, name, loaded, base, without=fresh)
+            self._begin_anew(journal, name, loaded, base, without=fresh)
         elif not fresh and loaded.spec_hash not in known and (n := _backfilled_rows(controls)):
             message = f"model {name}: its code or settings have changed since tables were learned"
             remedy = (
@@ -306,67 +274,15 @@ class Models:
         """Begin the lineage empty; a start relearns all.  Raises StartRefused after a loss."""
         chosen = next(one for one in self._settings.models if one.name == model)
         self._check_loss(journal, chosen, loaded, accept=False)
-        self._begin_again(journal, model, loaded, None, without=False)
+        self._begin_anew(journal, model, loaded, None, without=False)
 
-    def _begin_again(
-        self,
-        journal: Journal,
-        name: str,
-        loaded: Loaded,
-        base: bases.Backfill | None,
-        *,
+    def _begin_anew(
+        self, journal: Journal, name: str, loaded: Loaded, base: bases.Backfill | None, *,
         without: bool,
-    ) -> None:
-        """Publish a snapshot that contains only the state of the ``base``, if there is one.
-
-        Its clock stands before every row of the journal, or after all of them with ``without``.
-        """
-        lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
-        servers = _servers(self._settings, journal, name, loaded.spec_hash)
-        epoch = _next_epoch([store for store, _ in servers], lineage)
-        ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
-        gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
-        clock = ends if without else gone
-        controls = journal.controls(name, 0)
-        values: Blocks = {}
-        skipped, closed, position = clock, frozenset[int](), 0
-        rewrite = rewrites.newest_rewrite(controls)  # undone events stay undone
-        if base is not None:
-            values = _base(servers[0][1], name, base).values
-            skipped = _skipped(controls, loaded.spec_hash)
-            skipped |= {p: n for p, n in gone.items() if p not in base.clock}
-            closed, position = frozenset(base.closed), base.position
-            clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
-            clock = {p: n for p, n in clock.items() if p not in closed}
-            rewrite = max(rewrite, bases.backfills(controls, loaded.spec_hash)[-1].seq)
-        if without:
-            position = journal.follow(name, 2**62, 1).upto
-        empty = SnapshotState(
-            model=name,
-            spec=loaded.spec_hash,
-            spec_text=loaded.spec_text,
-            version=(epoch, 0),
-            values=values,
-            clock=clock,
-            closed=closed,
-            control=controls[-1].seq if controls else 0,
-            rewrite=rewrite,
-            frozen=rewrites.frozen_by(controls),
-            position=position,
-            created_at=time.time(),
-        )
-        begun = rewrites.Begun(loaded.spec_hash, skipped, None if base is None else base.snapshot)
-        key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
-        journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
-        for store, history in servers:
-            publish(store, history, empty, None)
-        if without:
-            before = sum(ends.values())
-            self._progress(f"model {name}: begins without the {before:,} events before")
-        if base is not None:
-            self._progress(
-                f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
-            )
+    ) -> None:  # fmt: skip
+        begun = begin_anew(self._settings, journal, name, loaded, base, without=without)
+        if begun is not None:
+            self._progress(f"model {name}: {begun}")
 
     def follow(self, url: str) -> None:
         """Report the progress of relearning until it is complete; the service answers meanwhile."""

@@ -239,7 +239,7 @@ def test_a_file_that_is_not_the_one_named_is_refused(signed: Any) -> None:
     for other in (content[:-1], content + b"\0", content[:-1] + b"\1"):
         with pytest.raises(ManifestRefused):
             manifest.check_file(told, "edgepack", other)
-    with pytest.raises(ManifestRefused, match="no target"):
+    with pytest.raises(ManifestRefused, match="names no file"):
         manifest.check_file(told, "onnx", content)
 
 

@@ -120,7 +120,7 @@ def test_what_layers_cannot_say_is_refused() -> None:
     body: Any = model.body
     experts = replace(body, votes=np.array([0.5, 0.5]))
     for other, why in (
-        (replace(model, tokens=Tokens("service")), "hashing"),
+        (replace(model, tokens=Tokens("service")), "hashes"),
         (replace(model, columns=replace(COLUMNS, limit=3.0)), "no layer limits numbers"),
         (replace(model, body=experts), "only linear models and networks"),
         (replace(model, columns=Columns((), np.zeros(0), np.zeros(0))), "no feature"),

@@ -11,12 +11,12 @@ from online.replica.pace import Pace
 INTERVAL_S = 0.02
 
 
-def waited(cost_s: float, *, enough: bool = True) -> list[float]:
+def waited(cost_s: float, *, enough: bool = True, alone: bool = False) -> list[float]:
     """Seconds that an exchange waits for at most, where there are rows, and many if ``enough``."""
     waits: list[float] = []
 
     async def once() -> None:
-        pace = Pace(INTERVAL_S)
+        pace = Pace(INTERVAL_S, alone=alone)
 
         async def until_now(seconds: float) -> None:
             waits.append(seconds)
@@ -39,6 +39,13 @@ def test_an_exchange_that_costs_has_the_rows_of_a_whole_interval_and_no_more() -
     for cost_s in (0.0002, 0.01, 1.0):
         assert waited(cost_s) == [pytest.approx(INTERVAL_S)], cost_s
     assert INTERVAL_S / 4 < waited(0.00006)[0] < INTERVAL_S
+
+
+def test_where_no_other_process_waits_costly_exchanges_are_rarer_and_cheap_ones_are_not() -> None:
+    assert waited(1.0, alone=True) == [pytest.approx(5 * INTERVAL_S)]
+    assert waited(0.0003, alone=True) == [pytest.approx(0.0003 / 0.006)]
+    assert waited(0.0, alone=True) == waited(0.0)
+    assert sum(waited(0.0, enough=False, alone=True)) == pytest.approx(INTERVAL_S)
 
 
 def test_a_replica_without_news_polls_less_often_but_within_an_answers_age() -> None:

@@ -86,8 +86,6 @@ def test_what_is_of_all_models_replaces_replicas(
         ({"snapshot_dir": "s3://bucket/x"}, "snapshot_dir"),
         ({"cluster": "auto"}, "cluster"),
         ({"key_file": "other"}, "key_file"),
-        ({"models": [MODEL, {**MODEL, "name": "n"}]}, "models"),
-        ({"models": [{**MODEL, "name": "n"}]}, "models"),
         ({"models": [{**MODEL, "learner": "other.py:build"}]}, "models.m.learner"),
         ({"models": [{**MODEL, "params": {"lr": 1}}]}, "models.m.params"),
         ({"models": [{**MODEL, "task": "multiclass"}]}, "models.m.task"),
@@ -96,6 +94,16 @@ def test_what_is_of_all_models_replaces_replicas(
 def test_what_only_a_restart_changes(tmp_path: Path, data: dict[str, Any], name: str) -> None:
     found = changes(settings(tmp_path), settings(tmp_path, **data))
     assert found == Changes((name,), (), False)
+
+
+def test_a_model_is_added_by_replacing_replicas_and_removed_by_a_restart(tmp_path: Path) -> None:
+    one, two = settings(tmp_path), settings(tmp_path, models=[{**MODEL, "name": "n"}, MODEL])
+    other = settings(tmp_path, models=[{**MODEL, "name": "n"}])
+    assert changes(one, two) == Changes((), (), False, added=("n",))
+    assert changes(two, one) == Changes(("to be without the model n",), (), False)
+    assert changes(one, other) == Changes(("to be without the model m",), (), False, added=("n",))
+    changed = settings(tmp_path, models=[{**MODEL, "name": "n"}, {**MODEL, "task": "multiclass"}])
+    assert changes(two, changed) == Changes(("models.m.task",), (), False)
 
 
 def test_a_change_of_the_state_folder_needs_a_restart(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from provisional_world import event, guess, half, refused, sent, weight
+from provisional_world import asked_of, event, frozen, guess, half, refused, sent, weight
 from replica_world import World, play
 
 from benchmarks.fixtures.desk import inside
@@ -66,6 +66,35 @@ def test_the_truth_under_a_lie_s_id_is_not_what_the_lie_is_judged_by(tmp_path: P
         assert fates[-1][0] == "quarantined", fates
         assert fates[0] == ["learned", "conflict"]
         assert weight(replica, "x11") == 0.0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_what_a_quarantined_source_sends_to_a_frozen_model_is_not_learned_afterwards(
+    tmp_path: Path,
+) -> None:
+    """Nobody judges it, neither when it comes nor when it is released."""
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(build=half, filters=by_label)
+        serving = world.serving(replica)
+        for i in range(SOURCES_MIN):
+            await sent(serving, f"h{i}", TRUTH, source=f"h{i}")
+        for n in range(8):
+            await sent(serving, f"x{n}", LIE, source="x")
+        assert replica.filters is not None
+        assert replica.filters.reputations.quarantined == ["x"]
+        await frozen(world, True, replica)
+        for source in ("x", "h0"):
+            assert (await sent(serving, f"late-{source}", LIE, source=source))[1].status == "frozen"
+        await frozen(world, False, replica)
+        done = await asked_of(replica).relearn("m", "frozen", None, 100)
+        assert (done["learned"], done["banned"], done["duplicate"]) == (1, 1, 0)
+        assert (weight(replica, "late-x"), weight(replica, "late-h0")) == (0.0, LIE / 2.0)
+        replica.filters.reputations.release("x")
+        done = await asked_of(replica).relearn("m", "frozen", None, 100)
+        assert (done["learned"], done["banned"], done["duplicate"]) == (1, 0, 1)
         await replica.stop(2)
 
     play(tmp_path, scene)
