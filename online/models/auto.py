@@ -56,17 +56,19 @@ from online.models.experts.exponential_weights import (
     FADE,
     LONG,
     LONG_SHARE,
+    UNANSWERED,
     Mixture,
+    NotedClasses,
     NotesFormat,
     logistic,
     shares_of,
 )
+from online.models.experts.label_shift import ClassExperts
 from online.models.experts.linear import (
     ADAGRAD,
     EXPERTS,
     Floats,
     OneOutput,
-    OutputPerClass,
     Owned,
     Taken,
 )
@@ -113,7 +115,6 @@ CAUTION: Final = 0.02
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
 _ANSWERED: Final = "answered"
-_WHOLE: Final = 1.01  # probabilities sum to 1 within rounding
 _BEHIND_MAX: Final = 50.0  # in the exponent
 _SILENT: Final = (0.0,) * EXPERTS
 _TRUE: Final = label_text(True)
@@ -453,28 +454,24 @@ class _TakenViews(NamedTuple):
 
 
 class _Multiclass(SeveralViews, Multiclass):
-    _experts: OutputPerClass
+    _experts: ClassExperts
 
     def _step(
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
         total = super()._step(row, label, weight, served, before)
-        if served is not None and served.score == {} and served.scored:
+        if served is not None and served.notes == UNANSWERED and served.scored:
             self._mixture.be_cautious()
         return total
 
     def _is_tame(self, example: Example) -> bool:
         return example.label in self._experts.labels and super()._is_tame(example)
 
-    def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
-        """Return the noted answers, and unless all views but one sleep the answer as served."""
-        answered = super()._served(served)
-        if answered is None or served is None or not served.score or len(answered[0]) == EXPERTS:
-            return answered
-        answer = np.array([*served.score.values()])
-        if not (answer.min() >= 0.0 and answer.sum() <= _WHOLE):
-            return answered
-        return np.vstack((answered[0], answer)), answered[1]
+    def _judged(self, noted: NotedClasses) -> Floats:
+        """Return the noted answers; unless all views but one sleep the mixture's follows."""
+        if len(noted.shares) == EXPERTS or noted.answer is None:
+            return noted.shares
+        return np.vstack((noted.shares, noted.answer))
 
     def _take(self, row: Views | Row, *, learns: bool) -> _TakenViews | Taken:
         take = self._experts.take

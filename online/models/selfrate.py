@@ -28,6 +28,7 @@ Numbers are standardised and clipped to 8 standard deviations; for other values 
 ``scaler``, ``target``            moments  of the numbers, and of the target in regression
 ``losses``, ``lasting``           local    S.  A replica keeps its own while it learns: sums of
                                            deltas would discount once for each replica
+``shift``, ``shift/<label>``      local    frequency of labels, of several classes
 ================================= ======== =======================================================
 """
 
@@ -48,11 +49,15 @@ from online.models.errors import StateNotFinite
 from online.models.experts.exponential_weights import (
     FADE,
     LONG,
+    UNANSWERED,
     Mixture,
+    NotedClasses,
     NotesFormat,
+    class_losses,
     logistic,
     softmax,
 )
+from online.models.experts.label_shift import ClassExperts
 from online.models.experts.linear import (
     EXPERTS,
     NORMALISED,
@@ -67,7 +72,7 @@ from online.models.gradients import Hashing
 from online.models.limited import Limited
 from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks
-from replay.example import Example, Features, Label, label_text
+from replay.example import Example, Features, Label
 
 RESIDUAL_MAX: Final = 3.0
 ERROR_MAX: Final = 4.0
@@ -354,10 +359,14 @@ class Binary(SelfRateModel):
 class Multiclass(SelfRateModel):
     """The model for any number of labels."""
 
-    _experts: OutputPerClass
+    _experts: ClassExperts
 
-    def _untrained(self) -> OutputPerClass:
-        return OutputPerClass()
+    def plain(self, features: Features) -> Prediction:
+        """Predict without the correction by recent labels."""
+        return self._answer(self._read(features, learns=False), corrects=False)
+
+    def _untrained(self) -> ClassExperts:
+        return ClassExperts()
 
     def _meet(self, label: Label) -> None:
         self._experts.meet(label)
@@ -370,43 +379,36 @@ class Multiclass(SelfRateModel):
         """Do one step with the gradients at the experts' outputs."""
         return self._experts.step(taken, slopes)
 
-    def _answer(self, row: Any) -> Prediction:
+    def _answer(self, row: Any, *, corrects: bool = True) -> Prediction:
         if not (labels := self._experts.labels):
-            return Prediction(None, {}, b"")  # so that the row is learned as one that was asked
-        taken = self._take(row, learns=False)
-        shares = softmax(taken.outputs())
-        mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
+            return Prediction(None, {}, UNANSWERED)
+        shares = softmax(self._take(row, learns=False).outputs())
+        answer, factors = self._mixture.votes() @ shares, None
+        if corrects:
+            answer, factors = self._experts.shift.correct(answer)
+        if factors is not None:
+            shares = np.vstack((shares, factors))
+        mixed = dict(zip(labels, answer.tolist(), strict=True))
         return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
 
     def _step(
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
-        taken, column = self._take(row, learns=True), self._experts.labels[label]
-        shares = softmax(taken.outputs())
+        taken, labels = self._take(row, learns=True), self._experts.labels
+        shares, column = softmax(taken.outputs()), labels[label]
         if _is_final(served):
-            judged, own = self._served(served) or (shares, column)
-            p = 0.0 if own is None else judged[:, own]
-            brier = (judged * judged).sum(axis=1) + 1.0 - 2.0 * p
-            losses = (2.0 * (p < judged.max(axis=1)) + brier) / 3.0
-            self._mixture.judge(losses.tolist(), weight)
+            noted = self.noted.of_classes(served)
+            judged, own = (shares, column) if noted is None else (self._judged(noted), noted.own)
+            self._mixture.judge(class_losses(judged, own).tolist(), weight)
+            self._experts.shift.learn(column, len(labels), noted, weight)
         slopes = _towards(shares, column) * weight
         if before is not None:
-            slopes -= _towards(shares, self._experts.labels[before[0]]) * before[1]
+            slopes -= _towards(shares, labels[before[0]]) * before[1]
         return self._teach(taken, slopes)
 
-    def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
-        """Return the experts' noted answers, and the label's index in them (None: unknown then).
-
-        Classes are in the order of the row's score: another replica may have a different one.
-        """
-        if served is None or not served.score or served.notes is None:
-            return None
-        labels, text = list(served.score), label_text(served.label)
-        experts, left = divmod(len(served.notes), len(labels) * _HALF.itemsize)
-        if left or experts not in self.noted.experts:
-            return None
-        shares = np.frombuffer(served.notes, _HALF).reshape(experts, -1).astype(np.float64)
-        return shares, labels.index(text) if text in served.score else None
+    def _judged(self, noted: NotedClasses) -> Floats:
+        """Return the noted answers that the mixture judges."""
+        return noted.shares
 
 
 class Regression(SelfRateModel):

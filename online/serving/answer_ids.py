@@ -13,7 +13,7 @@ from online.replica.replica import ModelReplica
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, Tokens, event_key
 from online.settings.limits import Limits
-from online.sure.views import stamp_of
+from online.sure.views import calibration_in, confidence_in, stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Features, PredictionHalf, Value
 from replay.journal.base import Half, NewRow, Verdict
@@ -37,6 +37,8 @@ class AnswerIds:
     ) -> None:
         self.tokens = tokens
         self._replica, self._limits, self._spec, self._now_s = replica, limits, spec, now_s
+        views = replica.learner.tally.views
+        self._sure, self._calibration = confidence_in(views), calibration_in(views)
 
     def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
         """Return the id of an answer: the caller's own, a token, or a short generated one.
@@ -169,7 +171,7 @@ class AnswerIds:
 
     def stamp(self, features: Features) -> bytes | None:
         """Return the confidence stamp of a row's answer, as ids and rows store it; None: none."""
-        return stamp_of(self._replica.learner.tally.views, features)
+        return stamp_of(self._sure, self._calibration, features)
 
     def known(self) -> dict[int, int] | None:
         """Return what the local model has learned, so that a challenger is asked as of then.

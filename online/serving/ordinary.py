@@ -26,7 +26,7 @@ from online.models.base import Prediction as Answer
 from online.models.state.scalers import Columns
 from online.replica.replica import ModelReplica
 from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator
-from online.sure.views import stamp_of
+from online.sure.views import calibration_in, confidence_in, stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Example, Label, label_text
 from replay.journal.base import NewRow, Verdict
@@ -191,7 +191,8 @@ class Ordinary:
         version, known = (*learner.answer_version, learner.own), self._known()
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
         views, sliced = learner.tally.views, replica.settings.slices
-        sure = stamp_of(views, {})
+        stamps = confidence_in(views), calibration_in(views)
+        sure = stamp_of(*stamps, {})
         sources: dict[str, Any] = {}
         newest, targets = replica.newest_label, replica.settings.task == "regression"
         out: list[EventRow | RequestError | None] = [None] * len(events)
@@ -224,7 +225,7 @@ class Ordinary:
                 replica.note_label(label)
             features = event.features or {}
             if sliced:
-                sure = stamp_of(views, features)
+                sure = stamp_of(*stamps, features)
             example = Example(
                 features, label, 1.0, score, version, now_s, event.event_time,
                 newest, notes, None, None, None, known, None, sure,

@@ -45,12 +45,13 @@ def calibration_in(views: Sequence[View]) -> Calibration | None:
     return next((view for view in views if isinstance(view, Calibration)), None)
 
 
-def stamp_of(views: Sequence[View], features: Features) -> bytes | None:
+def stamp_of(
+    sure: Confidence | None, calibration: Calibration | None, features: Features
+) -> bytes | None:
     """Return threshold and sharpness of an answer, packed for tokens and rows; None: neither."""
-    sure, calibrated = confidence_in(views), calibration_in(views)
-    if calibrated is None:
+    if calibration is None:
         return None if sure is None else sure.stamp(features)
-    return (b"" if sure is None else sure.stamp(features)) + calibrated.stamp()
+    return (b"" if sure is None else sure.stamp(features)) + calibration.stamp()
 
 
 def choices_in(views: Sequence[View]) -> Choices | None:

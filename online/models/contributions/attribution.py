@@ -53,7 +53,7 @@ def binary_factors(
         near = -_SMALL < far < _SMALL
         slopes.append(vote * share * (1.0 - share) if near else step / far)
     p = mixed(votes, shares)
-    base, output = _log_odds(start, 1.0 - start), _log_odds(p, 1.0 - p)
+    base, output = log_odds(start, 1.0 - start), log_odds(p, 1.0 - p)
     factor = _to_log_odds(output - base, rise, p)
     if not up:
         base, output, factor = -base, -output, -factor
@@ -70,7 +70,7 @@ def class_factors(
     """
     first, last = softmax(before), softmax(after)
     start, rises = votes @ first, last[:, column] - first[:, column]
-    base, output = _log_odds(start[column], start.sum() - start[column]), _log_odds(*ends)
+    base, output = log_odds(start[column], start.sum() - start[column]), log_odds(*ends)
     step = after - before
     shares = softmax(before + _ALONG * step)
     p = shares[:, :, column]
@@ -84,7 +84,8 @@ def class_factors(
     return base, output, worths
 
 
-def _log_odds(p: float, rest: float) -> float:
+def log_odds(p: float, rest: float) -> float:
+    """Return the log odds of a probability ``p`` against that of the rest."""
     return math.log(max(p, LOG_CLIP)) - math.log(max(rest, LOG_CLIP))
 
 

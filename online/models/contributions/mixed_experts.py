@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from online.models.base import Prediction
-from online.models.contributions.attribution import binary_factors, class_factors
+from online.models.contributions.attribution import binary_factors, class_factors, log_odds
 from online.models.experts.exponential_weights import Terms, logistic, mixed
 from online.models.experts.linear import EXPERTS
 from online.models.selfrate import Binary, Multiclass, Regression, SelfRateModel
-from replay.example import Features
+from replay.example import Features, Label
 
 _Contributed = tuple[Prediction, float, float, Any]
 """The answer, its base and output (see ``Terms``), and the factor of each expert's output."""
@@ -62,15 +62,22 @@ def _of_two(model: Binary, row: Any, nothing: Any) -> _Contributed:
 
 
 def _of_classes(model: Multiclass, row: Any, nothing: Any) -> _Contributed:
-    answer = model._answer(row)
-    shares = answer.probabilities
+    """The correction by recent labels belongs to the base, since it is the same for all rows."""
+    answer, plain = model._answer(row), model._answer(row, corrects=False).probabilities
     assert answer.label is not None
-    assert shares is not None
-    rest = sum([p for label, p in shares.items() if label != answer.label])
+    assert answer.probabilities is not None
+    assert plain is not None
+    ends, shown = _ends(plain, answer.label), _ends(answer.probabilities, answer.label)
     before, after = (model._take(x, learns=False).outputs() for x in (nothing, row))
-    column, ends = model._experts.labels[answer.label], (shares[answer.label], rest)
-    votes = np.array(model._mixture.votes())
-    return answer, *class_factors(votes, before, after, column, ends)
+    column, votes = model._experts.labels[answer.label], np.array(model._mixture.votes())
+    base, output, worths = class_factors(votes, before, after, column, ends)
+    by = log_odds(*shown) - log_odds(*ends)
+    return answer, base + by, output + by, worths
+
+
+def _ends(shares: Mapping[Label, float], label: Label) -> tuple[float, float]:
+    """Return the probabilities of the label and of all others."""
+    return shares[label], sum([p for other, p in shares.items() if other != label])
 
 
 def _of_number(model: Regression, row: Any, nothing: Any) -> _Contributed:

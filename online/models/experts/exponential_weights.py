@@ -17,7 +17,7 @@ import numpy as np
 
 from online.models.experts.linear import Floats
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
-from replay.example import Example
+from replay.example import Example, label_text
 
 FADE: Final = 0.995
 """Discount factor of the recent losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
@@ -28,14 +28,36 @@ LONG: Final = 1.0 - 1.0 / 3_000.0
 LONG_SHARE: Final = 1.0 / 3.0
 """Share of each weight that follows from the long-run losses, unless these say more."""
 
+UNANSWERED: Final = b"?"
+"""Notes of an answer of several classes that was given before any label was known."""
+
 _LOSSES: Final = "losses"
 _LASTING: Final = "lasting"
+_HALF: Final = np.dtype("<f2")
+_WHOLE: Final = 1.01  # probabilities sum to 1 within rounding
+
+
+class NotedClasses(NamedTuple):
+    """The answers to a row of several classes, by class in the order of the row's score.
+
+    Attributes:
+        shares: Each expert's probability of each class.
+        answer: The mixture's; None: the row has no valid score.
+        corrected: The corrected answer (:mod:`online.models.experts.label_shift`); None: none.
+        own: Index of the row's label; None: it was unknown then.
+    """
+
+    shares: Floats
+    answer: Floats | None
+    corrected: Floats | None
+    own: int | None
 
 
 class NotesFormat:
     """The ``struct`` formats of notes, which hold the experts' answers, by their size in bytes.
 
-    Probabilities are stored as half floats, which is exact enough to compute losses.
+    Probabilities are stored as half floats, which is exact enough to compute losses.  With several
+    classes the factors of the correction may follow, negative if the answer was corrected.
     """
 
     def __init__(self, *experts: int) -> None:
@@ -47,9 +69,47 @@ class NotesFormat:
         """Return the experts' noted probabilities of True; None if the row has none."""
         return _unpack(self.halves, row)
 
+    def of_classes(self, row: Example | None) -> NotedClasses | None:
+        """Return what was answered to a row of several classes; None: nothing is noted."""
+        if row is None or not row.score or row.notes is None:
+            return None
+        labels, text = list(row.score), label_text(row.label)
+        rows, left = divmod(len(row.notes), len(labels) * _HALF.itemsize)
+        if left or not {rows, rows - 1}.intersection(self.experts):
+            return None
+        shares = np.frombuffer(row.notes, _HALF).reshape(rows, -1).astype(np.float64)
+        score = np.array([*row.score.values()])
+        valid = bool(score.min() >= 0.0 and 0.0 < score.sum() <= _WHOLE)
+        answer: Floats | None = score if valid else None
+        corrected: Floats | None = None
+        if rows not in self.experts:
+            *_, factors = shares
+            shares = shares[:-1]
+            if valid and factors.all():
+                if factors[0] > 0.0:
+                    corrected = _whole(score * factors)
+                else:
+                    answer, corrected = _whole(score / -factors), score
+        own = labels.index(text) if text in row.score else None
+        return NotedClasses(shares, answer, corrected, own)
+
     def numbers(self, row: Example | None) -> Sequence[float] | None:
         """Return the experts' noted numbers; None if the row has none."""
         return _unpack(self.doubles, row)
+
+
+def class_losses(shares: Floats, own: int | None) -> Floats:
+    """Return the loss of each row of probabilities; ``own`` is the true class, None: not there."""
+    p = 0.0 if own is None else shares[:, own]
+    brier = (shares * shares).sum(axis=1) + 1.0 - 2.0 * p
+    losses: Floats = (2.0 * (p < shares.max(axis=1)) + brier) / 3.0
+    return losses
+
+
+def _whole(shares: Floats) -> Floats:
+    """Return the probabilities divided by their sum."""
+    whole: Floats = shares / shares.sum()
+    return whole
 
 
 def _unpack(forms: Mapping[int, str], row: Example | None) -> Sequence[float] | None:

@@ -161,10 +161,10 @@ def test_it_is_a_sum_over_the_rows_and_stands_behind_another_stamp() -> None:
     merge(values, part.cut())
     again.reset(values)
     assert again.stamp() == part.stamp()
-    both = stamp_of([sure, part], {})
+    both = stamp_of(sure, part, {})
     assert both == sure.stamp() + part.stamp()
-    assert stamp_of([], {}) is None
-    assert stamp_of([part], {}) == part.stamp()
+    assert stamp_of(None, None, {}) is None
+    assert stamp_of(None, part, {}) == part.stamp()
     example = row(given[0], True, both)
     before = part.summary()["n"], sure.summary()["n"]
     part.add(example)
