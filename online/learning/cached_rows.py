@@ -29,9 +29,12 @@ from paramserver.core.wire import SyncReply, WireBlock
 from replay.example import Features
 
 ASKED_MAX: Final = 65_536
-"""Greatest number of missing rows that are requested at a time; others are when used again."""
+"""Greatest number of missing rows that wait to be requested; others are noted when used again."""
 
-LOOKED_AT_MAX: Final = 4_096
+REQUESTED_MAX: Final = 1_024
+"""Greatest number of missing rows in one request, first of events that are about to be learned."""
+
+LOOKED_AT_MAX: Final = 2_048
 """Greatest number of rows that are looked at to find some to evict, between two exchanges."""
 
 _LOOKED_AT: Final = 8  # for each row that is to be evicted
@@ -110,9 +113,16 @@ class CachedRows:
         return bool(self.ask(self.ids_of(features)))
 
     def request(self, *, every: bool) -> dict[str, bytes]:
-        """Return the ids to request; with ``every`` those of held rows, too."""
+        """Return the ids to request; with ``every`` those of held rows, too.
+
+        With twice as many rows as the bound, only what is about to be learned is requested.
+        """
         self.every = every
-        ids = [*self._asked, *self._uses] if every else [*self._asked]
+        asked = dict.fromkeys(i for i in self.soon if i in self._asked)
+        if len(self._uses) < 2 * self.most:
+            asked |= dict.fromkeys(islice(self._asked, REQUESTED_MAX))
+        missing = [*islice(asked, REQUESTED_MAX)]
+        ids = [*missing, *self._uses] if every else missing
         self._sent = frozenset(ids)
         return {self.block: np.array(ids, dtype=ID).tobytes()}
 
