@@ -107,7 +107,7 @@ class ReceiptMaker:
 
     @property
     def _words(self) -> tuple[str, str]:
-        """What is asked of the model, and what it is told then."""
+        """Return the words for what the model was asked for, and what it learns then."""
         chooses = self._replica.settings.reward_range is not None
         return ("choice", "reward") if chooses else ("prediction", "label")
 
