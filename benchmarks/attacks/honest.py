@@ -5,8 +5,8 @@ service does it, by the plain model and by one behind the filters.  Once all row
 source, as they do where nobody has heard of sources, and once they are dealt to ten, without and
 with a root set of the stream's first rows.  Then to sources that differ as honest ones do: each
 sends some labels nine times of ten, five report one label (or a third of them) that nobody else
-sends, a few send most rows, one sends half of them (with nine of ten of one label), or one sends
-200 rows after another.
+sends, a few send most rows, or one sends 200 rows after another.  More ways are in
+:mod:`benchmarks.attacks.deals`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ DEALT: Final = (
     ("by size", 12, False),
     ("by size", 60, False),
     ("one after another", 12, False),
-    ("half", 26, False),
-    ("half, one label", 26, False),
 )
 POINTS: Final = 0.5
 """Of accuracy that filters may cost."""
@@ -106,9 +104,6 @@ def source_of(deal: str, sources: int, n: int, label: Label, draw: random.Random
         return f"s{groups * draw.randrange(sources // groups) + group}"
     third = zlib.crc32(str(label).encode()) % 3 == 0
     reported = label if isinstance(label, bool) else third
-    if deal.startswith("half"):
-        share = 0.5 if deal == "half" else 0.9 if reported else 0.1
-        return f"s{0 if draw.random() < share else draw.randrange(1, sources)}"
     if deal == "one label":
         return f"s{draw.randrange(5) if reported else draw.randrange(5, sources)}"
     if deal == "by size":

@@ -36,6 +36,9 @@ STEP_MAX: Final = 2.0
 UNLIKELY: Final = "unlikely"
 """Name of the test on unlikely labels, which keeps little positive evidence."""
 
+_OF_ONE_LABEL: Final = "surprise "
+"""Prefix of the names of tests on a single label."""
+
 _DOUBTED: Final = -1.0
 _TRUSTED: Final = 2.0
 
@@ -158,15 +161,25 @@ class Source:
     def trusted(self) -> bool:
         """Whether the tests are clearly for it: one (not only ``UNLIKELY``) or all that judged it.
 
-        Tests of a single label judge few events, so they need only have nothing against it.
+        None may be against it.
         """
         nats = max([e for test, e in self.evidence.items() if test != UNLIKELY], default=0.0)
         return self.unblamed and max(nats, self.standing) >= _TRUSTED
 
     @property
     def unblamed(self) -> bool:
-        """Whether no test has evidence against it that is worth mentioning."""
-        return self.standing >= _DOUBTED
+        """Whether no test has evidence against it that is worth mentioning.
+
+        Tests of a single label count together: a source that mostly sends one label contradicts
+        predictions of the others more often, and its own label less.
+        """
+        of_one_label = 0.0
+        for test, nats in self.evidence.items():
+            if test.startswith(_OF_ONE_LABEL):
+                of_one_label += nats
+            elif nats < _DOUBTED:
+                return False
+        return of_one_label >= _DOUBTED
 
     @property
     def doubted(self) -> bool:

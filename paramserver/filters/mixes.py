@@ -70,6 +70,7 @@ class Mixes:
         self._of: dict[str, _Counts] = {}  # last heard at the end
         self._usual: tuple[float, float] | None = None  # odds of each label, of the median source
         self._denied: tuple[float | None, float | None] = (None, None)  # shares, likewise
+        self._compared = False  # four sources send both labels
 
     def hear(self, source: str, label: str | None, loss: float) -> None:
         """Count a label and its loss."""
@@ -95,12 +96,13 @@ class Mixes:
         total = sum(counts.said)
         return total >= _ENOUGH and counts.said[at] >= _NEARLY_ALL * total
 
-    def rate(self, rate: float, source: str, answer: str) -> float:
+    def rate(self, rate: float, source: str, answer: str, *, large: bool = False) -> float:
         """Return the expected rate at which an honest source contradicts this prediction.
 
-        ``rate`` is the rate of sources with the usual mix; the result is never lower.
+        ``rate`` is the rate of sources with the usual mix; the result is never lower.  ``large``:
+        the source has always sent so much that others are no standard for its mix.
         """
-        if self._usual is None:
+        if self._usual is None or (self._compared and not large):
             return rate
         counts, at = self._of.get(source), self._at.get(answer)
         if counts is None or at is None:
@@ -131,7 +133,8 @@ class Mixes:
             for counts in now
             if (total := sum(counts.said)) >= _ENOUGH
         ]
-        if len(shares) < SOURCES_MIN or self._both() >= SOURCES_MIN:
+        self._compared = self._both() >= SOURCES_MIN
+        if len(shares) < SOURCES_MIN:
             self._usual = None
             return
         share = median(shares)

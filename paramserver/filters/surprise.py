@@ -55,11 +55,19 @@ _FAR_HOSTILE: Final = 0.5
 _HEARD: Final = 0.3
 """Weight of far-off events while they are frequent over all sources."""
 
+_DENIED_MORE: Final = 0.1
+_BESIDE_SMALL_ONES: Final = 4.0
+"""Margin for the rate at which a source that only small ones can be compared with is contradicted,
+above theirs; and the greatest evidence for it in nats."""
+
 _LARGEST: Final = 1.0
 """Greatest error that is learned with numeric labels, in units of the 90 % quantile."""
 
 ABOUT: Final = "surprise about "
 """Prefix of the names of tests on one label, which the label follows."""
+
+_LARGE: Final = 4.0
+"""Size, relative to the median source, from which on a source's own mix of labels counts."""
 
 _LEAST: Final = 0.25
 _GOOD: Final = 6.5
@@ -130,29 +138,30 @@ class Surprise(Filter):
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
-            return OFF
+            return self._beside_small_ones(event, source)
         of_all = self._answer is None
         if not of_all and not self._concerns(event.answer, event.label):
             return PASS
         loss, bounds = event.loss, self.bounds.get(self.losses.kind(event.label))
         if loss is None or bounds is None:
-            return PASS
+            return self._beside_small_ones(event, source)
         rate, numbers = self.voices.rate(source.name), self._numbers
         if rate is None:
-            return PASS
+            return self._beside_small_ones(event, source)
+        flooding, size = source.name in self.voices.flooding, self.voices.size(source.sent)
         if self._answer is not None:
-            rate = self.mixes.rate(rate, source.name, self._answer)
+            large = size >= _LARGE and not flooding
+            rate = self.mixes.rate(rate, source.name, self._answer, large=large)
         if rate >= _RATE_MAX:
             return PASS
         hostile, fresh = rate + _APART, self._fresh
         if hostile < _HOSTILE:
             hostile = _HOSTILE
-        if (size := self.voices.size(source.sent)) > 1.0:
+        if size > 1.0:
             fresh /= size**0.5  # its events between two events of others are correlated
         if numbers:
             fresh *= max(1.0 / self.voices.run(source.name) ** 2, _OF_A_RUN)
         hit, far = loss > bounds.high, loss > bounds.far
-        flooding = source.name in self.voices.flooding
         allowed, weight, reason = 1.0, 1.0, ""
         if flooding or (of_all and not numbers):
             allowed = self._allowed(source, flooding=flooding)
@@ -164,7 +173,7 @@ class Surprise(Filter):
                 reason = _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON
-        if hit and loss <= bounds.against:
+        if hit and (loss <= bounds.against or self.voices.is_hard(event.label)):
             evidence = 0.0
         elif far:
             far_rate, rush = self.voices.far(event.source)
@@ -182,6 +191,29 @@ class Surprise(Filter):
                 evidence *= allowed  # a flood must not earn positive evidence by its volume
         return Opinion(weight, evidence, loss, "" if weight == 1.0 else reason)
 
+    def _beside_small_ones(self, event: Event, source: Source) -> Opinion:
+        """Judge a source beside all small and new ones together, if too few can be compared.
+
+        So a large source is soon trusted.  New names are free: for what they say no source is
+        condemned, and it is trusted with little more than it takes.
+        """
+        known, denied = source.evidence.get(self.name, 0.0), self._is_denied(event)
+        apart = source.taken >= EARNED and self.voices.run(source.name) == 1
+        if denied is None or not apart or not 0.0 <= known <= _BESIDE_SMALL_ONES:
+            return PASS if self.bounds else OFF
+        usual = min(self._new.denied + _DENIED_MORE, 0.5)
+        nats = 0.5 * math.log(usual / (1.0 - usual))
+        nats = max(nats, -known) if denied else min(-nats, _BESIDE_SMALL_ONES - known)
+        return Opinion(1.0, nats, event.loss or 0.0)
+
+    def _is_denied(self, event: Event) -> bool | None:
+        """Return whether another label would have been likelier; None: unknown, as for numbers."""
+        if event.loss is None or self._answer is not None:
+            return None
+        if self.losses.two:
+            return event.loss > math.log(2.0)
+        return None if event.other is None else event.loss > event.other[1]
+
     def watch(self, arrivals: Arrivals) -> None:
         """Use the chain's arrivals, by which flooding sources get less weight."""
         self.arrivals = arrivals
@@ -197,7 +229,7 @@ class Surprise(Filter):
         return allowed
 
     def _concerns(self, answer: str | None, label: str | None) -> bool:
-        if self._answer is None or answer == self._answer:
+        if self._answer is None or (answer == self._answer and not self._about):
             return True
         return self._about and label == self._answer
 
@@ -207,13 +239,17 @@ class Surprise(Filter):
             return
         if self._counts:
             self.mixes.hear(event.source, event.label, loss)
+        if self._answer is None and (source.taken < EARNED or source.sent <= self.voices.usual):
+            self._new.note(denied=self._is_denied(event))
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
         if bounds is not None and concerned:
             hit = loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
-            self._count(source, event.weight, hit=hit, far=loss > bounds.far)
+            self._count(source, event.label, event.weight, hit=hit, far=loss > bounds.far)
+        elif not self.bounds:
+            self.voices.pass_by(source.name)
         if not self._adds or not taken or source.doubted:
             return
         if not self._counts or self.losses.add(event.source, event.label, loss, event.other):
@@ -233,9 +269,11 @@ class Surprise(Filter):
         denied = self._answer is not None and loss > math.log(2.0)
         answer = self._answer if denied != (label == self._answer) else None
         if self._concerns(answer, label):
-            self._count(source, 1.0, hit=loss > bounds.high, far=loss > bounds.far)
+            self._count(source, label, 1.0, hit=loss > bounds.high, far=loss > bounds.far)
 
-    def _count(self, source: Source, weight: float, *, hit: bool, far: bool) -> None:
+    def _count(
+        self, source: Source, label: str | None, weight: float, *, hit: bool, far: bool
+    ) -> None:
         if source.quarantined:
             return
         new = source.taken < EARNED
@@ -244,7 +282,7 @@ class Surprise(Filter):
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.sent, hit=hit, far=far)
+            self.voices.hear(source.name, source.sent, hit=hit, far=far, label=label)
 
     def refresh(self, sources: Sequence[Source]) -> None:
         if self._counts:
@@ -265,6 +303,8 @@ class Surprise(Filter):
 
 
 _NEW_LATELY: Final = 32.0
+_DENIED_LATELY: Final = 16.0
+_DENIED_MIN: Final = 0.1
 _NEW_SHARE: Final = 0.05
 _FADE: Final = 1.0 - 1.0 / 256.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
@@ -277,9 +317,14 @@ class Newcomers:
     """The rate of surprises (*hits*) of all sources together that are not established.
 
     Each event counts as it weighs.
+
+    Attributes:
+        denied: Rate at which the model lately found another label likelier than that of a new or
+            small source.
     """
 
     def __init__(self) -> None:
+        self.denied = 0.5
         self._rate = 0.0
         self._surprises = 0.0  # weight of theirs, lately
         self._established = 0.0  # weight of the others' events, lately
@@ -298,6 +343,12 @@ class Newcomers:
     def most(self, weight: float) -> float:
         """Return the factor by which one of their events weighs no more than is usual."""
         return 1.0 if self._established < EARNED else min(self._usual / weight, 1.0)
+
+    def note(self, *, denied: bool | None) -> None:
+        """Count whether the model found another label likelier than that of one such event."""
+        if denied is None:
+            return
+        self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
     def weight(self, rate: float) -> float:
         """Return the weight of their hits, given the greatest rate of established sources."""

@@ -144,6 +144,8 @@ class Unlikely(Filter):
                 return PASS
             else:
                 says = _NOTHING
+        if says.doubt < 0.0 and self._surprise.voices.is_hard(event.label):
+            says = _NOTHING
         again = self._surprise.again ** self.voices.gap(event.source)
         fresh = (1.0 - again) / (1.0 + again)
         if (size := self.voices.size(source.sent)) > 1.0:

@@ -42,9 +42,10 @@ source has sent one event without surprise, more than honest sources use."""
 class _Voice:
     """A source's moving averages over about nine and about three events, and its allowance."""
 
-    __slots__ = ("allowed", "at", "calm_at", "far", "just", "just_far", "rate")
+    __slots__ = ("allowed", "at", "calm_at", "far", "hard", "just", "just_far", "rate")
 
     def __init__(self) -> None:
+        self.hard: str | None = None  # the label of its last event if it was a surprise
         self.rate = self.far = self.just = self.just_far = 0.0
         self.at, self.calm_at, self.allowed = 0, 0.0, _DEPTH
 
@@ -177,12 +178,16 @@ class Voices(Rates):
         self.many = 1
         self._calm = 0.0  # events without surprise, divided by the number of sources
 
-    def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
+    def hear(
+        self, source: str, taken: int, *, hit: bool, far: bool, label: str | None = None
+    ) -> None:
         """Count an event: ``hit``, a surprise; ``far``, far off; ``taken``: its source's events."""
         voice = self._active(source)
         allowed = self._allowed(source, voice, taken)
+        voice.hard = label if hit else None
         if hit:
-            allowed = allowed - 1.0 if allowed > 1.0 else 0.0
+            if not self.is_hard(label):
+                allowed = allowed - 1.0 if allowed > 1.0 else 0.0
         elif voice.rate <= self._usual_rate or allowed >= 1.0:  # not from suspicious ones
             self._calm += 1.0 / self.many
         voice.allowed, voice.calm_at = allowed, self._calm
@@ -201,6 +206,14 @@ class Voices(Rates):
         back = (usual if usual > _ROUND else _ROUND) * (self._calm - voice.calm_at)
         allowed, most = voice.allowed + size * back, _DEPTH * size
         return most if allowed > most else allowed
+
+    def is_hard(self, label: str | None) -> bool:
+        """Return whether the last events of most active sources were surprises with this label."""
+        if label is None:
+            return False
+        now = self._look()
+        hard = [voice.hard for voice in now.values()].count(label)
+        return 2 * hard >= len(now) >= 2 * SOURCES_MIN
 
     def weight(self, source: str, taken: int) -> float:
         """Return the weight of a source's events from its remaining allowance."""

@@ -50,6 +50,7 @@ TABLES: Final = {
     "floods",
     "forgetting",
     "freshness",
+    "honest",
     "hostile-http",
     "hosts",
     "http",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from paramserver.filters import chain as module
@@ -124,9 +126,9 @@ def test_a_flood_would_be_a_turn_if_it_had_a_say_for_each_event(
     """Control."""
     hear, heard = Voices.hear, [0]
 
-    def of_events(voices: Voices, source: str, taken: int, *, hit: bool, far: bool) -> None:
+    def of_events(voices: Voices, source: str, taken: int, **given: Any) -> None:
         heard[0] += 1
-        hear(voices, f"{source}-{heard[0] // 2}", taken, hit=hit, far=far)
+        hear(voices, f"{source}-{heard[0] // 2}", taken, **given)
 
     monkeypatch.setattr(Voices, "hear", of_events)
     lies = [(name, 5.0) for name in LIARS for _ in range(12)]

@@ -59,7 +59,7 @@ def test_who_reports_one_label_only_is_not_condemned_for_those_that_the_model_mi
     monkeypatch: pytest.MonkeyPatch, share: float, seed: int, works: bool
 ) -> None:
     if not works:  # the mutant: all that it sends where the other label is answered is a surprise
-        monkeypatch.setattr(Mixes, "rate", lambda self, rate, source, answer: rate)
+        monkeypatch.setattr(Mixes, "rate", lambda self, rate, *args, **given: rate)
     chain, weight = sent(lambda truth: True if truth else None, share=share, seed=seed, alone=True)
     assert (condemned(chain) == set()) is works
     assert weight > 0.9 or not works, weight

@@ -9,18 +9,24 @@ from math import exp, log
 import pytest
 
 from online.trust.filtering import _unweighed
+from paramserver.filters import surprise
 from paramserver.filters.arrivals import Arrivals
-from paramserver.filters.base import CLIPPED, Event, Source
+from paramserver.filters.base import CLIPPED, PASS, Event, Source
 from paramserver.filters.chain import by_name
+from paramserver.filters.losses import Losses, Null
+from paramserver.filters.mixes import Mixes
 from paramserver.filters.rate import Rate
 from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
+from paramserver.filters.voices import Voices
 
 LABELS = ("false", "true")
 ROWS, BEGIN = 1_500, 500
 
 
-def learned(senders: dict[str, list[str]], *, weighs: bool = True) -> Counter[str]:
+def learned(
+    senders: dict[str, list[str]], *, weighs: bool = True, begin: int = BEGIN
+) -> Counter[str]:
     """Weight learned of each source's rows after the first; ``n of`` a name are its rows.
 
     Each row is sent by any of those named for its label, which is the likelier one in nine of ten.
@@ -39,7 +45,7 @@ def learned(senders: dict[str, list[str]], *, weighs: bool = True) -> Counter[st
         if verdict.verdict == CLIPPED and not weighs:
             verdict = _unweighed(verdict)
         chain.observe(event, verdict)
-        if i >= BEGIN:
+        if i >= begin:
             out[source] += verdict.factor if verdict.taken else 0.0
             out[f"n of {source}"] += 1
     return out
@@ -48,6 +54,11 @@ def learned(senders: dict[str, list[str]], *, weighs: bool = True) -> Counter[st
 def part_of(found: Counter[str], names: list[str]) -> float:
     """The share of the rows of these sources that is learned."""
     return sum(found[x] for x in names) / sum(found[f"n of {x}"] for x in names)
+
+
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare no source with the small ones together."""
+    monkeypatch.setattr(Surprise, "_beside_small_ones", lambda self, event, source: PASS)
 
 
 SMALL = [f"s{i:02d}" for i in range(25)]
@@ -63,15 +74,17 @@ def test_it_was_not_while_a_few_labels_did_not_speak_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Control: each test, also of one label, had to have four nats for it."""
+    alone(monkeypatch)
     trust = lambda self: min((e for t, e in self.evidence.items() if t != "unlikely"), default=0.0)  # noqa: E731
     monkeypatch.setattr(Source, "trusted", property(lambda self: trust(self) >= 4.0))
-    assert part_of(learned(HALF), ["big"]) < 0.95
+    assert part_of(learned(HALF, begin=200), ["big"]) < 0.95
 
 
 def test_nor_while_what_its_budget_kept_out_made_it_smaller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Control: a small source that sends so much floods, and has the allowance of a small one."""
+    alone(monkeypatch)
     monkeypatch.setattr(Source, "sent", property(lambda self: self.taken))
     assert part_of(learned(HALF, weighs=False), ["big"]) < 0.95
 
@@ -80,6 +93,7 @@ def test_nor_while_what_its_budget_kept_out_made_it_smaller(
 def test_one_that_alone_sends_a_label_is_trusted_if_it_fits_its_rows(
     monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
+    alone(monkeypatch)  # by which they are trusted, too
     if not works:
         monkeypatch.setattr(Unlikely, "_is_proven", lambda self, label, source: False)
     found = learned({"false": SMALL, "true": ["one", "two"]})
@@ -120,3 +134,98 @@ def test_a_contradiction_that_was_made_good_costs_no_trust() -> None:
     assert rate.judge(Event("s0", b""), source).factor == 1.0
     source.evidence["surprise at true"] = -2.0
     assert rate.judge(Event("s0", b""), source).factor < 1.0
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("weighs", [True, False])
+def test_a_large_source_among_eighty_small_ones_is_soon_trusted(
+    monkeypatch: pytest.MonkeyPatch, weighs: bool, works: bool
+) -> None:
+    if not works:
+        alone(monkeypatch)
+    tiny = [f"s{i:02d}" for i in range(80)]
+    found = learned({x: tiny + ["big"] * 120 for x in LABELS}, weighs=weighs, begin=100)
+    assert (part_of(found, ["big"]) > 0.9) is works
+
+
+def test_small_sources_condemn_nobody() -> None:
+    """A large source that lies where only new ones are beside it loses trust, and no more."""
+    test, source = Surprise(answers=LABELS), Source("big", taken=50)
+    for i in range(40):
+        small = Event(f"s{i}", b"", None, 0.1, label="true", answer="true")
+        test.learn(small, PASS, Source(f"s{i}"), taken=True)
+    for label, loss, least, most in (("true", 0.1, 2.0, 4.0), ("false", 3.0, 0.0, 0.0)):
+        for _ in range(40):
+            event = Event("big", b"", None, loss, label=label, answer="true")
+            opinion = test.judge(event, source)
+            known = source.evidence.get("surprise", 0.0)
+            source.evidence["surprise"] = known + opinion.evidence
+        assert least <= source.evidence["surprise"] <= most
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_large_source_is_held_to_its_own_mix_of_labels(
+    monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """It sends nine of ten of what is true, also where the model missed it."""
+    if not large:
+        monkeypatch.setattr(surprise, "_LARGE", 1e9)
+    test = Surprise("false", losses=Losses(answers=LABELS), mixes=Mixes(LABELS))
+    for i in range(200):
+        test.mixes.hear(SMALL[i % 25], LABELS[i % 25 % 2], 0.1)
+        test.mixes.hear(SMALL[i % 25], LABELS[i % 25 % 2 == 0], 0.1)
+        test.mixes.hear("big", LABELS[i % 10 > 0], 0.1)
+    test.mixes.refresh()
+    for name in SMALL:
+        for _ in range(4):
+            test.voices.hear(name, 20, hit=False, far=False)
+    test.bounds = {label: Null(0.5, 4.0, 0.3) for label in LABELS}
+    test.voices.usual, event = 20, Event("big", b"", None, 0.9, label="true", answer="false")
+    evidence = test.judge(event, Source("big", taken=400)).evidence
+    assert (-0.1 < evidence <= 0.0) is large, "in nine of ten such rows an honest one does"
+    small = test.judge(event, Source("big", taken=30)).evidence
+    assert small < -0.5, "four small sources send both"
+
+
+def test_tests_of_one_label_blame_together() -> None:
+    source = Source("big", taken=50)
+    source.evidence = {"surprise": 8.0, "surprise at true": -3.0, "surprise about false": 6.0}
+    assert source.trusted
+    source.evidence["surprise about false"] = 1.0
+    assert not source.trusted, "they are against it together"
+    source.evidence |= {"surprise about false": 6.0, "samples": -1.5}
+    assert not source.trusted, "another test is"
+
+
+def seasons(length: int = 200, many: int = 6) -> float:
+    """Mean weight of rows that all have one label, and all the other one in the next season."""
+    chain = by_name(("surprise",), None, None, answers=LABELS)
+    draw, bias, weight = random.Random(3), 0.0, 0.0
+    for i in range(length * many):
+        label = LABELS[i // length % 2]
+        share = 1.0 / (1.0 + exp(-bias - draw.gauss(0.0, 0.5)))
+        loss = -log(share if label == "true" else 1.0 - share)
+        event = Event(
+            f"s{draw.randrange(26):02d}", i.to_bytes(16, "little"), None, loss, label=label,
+            answer=LABELS[share > 0.5],
+        )  # fmt: skip
+        verdict = chain.decide(event)
+        chain.observe(event, verdict)
+        bias += 0.05 * verdict.factor * ((label == "true") - share)
+        weight += verdict.factor if i >= 2 * length else 0.0
+    return weight / (length * (many - 2))
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_nobody_is_held_for_a_label_that_is_hard_for_most(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:
+        monkeypatch.setattr(Voices, "is_hard", lambda self, label: False)
+    assert (seasons() > 0.85) is works
+
+
+def test_a_test_about_a_label_is_of_what_was_sent_with_it() -> None:
+    test = Surprise("true", about=True)
+    assert test._concerns("false", "true")
+    assert not test._concerns("true", "false"), "that is for the test of what was answered so"
