@@ -42,7 +42,7 @@ class NotedClasses(NamedTuple):
 
     Attributes:
         shares: Each expert's probability of each class.
-        answer: The mixture's; None: the row has no valid score.
+        answer: The mixture's; None: the row has no valid score, or nothing to compare it with.
         corrected: The corrected answer (:mod:`online.models.experts.label_shift`); None: none.
         own: Index of the row's label; None: it was unknown then.
     """
@@ -78,6 +78,9 @@ class NotesFormat:
         if left or not {rows, rows - 1}.intersection(self.experts):
             return None
         shares = np.frombuffer(row.notes, _HALF).reshape(rows, -1).astype(np.float64)
+        own = labels.index(text) if text in row.score else None
+        if rows == self.experts[0]:  # of them alone no answer is judged
+            return NotedClasses(shares, None, None, own)
         score = np.array([*row.score.values()])
         valid = bool(score.min() >= 0.0 and 0.0 < score.sum() <= _WHOLE)
         answer: Floats | None = score if valid else None
@@ -90,7 +93,6 @@ class NotesFormat:
                     corrected = _whole(score * factors)
                 else:
                     answer, corrected = _whole(score / -factors), score
-        own = labels.index(text) if text in row.score else None
         return NotedClasses(shares, answer, corrected, own)
 
     def numbers(self, row: Example | None) -> Sequence[float] | None:

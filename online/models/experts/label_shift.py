@@ -109,10 +109,11 @@ class LabelShift:
 def _factors_of(counts: Floats) -> Floats | None:
     """Return the factor of each class; None if recent labels are as usual."""
     recent, always = counts + PRIOR / counts.shape[1]
-    recent, always = recent / recent.sum(), always / always.sum()
-    if not np.abs(recent - always).sum() / 2.0 > APART:
+    recent /= np.add.reduce(recent)
+    always /= np.add.reduce(always)
+    if not np.add.reduce(np.abs(recent - always)) > 2.0 * APART:
         return None
-    factors: Floats = np.clip(always / recent, 1.0 / _FACTOR_MAX, _FACTOR_MAX)
+    factors: Floats = (always / recent).clip(1.0 / _FACTOR_MAX, _FACTOR_MAX)
     return factors
 
 
