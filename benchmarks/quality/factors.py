@@ -25,6 +25,7 @@ from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from online.models.fm import Fm, FmTable
 from online.models.loading.load import load
+from online.settings.cache import Cache
 from online.settings.model import ModelSettings
 from online.settings.sync import Sync
 from replay.example import Features
@@ -150,7 +151,9 @@ class Sent(Ours):
 class Several:
     """Four replicas of a built-in, each answering every fourth row before it exchanges."""
 
-    def __init__(self, name: str, task: Task, sync: Sync | None = None, **more: Any) -> None:
+    def __init__(
+        self, name: str, task: Task, sync: Sync | None = None, rows: int | None = None, **more: Any
+    ) -> None:
         params = {"text": ["genres"], **more}
         settings = ModelSettings(
             name="stars",
@@ -160,13 +163,16 @@ class Several:
             filters="none",
             sync=sync or Sync(),
         )
+        settings = settings.model_copy(update={"cache": Cache(rows=rows)})
         self._dealt, self._binary = Dealt(settings, 4), task == "binary"
 
     def answer(self, rating: Rating) -> float:
         """Answer as the replica does whose turn it is."""
         replicas = self._dealt.replicas
-        model = replicas[(self._dealt.n + 1) % len(replicas)].learner.serving
-        return Ours(model, "binary" if self._binary else "regression").answer(rating)
+        learner = replicas[(self._dealt.n + 1) % len(replicas)].learner
+        if learner.cache is not None:
+            learner.cache.use(learner.cache.ids_of(row_of(rating)))
+        return Ours(learner.serving, "binary" if self._binary else "regression").answer(rating)
 
     def learn(self, rating: Rating, y: float) -> None:
         """Let it learn the row, and one exchange if it is time."""
@@ -257,6 +263,7 @@ LEARNERS: Final[Mapping[str, Mapping[str, Make]]] = {
     "fm, float16 in pushes, 4 replicas": {
         "": partial(Several, "fm", table=True, sync=Sync(vectors="float16"))
     },
+    "fm, 1,600 rows held, 4 replicas": {"": partial(Several, "fm", table=True, rows=1_600)},
     "fm without pairs": {"": partial(_fm, 0, start=0.0)},
     "fm, user and film only": _each(SEEDS, partial(_fm, genres=False)),
     "fm, k = 4": _each(SEEDS[:1], partial(_fm, k=4)),

@@ -270,7 +270,9 @@ class App:
                 status = 200
                 self._direct.offer(send, request, model, form, headers_in)
                 explain = request.explain
-                result = await serving.explained(request) if explain else serving.predict(request)
+                result = await (
+                    serving.explained(request) if explain else serving.answered(request)
+                )
             elif action == "feedback":
                 request = decode(form.feedback, body)
                 self._direct.offer(send, request, model, form, headers_in)

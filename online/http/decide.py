@@ -51,7 +51,8 @@ def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
         if not choosing:
             hint = "Set `task: choose` for a model, and start again"
             raise RequestError(404, "no_choices", "no model here chooses", None, hint)
-        return HTMLResponse(page.replace('"MODELS"', f'"{",".join(sorted(choosing))}"'))
+        names = sorted(choosing, key=lambda name: (not choosing[name].plain, name))
+        return HTMLResponse(page.replace('"MODELS"', f'"{",".join(names)}"'))
 
     @made.post("/v1/models/{model}/activate")
     async def activate(model: str, request: Request) -> Response:

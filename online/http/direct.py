@@ -223,7 +223,7 @@ class DirectPredictions(HeadHandler):
             request = self.form.predict(body)
         except Exception:  # the application reports the error
             return False
-        if not _is_short(request):
+        if not _is_short(request) or serving.waits:
             return False
         app.untaken.begins(cycle.receive)
         self.direct.under_way += 1

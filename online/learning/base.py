@@ -22,6 +22,7 @@ from typing import ClassVar, Final
 
 from evaluation.metrics import Task
 from online.learning.bounds import Bounds, free_names
+from online.learning.cached_rows import CachedRows
 from online.learning.counters import Tally
 from online.learning.deltas import Track, Tracks
 from online.learning.scores import increments_of, score_of
@@ -124,6 +125,7 @@ class BaseLearner(ABC):
         self.untaught: Callable[[int, int, bytes], bool] = _lacks_nothing
         self.server = ServerView(None)
         self.waits: set[int] = set()
+        self.cache: CachedRows | None = None  # which rows of a table are held; None: all
 
     def decide(self, control: int, frozen: bool) -> None:
         """Take the decisions up to a control row, unless newer ones are known."""

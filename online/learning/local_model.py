@@ -29,8 +29,9 @@ from online.models.base import Compensable, Model, Rounding, Sharing, Walking
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks, Touched
 from paramserver.core.tables.rows import Rows
-from paramserver.core.wire import OrderedState, Push, Version
+from paramserver.core.wire import OrderedState, Push, SyncReply, Version
 from paramserver.filters.losses import Newest
+from replay.example import Example
 from replay.journal.base import Row
 from replay.memory import Memory
 
@@ -175,6 +176,29 @@ class LocalModel(BaseLearner):
         """Last offset of each partition included in the copy that learns."""
         learned = {p: t.next - 1 for p, t in self.tracks.items() if not t.held}
         return {**self.clock, **learned}
+
+    # -- rows of a table, if not all are held ---------------------------------------------------
+
+    def _note_use(self, row: Row, example: Example) -> None:
+        if self.cache is not None:
+            self.cache.learned(example.features, (row.partition, row.offset))
+
+    def _chosen(self, reply: SyncReply) -> SyncReply:
+        """Make room, and return the reply with the rows to hold among its blocks."""
+        if self.cache is None:
+            return reply
+        self.cache.make_room(self._may_be_sent, self._pulled.blocks, self._training.rebase)
+        self.want_all = self.want_all or not self.cache.usable(reply)
+        return self.cache.chosen(reply)
+
+    def _note_arrived(self, reply: SyncReply) -> None:
+        if self.cache is not None:
+            self.cache.took(reply)
+
+    def _may_be_sent(self, place: Place) -> bool:
+        """Whether the event's delta may have to be applied again: no snapshot may have it."""
+        have = min(self.clock.get(place[0], 0), self.durable.get(place[0], 0))
+        return place[0] in self.tracks and place[1] > have
 
     # -- deltas -------------------------------------------------------------------------------
 

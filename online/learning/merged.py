@@ -145,6 +145,7 @@ class Learner(LocalModel):
                 self._restore(example, lesson)
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
         opened.rows.append((row, example, lesson))
+        self._note_use(row, example)
         self.latest = example
         if memory is not None:
             memory.keep(row, example, score)
@@ -239,6 +240,7 @@ class Learner(LocalModel):
         """
         if self._is_old(reply):
             return False
+        reply = self._chosen(reply)
         coming = self.server.complete(reply)
         whole = reply.kind == "all" or coming is not None
         if not whole and (self.want_all or reply.epoch != self.version[0]):
@@ -266,6 +268,7 @@ class Learner(LocalModel):
         else:
             self.server.leave(self._pulled, self._training)
             self._pulled = coming.pulled
+        self._note_arrived(reply)
         keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max, self._newest)
         self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
@@ -275,8 +278,7 @@ class Learner(LocalModel):
         self.server.note(reply, clock, taken=whole)
         self.decide(reply.control, reply.frozen)
         self.want_all = False
-        peer = bool(reply.peer)
-        finish(self.tracks, self.clock, self.durable, reply.closed, from_peer=peer)
+        finish(self.tracks, clock, self.durable, reply.closed, from_peer=bool(reply.peer))
         self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
         lost = self._broken()
         if whole and others and not self.mergeable:

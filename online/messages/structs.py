@@ -56,6 +56,15 @@ Score = Annotated[
 ]
 
 
+MissingRows = Annotated[
+    int | msgspec.UnsetType,
+    Meta(
+        description="rows of the model's table that the answer lacks, because this replica does "
+        "not hold them (`cache.rows`)"
+    ),
+]
+
+
 class NearRow(msgspec.Struct):
     """A learned row near the one that is explained."""
 
@@ -181,6 +190,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
         Explanation | msgspec.UnsetType, Meta(description="present if requested by `explain`")
     ] = msgspec.UNSET
     score: Score = msgspec.UNSET
+    missing_rows: MissingRows = msgspec.UNSET
 
     def __repr__(self) -> str:
         sure = _sure(self.prediction, self.probabilities)
@@ -209,6 +219,7 @@ class Row(msgspec.Struct, omit_defaults=True):
     label_set: LabelSet = msgspec.UNSET
     interval: Interval = msgspec.UNSET
     score: Score = msgspec.UNSET
+    missing_rows: MissingRows = msgspec.UNSET
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):

@@ -265,6 +265,20 @@ class Rounding(Protocol):
         """Drop what rounding has left over.  Call it only while no row is in the open delta."""
 
 
+@runtime_checkable
+class Tabled(Protocol):
+    """A model with a table, of which a replica need not hold all rows.
+
+    Attributes:
+        table: Name of the table's block.
+    """
+
+    table: str
+
+    def row_ids(self, features: Features) -> list[int]:
+        """Return the ids of the rows that predicting or learning a row reads.  Changes nothing."""
+
+
 Before = tuple[Label, float]
 """A learned label that is replaced, and its weight."""
 

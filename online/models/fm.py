@@ -52,7 +52,7 @@ from online.models.features.hashed import Hashed, Words, check_hashing
 from online.models.gradients import Hashing
 from online.models.limited import Limited
 from online.models.state.composite import Composite
-from online.models.state.factors import BIAS, TABLE, NamedLines, Starts, TableLines
+from online.models.state.factors import BIAS, TABLE, NamedLines, Starts, TableLines, id_of
 from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks, Touched
 from paramserver.core.tables.rows import Rows
@@ -215,6 +215,8 @@ class FmTable(FmModel):
     vector's s, in float32.
     """
 
+    table = TABLE
+
     def touched(self, names: Collection[str]) -> Touched:
         """Return the keys outside the table that learning rows with these features may change."""
         return {**self._scaler.touched(names), **self._target.touched([""])}
@@ -242,6 +244,10 @@ class FmTable(FmModel):
         lines = self._machine.lines
         assert isinstance(lines, TableLines)
         return lines
+
+    def row_ids(self, features: Features) -> list[int]:
+        """Return the ids of the rows that predicting or learning a row reads."""
+        return [id_of(key) for key in self.numbers(features)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Exchange:
         self._learner, self._writer, self._store = shared.learner, writer, shared.store
         self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
         self._wake, self._crossing = shared.wake, shared.crossing
-        self._change_lock = shared.change_lock
+        self._change_lock, self._arrivals = shared.change_lock, shared.arrivals
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         self._tables = outside.tables
@@ -142,6 +142,7 @@ class Exchange:
     async def once(self, pushes: list[Push], state: OrderedState | None = None) -> bool | None:
         """Push and pull once; return None without contact, otherwise whether anything changed."""
         learner = self._learner
+        cache = learner.cache
         self._note_acted_on(pushes)
         if learner.want_all:
             await self._begin_with_tables(learner.server.epoch)
@@ -161,6 +162,7 @@ class Exchange:
             state=state,
             marks=self._marks(pushes),
             waits=sorted(learner.waits),
+            rows=None if cache is None else cache.request(every=learner.catching_up),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)
@@ -202,6 +204,7 @@ class Exchange:
         if len(pushes) == _PUSHES:
             self._pace.now.set()
         self._wake.set()
+        self._arrivals.arrived()
         return changed or bool(reply.orphans)
 
     async def _begin_with_tables(self, epoch: int) -> bool:
@@ -259,8 +262,8 @@ class Exchange:
                 log.info("parameter server: %s", error)
                 if isinstance(error, ShardAway):
                     await self._decide(error)
-        if self._learner.ready or self._peers is None:
-            return None
+        if self._learner.ready or self._peers is None or self._learner.cache is not None:
+            return None  # peers that hold some rows only have none to give
         try:
             reply = await self._peers.sync(request, _PEER_TIMEOUT_S)
         except ParamServerError as error:

@@ -62,7 +62,7 @@ class Follower:
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace, self._control = shared.counts, shared.pace, shared.control
         self._wake, self._updates = shared.wake, shared.settings.sync.updates
-        self._change_lock = shared.change_lock
+        self._change_lock, self._arrivals = shared.change_lock, shared.arrivals
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
         self._claims = Claims(
@@ -100,6 +100,7 @@ class Follower:
                     await self._change_lock.unlocked()
                 n = self._learn_alike(rows, at)
                 if n == 0:
+                    await self._arrivals.before(rows, at)
                     if not await self._learn(row):
                         break
                     n = 1

@@ -45,7 +45,8 @@ class Peer:
     async def sync(self, data: bytes) -> bytes | None:
         """Answer an encoded request with a :class:`wire.SyncReply`; None: no values to give.
 
-        None for a model learned in order, too: its values are serialized too rarely.
+        None for a model learned in order, too (its values are serialized too rarely), and if not
+        all rows of a table are held here.
         """
         request = wire.decode_request(data)
         if not request.values:  # only asks whether a peer with values is here
@@ -56,7 +57,7 @@ class Peer:
     async def _answer(self, request: wire.SyncRequest) -> bytes | None:
         learner, age_ms = self._learner, self._age_ms()
         values = learner.pulled
-        if values is None or not learner.ready or age_ms is None:
+        if values is None or not learner.ready or age_ms is None or learner.cache is not None:
             return None
         if request.format != wire.FORMAT:
             return None

@@ -44,6 +44,7 @@ from online.replica.ordered_follower import OrderedFollower
 from online.replica.pace import Pace
 from online.replica.peers import Peer
 from online.replica.reactions import Reactions
+from online.replica.row_arrivals import RowArrivals
 from online.replica.shared import ReplicaParts
 from online.replica.surroundings import Clocks, Identity, Services
 from online.replica.writer import Writer
@@ -97,11 +98,12 @@ class ModelReplica:
         self.durations = Durations()
         self.store = JournalThreads(outside.journal)
         self._pace = Pace(settings.sync.interval_ms / 1e3, alone=who.alone)
+        self.arrivals = RowArrivals(learner, settings.cache, self._pace.now.set)
         self.control = ControlLog(settings.name, who.spec, self.store)
         learner.untaught = self.control.decisions.lacks
         self._shared = ReplicaParts(
             settings, limits, learner, self.store, self.control,
-            self.counts, self._pace, who, clocks, outside.crossing,
+            self.counts, self._pace, self.arrivals, who, clocks, outside.crossing,
         )  # fmt: skip
         self.change_lock = self._shared.change_lock
         self.writer = Writer(self._shared, filters)
@@ -249,6 +251,8 @@ class ModelReplica:
         gauges["from_peer"] = self.exchange.peer is not None
         gauges |= {"names": len(self.learner.vocabulary), "classes": len(self.learner.tally.seen)}
         gauges |= {"served_events": self.served, "served_epoch": self.learner.answer_version[0]}
+        if (cache := self.learner.cache) is not None:
+            gauges |= cache.report()
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
         if self._monotonic_s() >= self._slow_due_s:  # these walk all alarms and all weights

@@ -11,6 +11,7 @@ from online.replica.change_lock import ChangeLock
 from online.replica.control_log import ControlLog
 from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
+from online.replica.row_arrivals import RowArrivals
 from online.replica.surroundings import Clocks, Identity
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
@@ -27,6 +28,7 @@ class ReplicaParts:
         control: The decisions about the model by the journal's control rows.
         counts: Counters by name, sent to the parameter server with each exchange.
         pace: Decides when the next exchange is due.
+        arrivals: Waits for rows of the model's table that are not held.
         who, clocks: Identity of the process, and its clocks.
         crossing: Follows rows of traced requests to other replicas; None: tracing is off.
         wake: Set when there may be rows to learn.
@@ -40,6 +42,7 @@ class ReplicaParts:
     control: ControlLog
     counts: Counter[str]
     pace: Pace
+    arrivals: RowArrivals
     who: Identity
     clocks: Clocks
     crossing: Crossing | None = None

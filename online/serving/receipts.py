@@ -90,9 +90,8 @@ class ReceiptMaker:
             alike = erased or late or unlabelled or event.label == first
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
-                receipt.reason = (
-                    f"the label recorded first is {json.dumps(self._validator.show(first))}"
-                )
+                shown = json.dumps(self._validator.show(first))
+                receipt.reason = f"the {self._words[1]} recorded first is {shown}"
         return receipt
 
     def among(self, i: int, event: EventRow, recorded: Recorded | RequestError) -> Receipt:
@@ -106,6 +105,12 @@ class ReceiptMaker:
         except RequestError as error:
             return refused(error)
 
+    @property
+    def _words(self) -> tuple[str, str]:
+        """Return the words for what the model was asked for, and what it learns then."""
+        chooses = self._replica.settings.reward_range is not None
+        return ("choice", "reward") if chooses else ("prediction", "label")
+
     def _waiting(self, since: float | None, field: str) -> str:
         """Return why a label waits.  Raises RequestError if there is no room, or it has expired."""
         if since is None:
@@ -118,9 +123,7 @@ class ReceiptMaker:
             message = f"no prediction with this id has been recorded for {wait_s:g} s"
             hint = "Send the id of a prediction by this model, or the features with the label"
             raise RequestError(404, "unknown_id", message, f"{field}id", hint)
-        asked, told = "prediction", "label"
-        if self._replica.settings.reward_range is not None:
-            asked, told = "choice", "reward"
+        asked, told = self._words
         return f"no {asked} with this id has been recorded yet; the {told} is kept for it"
 
 

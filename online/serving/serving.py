@@ -109,6 +109,21 @@ class Serving:
         self.replica.counts["predictions"] += len(rows)
         return Predictions(rows, self.name, *facts)
 
+    @property
+    def waits(self) -> bool:
+        """Whether predictions may wait for rows of the model's table."""
+        cache = self.replica.settings.cache
+        return cache.rows is not None and cache.wait_ms > 0
+
+    async def answered(self, request: PredictRequest) -> Prediction | Predictions:
+        """Answer as :meth:`predict`, after rows that are not held have come or were waited for."""
+        if self.waits:
+            asked = [request.features] if request.instances is None else request.instances
+            given = [x for x in asked[: self._limits.rows_max] if x is not None]
+            rows = [self._validator.features(x, "features") for x in given]
+            await self.replica.arrivals.for_answer(rows)
+        return self.predict(request)
+
     async def explained(self, request: PredictRequest) -> Prediction | Predictions:
         """Answer one row with each feature's contribution, letting other requests run meanwhile."""
         self._facts(request)
@@ -175,6 +190,7 @@ class Serving:
             *self._around(answer, features),
             explanation,
             anomalies.score_of(replica, answer),
+            _lacking(replica, features),
         )
 
     def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
@@ -196,6 +212,7 @@ class Serving:
                     row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # a label may arrive
                 self.replica.judge.asked(answer)
+            row.missing_rows = _lacking(self.replica, features_of)
             if self._sure is not None:
                 row.label_set, row.interval = self._around(answer, features_of)
             rows.append(row)
@@ -352,3 +369,10 @@ def _seen(text: str) -> tuple[int, int]:
         raise invalid(
             "after", f"not a `seen`: {text[:80]!r}", "Send it as feedback gave it"
         ) from None
+
+
+def _lacking(replica: ModelReplica, features: Features) -> int | msgspec.UnsetType:
+    """Return how many rows of the model's table the answer lacks, if not all are held."""
+    if (cache := replica.learner.cache) is None:
+        return msgspec.UNSET
+    return len(cache.use(cache.ids_of(features))) or msgspec.UNSET

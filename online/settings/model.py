@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, model_validator
 
 from online.settings.anomaly import Anomaly
+from online.settings.cache import Cache, check_cache
 from online.settings.choose import Choose
 from online.settings.entity import Keys, check_entity
 from online.settings.purposes import PURPOSES, Purpose
@@ -302,6 +303,7 @@ class ModelSettings(Tree):
         "own; the others are counted together",
     )
     sync: Sync = Sync()
+    cache: Cache = Cache()
     snapshots: Snapshots = Snapshots()
     token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction accepts a label")
     learn: Literal["inline", "background"] = Field(
@@ -459,6 +461,7 @@ class ModelSettings(Tree):
     @model_validator(mode="after")
     def _shards_hold_parts(self) -> ModelSettings:
         check_shards(self)
+        check_cache(self)
         return self
 
     def made_of(self) -> dict[str, Any]:

@@ -12,11 +12,15 @@ touched between two requests of a replica must be remembered, however many pushe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
+
+import numpy as np
 
 from paramserver.core.applied import PartialPulls
 from paramserver.core.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
+from paramserver.core.tables.ids import distinct
+from paramserver.core.tables.row_message import ID
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Place, SyncRequest, Version, encode_piece
 
@@ -167,8 +171,10 @@ class WalkedParts(Parts):
         changes_since: Callable[[Version | None], Touched | None],
     ) -> dict[str, Any]:
         """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request."""
-        pulls, reader = self._pulls, request.replica
+        pulls, reader, every = self._pulls, request.replica, values
         pulls.ask(reader, request.since)
+        if request.rows is not None:
+            values = {name: block for name, block in every.items() if block.kind != ROWS}
 
         def known_since(since: Version | None) -> Touched | None:
             known = pulls.touched_since(reader, since)
@@ -177,7 +183,20 @@ class WalkedParts(Parts):
         fields = super().reply_fields(request, values, version, known_since)
         if fields["kind"] == "part" and version in (fields.get("reached"), fields["since"]):
             pulls.begin(reader, version)
+        if request.rows is not None and fields["kind"] in ("changes", "all"):
+            touched = known_since(request.since) if fields["kind"] == "changes" else None
+            fields["rows"] = to_wire(_chosen_rows(every, request.rows, touched or {}))
         return fields
+
+
+def _chosen_rows(values: Blocks, asked: Mapping[str, bytes], touched: Touched) -> Blocks:
+    """Return the rows of tables that were asked for or touched."""
+    chosen: Touched = {}
+    for name, block in values.items():
+        if block.kind == ROWS:
+            ids = np.frombuffer(asked.get(name, b""), dtype=ID).astype(np.uint64)
+            chosen[name] = [distinct(ids), *(touched.get(name) or ())]
+    return select(values, chosen)
 
 
 def _some(data: dict[str, Any], keys: list[str]) -> dict[str, Any]:

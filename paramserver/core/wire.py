@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-FORMAT = 4
+FORMAT = 5
 
 Version = tuple[int, int]
 """``(epoch, count)``: the server's epoch, and the number of pushes ever applied."""
@@ -102,6 +102,8 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
         marks: Trace contexts of rows in the pushes.
         waits: Partitions whose rows this replica waits for: the reply includes their clocks even if
             they are finished, and orphans among them are adopted in addition to others.
+        rows: By table, ids (eight bytes each, little-endian) of rows that are requested; the reply
+            then has no other rows of tables but changed ones.  None: the replica holds all rows.
     """
 
     format: int
@@ -119,6 +121,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     state: OrderedState | None = None
     marks: list[Mark] = []
     waits: list[int] = []
+    rows: dict[str, bytes] | None = None
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -167,6 +170,8 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         peer: Name of the replica that answers in the server's place, with the values of its last
             pull; it applies no push and makes nothing durable.  Empty: the server answers.
         marks: Trace contexts of other replicas' rows that were applied since ``since``.
+        rows: If rows were requested by id: those, and the rows changed since ``since``; blocks has
+            none.  Requested ids without a row are in ``gone``.
     """
 
     format: int
@@ -194,6 +199,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     peer: str = ""
     marks: list[Mark] = []
     reached: Version | None = None
+    rows: dict[str, WireBlock] = {}
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -5,10 +5,10 @@ row, because these are the ones that the model has missed.  So other sources' ra
 no standard for it.  By Bayes' rule the odds of *yes* given a prediction of *no* are proportional to
 the odds of *yes* among all of the source's events.
 
-This adjustment applies only while fewer than four sources send both labels.  Otherwise those
-sources are the standard for all, because an attacker can hide lies about one label among true rows
-of the other.  It also requires that the model contradicts the source's *yes* about as often as that
-of the other senders.
+This adjustment applies only while fewer than four sources send both labels, and to large sources.
+Otherwise those sources are the standard for all, because an attacker can hide lies about one label
+among true rows of the other.  It also requires that the model contradicts the source's *yes* about
+as often as that of the other senders.
 """
 
 from __future__ import annotations

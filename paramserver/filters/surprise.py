@@ -8,7 +8,8 @@ It works with every model that has a loss, including trees.  Its rules:
   send harder labels; a quantile of all losses would be determined by attackers or floods.
 - *The test* is a Bernoulli test.  Honest sources surprise at a rate of at most q₀: twice the median
   over the active established sources (:mod:`paramserver.filters.voices`), at least 20 %.  Hostile
-  ones surprise at 70 % or more.  A source that is active alone is not tested.
+  ones surprise at 70 % or more.  A source beside which too few are established can only gain trust:
+  it is compared with all small sources together.
 - *Far off* is a loss above four times the bound.  It is rare with honest sources (5 %, or twice the
   median), half of what hostile ones send, and counts more, because a model that learns fast soon
   believes a frequent lie, which then no longer surprises.  While far-off events are more frequent

@@ -3,8 +3,9 @@
 A source that surprises more often than the others uses up an allowance; then its events get less
 weight, long before there is enough evidence for quarantine.  The allowance is refilled as *other*
 sources send events without surprise, so that a flood cannot refill its own.  A source that has
-always sent more than the median source has a proportionally larger allowance.  When the stream
-changes, all allowances are reset.
+always sent more than the median source has a proportionally larger allowance.  A surprise with a
+label that is hard for most sources costs nothing.  When the stream changes, all allowances are
+reset.
 """
 
 from __future__ import annotations

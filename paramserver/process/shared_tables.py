@@ -85,9 +85,10 @@ class SharedTables:
 
     def _made_folder(self, epoch: int) -> Path:
         """Make a folder for this server, and remove the model's earlier ones.  Raises OSError."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._folder.stat().st_uid != os.getuid():
-            raise PermissionError("it belongs to another user")
+        for one in (*reversed(self._folder.parents[:2]), self._folder):
+            one.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if one.stat().st_uid != os.getuid():
+                raise PermissionError(f"{one} belongs to another user")
         lineages = (one for one in self._folder.parent.iterdir() if one != self._folder)
         for earlier in (*self._folder.iterdir(), *lineages):
             shutil.rmtree(earlier, ignore_errors=True)

@@ -140,7 +140,7 @@ MUTANTS = [
      "purge counts wrong"),
     (RESERVOIR, "buffers.longterm", "_Body(self._seen, rng_state", "_Body(len(self), rng_state",
      "what was seen is not kept"),
-    (RESERVOIR, "buffers.longterm", "rng_of(kept.rng)", "self._rng",
+    (RESERVOIR, "buffers.longterm", "rng_of(stored.rng)", "self._rng",
      "restore without the generator"),
     (RESERVOIR, "buffers.longterm", "= slots, rng, stored.seen", "= slots, rng, max(len(slots), 1)",
      "restore without what was seen"),

@@ -3,203 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from table_world import EXACT, SPEC, Numbers, World, build, numbers_of, rests_of, row, same
 
 from online.learning.merged import Learner
 from online.models import fm
-from online.models.fm import Fm, FmTable
 from online.models.state import factors
 from online.models.state.factors import TABLE, TableLines
 from paramserver.core import wire
 from paramserver.core.blocks import Blocks, from_wire, merge
 from paramserver.core.server import Server
-from paramserver.core.state import SnapshotState
 from paramserver.core.tables.rows import Rows
-from replay import codec
-from replay.example import Example, Features
-from replay.journal.base import Row, Verdict
-
-SPEC = "s" * 64
-EXACT = 3  # columns that are not rounded: those of the weight, and the vector's s
-Numbers = dict[int, Any]
-
-
-class Info:
-    id, end, sealed, replica, trimmed = 1, 10_000, False, "r", 0
-
-
-def build(*, rounds: bool = True) -> FmTable:
-    model = Fm(4, ["film"], table=True).model_for("regression")
-    assert isinstance(model, FmTable)
-    if rounds:
-        model.round_deltas()
-    return model
-
-
-def row(partition: int, offset: int, user: int, film: int, label: float) -> Row:
-    features: Features = {"user": f"u{user}", "film": film}
-    key = f"{partition}:{offset}".encode().ljust(16)
-    payload = codec.encode(Example(features, label))
-    return Row(0, partition, offset, key, "", "", Verdict.ACCEPTED, 1.0, payload, 1.0)
-
-
-def add(into: Numbers, rows: Rows) -> None:
-    """Add float32 rows, one after the other."""
-    for i, numbers in zip(rows.ids.tolist(), rows.numbers, strict=True):
-        into[i] = into[i] + numbers if i in into else numbers
-
-
-def numbers_of(blocks: Blocks) -> Numbers:
-    """Return the rows of the table by id."""
-    if TABLE not in blocks:
-        return {}
-    rows = blocks[TABLE].data
-    return dict(zip(rows.ids.tolist(), rows.numbers, strict=True))
-
-
-def same(one: Numbers, other: Numbers) -> bool:
-    """Whether both have the same rows, to the bit; a row that is missing has zeros."""
-    nothing = np.zeros(EXACT + 4, np.float32)
-    return all(
-        np.array_equal(one.get(i, nothing), other.get(i, nothing)) for i in one.keys() | other
-    )
-
-
-def lines_of(learner: Learner) -> TableLines:
-    model = learner._training
-    assert isinstance(model, FmTable)
-    return model._table
-
-
-def known_by(learner: Learner) -> Numbers:
-    """Return the model's rows without its open delta."""
-    lines = lines_of(learner)
-    hot = {i: lines._base[at].copy() for i, at in lines._hot.items()}
-    return numbers_of({TABLE: factors.Block("rows", lines._table)}) | hot
-
-
-def rests_of(learner: Learner) -> Numbers:
-    """Return what rounding has left over, by id, when no row is open."""
-    lines = lines_of(learner)
-    return {i: lines._moved[at].astype(np.float64) for i, at in lines._hot.items()}
-
-
-class Replica:
-    """A learner with a journal of its own."""
-
-    def __init__(self, partition: int) -> None:
-        self.partition, self.rows = partition, list[Row]()
-        self.learner = Learner(
-            build, task="regression", spec=SPEC, retain_bytes=1 << 24, rows_max=5
-        )
-        self.learner.open_partition(partition)
-
-    def step(self, draw: random.Random) -> None:
-        """Write a row, and learn all that are wanted."""
-        user, film = draw.randrange(5), draw.randrange(4)
-        label = draw.gauss(0.0, 3.0) + user - film
-        self.rows.append(row(self.partition, len(self.rows) + 1, user, film, label))
-        self.catch_up()
-
-    def catch_up(self) -> None:
-        while True:
-            wanted = [at for _, at in self.learner.wanted() if at <= len(self.rows)]
-            if not wanted:
-                return
-            self.learner.learn(self.rows[wanted[0] - 1])
-
-
-class World:
-    """Three replicas, a server, and what was sent."""
-
-    def __init__(self, seed: int) -> None:
-        self.draw = random.Random(seed)
-        self.server = Server("m", SPEC, "", "sum", 1)
-        self.replicas = [Replica(partition) for partition in (1, 2, 3)]
-        self.summed: Numbers = {}  # what was applied, added up
-        self.bodies: dict[tuple[int, int, int], bytes] = {}  # content of each push, when first sent
-        self.repeats = self.restarts = 0
-        self.saved: tuple[SnapshotState, Numbers] = self._state()
-        for replica in self.replicas:
-            self.exchange(replica)
-
-    def _state(self) -> tuple[SnapshotState, Numbers]:
-        return self.server.begin_snapshot(0.0, None, {}), dict(self.summed)
-
-    def exchange(self, replica: Replica, *, lost: bool = False) -> None:
-        learner = replica.learner
-        pushes = learner.pushes(9)
-        if learner.up_to_date:
-            self._check_known(learner)
-        for push in pushes:
-            self._check_sent(learner, push)
-        request = wire.decode_request(
-            wire.encode(
-                wire.SyncRequest(
-                    wire.FORMAT, "r", replica.partition, pushes, learner.since, True, []
-                )
-            )
-        )
-        acks = []
-        for push in request.pushes:
-            acks.append(self.server.push(push, lambda _: Info))  # type: ignore[arg-type,return-value]
-            if acks[-1].status == "applied" and TABLE in push.blocks:
-                add(self.summed, from_wire(push.blocks)[TABLE].data)
-        reply = wire.encode(self.server.reply(request, acks, [], 0.0))
-        assert same(numbers_of(self.server.values), self.summed), "the sum of what was sent"
-        if not lost:
-            learner.on_reply(wire.decode_reply(reply))
-            replica.catch_up()
-            if learner.up_to_date:
-                self._check_known(learner)
-
-    def _check_sent(self, learner: Learner, push: wire.Push) -> None:
-        """The own delta has the numbers that are sent, each time the same ones."""
-        body = msgspec.msgpack.encode(push.blocks)
-        key = (push.epoch, push.partition, push.first)
-        self.repeats += key in self.bodies
-        assert self.bodies.setdefault(key, body) == body, "a repeat is equal to the bit"
-        own = next(d for d in learner._deltas._kept
-                   if (d.partition, d.first) == (push.partition, push.first))  # fmt: skip
-        sent = from_wire(msgspec.msgpack.decode(body, type=dict[str, wire.WireBlock]))
-        assert same(numbers_of(own.blocks), numbers_of(sent)), "the own delta is what is sent"
-        for numbers in numbers_of(sent).values():
-            rounded = numbers[EXACT:].astype(np.float16).astype(np.float32)
-            assert np.array_equal(rounded, numbers[EXACT:])
-
-    def _check_known(self, learner: Learner) -> None:
-        """The model is the server's values with the own deltas on top, to the bit."""
-        assert same(known_by(learner), numbers_of(learner._values()))
-
-    def restart(self) -> None:
-        """Start the server again from the last snapshot."""
-        state, summed = self.saved
-        self.server = Server.restored(state, "sum", self.server.epoch + 1)
-        self.summed = dict(summed)
-        self.restarts += 1
-
-    def run(self, steps: int = 120, *, faults: bool) -> None:
-        for _ in range(steps):
-            replica = self.draw.choice(self.replicas)
-            what = self.draw.randrange(12)
-            if what < 7:
-                replica.step(self.draw)
-            elif what < 10:
-                self.exchange(replica, lost=what == 9)
-            elif what == 10:
-                self.saved = self._state()
-            elif faults:
-                self.restart()
-        for _ in range(3):
-            for replica in self.replicas:
-                self.exchange(replica)
 
 
 def check_nothing_is_lost(seed: int) -> None:
@@ -210,7 +29,7 @@ def check_nothing_is_lost(seed: int) -> None:
     def noted(self: Any, keys: Any, lines: Any, before: Any) -> None:
         put(self, keys, lines, before)
         for key, change in zip(keys, lines - before, strict=True):
-            i, numbers = factors._id(key), change[: EXACT + 4]
+            i, numbers = factors.id_of(key), change[: EXACT + 4]
             total, size = learned.get(i, (0.0, 0.0))
             learned[i] = total + numbers, size + abs(numbers)
 
@@ -341,7 +160,7 @@ def test_the_rest_of_a_removed_row_goes_with_it() -> None:
     model.cut()
     keys = list(model.numbers({"user": "u1", "film": 2}))
     gone = Rows.empty(EXACT + 4)
-    gone.gone = np.array([factors._id(key) for key in keys], dtype=np.uint64)
+    gone.gone = np.array([factors.id_of(key) for key in keys], dtype=np.uint64)
     model.rebase({TABLE: factors.Block("rows", gone)})
     held, learned = model._table.held(keys)
     assert not held[:, : EXACT + 4].any()

@@ -136,6 +136,8 @@ SHARD_MUTANTS: dict[str, Mutant] = {
     "a server that is replaced removes rows": Mutant(
         ((_PUBLISHING, "if handed_on(store.controls(model, 0), spec):", "if False:"),),
         climate=TRIMMED,
+        within=200,
+        begin=55,
     ),
     "what one shard has closed is nothing": Mutant(
         (

@@ -77,7 +77,7 @@ async def infer(serving: Serving, request: InferRequest) -> InferAnswer:
         details=options.details,
     )
     try:
-        answer = serving.predict(asked)
+        answer = await serving.answered(asked)
     except RequestError as error:
         raise _of_rows(error, "instances") from None
     assert isinstance(answer, Predictions)

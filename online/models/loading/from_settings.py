@@ -62,6 +62,8 @@ def load_model(
         _check_shared(model, settings, loaded.model)
     if model.sync.vectors == "float16":
         _check_rounds(model, loaded.model)
+    if model.cache.rows is not None:
+        _check_tabled(model, loaded.model)
     return loaded
 
 
@@ -122,6 +124,18 @@ def _check_rounds(model: ModelSettings, built: Model) -> None:
 
         problem = "sync.vectors is float16, and it has no table whose vectors are pushed"
         remedy = "Take fm with `params: {table: true}`, or leave sync.vectors out"
+        raise LearnerUnusable(model.learner, problem, remedy)
+
+
+def _check_tabled(model: ModelSettings, built: Model) -> None:
+    """Raise LearnerUnusable if a replica is to hold some rows of a table, and there is none."""
+    from online.models.base import Tabled
+
+    if not isinstance(built, Tabled):
+        from online.models.errors import LearnerUnusable
+
+        problem = f"cache.rows is {model.cache.rows}, and it has no table"
+        remedy = "Take fm with `params: {table: true}`, or leave cache.rows out"
         raise LearnerUnusable(model.learner, problem, remedy)
 
 

@@ -167,7 +167,7 @@ class TableLines:
     def held(self, keys: Sequence[str]) -> tuple[Floats, _Flags]:
         """Return the line of each key, and which of them were learned.  Changes no state."""
         n, get = self._learned, self._hot.get
-        ids = [_id(key) for key in keys]
+        ids = [id_of(key) for key in keys]
         hot = np.array([get(i, -1) for i in ids], dtype=np.int64)
         out = np.empty((len(keys), n + self._starts.k))
         cold = np.flatnonzero(hot < 0).tolist()
@@ -189,7 +189,7 @@ class TableLines:
         """
         n, hot = self._learned, self._hot
         changed = np.flatnonzero((lines != before).any(axis=1)).tolist()
-        ids = [_id(keys[i]) for i in changed]
+        ids = [id_of(keys[i]) for i in changed]
         if fresh := [(i, at) for i, at in zip(ids, changed, strict=True) if i not in hot]:
             self._warm([i for i, _ in fresh], before[[at for _, at in fresh]])
         at = np.array([hot[i] for i in ids], dtype=np.int64)
@@ -300,6 +300,6 @@ def _learned(sums: Floats) -> _Flags:
     return np.asarray(sums.any(axis=1))
 
 
-def _id(key: str) -> int:
+def id_of(key: str) -> int:
     """Return the id of a key: a hashed feature (a whole number as text), or the bias."""
     return _BIAS_ID if key == BIAS else int(key)

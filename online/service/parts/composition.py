@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from online import processes
 from online.learning.base import BaseLearner
+from online.learning.cached_rows import cache_for
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
@@ -65,6 +66,7 @@ def model_replica(
     rule = merge_rule(model, loaded.model)
     learns = for_others or learns_here(model, rule)
     learner = _learner(model, settings, loaded, for_others=for_others)
+    learner.cache = cache_for(model.cache.rows, lambda: learner.serving)
     learner.tally.views = views_of(model)
     if (calibration := calibration_in(learner.tally.views)) is not None:
         learner.corrected = calibration.answered

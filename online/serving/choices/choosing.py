@@ -119,6 +119,13 @@ class Choosing:
         return self._settings.apprentice
 
     @property
+    def plain(self) -> bool:
+        """Whether it answers by itself and learns a reward of 0 or 1 at once."""
+        asked, (low, high) = self._settings, self._settings.reward_range
+        alone = asked.aggregate == "earliest" and not (asked.rewards or self.apprentice)
+        return alone and low <= 0.0 and high >= 1.0
+
+    @property
     def apprentice(self) -> bool:
         """Whether answers contain the caller's own choice."""
         return answering(self._replica) == CALLER

@@ -6,6 +6,7 @@ choice's wait ends (:mod:`online.serving.choices.collecting`).
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ from online.settings.limits import Limits
 
 _REWARD_MAX: Final = 1e9
 """Largest absolute value of a named reward, before its weight."""
+
+_FIELD: Final = re.compile(r"events\[(\d+)\]\.(\w+)")
 
 
 class RewardHandler:
@@ -62,7 +65,10 @@ class RewardHandler:
         if self._collecting is None:
             if many:
                 events = FeedbackRequest(events=[x.event for x in sent])
-                return await self.serving.feedback(events)
+                status, learned = await self.serving.feedback(events)
+                assert isinstance(learned, Receipts)
+                _name_as_sent(learned)
+                return status, learned
             event = sent[0].event
             return await self.serving.feedback(FeedbackRequest(**msgspec.structs.asdict(event)))
         receipts = await self._collecting.take(sent, many=many)
@@ -116,6 +122,15 @@ def _first(receipt: Receipt) -> str:
     first = receipt.first_outcome
     repeats = receipt.status == "duplicate" and isinstance(first, str)
     return str(first) if repeats else receipt.status
+
+
+def _name_as_sent(receipts: Receipts) -> None:
+    """Name the fields of errors as they are in a body of rewards, in place."""
+    for receipt in receipts.events:
+        error = receipt.error
+        if error is not msgspec.UNSET and (found := _FIELD.fullmatch(str(error["field"]))):
+            name = "reward" if found[2] == "label" else found[2]
+            receipt.error = {**error, "field": f"rewards[{found[1]}].{name}"}
 
 
 def _number(reward: Any) -> Any:

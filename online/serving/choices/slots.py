@@ -62,7 +62,8 @@ def _check(request: ChooseRequest, slots: list[Slot], slots_max: int) -> None:
     most = len(request.actions) - len(set(request.exclude))
     if not 1 <= len(slots) <= most:
         hint = "Send at least one slot, and as many actions that may be chosen as slots"
-        raise invalid("slots", f"{len(slots)} slots", hint)
+        problem = f"{len(slots)} slots, and {most} actions that may be chosen"
+        raise invalid("slots", problem, hint)
     if len(slots) > slots_max:
         hint = f"Send no more than {slots_max}, or raise limits.slots_max"
         raise invalid("slots", f"{len(slots)} slots", hint)

@@ -120,7 +120,7 @@ def test_label_first_is_learned_when_the_prediction_comes_and_nobody_waits(tmp_p
         one, two = await world.replica("one"), await world.replica("two")
         status, what, receipt = await label(world.serving(two), "x", event_time=5.0)
         assert (status, what) == (202, "waiting")
-        assert "not been recorded yet" in receipt.reason
+        assert "has been recorded yet" in receipt.reason
         assert (await label(world.serving(one), "x"))[:2] == (202, "waiting")
         assert predict(world.serving(one), "x") == "x"
         for replica in (one, two):

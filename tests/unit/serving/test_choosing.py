@@ -16,12 +16,14 @@ import replica_world as worlds
 import online.serving.choices.choosing
 from online.decide.record import unpack
 from online.errors import RequestError
-from online.messages.choices import Action, ChooseRequest, RewardRequest
+from online.http import decide
+from online.messages.choices import Action, ChooseRequest, Reward, RewardRequest, Slot
 from online.models.choices import interactions
 from online.models.rewards import Rewards
 from online.rows.validator import Validator
 from online.serving.choices.batcher import Batcher
 from online.serving.choices.choosing import Choosing
+from online.serving.choices.slots import answer_choice
 from replay import codec
 
 
@@ -238,5 +240,44 @@ def test_a_reward_before_its_choice_waits_for_it_and_is_learned_then(tmp_path: P
         _, again = await choosing.rewards.take(RewardRequest("own-7", 0.5))
         assert again.status == "duplicate"  # type: ignore[union-attr]
         await replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_answers_about_rewards_speak_of_rewards(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        choosing = await chooser(world)
+        answer = await choosing.choose(ChooseRequest([Action("a"), Action("b")]))
+        sent = [Reward(answer.id, 1.0), Reward("bad id!", 1.0), Reward(answer.id, 7.0)]
+        _, receipts = await choosing.rewards.take(RewardRequest(rewards=sent))
+        told = [(x.status, x.error and x.error["field"]) for x in receipts.events]  # type: ignore[union-attr]
+        assert told[0][0] == "learned"
+        assert told[1:] == [("refused", "rewards[1].id"), ("refused", "rewards[2].reward")]
+        _, other = await choosing.rewards.take(RewardRequest(answer.id, 0.0))
+        assert other.reason == "the reward recorded first is 1.0"  # type: ignore[union-attr]
+        with pytest.raises(RequestError, match="2 slots, and 1 actions that may be chosen"):
+            await answer_choice(
+                choosing, ChooseRequest([Action("a")], slots=[Slot("top"), Slot("side")])
+            )
+        await choosing.serving.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_the_demo_begins_with_a_model_that_learns_its_clicks(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        made = {
+            "a": await chooser(world, "a", apprentice=True),
+            "b": await chooser(world, "b", aggregate="sum", rewards={"click": 1.0}),
+            "c": await chooser(world, "c", reward_range=(2.0, 5.0)),
+            "d": await chooser(world, "d", reward_range=(-1.0, 1.0)),
+        }
+        assert {name: one.plain for name, one in made.items()} == {
+            "a": False, "b": False, "c": False, "d": True,
+        }  # fmt: skip
+        demo = next(r for r in decide.routes(made).routes if r.path == "/demo/choose")  # type: ignore[attr-defined]
+        assert b'data-models="d,a,b,c"' in demo.endpoint().body  # type: ignore[attr-defined]
+        for one in made.values():
+            await one.serving.replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -13,6 +13,7 @@ from river import linear_model, optim
 
 from evaluation.metrics import Task
 from online.learning.base import BaseLearner
+from online.learning.cached_rows import cache_for
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
@@ -171,6 +172,7 @@ class World:
         else:
             learner = Learner(build, task=task, spec=SPEC, retain_bytes=1 << 20, rows_max=64)
         learner.tally.views = views_of(model)
+        learner.cache = cache_for(model.cache.rows, lambda: learner.serving)
         journal = journal or self.journal()
         replica = ModelReplica(
             model,

@@ -252,6 +252,19 @@ def test_a_server_removes_what_earlier_servers_of_its_model_left(folder: Path) -
     assert another.shared._folder.exists()
 
 
+def test_folders_are_private_and_nobody_elses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Teller(folder).shared.reason == ""
+    for one in (folder, *folder.parents[:2], *folder.iterdir()):
+        assert one.stat().st_mode & 0o077 == 0
+    for file in next(folder.iterdir()).glob("array-*"):
+        assert file.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(shared_tables.os, "getuid", lambda: 12_345)
+    assert "belongs to another user" in Teller(folder, epoch=2).shared.reason
+    assert Views(folder, SPEC).newest(OLDEST) is None, "and such a view is not read"
+
+
 WRITE = inspect.getsource(views.write_view)
 
 

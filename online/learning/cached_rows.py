@@ -1,0 +1,219 @@
+"""Which rows of a model's table a replica holds, if it does not hold all of them: those in use.
+
+All other rows are at the parameter server.  A row that is missing is requested with the next
+exchange, and comes with the values of one version; so it counts own deltas as any other row does.
+Until then it counts as never learned.
+
+A row is held until others are used more.  One that own deltas have changed stays until a published
+snapshot has these deltas, because they may have to be applied to it again.  Uses and requests are
+disposable: they decide what is in memory, never what is learned.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
+from typing import Final, cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from online.models.base import Model, Tabled
+from paramserver.core.blocks import ROWS, Block, Blocks
+from paramserver.core.tables.ids import IdArray
+from paramserver.core.tables.row_message import ID
+from paramserver.core.tables.rows import Rows, read_rows
+from paramserver.core.wire import SyncReply, WireBlock
+from replay.example import Features
+
+ASKED_MAX: Final = 65_536
+"""Greatest number of missing rows that wait to be requested; others are noted when used again."""
+
+REQUESTED_MAX: Final = 1_024
+"""Greatest number of missing rows in one request, first of events that are about to be learned."""
+
+LOOKED_AT_MAX: Final = 2_048
+"""Greatest number of rows that are looked at to find some to evict, between two exchanges."""
+
+_LOOKED_AT: Final = 8  # for each row that is to be evicted
+Place = tuple[int, int]
+"""Partition and offset of an event."""
+
+
+class CachedRows:
+    """The rows of one table that a replica holds, by id, with how often they were used.
+
+    Parameters:
+        block: Name of the table's block.
+        most: Number of rows; beyond it some are evicted.
+        ids_of: Returns the ids of the rows that predicting or learning a row reads.
+
+    Attributes:
+        every: Whether the newest request was for held rows, too.
+        replies: Number of replies taken.
+        soon: Rows that are about to be learned, which are not evicted.
+        missed, fetched, evicted: Uses of missing rows, rows that were requested and came, and rows
+            that were evicted.
+        learned_without: Events that were learned while rows were missing.
+    """
+
+    def __init__(self, block: str, most: int, ids_of: Callable[[Features], list[int]]) -> None:
+        self.block, self.most, self.ids_of = block, most, ids_of
+        self._uses: OrderedDict[int, int] = OrderedDict()
+        self._changed: dict[int, Place] = {}  # by the newest event that was learned here
+        self._asked: dict[int, None] = {}
+        self._sent: frozenset[int] = frozenset()
+        self._partial: set[int] = set()  # learned while missing
+        self.every = False
+        self.soon: Collection[int] = ()
+        self.replies = self.missed = self.fetched = self.evicted = self.learned_without = 0
+
+    def report(self) -> dict[str, float]:
+        """Return the counters, and the number of rows that are held, by name."""
+        return {
+            "rows_held": len(self._uses),
+            "rows_missed": self.missed,
+            "rows_fetched": self.fetched,
+            "rows_evicted": self.evicted,
+            "learned_without_rows": self.learned_without,
+        }
+
+    def use(self, ids: Collection[int]) -> list[int]:
+        """Count a use of each row, and request the missing ones; return them."""
+        uses, missing = self._uses, self.ask(ids)
+        for i in ids:
+            if i in uses:
+                uses[i] += 1
+        self.missed += len(missing)
+        return missing
+
+    def ask(self, ids: Iterable[int]) -> list[int]:
+        """Request the rows that are not held; return them."""
+        missing = [i for i in ids if i not in self._uses]
+        for i in missing:
+            if len(self._asked) < ASKED_MAX:
+                self._asked[i] = None
+        return missing
+
+    def learned(self, features: Features, place: Place) -> None:
+        """Count the uses by an event that was learned.
+
+        Of rows that are missing only its changes are here, and they stay missing until they come.
+        """
+        ids = self.ids_of(features)
+        missing = self.use(ids)
+        self._changed.update(dict.fromkeys(ids, place))
+        self._partial.update(missing)
+        self.learned_without += bool(missing)
+
+    def lacks(self, features: Features) -> bool:
+        """Whether predicting or learning a row lacks rows of the table; requests them."""
+        return bool(self.ask(self.ids_of(features)))
+
+    def request(self, *, every: bool) -> dict[str, bytes]:
+        """Return the ids to request; with ``every`` those of held rows, too.
+
+        With twice as many rows as the bound, only what is about to be learned is requested.
+        """
+        self.every = every
+        asked = dict.fromkeys(i for i in self.soon if i in self._asked)
+        if len(self._uses) < 2 * self.most:
+            asked |= dict.fromkeys(islice(self._asked, REQUESTED_MAX))
+        missing = [*islice(asked, REQUESTED_MAX)]
+        ids = [*missing, *self._uses] if every else missing
+        self._sent = frozenset(ids)
+        return {self.block: np.array(ids, dtype=ID).tobytes()}
+
+    def usable(self, reply: SyncReply) -> bool:
+        """Whether the reply can be taken: whole values are of no use without the held rows."""
+        return reply.kind != "all" or self.every
+
+    def chosen(self, reply: SyncReply) -> SyncReply:
+        """Return the reply with the rows to hold among its blocks.  Changes no state."""
+        if not self.usable(reply):
+            return msgspec.structs.replace(reply, kind="changes")
+        rows = self._rows_of(reply)
+        if rows is None:
+            return reply
+        ids, numbers = rows.ids, rows.numbers
+        held = self._to_hold(ids)
+        chosen = Rows(ids[held], numbers[held])
+        chosen.gone = rows.gone[self._to_hold(rows.gone)]
+        blocks = {**reply.blocks, self.block: WireBlock(ROWS, chosen.as_message())}
+        return msgspec.structs.replace(reply, blocks=blocks)
+
+    def took(self, reply: SyncReply) -> None:
+        """Note that the requested rows, all of which are in this reply, are held now."""
+        if reply.kind == "none":
+            return
+        self.replies += 1
+        rows = self._rows_of(reply)
+        came: Collection[int] = self._sent  # if the server has no row of the table yet
+        if rows is not None:
+            came = {*rows.ids.tolist(), *rows.gone.tolist()}
+        for i in (fetched := self._sent.intersection(came)):
+            self._uses.setdefault(i, 1)
+            self.fetched += self._asked.pop(i, 0) is None
+        self._partial -= fetched
+        self._sent = frozenset()
+
+    def _rows_of(self, reply: SyncReply) -> Rows | None:
+        block = reply.rows.get(self.block)
+        return None if block is None else read_rows(self.block, block.data)
+
+    def _to_hold(self, ids: IdArray) -> npt.NDArray[np.bool_]:
+        uses, sent = self._uses, self._sent
+        return np.array([i in uses or i in sent for i in ids.tolist()], dtype=bool)
+
+    def make_room(
+        self, stays: Callable[[Place], bool], values: Blocks, rebase: Callable[[Blocks], None]
+    ) -> None:
+        """Drop rows that :meth:`evict` returns from the values and, by ``rebase``, the model."""
+        gone = self.evict(stays)
+        if len(gone) and (held := values.get(self.block)) is not None:
+            held.data.drop(gone)
+            rows = Rows.empty(held.data.width)
+            rows.gone = gone
+            rebase({self.block: Block(ROWS, rows)})
+
+    def evict(self, stays: Callable[[Place], bool]) -> IdArray:
+        """Return the ids of rows to drop, if there are too many.
+
+        It goes around: a row that was used since the last round stays, and its uses count half.  So
+        one call looks at a bounded number of rows.
+
+        Parameters:
+            stays: Returns whether a row must stay that was changed by the event at this place.
+        """
+        uses, changed = self._uses, self._changed
+        over, gone = len(uses) - self.most, list[int]()
+        for _ in range(min(len(uses), _LOOKED_AT * max(over, 0), LOOKED_AT_MAX)):
+            if len(gone) == over:
+                break
+            i, n = uses.popitem(last=False)
+            if n > 1 or i in self.soon or (i in changed and stays(changed[i])):
+                uses[i] = max(n // 2, 1)
+            else:
+                gone.append(i)
+        for i in [*islice(self._partial, LOOKED_AT_MAX)]:
+            if i not in uses and i not in self.soon and not stays(changed[i]):
+                self._partial.discard(i)
+                gone.append(i)
+        for i in gone:
+            changed.pop(i, None)
+        self._sent -= {*gone}  # what was requested beside held rows does not come back
+        self.evicted += len(gone)
+        return np.array(gone, dtype=np.uint64)
+
+
+def cache_for(most: int | None, serving: Callable[[], Model]) -> CachedRows | None:
+    """Make the record of a model's rows that are held; None: without a bound, or a table.
+
+    ``serving`` returns the copy of the model that answers.
+    """
+    model = serving()
+    if most is None or not isinstance(model, Tabled):
+        return None
+    return CachedRows(model.table, most, lambda row: cast(Tabled, serving()).row_ids(row))
