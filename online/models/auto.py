@@ -454,6 +454,7 @@ class _TakenViews(NamedTuple):
 
 
 class _Multiclass(SeveralViews, Multiclass):
+    heeds_shift = True
     _experts: ClassExperts
 
     def _step(

@@ -359,6 +359,7 @@ class Binary(SelfRateModel):
 class Multiclass(SelfRateModel):
     """The model for any number of labels."""
 
+    heeds_shift: ClassVar[bool] = False  # corrects answers to late labels in runs; costs a tenth
     _experts: ClassExperts
 
     def plain(self, features: Features) -> Prediction:
@@ -384,7 +385,7 @@ class Multiclass(SelfRateModel):
             return Prediction(None, {}, UNANSWERED)
         shares = softmax(self._take(row, learns=False).outputs())
         answer, factors = self._mixture.votes() @ shares, None
-        if corrects:
+        if corrects and self.heeds_shift:
             answer, factors = self._experts.shift.correct(answer)
         if factors is not None:
             shares = np.vstack((shares, factors))
@@ -400,7 +401,8 @@ class Multiclass(SelfRateModel):
             noted = self.noted.of_classes(served)
             judged, own = (shares, column) if noted is None else (self._judged(noted), noted.own)
             self._mixture.judge(class_losses(judged, own).tolist(), weight)
-            self._experts.shift.learn(column, len(labels), noted, weight)
+            if self.heeds_shift:
+                self._experts.shift.learn(column, len(labels), noted, weight)
         slopes = _towards(shares, column) * weight
         if before is not None:
             slopes -= _towards(shares, labels[before[0]]) * before[1]

@@ -20,12 +20,18 @@ from online.models.experts import label_shift
 from online.models.experts.exponential_weights import NotesFormat
 from online.models.experts.label_shift import LabelShift
 from online.models.experts.linear import EXPERTS
-from online.models.selfrate import SelfRate
+from online.models.selfrate import Multiclass, SelfRate
 from online.sure.contributions import added_up
 from paramserver.core.blocks import Blocks, merge
 from replay.example import Example, Features, label_text
 
 ROWS, RUN, LATE = 4_000, 100, 200
+
+
+@pytest.fixture(autouse=True)
+def linear_heeds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code is that of ``linear``, too, which is smaller; only ``auto`` uses it."""
+    monkeypatch.setattr(Multiclass, "heeds_shift", True)
 
 
 def in_runs(run: int = RUN, rows: int = ROWS) -> Iterator[tuple[Features, str]]:
@@ -60,6 +66,13 @@ def test_late_labels_in_runs_are_answered_better(
     monkeypatch.setattr(label_shift, "AHEAD", math.inf)
     _, plain, _ = played(recipe, LATE)
     assert right > plain + 0.02
+
+
+def test_linear_answers_as_it_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Multiclass, "heeds_shift", False)
+    model, _, sizes = played(SelfRate(), LATE)
+    assert sizes == {EXPERTS}
+    assert not any(name.startswith("shift") for name in model.cut())
 
 
 def test_where_labels_come_at_once_or_not_in_runs_answers_stay_as_they_are(
