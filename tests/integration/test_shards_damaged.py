@@ -12,7 +12,7 @@ import online
 from benchmarks.fixtures.learners import COUNT_LABEL
 from online.errors import StartRefused
 from online.rebuild.fsck import Findings, check
-from online.service.state import check_state
+from online.service.state import beginning
 from online.settings import config
 from paramserver.process import lineage
 
@@ -119,7 +119,7 @@ def test_beginning_anew_that_was_interrupted_is_no_state(
         published.append(lineage.publish(*given))
         return published[-1]
 
-    monkeypatch.setattr(check_state, "publish", publish)
+    monkeypatch.setattr(beginning, "publish", publish)
     with pytest.raises(Killed):
         serve(state, fresh=True)
     monkeypatch.undo()

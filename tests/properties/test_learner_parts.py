@@ -80,7 +80,7 @@ PARTS = {
     ),
     "a piece that was not the last one ends its part": Mutant(
         (
-            _arrival("        self.values = coming\n", ""),
+            _arrival("part.after is None\n        self.values = coming\n", "part.after is None\n"),
             _arrival(
                 "            coming = PartialValues(",
                 "            coming = self.values = PartialValues(",
