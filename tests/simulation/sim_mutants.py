@@ -270,8 +270,8 @@ MUTANTS: dict[str, Mutant] = {
             rows_max=6,
             updates=3,
         ),
-        within=120,
-        begin=112,
+        within=160,
+        begin=142,
     ),
     "the server takes a gap from another epoch": Mutant(
         (

@@ -38,8 +38,8 @@ SERVER_MUTANTS: dict[str, Mutant] = {
             rows_max=1,
             ongoing_max=256,
         ),
-        within=40,
-        begin=39,
+        within=60,
+        begin=48,
     ),
     "the head is moved by whoever wants to": Mutant(
         (
@@ -78,7 +78,8 @@ SERVER_MUTANTS: dict[str, Mutant] = {
     ),
     "a closed partition begins again": Mutant(
         ((_SERVER, "            if partition in self.closed:\n", "            if False:\n"),),
-        within=30,
+        within=160,
+        begin=137,
     ),
     "control rows are not replayed": Mutant(
         (

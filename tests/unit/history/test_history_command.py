@@ -71,7 +71,7 @@ def test_steps_are_shown(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--since", "soon"), "no time"),
+        (("--since", "soon"), "is not a time"),
         (("--since", "1h", "--until", "2001-01-01"), "not before the end"),
         (("--model", "other"), "is not served"),
     ],

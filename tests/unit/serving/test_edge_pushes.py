@@ -413,7 +413,7 @@ def test_a_last_layer_learns_from_devices(tmp_path: Path) -> None:
 def test_packs_that_devices_do_not_learn() -> None:
     made = model("linreg", "regression").build()
     made.learn({"a": 1.0}, 2.0, 1.0)
-    with pytest.raises(ExportRefused, match="classes"):
+    with pytest.raises(ExportRefused, match="classifiers"):
         on_device.learn(pack.encode(lower(made, "regression")), [({"a": 1.0}, 2.0)], 0.1)
     ids = {"inputs": ["a", "who"], "ids": {"who": 3}}
     who = load("mlp", ids, task="binary", classes=None, key=b"k" * 32, base_dir=Path()).model
