@@ -107,10 +107,4 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         climate=_DEFAULTS,
         within=40,
     ),
-    "who adopts learns one after the other, whatever it waits for": Mutant(
-        (("paramserver.process.leases", " and p not in waits:", ":"),),
-        climate=only("kill replica", "kill all", **_LABELS, lease_s=0.5),
-        within=400,
-        begin=119,
-    ),
 }

@@ -358,3 +358,13 @@ def test_errors_survive_pickling(name: str) -> None:
     assert str(back) == str(error) != ""
     assert vars(back) == vars(error)
     assert isinstance(back.definite, bool)
+
+
+def test_a_partition_that_a_replica_waits_for_is_adopted_beside_others() -> None:
+    """Else it would learn them one after the other, and what it waits for may come last."""
+    a = Adoption(*(Info(n) for n in range(1, 6)))
+    gone = {1, 2, 3, 4}
+    assert a.ask("r", 5, 0.0, gone=gone) == [1, 2]
+    asked = a.partitions, a.clock, (), "r", 5, 1.0, gone
+    assert a.leases.orphans(*asked) == [1, 2]
+    assert a.leases.orphans(*asked, waits=[4]) == [1, 2, 4]
