@@ -9,6 +9,7 @@ from collections.abc import Callable
 _IDLE_FACTOR = 5  # an idle replica polls at up to this multiple of the interval
 _ASLEEP_FACTOR = 16  # and at up to this one when nothing has happened for a while,
 _ASLEEP_S = 0.32  # but at least this often: requests that ask for answers of a second get them
+_ADOPT_SHARE = 0.125  # of the time within which a dead replica's rows are adopted, at most
 _AWAKE_POLLS = 100  # in a row without anything new, before that
 _LEAST = 0.25  # of an interval between two exchanges, at least, however many rows there are
 _SHARE = 0.006
@@ -24,12 +25,15 @@ class Pace:
     ``first_row`` is set when a row was learned, ``now`` when the exchange should not wait.
 
     Parameters:
+        adopt_s: Seconds within which others learn the rows of a replica that has died.  One that
+            only seldom asks its server would look dead, and would adopt late itself.
         alone: Whether no other process pulls what this one learns.
     """
 
-    def __init__(self, interval_s: float, *, alone: bool = False) -> None:
+    def __init__(self, interval_s: float, adopt_s: float, *, alone: bool = False) -> None:
         self._interval_s = self._idle_s = interval_s
         self._longest_s = interval_s * (_ALONE_FACTOR if alone else 1)
+        self._asleep_s = min(interval_s * _ASLEEP_FACTOR, _ASLEEP_S, adopt_s * _ADOPT_SHARE)
         self._polls = 0
         self.first_row, self.now = asyncio.Event(), asyncio.Event()
         self._enough, self._rested = False, False
@@ -54,8 +58,8 @@ class Pace:
         if not waiting() and not self.now.is_set():
             waits = [asyncio.ensure_future(event.wait()) for event in (self.first_row, self.now)]
             # all models of a process poll in the same turns of its loop: waking it costs the most
-            timeout = self._idle_s - asyncio.get_running_loop().time() % self._idle_s
-            timeout += 0.0 if timeout > self._idle_s / 2 else self._idle_s
+            half_s = self._idle_s / 2
+            timeout = self._idle_s - asyncio.get_running_loop().time() % half_s
             await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
@@ -80,5 +84,5 @@ class Pace:
         self._polls = self._polls + 1 if nothing_happened else 0
         longest = self._interval_s * _IDLE_FACTOR
         if self._polls > _AWAKE_POLLS:
-            longest = max(longest, min(self._interval_s * _ASLEEP_FACTOR, _ASLEEP_S))
+            longest = max(longest, self._asleep_s)
         self._idle_s = min(self._idle_s * 2, longest) if nothing_happened else self._interval_s

@@ -97,7 +97,7 @@ class ModelReplica:
         self.counts: Counter[str] = Counter()
         self.durations = Durations()
         self.store = JournalThreads(outside.journal)
-        self._pace = Pace(settings.sync.interval_ms / 1e3, alone=who.alone)
+        self._pace = Pace(settings.sync.interval_ms / 1e3, limits.adopt_s, alone=who.alone)
         self.arrivals = RowArrivals(learner, settings.cache, self._pace.now.set)
         self.control = ControlLog(settings.name, who.spec, self.store)
         learner.untaught = self.control.decisions.lacks

@@ -118,9 +118,13 @@ class Serving:
     async def answered(self, request: PredictRequest) -> Prediction | Predictions:
         """Answer as :meth:`predict`, after rows that are not held have come or were waited for."""
         if self.waits:
-            asked = [request.features] if request.instances is None else request.instances
-            given = [x for x in asked[: self._limits.rows_max] if x is not None]
-            rows = [self._validator.features(x, "features") for x in given]
+            self._facts(request)  # nobody waits, and no row is requested, for what is refused
+            if request.instances is None:
+                given = {"features": request.features or {}}
+            else:
+                many = request.instances[: self._limits.rows_max]
+                given = {f"instances[{i}]": row for i, row in enumerate(many)}
+            rows = [self._validator.features(row, field) for field, row in given.items()]
             await self.replica.arrivals.for_answer(rows)
         return self.predict(request)
 

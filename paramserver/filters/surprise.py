@@ -204,7 +204,14 @@ class Surprise(Filter):
             return PASS if self.bounds else OFF
         usual = min(self._new.denied + _DENIED_MORE, 0.5)
         nats = 0.5 * math.log(usual / (1.0 - usual))
-        nats = max(nats, -known) if denied else min(-nats, _BESIDE_SMALL_ONES - known)
+        share = (
+            source.share(event.weight) or 1.0
+        )  # of it what is added, so that neither bound is passed
+        nats = (
+            max(nats, -known / share)
+            if denied
+            else min(-nats, (_BESIDE_SMALL_ONES - known) / share)
+        )
         return Opinion(1.0, nats, event.loss or 0.0)
 
     def _is_denied(self, event: Event) -> bool | None:

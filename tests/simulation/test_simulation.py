@@ -71,7 +71,7 @@ def test_seeds(processes: ProcessPoolExecutor, seeds: int, counted: int) -> None
         (CHOICES, "earliest", 40, {"reward learned", "reward conflict"}),
         (CHOICES, "sum", 12, {"reward waiting", "reward expired"}),
         (CHOICES, "last", 12, {"reward waiting", "reward expired"}),
-        (DECIDED_CHOICES, "earliest", 16, {"reward frozen", "choice undone", "choice frozen"}),
+        (DECIDED_CHOICES, "earliest", 32, {"reward frozen", "choice undone", "choice frozen"}),
         (DECIDED_CHOICES, "sum", 8, {"reward waiting", "choice frozen"}),
     ],
 )

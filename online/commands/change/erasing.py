@@ -16,6 +16,7 @@ from online.rebuild.erase import Done, Erasure
 from online.settings.config import Settings
 from online.settings.places import history_of, snapshots_of, snapshots_path
 from paramserver.core.shards import SHARDS_MAX, shard_name, shard_place
+from paramserver.snapshots.places import lineage_place
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -34,7 +35,7 @@ def check_no_shards(journal: Journal, settings: Settings, model: str) -> None:
     for shard in range(1, SHARDS_MAX):
         for spec in journal.lineages(shard_name(model, shard)):
             if snapshots_of(settings, model, spec, shard).names():
-                place = shard_place(snapshots_path(settings), shard)
+                place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
                 raise StartRefused(
                     f"snapshots in {place} are of a time when {model} had several parameter "
                     "servers, and may hold what is to be erased",

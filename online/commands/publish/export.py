@@ -230,6 +230,7 @@ def restored(
     from online.settings.whole import cut_of
     from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import parse_name
+    from paramserver.snapshots.places import lineage_place
 
     if not settings.key_path.exists():
         raise StartRefused(
@@ -247,8 +248,9 @@ def restored(
         name = snapshot and Path(snapshot).name.removesuffix(".snapshot")
         versions = {n: parsed[0] for n in stored.names() if (parsed := parse_name(n))}
         if name is None and not versions:
+            place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
             raise StartRefused(
-                f"model {served.name} has no snapshot in {snapshots_path(settings)}",
+                f"model {served.name} has no snapshot in {place}",
                 "Publish one: online snapshot create; or name the state folder with --state-dir",
             )
         state = read(stored, name or max(versions, key=versions.__getitem__))

@@ -232,6 +232,8 @@ class TableLines:
         self._rest[at] = self._moved[at, self._learned - self._rounded :]
         if not (sent := delta.any(axis=1)).all():
             at, delta = at[sent], delta[sent]
+        if not len(at):
+            return {}
         ids = self._ids[at]
         self._base[at] += delta
         self._table.put(ids, self._base[at])

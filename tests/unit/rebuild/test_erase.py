@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 from online.audit import certificates
+from online.commands.change.erasing import check_no_shards
 from online.errors import StartRefused
 from online.history.samples import Mark
 from online.history.series import FOLDER, Series
@@ -20,7 +23,8 @@ from online.rebuild import certify, erase
 from online.rebuild.erase import Decision, Done, Erasure
 from online.rebuild.holdings import Holding
 from online.rows.joins import labels_of
-from online.settings.config import load
+from online.settings.config import Settings, load
+from online.settings.model import ModelSettings
 from paramserver.core import rewrites
 from paramserver.core.state import SnapshotState
 from paramserver.snapshots.history import SnapshotHistory
@@ -257,3 +261,17 @@ def test_a_history_of_an_older_version_loses_the_values_that_it_names(world: Wor
     series.close()
     assert left == [("a: b",)]
     assert b"Oslo" not in (world.folder / FOLDER / "m.db").read_bytes()
+
+
+def test_only_the_folder_of_the_model_itself_is_to_be_removed(tmp_path: Path) -> None:
+    """Beside it lie snapshots of other models, which have several parameter servers now."""
+    model = ModelSettings.model_validate({"name": "m", "task": "binary", "learner": "logreg"})
+    settings = Settings(state_dir=tmp_path, models=(model,))
+    place = tmp_path / "snapshots" / "+1" / "m" / ("s" * 16)
+    (tmp_path / "snapshots" / "+1" / "other" / ("s" * 16)).mkdir(parents=True)
+    place.mkdir(parents=True)
+    (place / "1-1.snapshot").write_bytes(b"")
+    journal: Any = SimpleNamespace(lineages=lambda name: ("s" * 64,) if name == "m+1" else ())
+    with pytest.raises(StartRefused, match=f"snapshots in {re.escape(str(place))} are") as raised:
+        check_no_shards(journal, settings, "m")
+    assert "Remove that folder" in str(raised.value)

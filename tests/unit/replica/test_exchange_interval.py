@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from online.replica.pace import Pace
 
 INTERVAL_S = 0.02
+ADOPT_S = 10.0
 
 
 def waited(cost_s: float, *, enough: bool = True, alone: bool = False) -> list[float]:
@@ -16,7 +18,7 @@ def waited(cost_s: float, *, enough: bool = True, alone: bool = False) -> list[f
     waits: list[float] = []
 
     async def once() -> None:
-        pace = Pace(INTERVAL_S, alone=alone)
+        pace = Pace(INTERVAL_S, ADOPT_S, alone=alone)
 
         async def until_now(seconds: float) -> None:
             waits.append(seconds)
@@ -49,7 +51,7 @@ def test_where_no_other_process_waits_costly_exchanges_are_rarer_and_cheap_ones_
 
 
 def test_a_replica_without_news_polls_less_often_but_within_an_answers_age() -> None:
-    pace = Pace(INTERVAL_S)
+    pace = Pace(INTERVAL_S, ADOPT_S)
     waits = []
     for _ in range(200):
         pace.idle(nothing_happened=True)
@@ -60,21 +62,31 @@ def test_a_replica_without_news_polls_less_often_but_within_an_answers_age() -> 
     pace.idle(nothing_happened=False)
     assert pace._idle_s == INTERVAL_S
     for interval_s in (0.05, 0.1, 0.5):  # an age of a second is kept where five intervals allow it
-        pace = Pace(interval_s)
+        pace = Pace(interval_s, ADOPT_S)
         for _ in range(200):
             pace.idle(nothing_happened=True)
         assert pace._idle_s == pytest.approx(max(5 * interval_s, 0.32))
 
 
-def test_idle_models_of_a_process_poll_at_the_same_moments() -> None:
-    """Each waits at least half of what it should, and one and a half times that at most."""
+def test_a_replica_whose_rows_are_adopted_soon_is_heard_of_often() -> None:
+    """Its lease is half of that time."""
+    pace = Pace(INTERVAL_S, 1.0)
+    for _ in range(200):
+        pace.idle(nothing_happened=True)
+    assert pace._idle_s == pytest.approx(1.0 / 8)
+
+
+def test_idle_models_of_a_process_poll_at_the_same_moments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each waits at least half of what it should, and no longer: answers' ages depend on it."""
 
     async def once() -> list[float]:
         loop = asyncio.get_running_loop()
         ends: list[float] = []
 
         async def idle(begins_s: float) -> None:
-            pace = Pace(INTERVAL_S)
+            pace = Pace(INTERVAL_S, ADOPT_S)
             pace._idle_s = 0.2
             await asyncio.sleep(begins_s)
             begun = loop.time()
@@ -82,8 +94,16 @@ def test_idle_models_of_a_process_poll_at_the_same_moments() -> None:
             ends.append(loop.time())
             assert ends[-1] - begun >= 0.1
 
+        wait, asked = asyncio.wait, list[float]()
+
+        async def noted(tasks: Any, timeout: float, **more: Any) -> Any:
+            asked.append(timeout)
+            return await wait(tasks, timeout=timeout, **more)
+
+        monkeypatch.setattr(asyncio, "wait", noted)
         at = 0.2 - loop.time() % 0.2
         await asyncio.gather(*(idle(at + more) for more in (0.01, 0.04, 0.07)))
+        assert max(asked) <= 0.2
         return ends
 
     ends = asyncio.run(once())

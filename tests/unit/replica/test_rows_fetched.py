@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from replica_world import World, play, row, until
 
+from online.errors import RequestError
 from online.messages.structs import Prediction, PredictRequest
 from online.models.fm import Fm, FmModel
 from online.models.state.factors import TABLE
@@ -83,6 +85,15 @@ def test_a_prediction_waits_for_rows_if_it_may(tmp_path: Path) -> None:
         assert isinstance(answer, Prediction)
         assert answer.missing_rows is msgspec.UNSET
         assert answer.prediction == asked(world, whole, 9).prediction
+        await until(lambda: not some.learner.cache._asked)
+        refused = PredictRequest(features={"user": 10, "film": 3}, max_age_ms=0.0, id="odd\n")
+        with pytest.raises(RequestError):
+            await serving.answered(refused)
+        rows = [{"user": 12, "film": 3}, {"user": "nobody"}]
+        with pytest.raises(RequestError) as raised:
+            await serving.answered(PredictRequest(instances=rows))
+        assert raised.value.field == "instances[1].user"
+        assert not some.learner.cache._asked, "no row is requested for what is refused"
         world.client.down = True
         some.settings.cache.__dict__["wait_ms"] = 20.0
         answer = await serving.answered(_request(11))

@@ -148,19 +148,22 @@ def test_a_large_source_among_eighty_small_ones_is_soon_trusted(
     assert (part_of(found, ["big"]) > 0.9) is works
 
 
-def test_small_sources_condemn_nobody() -> None:
+@pytest.mark.parametrize("weight", [1.0, 2.0, 0.1])
+def test_small_sources_condemn_nobody(weight: float) -> None:
     """A large source that lies where only new ones are beside it loses trust, and no more."""
     test, source = Surprise(answers=LABELS), Source("big", taken=50)
+    source.weigh(1.0)
     for i in range(40):
         small = Event(f"s{i}", b"", None, 0.1, label="true", answer="true")
         test.learn(small, PASS, Source(f"s{i}"), taken=True)
-    for label, loss, least, most in (("true", 0.1, 2.0, 4.0), ("false", 3.0, 0.0, 0.0)):
+    for label, loss, least, most in (("true", 0.1, 2.0, 4.0), ("false", 3.0, 0.0, 4.0)):
         for _ in range(40):
-            event = Event("big", b"", None, loss, label=label, answer="true")
+            event = Event("big", b"", None, loss, weight=weight, label=label, answer="true")
             opinion = test.judge(event, source)
             known = source.evidence.get("surprise", 0.0)
-            source.evidence["surprise"] = known + opinion.evidence
-        assert least <= source.evidence["surprise"] <= most
+            source.evidence["surprise"] = known + opinion.evidence * source.share(weight)
+            assert -1e-9 < source.evidence["surprise"] < most + 1e-9
+        assert source.evidence["surprise"] > least - 1e-9
 
 
 @pytest.mark.parametrize("large", [True, False])
