@@ -108,17 +108,13 @@ class CachedRows:
         self._partial.update(missing)
         self.learned_without += bool(missing)
 
-    def lacks(self, features: Features) -> bool:
-        """Whether predicting or learning a row lacks rows of the table; requests them."""
-        return bool(self.ask(self.ids_of(features)))
-
     def request(self, *, every: bool) -> dict[str, bytes]:
         """Return the ids to request; with ``every`` those of held rows, too.
 
         With twice as many rows as the bound, only what is about to be learned is requested.
         """
         self.every = every
-        asked = dict.fromkeys(i for i in self.soon if i in self._asked)
+        asked = dict.fromkeys(i for i in self.soon if i not in self._uses)
         if len(self._uses) < 2 * self.most:
             asked |= dict.fromkeys(islice(self._asked, REQUESTED_MAX))
         missing = [*islice(asked, REQUESTED_MAX)]

@@ -57,10 +57,8 @@ class RowArrivals:
         """Wait until the rows that these predictions need are here."""
         cache = self._learner.cache
         if cache is not None and self._settings.wait_ms:
-            await self._until(
-                lambda: not any([cache.lacks(features) for features in asked]),
-                self._settings.wait_ms / 1e3,
-            )
+            needed = dict.fromkeys(i for features in asked for i in cache.ids_of(features))
+            await self._until(lambda: not cache.ask(needed), self._settings.wait_ms / 1e3)
 
     async def _until(self, here: Callable[[], bool], seconds: float) -> None:
         cache = self._learner.cache

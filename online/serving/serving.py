@@ -47,6 +47,13 @@ _Shares = dict[str, float] | msgspec.UnsetType
 _Facts = tuple[str, int, float | None, int | None, bool | msgspec.UnsetType, bool]
 
 
+def _by_field(request: PredictRequest, most: int) -> dict[str, Any]:
+    """Return the first rows of a request by their names in it."""
+    if request.instances is None:
+        return {"features": request.features or {}}
+    return {f"instances[{i}]": row for i, row in enumerate(request.instances[:most])}
+
+
 class Serving:
     """Predict and feedback of one model.
 
@@ -119,11 +126,7 @@ class Serving:
         """Answer as :meth:`predict`, after rows that are not held have come or were waited for."""
         if self.waits:
             self._facts(request)  # nobody waits, and no row is requested, for what is refused
-            if request.instances is None:
-                given = {"features": request.features or {}}
-            else:
-                many = request.instances[: self._limits.rows_max]
-                given = {f"instances[{i}]": row for i, row in enumerate(many)}
+            given = _by_field(request, self._limits.rows_max)
             rows = [self._validator.features(row, field) for field, row in given.items()]
             await self.replica.arrivals.for_answer(rows)
         return self.predict(request)

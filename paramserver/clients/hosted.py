@@ -17,6 +17,7 @@ from paramserver.clients.in_process import InProcess
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.process.actor import FindGone, ServerSettings, identity
 from paramserver.process.lineage import Lineage
+from paramserver.process.settings import code_on_disk
 from paramserver.store import Store
 
 _log: Final = logging.getLogger(__name__)
@@ -34,9 +35,9 @@ class Given(NamedTuple):
     settings: ServerSettings
     find_gone: FindGone | None = None
 
-    def identity(self) -> str:
-        """Return the hash by which a server is replaced, with the code of this process."""
-        return identity(self.lineage, self.directory, self.settings)
+    def identity(self, code: str | None = None) -> str:
+        """Return the hash by which a server is replaced; ``code`` None: that of the disk now."""
+        return identity(self.lineage, self.directory, self.settings, code)
 
 
 class ParameterServers:
@@ -50,6 +51,7 @@ class ParameterServers:
 
     def __init__(self, read: Callable[[], Mapping[str, Given]]) -> None:
         self._read = read
+        self._code = ""  # hash of the sources when this process began
         self._changing = threading.Lock()
         self._servers = dict[str, InProcess]()  # replaced as a whole, so no lock is needed to read
         self._identities = dict[str, str]()
@@ -72,24 +74,24 @@ class ParameterServers:
         A server that is replaced or ended publishes its state first, if it can within ten seconds.
         """
         with self._changing:
+            self._code = self._code or code_on_disk()  # not in the constructor: it reads files
             wanted = dict(self._read())
-            identities = {name: given.identity() for name, given in wanted.items()}
-            stays = {
-                name: server
-                for name, server in self._servers.items()
-                if self._identities[name] == identities.get(name)
-            }
-            ends = [server for name, server in self._servers.items() if name not in stays]
-            self._servers, self._identities = stays, {name: identities[name] for name in stays}
-            for server in ends:
-                with contextlib.suppress(ParamServerError, OSError):  # includes TimeoutError
-                    server.last_snapshot(_LAST_S)
-                server.stop()
-            begun = {n: InProcess(n, *given) for n, given in wanted.items() if n not in stays}
-            self._servers, self._identities = stays | begun, identities
-            for server in begun.values():
+            identities = {name: given.identity(self._code) for name, given in wanted.items()}
+            for name, server in list(self._servers.items()):
+                if self._identities[name] != identities.get(name):
+                    _publish(server)
+                    self._servers = {n: s for n, s in self._servers.items() if n != name}
+                    server.stop()
+            for name in wanted.keys() - self._servers.keys():
+                self._servers = {**self._servers, name: (server := InProcess(name, *wanted[name]))}
                 server.start()
+            self._identities = identities
             return dict(identities)
+
+    def publish(self) -> None:
+        """Have all servers publish their states, as far as they can; this process will end."""
+        for server in list(self._servers.values()):
+            _publish(server)
 
     def ask(self, name: str, method: str, *args: object) -> Any:
         """Call a method of the server of that name; raises what it raises.
@@ -100,3 +102,8 @@ class ParameterServers:
         if server is None:
             raise ServerUnavailable(name, "it does not run in the shared process")
         return server.do(method, *args)
+
+
+def _publish(server: InProcess) -> None:
+    with contextlib.suppress(ParamServerError, OSError):  # includes TimeoutError
+        server.last_snapshot(_LAST_S)

@@ -24,6 +24,7 @@ from paramserver.process.lineage import Lineage
 from paramserver.process.running import SERVING
 from paramserver.process.settings import again_s
 from paramserver.process.sharing import Shard
+from paramserver.snapshots.store import Disk
 from paramserver.store import Store
 
 _log: Final = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class InProcess:
         self._stores: list[Closable] = []
         self._make = partial(
             ParameterServer, lineage, self._opened, directory, settings, find_gone,
-            host=Host(die=self._end), background=False, shard=shard,
+            host=Host(die=self._end, disk=Disk(settings.stall_s)), background=False, shard=shard,
         )  # fmt: skip
         self._ended = threading.Event()
         self._stopped = threading.Event()

@@ -79,11 +79,16 @@ def _as_wanted(
 
 
 def _replaced(handle: Any, made: Callable[[], Any], exists: Callable[[], bool]) -> Any:
+    _kill(handle, exists)
+    return made()
+
+
+def _kill(handle: Any, exists: Callable[[], bool]) -> None:
+    """End an actor; returns when its name is free, which is when Ray has seen the process end."""
     ray.kill(handle, no_restart=True)
     deadline = time.monotonic() + _SNAPSHOT_S
     while exists() and time.monotonic() < deadline:
-        time.sleep(0.05)  # the name is free once Ray has seen the process end
-    return made()
+        time.sleep(0.05)
 
 
 def start_shared(given: Mapping[str, Given]) -> Callable[[str], Any]:
@@ -104,7 +109,11 @@ def start_shared(given: Mapping[str, Given]) -> Callable[[str], Any]:
         found = ray.get(handle.take.remote(), timeout=_SNAPSHOT_S)
         if all(found.get(name) == one.identity() for name, one in given.items()):
             return handle
-        return _replaced(handle, _create_shared, partial(exists, _SHARED))
+        with contextlib.suppress(RayError):  # what is not published is pushed or learned again
+            ray.get(handle.publish.remote(), timeout=_SNAPSHOT_S)
+        other = _replaced(handle, _create_shared, partial(exists, _SHARED))
+        ray.get(other.take.remote(), timeout=_SNAPSHOT_S)
+        return other
 
     return lambda name: _Hosted(current(), name)
 
@@ -139,7 +148,7 @@ def end(names: Collection[str]) -> None:
         if after:
             ray.get(handle.take.remote(), timeout=_STATUS_S)
         else:
-            ray.kill(handle, no_restart=True)
+            _kill(handle, partial(exists, _SHARED))
 
 
 class _Hosted:

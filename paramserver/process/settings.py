@@ -101,10 +101,21 @@ def again_s(settings: ServerSettings, state: str) -> float:
     return max(settings.retry_s, _REFUSED_S) if state == "refused" else settings.retry_s
 
 
-def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:
-    """Return a hash of everything in which servers of one name may differ: spec, settings, code."""
+def code_on_disk() -> str:
+    """Return a hash of the package's sources, which may be newer than what this process runs."""
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
-    parts = (lineage.spec, lineage.rule, directory, repr(settings), code.hexdigest())
+    return code.hexdigest()
+
+
+def identity(
+    lineage: Lineage, directory: str, settings: ServerSettings, code: str | None = None
+) -> str:
+    """Return a hash of everything in which servers of one name may differ: spec, settings, code.
+
+    ``code``: from :func:`code_on_disk`; None: as it is now.
+    """
+    code = code_on_disk() if code is None else code
+    parts = (lineage.spec, lineage.rule, directory, repr(settings), code)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -98,9 +98,8 @@ class View:
 class Published:
     """A view that its server can remove when nobody reads it."""
 
-    def __init__(self, begun: Path, path: Path) -> None:
-        self._path = path
-        self._descriptor = os.open(begun, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor, self._path = descriptor, path
 
     def remove_unread(self) -> bool:
         """Remove the view unless somebody reads it; return whether it was removed."""
@@ -109,8 +108,10 @@ class Published:
         except BlockingIOError:
             return False
         self._path.unlink(missing_ok=True)  # a later server may have done that
-        os.close(self._descriptor)
         return True
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
 
 
 def write_view(
@@ -141,7 +142,7 @@ def write_view(
             file.write(head + bytes(-len(head) % _PAGES_AT))
             for table in tables.values():
                 file.write(table.pages.astype("<i8", copy=False).data)
-        published = Published(begun, path)
+        published = Published(os.open(begun, os.O_RDONLY | os.O_CLOEXEC), path)
         begun.rename(path)
     finally:
         begun.unlink(missing_ok=True)

@@ -84,15 +84,26 @@ def test_a_row_that_was_learned_without_its_values_is_missing_until_it_comes() -
     cache = cached_rows.CachedRows("t", 100, lambda row: [7, 8])
     cache.request(every=False)
     cache.learned({}, (1, 1))
-    assert cache.lacks({})
+    assert cache.ask(cache.ids_of({}))
     assert np.frombuffer(cache.request(every=False)["t"], ID).tolist() == [7, 8]
     rows = Rows(np.array([7], np.uint64), np.ones((1, 2), np.float32))
     rows.gone = np.array([8], np.uint64)
     chosen = cache.chosen(reply_with(rows))
     assert from_wire(chosen.blocks)["t"].data == rows
     cache.took(chosen)
-    assert not cache.lacks({}), "what has no row is known, too"
+    assert not cache.ask(cache.ids_of({})), "what has no row is known, too"
     assert cache.report()["learned_without_rows"] == 1
+
+
+def test_rows_that_learning_needs_are_requested_however_many_predictions_lack() -> None:
+    cache = cached_rows.CachedRows("t", 1, lambda row: [])
+    cache.ask(range(cached_rows.ASKED_MAX))  # there is no room for more
+    for held in (1_000_001, 1_000_002):  # twice the bound: nothing is requested for predictions
+        cache.learned({}, (1, 1))
+        cache._uses[held] = 1
+    cache.soon = [9_000_000]
+    cache.ask(cache.soon)
+    assert np.frombuffer(cache.request(every=False)["t"], ID).tolist() == [9_000_000]
 
 
 def _changed(old: str, new: str) -> Any:

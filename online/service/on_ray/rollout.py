@@ -67,7 +67,7 @@ def changes(old: Settings, new: Settings) -> Changes:
     rolling = [name for name in _BY_REPLICAS if _of_replicas(old, name) != _of_replicas(new, name)]
     known, served = {m.name: m for m in old.models}, {m.name: m for m in new.models}
     restart += [f"to be without the model {name}" for name in known if name not in served]
-    for name in known.keys() & served.keys():
+    for name in [name for name in known if name in served]:
         was, model = known[name], served[name]
         for field in ModelSettings.model_fields:
             if getattr(was, field) != getattr(model, field):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -27,7 +26,7 @@ from online.settings.places import (
 )
 from paramserver.core.admission import TableBounds
 from paramserver.core.shards import shard_name
-from paramserver.errors import ParamServerError
+from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.process.actor import ServerSettings
 from paramserver.process.lineage import Lineage
 from paramserver.process.sharing import Shard
@@ -127,6 +126,7 @@ def _that_share(
         elif name in here:
             grown.append(name)
     ray_client.end(grown)
+    here = ray_client.shared()
     return small if len(small) > 1 or here else set()
 
 
@@ -189,11 +189,11 @@ def _wait_serving(
 ) -> None:
     """Wait until the server has restored its state, across restarts of it; report its version."""
     import ray
-    from ray.exceptions import ActorUnavailableError, GetTimeoutError
+    from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
     reason, handle = "its process has not begun", None
     while True:
-        with contextlib.suppress(ActorUnavailableError, GetTimeoutError):
+        try:
             handle = get() if handle is None else handle
             status = ray.get(handle.status.remote(), timeout=max(deadline.left_s(), 0.1))
             if status["state"] == "serving":
@@ -201,6 +201,11 @@ def _wait_serving(
             reason = status["reason"] or status["state"]
             if status["state"] == "refused":
                 raise StartRefused(f"model {name}: {reason}", "Nothing was started")
+        except (ActorUnavailableError, GetTimeoutError):
+            pass
+        except RayTaskError as error:
+            if not isinstance(error.cause, ServerUnavailable):  # the shared process begins anew
+                raise
         deadline.check(f"model {name}: its parameter server is not ready ({reason})")
         time.sleep(0.02)
     text = f"model {name}: version {status['epoch']}.{status['count']}"

@@ -171,7 +171,7 @@ class Batch:
         )  # fmt: skip
 
     def _write(self, row: NewRow, record: tuple[Any, ...] | None = None) -> Outcome:
-        """Write one row; ``found``: the existing row with its key, if it was looked up."""
+        """Write one row; ``record``: the existing row with its key, if it was looked up."""
         key = bytes(row.key)
         if record is None:
             record = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from online.errors import StartRefused
 from online.service.state import parameter_servers
 from online.service.state.deadline import StartDeadline
 from online.service.state.parameter_servers import Begun
+from paramserver.errors import ServerUnavailable
 
 SERVING = {"state": "serving", "reason": "", "epoch": 3, "count": 7, "refused": {}}
 RESTORING = {"state": "restoring", "reason": ""}
@@ -45,6 +46,15 @@ def test_a_server_that_is_killed_while_it_begins_is_waited_for(
     away = ActorUnavailableError("it restarts", b"a" * 16)
     answers = (GetTimeoutError(), away, HANDLE, RESTORING, away, GetTimeoutError(), SERVING)
     assert waited(monkeypatch, *answers) == ["model m: version 3.7"]
+
+
+def test_a_server_whose_shared_process_begins_anew_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = RayTaskError("ask", "", ServerUnavailable("m", "it does not run in the shared process"))
+    assert waited(monkeypatch, HANDLE, away, SERVING) == ["model m: version 3.7"]
+    with pytest.raises(RayTaskError):
+        waited(monkeypatch, HANDLE, RayTaskError("ask", "", ValueError("no")))
 
 
 def test_a_server_that_writes_a_snapshot_for_long_has_decided(

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from paramserver.clients import hosted
 from paramserver.clients.hosted import Given, ParameterServers
 from paramserver.errors import ServerUnavailable
+from paramserver.process import settings as of_server
 from paramserver.process.actor import ServerSettings
 from paramserver.process.lineage import Lineage, begin_epoch
 from replay.journal.sqlite.journal import SqliteJournal
@@ -130,3 +132,20 @@ def test_a_server_that_was_replaced_answers_nobody_over_its_socket(host: Host) -
     assert host.epoch("a") == 2
     assert servers.ask("a", "near") != (address, key)
     assert [t for t in threading.enumerate() if "_accept" in t.name][1:] == []
+
+
+def test_a_process_is_what_it_was_begun_with_whatever_code_is_put_on_the_disk(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So who starts servers of new code finds that this process has to be replaced."""
+    host.add("a")
+    servers = host.begin()
+    before = servers.take()
+    assert host.epoch("a") == 1
+    monkeypatch.setattr(hosted, "code_on_disk", lambda: "newer")
+    monkeypatch.setattr(of_server, "code_on_disk", lambda: "newer")
+    assert servers.take() == before
+    assert host.epoch("a") == 1
+    assert host.listed["a"].identity() != before["a"]
+    servers.publish()
+    assert host.status("a")["snapshots"] > 0
