@@ -20,6 +20,7 @@ from online.errors import RequestError, invalid
 from online.messages.choices import Action, ChooseRequest, Chosen, RewardRequest
 from online.messages.structs import Receipt
 from online.serving.choices.choosing import Choosing
+from online.serving.choices.deferred_slots import DeferredSlots
 from online.serving.events import is_join_id
 
 _EVENT_MAX: Final = 256
@@ -87,6 +88,7 @@ class Personalizer:
 
     def __init__(self, choosing: Choosing) -> None:
         self._choosing = choosing
+        self._deferred = DeferredSlots(choosing.serving)
 
     async def rank(self, request: RankRequest) -> dict[str, Any]:
         """Return the ranking of the actions; the first one is to be shown."""
@@ -109,6 +111,8 @@ class Personalizer:
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
         named, context = self._named(request.actions), self._flat(request.context_features)
+        if request.defer_activation:
+            await self._deferred.keep(_list_id(event), [slot.id for slot in request.slots])
         slots = list[dict[str, str]]()
         for slot in request.slots:
             of_slot = {f"slot.{n}": x for n, x in self._flat(slot.features).items()}
@@ -136,6 +140,15 @@ class Personalizer:
     async def activate(self, event: str) -> None:
         """Record that the deferred answer to an event was shown."""
         await self._choosing.activate(own_id(event))
+
+    async def activate_slots(self, event: str) -> None:
+        """Record that the deferred answers for all slots of an event were shown."""
+        slots = await self._deferred.of(_list_id(event))
+        if not slots:
+            hint = "Send the id of a multi-slot event that was deferred"
+            raise RequestError(404, "unknown_id", "no deferred event has this id", "eventId", hint)
+        for slot in slots:
+            await self._choosing.activate(own_id(event, slot))
 
     def _check_slots(self, slots: Sized, field: str) -> None:
         most = self._choosing.serving.replica.limits.slots_max
@@ -181,8 +194,17 @@ def own_id(event: str, slot: str | None = None) -> str:
     """The id under which an event, or one of its slots, is chosen."""
     if slot is None and is_join_id(event):
         return event
+    return _digest(event) if slot is None else _digest(event, slot)
+
+
+def _list_id(event: str) -> str:
+    """The id under which the slots of a deferred event are listed."""
+    return _digest(event, "", "slots")
+
+
+def _digest(*texts: str) -> str:
     digest = blake2b(digest_size=20, person=b"personalizer")
-    for text in (event,) if slot is None else (event, slot):
+    for text in texts:
         data = text.encode()
         digest.update(len(data).to_bytes(4, "big") + data)
     return f"event-{digest.hexdigest()}"

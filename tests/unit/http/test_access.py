@@ -73,6 +73,8 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/feedback"): FEEDBACK,
     ("POST", "/v2/models/{model}/feedback"): FEEDBACK,
     ("POST", "/v1/models/{model}/reward"): FEEDBACK,
+    ("POST", "/v1/models/{model}/personalizer/v1.0/events/a/b/reward"): FEEDBACK,
+    ("POST", "/v1/models/{model}/personalizer/multislot/events/a/activate"): FEEDBACK,
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
     ("GET", "/v1/models/{model}/live"): ADMIN,
     ("GET", "/v1/models/{model}/report"): ADMIN,
