@@ -11,10 +11,11 @@ import pytest
 
 from online.decide.record import Choice, unpack
 from online.service.embedded import Embedded
-from online.serving.choices.personalizer import features_of, own_id
+from online.serving.choices.personalizer import own_id
 from online.settings.config import load
 from online.settings.places import open_journal
 from online.settings.tokens import ROLES
+from online.tables.nested import features_of
 from replay import codec
 
 KEY: Final = "key-0123456789abcdefghijkl"
