@@ -47,7 +47,7 @@ def backfill(
         list[str],
         typer.Option(
             "--input",
-            help="Parquet, CSV, JSON lines or dsjson; a folder; repeatable; needs the extra rescore",
+            help="Parquet, CSV, JSON lines, dsjson; a folder; repeatable; needs the extra rescore",
         ),
     ],
     label: Annotated[str, typer.Option(help="column of the labels")],
@@ -84,8 +84,6 @@ def backfill(
     Example: online backfill --input 2025.csv --label y --event-id id --time at
 
     Example: online backfill --input choices.csv --label clicked --action offer --ignore propensity
-
-    Example: online backfill --input log.dsjson --label _reward --action _action
     """
     from online.challenger.promotion import as_stored
 
