@@ -81,7 +81,7 @@ def test_damaged_and_strange_files_are_refused_with_the_place(tmp_path: Path) ->
         open_table(tmp_path / "t.csv.gz")
     for encoding in ("latin-1", "utf-16"):
         (tmp_path / "t.csv").write_text("größe,y\n1,2\n", encoding=encoding)
-        with pytest.raises(InputRefused, match="not UTF-8.*\n?.*iconv -f WINDOWS-1252"):
+        with pytest.raises(InputRefused, match=r"not UTF-8.*\n?.*iconv -f WINDOWS-1252"):
             open_table(tmp_path / "t.csv")
     written(tmp_path, "no parquet", "t.parquet")
     with pytest.raises(InputRefused, match=r"t\.parquet"):
