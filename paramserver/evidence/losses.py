@@ -25,7 +25,7 @@ from statistics import median
 from typing import Final, NamedTuple, TypeVar
 
 from paramserver.core.blocks import COUNT, Block, Blocks
-from paramserver.filters.odds import (
+from paramserver.evidence.odds import (
     LABEL_CHARS,
     NONE,
     Odds,
@@ -34,7 +34,7 @@ from paramserver.filters.odds import (
     key_of,
     odds_of,
 )
-from paramserver.filters.trials import (
+from paramserver.evidence.trials import (
     TRIAL,
     TRIALS,
     Bins,

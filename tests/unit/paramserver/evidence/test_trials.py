@@ -9,11 +9,11 @@ from math import exp, log
 import pytest
 
 from online.trust.filtering import _unweighed
+from paramserver.evidence.odds import Votes
+from paramserver.evidence.trials import Trials
+from paramserver.evidence.voices import Voices
 from paramserver.filters.base import CLIPPED, Event
 from paramserver.filters.chain import by_name
-from paramserver.filters.odds import Votes
-from paramserver.filters.trials import Trials
-from paramserver.filters.voices import Voices
 
 LABELS = ("a", "b", "c", "d")
 

@@ -8,10 +8,11 @@ from math import log
 
 import pytest
 
+from paramserver.evidence.losses import Losses
+from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.odds import Odds
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
-from paramserver.filters.losses import Losses
-from paramserver.filters.mixes import Mixes
 
 MIXED, OTHERS = 12, 5
 
@@ -220,7 +221,7 @@ def test_new_names_that_send_a_label_with_any_row_weigh_little(
     """Each has seven lies: too few to ask it by itself."""
     if not works:  # the mutant
         monkeypatch.setattr(Losses, "_unlearned", lambda self, held: {})
-        monkeypatch.setattr("paramserver.filters.odds.Odds.is_new", lambda self, label, loss: False)
+        monkeypatch.setattr(Odds, "is_new", lambda self, label, loss: False)
     chain, draw = by_name(("surprise",), None, None, answers=("true", "false")), random.Random(12)
     weights = list[float]()
     for i in range(2_400):

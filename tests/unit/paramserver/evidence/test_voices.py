@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from paramserver.filters import voices as module
-from paramserver.filters.voices import Voices
+from paramserver.evidence import voices as module
+from paramserver.evidence.voices import Voices
 
 
 def anew(voices: Voices) -> tuple[dict[str, Any], list[float], float]:

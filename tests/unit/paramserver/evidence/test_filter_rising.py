@@ -7,9 +7,9 @@ import random
 
 import pytest
 
+from paramserver.evidence.rising import Rising
 from paramserver.filters.base import Event
 from paramserver.filters.chain import by_name
-from paramserver.filters.rising import Rising
 
 SOURCES = 20
 

@@ -27,7 +27,7 @@ from operator import add
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from paramserver.filters.trials import TRIAL
+from paramserver.evidence.trials import TRIAL
 
 _PLACES: Final = 14
 _FIRST: Final = -6

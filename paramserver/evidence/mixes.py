@@ -19,7 +19,7 @@ from math import log, sqrt
 from statistics import median
 from typing import Final
 
-from paramserver.filters.losses import SOURCES_MIN
+from paramserver.evidence.losses import SOURCES_MIN
 
 _OVER: Final = 128.0
 """Time constant (rows of the source) of the exponentially decaying counts."""

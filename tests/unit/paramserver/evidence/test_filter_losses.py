@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from online.trust.sources import Reputations
 from paramserver.core.blocks import Block, Blocks, merge
+from paramserver.evidence.losses import LOSSES, NUMBER_LOSSES, UNSAID_LOSSES, Losses
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
-from paramserver.filters.losses import LOSSES, NUMBER_LOSSES, UNSAID_LOSSES, Losses
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 
 
@@ -177,7 +177,7 @@ def test_new_names_with_nine_lies_each_do_not_say_what_is_usual(
     """A lie for each honest row, of which the model is right in four of five, and often unsure."""
     if not bounded:  # the mutant: whoever has been seen says how much a source may count
         whole = {f"h{i}" for i in range(12)} | {f"new{i}" for i in range(100)}
-        monkeypatch.setattr("paramserver.filters.odds.Votes._known", lambda self: whole)
+        monkeypatch.setattr("paramserver.evidence.odds.Votes._known", lambda self: whole)
     (chain,), draw = chains(1), random.Random(1)
     weights: dict[bool, list[float]] = {True: [], False: []}
     for i in range(2_400):
@@ -242,7 +242,7 @@ def test_a_rare_label_that_one_source_sends_with_any_row_weighs_little(
 ) -> None:
     """One honest label in a thousand is true: whoever says it every time is alone with it."""
     if not works:  # the mutant: who is compared with nobody has a free pass
-        monkeypatch.setattr("paramserver.filters.trials.is_unproven", lambda n, more: False)
+        monkeypatch.setattr("paramserver.evidence.trials.is_unproven", lambda n, more: False)
     (chain,), draw, lies, weight = chains(1), random.Random(12), 0, 0.0
     for i in range(2_400):
         lie = i >= 1_000 and draw.random() < 0.1
