@@ -1,4 +1,4 @@
-"""Metrics of all replicas and models as Prometheus text, and the service's log format.
+"""Metrics of all replicas and models as Prometheus text.
 
 A replica reports flat numbers with each exchange, such as ``predict_refused_busy`` and ``age_ms``.
 Here they become metric families by OpenMetrics conventions: base units in the name, ``_total`` on
@@ -7,8 +7,6 @@ counters, error codes and outcomes as labels, one sentence of help a family.
 
 from __future__ import annotations
 
-import logging
-import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -23,8 +21,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.openmetrics.exposition import generate_latest as as_openmetrics
 from prometheus_client.samples import Exemplar
-
-from replay.plain import plain
 
 BOUNDS_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -393,28 +389,3 @@ def exposition(models: Iterable[Mapping[str, Any]], *, openmetrics: bool = False
     registry.register(_Collector(models))
     written = as_openmetrics if openmetrics else generate_latest
     return written(registry).decode()
-
-
-class Lines(logging.Formatter):
-    """Formats each log entry as one line, with a traceback's lines indented below it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format the entry as text."""
-        record.message = plain(record.getMessage())
-        record.asctime = self.formatTime(record)
-        text = self.formatMessage(record)
-        if record.exc_info:
-            lines = self.formatException(record.exc_info).split("\n")
-            text = "\n  ".join((text, *map(plain, lines)))
-        return text
-
-
-def log_to_stderr(level: int) -> None:
-    """Configure the service's loggers to write lines with time, level and name to stderr."""
-    # Not sys.stderr: in replicas Serve replaces it, and keeps thousands of lines in memory.
-    handler = logging.StreamHandler(sys.__stderr__)
-    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("online", "paramserver", "replay"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)

@@ -31,7 +31,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.trace.status import StatusCode
 
 from online.settings.telemetry import Telemetry
-from online.tracing.trace import Crossing, Trace
+from online.telemetry.trace import Crossing, Trace
 from replay.plain import plain
 
 _PARENT: Final = b"traceparent"

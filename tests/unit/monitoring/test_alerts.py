@@ -17,15 +17,15 @@ import yaml
 from alert_receivers import WAIT_S, hook, post
 from typer.testing import CliRunner
 
-from online.alerts import receivers as receiving
-from online.alerts.conditions import Conditions
-from online.alerts.messages import Alert
-from online.alerts.receivers import HttpReceiver, Mailbox, NotSent, receivers, signature
-from online.alerts.sending import Outbox, Sending
-from online.cli import application
+from online.commands.cli import application
 from online.errors import ConfigError
-from online.history.recording import Look, Recording
-from online.history.samples import Mark
+from online.monitoring import receivers as receiving
+from online.monitoring.alerts import Alert
+from online.monitoring.conditions import Conditions
+from online.monitoring.receivers import HttpReceiver, Mailbox, NotSent, receivers, signature
+from online.monitoring.recording import Look, Recording
+from online.monitoring.samples import Mark
+from online.monitoring.sending import Outbox, Sending
 from online.service.on_ray.rollout import changes
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.alerts import Alerts, Kind, Mail, Webhook

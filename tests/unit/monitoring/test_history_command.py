@@ -14,8 +14,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online.cli import application
-from online.history.series import FOLDER, Series
+from online.commands.cli import application
+from online.monitoring.series import FOLDER, Series
 
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}
 

@@ -13,9 +13,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from telemetry_world import rules, status
 
-from online import telemetry
+from online.telemetry import prometheus
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[3]
 MONITORING: Final = ROOT / "docs" / "monitoring.md"
 BOARD: Final = ROOT / "deploy" / "grafana" / "online.json"
 NAME: Final = re.compile(r"\bonline_[a-z0-9_]+")
@@ -23,7 +23,7 @@ NAME: Final = re.compile(r"\bonline_[a-z0-9_]+")
 
 @pytest.fixture(scope="module")
 def families() -> dict[str, Metric]:
-    text = telemetry.exposition([status("m"), status("n")])
+    text = prometheus.exposition([status("m"), status("n")])
     return {found.name: found for found in text_string_to_metric_families(text)}
 
 
@@ -63,7 +63,7 @@ def test_codes_and_outcomes_are_labels(families: dict[str, Metric]) -> None:
 
 
 def test_durations_are_histograms_whose_counts_go_up(families: dict[str, Metric]) -> None:
-    for what in telemetry.DURATIONS:
+    for what in prometheus.DURATIONS:
         found = families[f"online_{what}_seconds"]
         assert found.type == "histogram"
         of_one = {"model": "m", "replica": "one"}
@@ -88,12 +88,12 @@ def test_bounded_tables_are_told_where_there_are_any(families: dict[str, Metric]
     found = [families[f"online_table_rows{name}"].samples[0].value for name in names]
     assert found == [50, 4, 3, 2]
     unbounded = {**status(), "server": {**status()["server"], "tables": {}}}
-    assert "online_table_rows" not in telemetry.exposition([unbounded])
+    assert "online_table_rows" not in prometheus.exposition([unbounded])
 
 
 def test_a_service_that_has_no_server_and_no_journal_says_so() -> None:
     bare = {**status(), "server": None, "journal": None, "rewrites": None, "challenger": None}
-    text = telemetry.exposition([bare])
+    text = prometheus.exposition([bare])
     assert 'online_server_up{model="m"} 0.0' in text
     assert "online_journal_bytes" not in text
 

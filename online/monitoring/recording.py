@@ -17,8 +17,8 @@ import psutil
 from online.client.connection import Connection
 from online.edge.releases.folder import releases_in
 from online.errors import OnlineError
-from online.history.samples import Mark
-from online.history.series import FOLDER, Series
+from online.monitoring.samples import Mark
+from online.monitoring.series import FOLDER, Series
 from refusals import reason
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from online.alerts.messages import Alert
-from online.history.recording import Look
-from online.history.samples import incidents
+from online.monitoring.alerts import Alert
+from online.monitoring.recording import Look
+from online.monitoring.samples import incidents
 from online.settings.alerts import Kind
 
 _OF_MARK: Final[Mapping[str, Kind]] = {

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online.history import recording
-from online.history.recording import Recording
-from online.history.samples import percentile, sample
-from online.history.series import FOLDER, Series, file_of, read
+from online.monitoring import recording
+from online.monitoring.recording import Recording
+from online.monitoring.samples import percentile, sample
+from online.monitoring.series import FOLDER, Series, file_of, read
 
 DAY_S = 86_400.0
 BEGIN = 1_700_000_000.0

@@ -29,8 +29,8 @@ from online.replica.replica import ModelReplica
 from online.settings import config
 from online.settings.limits import Limits
 from online.settings.telemetry import ENDPOINT, Telemetry
-from online.tracing.spans import Tracing
-from online.tracing.trace import STEPS_MAX, Crossing, Trace
+from online.telemetry.spans import Tracing
+from online.telemetry.trace import STEPS_MAX, Crossing, Trace
 from paramserver.core import wire
 from paramserver.core.marks import CONTEXT_MAX, MARKS_MAX, Marks
 
@@ -339,7 +339,7 @@ def test_without_an_endpoint_nothing_is_imported(tmp_path: Path) -> None:
         "import sys, online\n"
         f"with online.serve('logreg', task='binary', state_dir={str(tmp_path)!r}) as service:\n"
         "    service.model.predict({'a': 1.0})\n"
-        "of = ('opentelemetry.sdk', 'opentelemetry.exporter', 'online.tracing.spans')\n"
+        "of = ('opentelemetry.sdk', 'opentelemetry.exporter', 'online.telemetry.spans')\n"
         "print([m for m in sys.modules if m.startswith(of)])\n"  # FastAPI imports the API
     )
     done = subprocess.run(
@@ -366,7 +366,7 @@ def test_what_is_no_endpoint_is_refused(value: str) -> None:
 
 def test_steps_are_awaited_by_nobody() -> None:
     """Control: a request that is not traced has no trace in its context, nor in its tasks'."""
-    from online.tracing.trace import current
+    from online.telemetry.trace import current
 
     async def scene() -> None:
         async def behind(scope: Any, receive: Any, send: Any) -> None:

@@ -11,10 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from online.alerts.conditions import Conditions
-from online.alerts.messages import Alert
-from online.alerts.receivers import NotSent, Receiver, receivers
-from online.history.recording import Look
+from online.monitoring.alerts import Alert
+from online.monitoring.conditions import Conditions
+from online.monitoring.receivers import NotSent, Receiver, receivers
+from online.monitoring.recording import Look
 from online.settings.alerts import Alerts
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.telemetry import BOUNDS_S
+from online.telemetry.prometheus import BOUNDS_S
 
 SCORES: Final = (
     "accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae", "reward",
@@ -197,7 +197,7 @@ def percentile(counts: Mapping[str, float], what: str, q: float) -> float | None
     """The bound below which a share ``q`` of durations lies, in seconds; None without any.
 
     ``counts``: increments of ``{what}_at_{i}``, the counts between the bounds
-    (:data:`online.telemetry.BOUNDS_S`).
+    (:data:`online.telemetry.prometheus.BOUNDS_S`).
     """
     each = [counts.get(f"{what}_at_{i}", 0.0) for i in range(len(BOUNDS_S) + 1)]
     total, below = sum(each), 0.0

@@ -20,7 +20,16 @@ from typing import Any, Final
 
 import msgspec
 
-from online.history.samples import ODD, SCORES, TENTHS, Mark, Sample, happened, percentile, sample
+from online.monitoring.samples import (
+    ODD,
+    SCORES,
+    TENTHS,
+    Mark,
+    Sample,
+    happened,
+    percentile,
+    sample,
+)
 
 log = logging.getLogger(__name__)
 

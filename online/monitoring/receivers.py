@@ -19,8 +19,8 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from online import __version__
-from online.alerts.messages import Alert, body, filled
 from online.errors import OnlineError
+from online.monitoring.alerts import Alert, body, filled
 from online.settings.alerts import SECRET_PREFIX, Alerts, Kind, Mail, Webhook
 from refusals import reason
 

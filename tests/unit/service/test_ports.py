@@ -9,9 +9,9 @@ from contextlib import closing
 
 import pytest
 
-from online import processes
 from online.errors import StartRefused
-from online.processes import PortRange, free_port, is_free
+from online.service import processes
+from online.service.processes import PortRange, free_port, is_free
 
 
 def test_two_never_have_the_same_ports_though_neither_listens_yet() -> None:
@@ -22,7 +22,7 @@ def test_two_never_have_the_same_ports_though_neither_listens_yet() -> None:
 
 
 def _of_another_process(seed: int) -> int:
-    script = f"from online.processes import PortRange; print(PortRange(125, {seed}).first)"
+    script = f"from online.service.processes import PortRange; print(PortRange(125, {seed}).first)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     return int(run.stdout)
 
