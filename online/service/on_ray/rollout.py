@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from online import processes
 from online.errors import StartRefused
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
+from online.service import processes
 from online.service.on_ray import scaling
 from online.service.on_ray.origin import APP, Origin
 from online.service.parts.composition import exchangeable, watches_decisions

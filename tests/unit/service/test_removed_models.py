@@ -89,7 +89,7 @@ def test_a_model_leaves_a_running_service(
             raise StartRefused("no replica starts", "Mend it")
 
     monkeypatch.setattr("online.service.on_ray.rollout.deploy", deploy)
-    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    monkeypatch.setattr("online.service.processes.note", lambda *_: None)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
     monkeypatch.setattr(
