@@ -20,7 +20,7 @@ from online.errors import RequestError, invalid
 from online.messages.choices import Action, ChooseRequest, Chosen, RewardRequest
 from online.messages.structs import Receipt
 from online.serving.choices.choosing import Choosing
-from online.serving.events import is_join_id
+from online.serving.feedback.events import is_join_id
 
 _EVENT_MAX: Final = 256
 _DEEP_MAX: Final = 8
