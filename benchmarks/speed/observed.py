@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 import typer
 
 from benchmarks.commands.table import AsJson, app, one_of, show
-from online.client.connection import Connection
+from benchmarks.fixtures.connection import Connection
 from online.client.load.own_service import start, stop, write_settings
 from online.http.middleware.traced import Traced
 from online.service.embedded import Embedded
