@@ -19,9 +19,9 @@ import pytest
 
 from online.edge.releases.folder import write
 from online.errors import ConfigError, StartRefused
-from online.processes import Owner, note, private_dir
 from online.rescore.published import Current
 from online.rescore.stores import SqliteScores
+from online.service.processes import Owner, note, private_dir
 from online.service.state.run_file import running
 from online.settings import config
 from online.settings.file_modes import looser, umask_of
