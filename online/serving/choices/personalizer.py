@@ -20,7 +20,7 @@ from online.messages.choices import Action, ChooseRequest, Chosen, RewardRequest
 from online.messages.structs import Receipt
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.deferred_slots import DeferredSlots
-from online.serving.events import is_join_id
+from online.serving.feedback.events import is_join_id
 from online.tables.nested import features_of
 
 _EVENT_MAX: Final = 256

@@ -16,9 +16,9 @@ import replica_world as worlds
 
 import online.http.app
 from online.errors import RequestError
-from online.http import access
-from online.http.access import Access, RequestIds, needed
 from online.http.app import App
+from online.http.middleware import access
+from online.http.middleware.access import Access, RequestIds, needed
 from online.settings.limits import Limits
 from online.settings.tokens import ROLES, Role, digest
 from online.telemetry import prometheus

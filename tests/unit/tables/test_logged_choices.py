@@ -109,6 +109,6 @@ def test_a_log_of_personalizer_teaches_what_it_shows(
     assert isinstance(model, RewardModel)
     model.reset(SnapshotHistory(open_snapshots(place), Retention()).load(facts["snapshot"]).values)
     actions = [(name, {"type": kind}) for name, kind in DRINKS.items()]
-    for weather, liked in (("Sunny", "iced mocha"), ("Snowy", "latte")):
+    for weather, best in (("Sunny", "iced mocha"), ("Snowy", "latte")):
         scores = model.score({"weather": weather, "day.hour": 9}, actions)
-        assert list(DRINKS)[int(scores.means.argmax())] == liked
+        assert list(DRINKS)[int(scores.means.argmax())] == best
