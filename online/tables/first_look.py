@@ -169,4 +169,7 @@ def _plain(value: Any) -> Value:
 
 
 def _unreadable(path: Path, error: Exception) -> InputRefused:
+    if isinstance(error, UnicodeDecodeError):
+        again = f"iconv -f WINDOWS-1252 -t UTF-8 {path} > utf8.csv (or -f UTF-16)"
+        return InputRefused(str(path), "it is not UTF-8", f"Save it as UTF-8, for example: {again}")
     return InputRefused(str(path), reason(error), "Name a file that can be read")

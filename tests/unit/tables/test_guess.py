@@ -79,6 +79,10 @@ def test_damaged_and_strange_files_are_refused_with_the_place(tmp_path: Path) ->
     written(tmp_path, "no gzip", "t.csv.gz")
     with pytest.raises(InputRefused, match=r"t\.csv\.gz"):
         open_table(tmp_path / "t.csv.gz")
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "t.csv").write_text("größe,y\n1,2\n", encoding=encoding)
+        with pytest.raises(InputRefused, match=r"not UTF-8.*\n?.*iconv -f WINDOWS-1252"):
+            open_table(tmp_path / "t.csv")
     written(tmp_path, "no parquet", "t.parquet")
     with pytest.raises(InputRefused, match=r"t\.parquet"):
         open_table(tmp_path / "t.parquet")
@@ -118,6 +122,19 @@ def test_a_column_in_which_no_value_comes_twice_is_no_feature(tmp_path: Path) ->
         "up": "label",
     }  # fmt: skip
     assert seconds("31.01.2026 12:00") == seconds("2026-01-31T12:00:00")
+
+
+def test_numbers_with_a_comma_are_named_as_such(tmp_path: Path) -> None:
+    rows = "".join(f"{i % 40},5;{i},25;{i % 3};{i % 2}\n" for i in range(200))
+    found = guessed(tmp_path, f"a;b;c;y\n{rows}")
+    said = {column.name: column.why for column in found.columns}
+    assert kinds(found) == {"a": "category", "b": "left_out", "c": "number", "y": "label"}
+    assert said["a"] == "40 different values; numbers, if they had a point for the comma"
+    assert said["b"].endswith("200 different ones; numbers, if they had a point for the comma")
+    with pytest.raises(ConfigError, match="Write a point for the comma"):
+        guessed(tmp_path, f"a;b;c;y\n{rows}", label="a", task="regression")
+    mixed = guessed(tmp_path, "a,y\n" + "".join(f"{'uv'[i % 2]},{i % 2}\n" for i in range(200)))
+    assert mixed.columns[0].why == "2 different values"
 
 
 def test_a_name_of_time_without_times_is_a_number(tmp_path: Path) -> None:
