@@ -15,7 +15,7 @@ from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, Receipts
 from online.models.adapters.linear import Linear
-from online.serving.ordinary import EventRow, Ordinary, Unfit
+from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
 from online.serving.serving import Serving
 from online.settings.limits import Limits
 from online.settings.tokens import Grant

@@ -12,10 +12,10 @@ import pytest
 import replica_world as worlds
 
 import online.replica.replica
-import online.serving.events
+import online.serving.feedback.events
 from online.errors import RequestError
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.serving.events import Events
+from online.serving.feedback.events import Events
 
 DAY = 86_400.0
 NOW = 1.7e9
@@ -182,7 +182,7 @@ def test_mutants_of_the_windows_are_noticed(
     method, rule, instead, test = _MUTANTS[name]
     source = textwrap.dedent(inspect.getsource(getattr(Events, method)))
     assert source.count(rule) == 1, name
-    names = dict(vars(online.serving.events))
+    names = dict(vars(online.serving.feedback.events))
     exec(compile(source.replace(rule, instead), "<mutant>", "exec"), names)
     monkeypatch.setattr(Events, method, names[method])
     with pytest.raises(AssertionError):

@@ -20,7 +20,7 @@ from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
 from online.rows.validator import Validator, not_plain
 from online.serving.answer_ids import AnswerIds, as_sent, notes_of
-from online.serving.ordinary import EventRow, Ordinary, Unfit
+from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
 from online.settings.limits import Limits
 from replay import codec
 from replay.errors import JournalDamaged

@@ -1,9 +1,9 @@
 """Reads many ordinary events in one pass: numeric values under known names, without look-ups.
 
-:meth:`online.serving.events.Events.read` handles one event at a time.  This module handles events
-with the same feature names by column: their values go into one array, which is compared with the
-names' ranges and passed to the model.  An event that needs special treatment (a clipped value, a
-new name, a weight, an id, an error) is left to the other, so each rule is written in one place.
+:meth:`online.serving.feedback.events.Events.read` handles one event at a time.  This module handles
+events with the same feature names by column: their values go into one array, which is compared with
+the names' ranges and passed to the model.  An event that needs special treatment (a clipped value,
+a new name, a weight, an id, an error) is left to the other, so each rule is written in one place.
 """
 
 from __future__ import annotations
