@@ -249,19 +249,9 @@ class Follower:
                 self._judge.learned_all(taught, examples[: len(taught)])
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
-        self._adapt_pass_size(n, most, time.thread_time() - begun_s)
+        took_s = time.thread_time() - begun_s
+        self._numbers = _adapted(self._numbers, took_s, n, full=n == most)
         return n
-
-    def _adapt_pass_size(self, n: int, most: int, took_s: float) -> None:
-        """Adjust the size of a pass by the processor time of ``n`` rows, towards one turn.
-
-        The steps are small, because other load on the machine distorts single measurements.
-        """
-        turn_s = _FEW_S if n <= _FEW else _TURN_S
-        if took_s > turn_s:
-            self._numbers = max(int(self._numbers * max(turn_s / took_s, 0.8)), 1)
-        elif n == most:
-            self._numbers = min(int(self._numbers * min(turn_s / took_s, 1.25)) + 1, _NUMBERS_MAX)
 
     def _set_pace(self) -> None:
         if open_rows := self._learner.open_rows:
@@ -342,3 +332,14 @@ class Follower:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_UNWRITTEN_S)
         self.failure_unwritten = False
+
+
+def _adapted(numbers: int, took_s: float, n: int, *, full: bool) -> int:
+    """Adjust the numbers in a pass by the processor time of ``n`` rows, towards one turn.
+
+    The steps are small, because other load on the machine distorts single measurements.
+    """
+    turn_s = _FEW_S if n <= _FEW else _TURN_S
+    if took_s > turn_s:
+        return max(int(numbers * max(turn_s / took_s, 0.8)), 1)
+    return min(int(numbers * min(turn_s / took_s, 1.25)) + 1, _NUMBERS_MAX) if full else numbers
