@@ -1,8 +1,9 @@
 """The learn loop: learns committed journal rows in offset order.
 
-One turn of the event loop learns one row, or as many as take about ``_TURN_S`` together, so other
-tasks wait no longer than that, or than one row takes.  Ordinary rows with the same feature names
-are learned in one pass: learning each separately would cost four times as much.
+One turn of the event loop learns one row, or as many as take about ``_TURN_S`` together (up to
+``_FEW`` rows: ``_FEW_S``), so other tasks wait no longer than that, or than one row takes.
+Ordinary rows with the same feature names are learned in one pass: learning each separately would
+cost four times as much.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from replay.journal.base import Row
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.0005
+_FEW_S = 0.0009  # for a pass of few rows, most of which is the cost of the pass itself
+_FEW = 4
 _NUMBERS = 256  # feature values in one pass at first, before its duration is known
 _NUMBERS_MAX = 1 << 16
 _NUMBERS_A_ROW = 16  # fixed cost of a row, in feature values that take as long
@@ -228,12 +231,12 @@ class Follower:
         if n < _ALIKE_LEAST or (decisions.failed and any(map(decisions.failure, some[:n]))):
             return 0
         version, before = "{}.{}".format(*learner.answer_version), learner.own
-        begun_s = time.perf_counter()
+        begun_s = time.thread_time()
         examples = [example for example in known[:n] if example is not None]
         n = learner.learn_alike(some[:n], examples)
         if n == 0:
             return 0
-        self.cost.note(time.perf_counter() - begun_s, n)
+        self.cost.note(time.thread_time() - begun_s, n)
         self._counts["learned"] += n
         for row in some[:n]:
             del writer.decoded[row.offset]
@@ -246,18 +249,19 @@ class Follower:
                 self._judge.learned_all(taught, examples[: len(taught)])
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
-        self._adapt_pass_size(n, most, time.perf_counter() - begun_s)
+        self._adapt_pass_size(n, most, time.thread_time() - begun_s)
         return n
 
     def _adapt_pass_size(self, n: int, most: int, took_s: float) -> None:
-        """Adjust the size of a pass by how long ``n`` rows took, towards ``_TURN_S`` a turn.
+        """Adjust the size of a pass by the processor time of ``n`` rows, towards one turn.
 
         The steps are small, because other load on the machine distorts single measurements.
         """
-        if took_s > _TURN_S:
-            self._numbers = max(int(self._numbers * max(_TURN_S / took_s, 0.8)), 1)
+        turn_s = _FEW_S if n <= _FEW else _TURN_S
+        if took_s > turn_s:
+            self._numbers = max(int(self._numbers * max(turn_s / took_s, 0.8)), 1)
         elif n == most:
-            self._numbers = min(int(self._numbers * min(_TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)
+            self._numbers = min(int(self._numbers * min(turn_s / took_s, 1.25)) + 1, _NUMBERS_MAX)
 
     def _set_pace(self) -> None:
         if open_rows := self._learner.open_rows:
@@ -277,9 +281,9 @@ class Follower:
         known = None
         if row.partition == self._writer.partition:
             known = self._writer.decoded.pop(row.offset, None)
-        begun_s = time.perf_counter()
+        begun_s = time.thread_time()
         failed = self._learner.learn(row, given_up, known)
-        self.cost.note(time.perf_counter() - begun_s)
+        self.cost.note(time.thread_time() - begun_s)
         if failed is not None:
             self._counts["failed"] += 1
             if given_up is None and self._learner.decides:

@@ -80,7 +80,8 @@ def machine() -> Vfs:
     # it hashes source files, which are no part of the simulated machine
     paramserver.process.actor.identity = lambda *_: "simulated"
     online.replica.journal_threads.OneThread = SimThread  # type: ignore[misc,assignment]
-    online.replica.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
+    # Its clock stands still within a turn: as few rows in each as possible.
+    online.replica.follower._TURN_S = online.replica.follower._FEW_S = 0.0
     online.replica.queue._GATHER_S = 0.0  # mutants name the seeds that notice them without it
     encoded = snapshot_format.encoded
 
