@@ -18,6 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from online.tables.actions import NULLS
 from online.tables.columns import Kind
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
@@ -30,9 +31,6 @@ TEXT_BYTES: Final = 8 << 20
 """Uncompressed bytes of a shard of a text file, plus at most one line."""
 SAMPLED: Final = 200
 """Rows of a run that are also scored one by one."""
-
-NULLS: Final = ["", "NA", "N/A", "null", "NULL"]
-"""Texts for a missing value in a CSV file."""
 
 _HEAD_BYTES: Final = 1 << 20
 _HEAD_LINES: Final = 1_000

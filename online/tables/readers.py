@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from online.tables.actions import action_in, action_of
+from online.tables.actions import NULLS, action_in, action_of
 from online.tables.columns import ABSENT, Floats, Index, Numbers, Rows, Text
 from online.tables.errors import InputRefused
-from online.tables.inputs import NULLS, header, json_kind, json_row, opened, parquet
+from online.tables.inputs import header, json_kind, json_row, opened, parquet
 from online.tables.layout import Column, Form, Input, Layout, Shard
 from online.tables.logged_choices import NoChoice
 from online.tables.places import failures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -81,6 +82,17 @@ def test_rank_and_reward(shop: Embedded) -> None:
     assert (choice.action, reward) == (said["rewardActionId"], 1.0)
     assert choice.context == {"time.day": "monday", "time.hour": 9, "device": "phone"}
     assert dict(choice.actions)["film"] == {"kind": "video", "tags.new": True, "tags.long": True}
+
+
+@pytest.mark.parametrize("event", ["shop/17", "a b", "tür", "x/reward"])
+def test_every_event_that_was_ranked_can_be_rewarded(shop: Embedded, event: str) -> None:
+    body = {"actions": ACTIONS, "eventId": event, "deferActivation": True}
+    action = post(shop, "v1.0/rank", body).json()["rewardActionId"]
+    at = f"v1.0/events/{quote(event, safe='')}"
+    assert post(shop, f"{at}/activate").status_code == 204
+    assert post(shop, f"{at}/reward", {"value": 0.5}).status_code == 204
+    choice, reward = choice_of(shop, own_id(event))
+    assert (choice.action, reward) == (action, 0.5)
 
 
 def test_wrong_requests_are_errors_with_a_code(shop: Embedded) -> None:

@@ -23,7 +23,7 @@ from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from paramserver.snapshots.places import lineage_place
+from paramserver.snapshots.views import lineage_folder
 from replay.errors import JournalHeld, JournalUnavailable, ReplayError
 from replay.journal.base import Journal
 
@@ -256,7 +256,7 @@ def end_servers(was: Settings, specs: Mapping[str, str]) -> list[str]:
     lines = parameter_servers.last_snapshots(left, _LAST_SNAPSHOTS_S)
     parameter_servers.end(left)
     for name, spec in specs.items():
-        tables = lineage_place(str(processes.shared_dir(was.state_dir)), name, spec)
+        tables = lineage_folder(str(processes.shared_dir(was.state_dir)), name, spec)
         shutil.rmtree(tables, ignore_errors=True)
         lines.append(f"model {name} is no longer served; its state stays in {was.state_dir}")
     return lines

@@ -16,6 +16,7 @@ from online.models.loading.from_settings import merge_rule
 from online.service import processes
 from online.service.state.deadline import StartDeadline
 from online.settings.config import Settings
+from online.settings.limits import RETRY_WINDOW_S
 from online.settings.model import ModelSettings
 from online.settings.places import (
     journal_opener,
@@ -38,7 +39,6 @@ _LAST_SNAPSHOTS_S: Final = 1.0  # for all models together, at a stop
 _ASK_S: Final = 2.0
 _LIVE_S: Final = 2.0  # every live replica, even an idle one, calls its server more often
 _CONFIRM_S: Final = 0.25  # how often a server verifies its epoch; ages in answers count from there
-_RETRY_WINDOW_S: Final = 86_400.0  # ids are kept this much longer than `dedupe_window` promises
 
 
 def start(
@@ -164,7 +164,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         lease_s=settings.limits.adopt_s / 2,
         confirm_s=_CONFIRM_S,
         stall_s=settings.start_wait_s,
-        keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
+        keep_rows_s=model.dedupe_window + RETRY_WINDOW_S,
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
         sources_max=settings.limits.sources_max,

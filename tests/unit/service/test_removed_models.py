@@ -10,6 +10,7 @@ import pytest
 from servers_without_ray import answers_for_ray
 
 from online.errors import StartRefused
+from online.service import processes
 from online.service.on_ray import rollout
 from online.service.on_ray.challengers import Challengers
 from online.service.service import Service
@@ -18,6 +19,7 @@ from online.service.state.check_state import Models
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
+from paramserver.snapshots.views import lineage_folder
 
 
 def settings(folder: Path, *names: str) -> Settings:
@@ -73,8 +75,12 @@ def test_a_replica_that_never_seals_is_not_waited_for_forever(
         journal.register("m", "r1", "spec", 0.0)
     monkeypatch.setattr(rollout, "_SEALED_S", 0.0)
     monkeypatch.setattr(parameter_servers, "recent_replicas", lambda *_: {"r1"})
+    monkeypatch.setattr(processes, "shared_dir", lambda state: tmp_path / "shm")
+    tables = lineage_folder(str(tmp_path / "shm"), "m", "spec")
+    tables.mkdir(parents=True)
     rollout.end_servers(given, {"m": "spec"})
     assert done == ["snapshot of m", "end of m"]
+    assert not tables.exists()
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -101,6 +101,7 @@ ODD: dict[str, dict[str, Any]] = {
     "orders": {"event_id": "e\x1b[2J"},
     "a source of orders": {"source": "s\x1b[2J"},
     "old": {"event_time": 5.0},
+    "ahead": {"event_time": 1.7e12},
 }
 
 

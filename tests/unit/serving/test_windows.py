@@ -62,6 +62,26 @@ def test_an_event_older_than_the_window_of_its_id_is_expired(tmp_path: Path) -> 
     worlds.play(tmp_path, scene)
 
 
+def test_an_event_whose_repeats_would_never_expire_is_refused(tmp_path: Path) -> None:
+    """Its id is forgotten a day after the window; a time in milliseconds is never so old."""
+
+    async def scene(world: Any) -> None:
+        replica = await world.replica(now_s=lambda: now[0])
+        serving, now[0] = world.serving(replica), NOW + 30 * DAY
+        assert await sent(serving, event("later", now[0])) == (200, "learned")
+        now[0] = NOW  # the clock was set back
+        assert await sent(serving, event("later", now[0] + 30 * DAY)) == (200, "duplicate")
+        with pytest.raises(RequestError, match="ahead of this node") as refused:
+            await serving.feedback(event("ahead", NOW * 1000))
+        assert (refused.value.status, refused.value.field) == (422, "event_time")
+        assert "no milliseconds" in (refused.value.hint or "")
+        assert await sent(serving, event(None, NOW * 1000)) == (200, "learned"), "no repeat of it"
+        await replica.stop(5)
+
+    now = [NOW]
+    worlds.play(tmp_path, scene)
+
+
 def test_duplicates_are_looked_up_before_the_window(tmp_path: Path) -> None:
     now = [NOW]
 
