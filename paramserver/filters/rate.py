@@ -13,6 +13,8 @@ from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
+_DENIED_MORE: Final = 0.2
+"""Margin for the rate at which a source without a budget may be contradicted."""
 
 
 class Rate(Filter):
@@ -21,8 +23,10 @@ class Rate(Filter):
     An arrival counts as its weight, but at least as 1, since each takes a place in the window.
     With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the other terms allow for
     chance), the weight is 1/r for r > 1, and events are quarantined from ``refuse_at`` on.  Sources
-    in good standing are exempt.  Sources with fewer than ``EARNED`` taken events share a pool of
-    ``pool_share`` of the window, once at least eight sources are established.
+    in good standing are exempt while the model contradicts them hardly more often than small ones:
+    a model that a flood has taught finds much of what it sends usual.  Sources with fewer than
+    ``EARNED`` taken events share a pool of ``pool_share`` of the window, once at least eight
+    sources are established.
 
     Parameters:
         refuse_at: Ratio r from which on events are quarantined.
@@ -50,7 +54,8 @@ class Rate(Filter):
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
-        if over <= 1.0 or source.trusted:
+        exempt = source.trusted and source.denied <= arrivals.denied + _DENIED_MORE
+        if over <= 1.0 or exempt:
             return PASS if over == 0.0 else Opinion(score=over)
         if over >= self.refuse_at:
             return Opinion(0.0, score=over, reason=reason, stop=True)
