@@ -30,8 +30,8 @@ from benchmarks.fixtures.learners import ADDING_STEP, COUNT_LABEL
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, launch, status, write_settings
 from online.client.connection import Connection
-from online.processes import free_port
 from online.rebuild import fsck
+from online.service.processes import free_port
 from online.settings.config import Settings, load
 from online.settings.places import snapshots_path
 from paramserver.core.shards import shard_place

@@ -36,7 +36,7 @@ from benchmarks.fixtures.service import (
 )
 from benchmarks.speed.http import Figure
 from online.client.connection import Connection
-from online.processes import end, free_port
+from online.service.processes import end, free_port
 
 ACKNOWLEDGED_S = 3.0
 """Target: from the kill of the server until a push is acknowledged again."""

@@ -12,7 +12,7 @@ from benchmarks.faults.exactly_once import settings_of
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, service
 from online.client.connection import Connection
-from online.processes import free_port
+from online.service.processes import free_port
 
 
 @dataclass(frozen=True, slots=True)

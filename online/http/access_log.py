@@ -17,7 +17,7 @@ from typing import Any, Final
 from online.http.access import origin
 from online.http.ingress import Application
 from online.messages.bodies import JSON, Receive, Scope, Send
-from online.tracing.trace import current
+from online.telemetry.trace import current
 from replay.plain import plain
 
 log = logging.getLogger("online.access")

@@ -16,9 +16,8 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 
-from online import __version__, telemetry
+from online import __version__
 from online.errors import RequestError, failed
-from online.history.series import FOLDER
 from online.http import openapi
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
@@ -52,6 +51,7 @@ from online.messages.bodies import (
     format_of,
 )
 from online.messages.sender import sender
+from online.monitoring.series import FOLDER
 from online.serving import scores as batch
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.slots import answer_choice
@@ -59,6 +59,7 @@ from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from online.serving.status import Cluster
 from online.settings.limits import Limits
+from online.telemetry import prometheus
 from paramserver.process.acting import acting
 from refusals import meant
 
@@ -446,9 +447,9 @@ def build_rest(
     async def metrics(request: Request) -> Response:
         statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
         if "application/openmetrics-text" in request.headers.get("accept", ""):
-            shown = telemetry.exposition(statuses, openmetrics=True)
-            return Response(shown, media_type=telemetry.OPENMETRICS)
-        shown = telemetry.exposition(statuses)
+            shown = prometheus.exposition(statuses, openmetrics=True)
+            return Response(shown, media_type=prometheus.OPENMETRICS)
+        shown = prometheus.exposition(statuses)
         return PlainTextResponse(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["models"], summary="List the served models")

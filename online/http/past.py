@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
 from online.errors import RequestError, invalid
-from online.history.series import POINTS_MAX, read
+from online.monitoring.series import POINTS_MAX, read
 
 Reports = Callable[[str, float, float], bytes]
 """Makes the page of a report: model, since and until in POSIX seconds.  Called on a thread.

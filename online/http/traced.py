@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from online.http.ingress import V1, V2, Application
 from online.messages.bodies import Receive, Scope, Send
-from online.tracing.trace import current
+from online.telemetry.trace import current
 
 if TYPE_CHECKING:
-    from online.tracing.spans import Tracing
+    from online.telemetry.spans import Tracing
 
 
 _ACTIONS: Final = ("/predict", "/feedback", "/choose", "/reward", "/infer")

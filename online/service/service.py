@@ -21,14 +21,13 @@ from typing import Any
 
 import psutil
 
-from online import processes
-from online.alerts.sending import Sending
 from online.challenger import promotion
 from online.client.simple_client import NoAnswer, SimpleClient
 from online.errors import OnlineError, StartRefused
-from online.history.recording import Recording
 from online.models.loaded import Loaded
-from online.service import worker_setup
+from online.monitoring.recording import Recording
+from online.monitoring.sending import Sending
+from online.service import processes, worker_setup
 from online.service.on_ray import rollout
 from online.service.on_ray.balancer import balanced
 from online.service.on_ray.challengers import Challengers

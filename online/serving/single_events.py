@@ -11,7 +11,7 @@ from online.serving.event_batcher import BatchPosition, EventBatcher
 from online.serving.events import Events
 from online.serving.ordinary import EventRow
 from online.serving.receipts import HTTP, ReceiptMaker, plain
-from online.tracing.trace import current
+from online.telemetry.trace import current
 
 
 class SingleEvents:

@@ -27,8 +27,8 @@ from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.audit.checking import all_lines
 from online.audit.log import entry_of
-from online.processes import runs
 from online.rebuild.soundness import check_log
+from online.service.processes import runs
 from online.settings.config import load
 from online.settings.places import open_journal
 

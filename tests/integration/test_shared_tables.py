@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
-from online import processes
 from online.client.connection import Connection
+from online.service import processes
 from paramserver.process.shared_tables import ROWS_LEAST
 
 pytestmark = pytest.mark.ray

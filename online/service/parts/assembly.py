@@ -54,7 +54,7 @@ from replay.journal.base import Journal
 
 if TYPE_CHECKING:
     from online.http.ingress import Application
-    from online.tracing.spans import Tracing
+    from online.telemetry.spans import Tracing
 
 _STOP_S: Final = 1.5
 
@@ -302,7 +302,7 @@ def _tracing(settings: Settings, replica: str) -> Tracing | None:
     if settings.telemetry.endpoint is None:
         return None
     try:
-        from online.tracing.spans import Tracing
+        from online.telemetry.spans import Tracing
     except ModuleNotFoundError as error:
         raise StartRefused(
             f"telemetry.endpoint needs {error.name}, which is not installed",

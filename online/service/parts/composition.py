@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from online import processes
 from online.learning.base import BaseLearner
 from online.learning.cached_rows import cache_for
 from online.learning.merged import Learner
@@ -22,10 +21,11 @@ from online.replica.host_tables import HostTables
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Identity, ParameterServerClient, Services
+from online.service import processes
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import ModelSettings
 from online.sure.views import calibration_in, views_of
-from online.tracing.trace import Crossing
+from online.telemetry.trace import Crossing
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, root_rows
 from online.trust.trigger_watch import SearchResult

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from online import processes
 from online.errors import StartRefused
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
+from online.service import processes
 from online.service.state.deadline import StartDeadline
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

@@ -15,13 +15,13 @@ import pytest
 import replica_world as worlds
 
 import online.http.app
-from online import telemetry
 from online.errors import RequestError
 from online.http import access
 from online.http.access import Access, RequestIds, needed
 from online.http.app import App
 from online.settings.limits import Limits
 from online.settings.tokens import ROLES, Role, digest
+from online.telemetry import prometheus
 
 TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
 STRANGE: Final = "nobody-0123456789abcdefghijkl"
@@ -171,7 +171,7 @@ async def check_matrix(client: httpx.AsyncClient) -> None:
 
 @pytest.fixture(autouse=True)
 def plain_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "exposition", lambda statuses: "")
+    monkeypatch.setattr(prometheus, "exposition", lambda statuses: "")
 
 
 def test_each_role_at_each_path(tmp_path: Path) -> None:

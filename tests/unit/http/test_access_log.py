@@ -21,7 +21,7 @@ from online.http.app import App
 from online.http.traced import Traced
 from online.settings.limits import Limits
 from online.settings.telemetry import Telemetry
-from online.tracing.spans import Tracing
+from online.telemetry.spans import Tracing
 
 TOKEN: Final = "feedback-0123456789abcdefghijkl"
 SECRET: Final = "marked-feature"

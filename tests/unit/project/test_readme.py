@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from benchmarks.commands import cli as tables
-from online import cli
+from online.commands import cli
 from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.loading.load import load

@@ -18,9 +18,9 @@ import pytest
 
 from online.edge.releases.folder import write
 from online.errors import ConfigError, StartRefused
-from online.processes import Owner, note
 from online.rescore.published import Current
 from online.rescore.stores import SqliteScores
+from online.service.processes import Owner, note
 from online.service.state.run_file import running
 from online.settings import config
 from online.settings.file_modes import looser, umask_of

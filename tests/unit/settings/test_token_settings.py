@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online.cli import app as command_line
+from online.commands.cli import app as command_line
 from online.errors import ConfigError, RequestError
 from online.http.access import Access
 from online.messages.sender import sender
