@@ -13,8 +13,10 @@ from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
+_DENIED_MAX: Final = 0.5
 _DENIED_MORE: Final = 0.2
-"""Margin for the rate at which a source without a budget may be contradicted."""
+"""Rate at which the model may contradict small sources where a large one has no budget, and how much
+more often that one."""
 
 
 class Rate(Filter):
@@ -54,12 +56,16 @@ class Rate(Filter):
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
-        exempt = source.trusted and source.denied <= arrivals.denied + _DENIED_MORE
-        if over <= 1.0 or exempt:
+        if over <= 1.0 or (source.trusted and self._is_agreed(source)):
             return PASS if over == 0.0 else Opinion(score=over)
         if over >= self.refuse_at:
             return Opinion(0.0, score=over, reason=reason, stop=True)
         return Opinion(1.0 / over, score=over, reason=reason)
+
+    def _is_agreed(self, source: Source) -> bool:
+        """Return whether the model agrees with small sources, and about as often with this one."""
+        usual = self.arrivals.denied
+        return usual <= _DENIED_MAX and source.denied <= usual + _DENIED_MORE
 
     def _is_pooled(self, source: Source) -> bool:
         arrivals = self.arrivals
