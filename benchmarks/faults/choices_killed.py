@@ -24,8 +24,8 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, launch, status, write_settings
-from online.client.connection import Connection
 from online.decide.record import Choice, unpack
 from online.rebuild import fsck
 from online.rows.prediction_ids import Keys, Nonces, Tokens

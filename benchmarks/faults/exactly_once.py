@@ -26,10 +26,10 @@ from typing import Any, Final, Literal
 import psutil
 
 from benchmarks.faults.wishes import Wishes
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import ADDING_STEP, COUNT_LABEL
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, launch, status, write_settings
-from online.client.connection import Connection
 from online.rebuild import fsck
 from online.service.processes import free_port
 from online.settings.config import Settings, load

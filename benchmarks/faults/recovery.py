@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import (
     Running,
@@ -35,7 +36,6 @@ from benchmarks.fixtures.service import (
     write_settings,
 )
 from benchmarks.speed.http import Figure
-from online.client.connection import Connection
 from online.service.processes import end, free_port
 
 ACKNOWLEDGED_S = 3.0

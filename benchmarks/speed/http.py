@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, own_environment, service
-from online.client.connection import Connection
 from online.client.load.bodies import Bodies
 from online.client.load.generator import Lane, Operation, Report, measure
 from online.errors import StartRefused

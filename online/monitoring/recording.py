@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psutil
 
-from online.client.connection import Connection
+from online.client.simple_client import SimpleClient
 from online.edge.releases.folder import releases_in
 from online.errors import OnlineError
 from online.monitoring.samples import Mark
@@ -97,19 +97,16 @@ class Recording:
 
     def of(self, url: str, token: str | None) -> None:
         """Record the status of the service at ``url``; returns at once."""
-        connection = Connection(url, _ASK_S, token)
+        client = SimpleClient(url, token, _ASK_S)
         self._url = url
 
         def ask() -> list[Mapping[str, Any]]:
-            try:
-                status, answer = connection.get("/v1/models")
-            finally:
-                connection.close()  # the next poll is far away
-            if status in (401, 403):
-                raise _NotAllowed(status)
-            if status != 200:
-                raise OSError(f"the service answers {status}: {str(answer)[:200]}")
-            models: list[Mapping[str, Any]] = answer["models"]
+            answer = client.get("/v1/models")
+            if answer.status_code in (401, 403):
+                raise _NotAllowed(answer.status_code)
+            if answer.status_code != 200:
+                raise OSError(f"the service answers {answer.status_code}: {answer.text[:200]}")
+            models: list[Mapping[str, Any]] = answer.json()["models"]
             return models
 
         self.start(ask)
@@ -150,7 +147,7 @@ class Recording:
             return
         except Exception as error:
             log.info("the history has a gap: %r", error)
-            self._publish(Look(self._now_s(), self._url, failed=reason(error)))
+            self._publish(Look(self._now_s(), self._url, failed=reason(error.__cause__ or error)))
             return
         marks: dict[str, Sequence[Mark]] = {}
         for status in statuses:

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import weakref
@@ -106,8 +107,11 @@ def private_dir(state_dir: Path) -> Path:
     """Make the short private folder of this service's processes: socket paths are limited."""
     path = Path(tempfile.gettempdir()) / _private_name(state_dir)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise StartRefused(f"{path} belongs to another user", "Remove it, or set TMPDIR")
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise StartRefused(
+            f"{path} belongs to another user, or is a link", "Remove it, or set TMPDIR"
+        )
     path.chmod(0o700)
     return path
 
@@ -119,8 +123,14 @@ def shared_dir(state_dir: Path) -> Path:
 
 def remove_private(state_dir: Path) -> None:
     """Remove the private folders of this service's processes, which have ended."""
-    for path in (Path(tempfile.gettempdir()) / _private_name(state_dir), shared_dir(state_dir)):
+    shared = shared_dir(state_dir)
+    for path in (
+        Path(tempfile.gettempdir()) / _private_name(state_dir),
+        shared / socket.gethostname(),
+    ):
         shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another container may have its own there
+        shared.rmdir()
 
 
 def _private_name(state_dir: Path) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import threading
 import time
 from itertools import islice
@@ -42,8 +43,8 @@ class SharedTables:
     """The views of one server process.
 
     Parameters:
-        folder: The lineage's folder in a memory file system, ``MODEL/SPEC``; it is made if it is
-            not there.
+        folder: The lineage's folder in a memory file system, ``HOST/MODEL/SPEC`` in one of the
+            service's own; it is made if it is not there.
 
     Attributes:
         reason: Why replicas have tables of their own or old views; empty: they do not.
@@ -85,10 +86,11 @@ class SharedTables:
 
     def _made_folder(self, epoch: int) -> Path:
         """Make a folder for this server, and remove the model's earlier ones.  Raises OSError."""
-        for one in (*reversed(self._folder.parents[:2]), self._folder):
+        for one in (*reversed(self._folder.parents[:3]), self._folder):
             one.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if one.stat().st_uid != os.getuid():
-                raise PermissionError(f"{one} belongs to another user")
+            found = one.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                raise PermissionError(f"{one} belongs to another user, or is a link")
         lineages = (one for one in self._folder.parent.iterdir() if one != self._folder)
         for earlier in (*self._folder.iterdir(), *lineages):
             shutil.rmtree(earlier, ignore_errors=True)

@@ -14,8 +14,8 @@ from typing import Any, Final
 import psutil
 import pytest
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
-from online.client.connection import Connection
 from online.service import processes
 from paramserver.process.shared_tables import ROWS_LEAST
 

@@ -25,7 +25,7 @@ from online.commands.operate import status as status_command
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows.validator import Validator
-from online.serving import events as events_module
+from online.serving.feedback import events as events_module
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.telemetry.logs import Lines

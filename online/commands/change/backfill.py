@@ -47,7 +47,7 @@ def backfill(
         list[str],
         typer.Option(
             "--input",
-            help="Parquet, CSV or JSON lines; a folder; repeatable; needs the extra rescore",
+            help="Parquet, CSV, JSON lines, dsjson; a folder; repeatable; needs the extra rescore",
         ),
     ],
     label: Annotated[str, typer.Option(help="column of the labels")],

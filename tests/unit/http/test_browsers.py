@@ -12,9 +12,9 @@ import pytest
 import replica_world as worlds
 
 from online.errors import ConfigError, RequestError
-from online.http.access import Access
 from online.http.app import App
-from online.http.browsers import Browsers
+from online.http.middleware.access import Access
+from online.http.middleware.browsers import Browsers
 from online.settings import config
 from online.settings.limits import Limits
 from online.settings.tokens import ROLES, Role

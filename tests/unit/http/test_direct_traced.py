@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind
 from test_ordinary import event, taught
 
 from online.http.app import App
-from online.http.traced import Traced
+from online.http.middleware.traced import Traced
 from online.settings.telemetry import Telemetry
 from online.telemetry.spans import Tracing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import random
 import socket
 import sqlite3
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online.monitoring import recording
-from online.monitoring.recording import Recording
+from online.monitoring.recording import Look, Recording
 from online.monitoring.samples import percentile, sample
 from online.monitoring.series import FOLDER, Series, file_of, read
 
@@ -274,6 +275,18 @@ def test_nothing_that_goes_wrong_ends_the_recording(
     made.stop()
     assert len(course(tmp_path / FOLDER)["columns"]["at"]) >= 2
     assert not [t for t in threading.enumerate() if t.name == "online-history"]
+
+
+def test_a_service_that_does_not_answer_is_reported_with_the_reason(tmp_path: Path) -> None:
+    heard: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
+    made = Recording(tmp_path, heard.put)
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        made.of(f"http://127.0.0.1:{nobody.getsockname()[1]}", None)
+        look = heard.get(timeout=60)
+        made.stop()
+    assert look is not None
+    assert look.failed == "Connection refused"
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_places_that_the_explanation_names_are_there() -> None:
 PATH: Final = {
     "App": "online/http/app.py",
     "Serving": "online/serving/serving.py",
-    "Events": "online/serving/events.py",
+    "Events": "online/serving/feedback/events.py",
     "Writer": "online/replica/writer.py",
     "Filtering": "online/trust/filtering.py",
     "Journal": "replay/journal/base.py",

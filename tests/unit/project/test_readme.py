@@ -21,7 +21,7 @@ from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.loading.load import load
 from online.rows.validator import Validator
-from online.serving import receipts
+from online.serving.feedback import receipts
 from online.settings import config
 
 ROOT: Final = Path(__file__).parents[3]

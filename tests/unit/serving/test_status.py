@@ -15,8 +15,8 @@ from online.challenger.promotion import decision
 from online.errors import RequestError
 from online.http.app import build_rest
 from online.rows.history import Decisions
-from online.serving import journal_room, status
-from online.serving.status import Cluster
+from online.serving.operating import journal_room, status
+from online.serving.operating.status import Cluster
 from online.settings.model import Drift, ModelSettings
 from online.settings.purposes import PURPOSES
 from online.telemetry import prometheus

@@ -24,7 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 import online
 from online.errors import ConfigError
 from online.http.app import App
-from online.http.traced import Traced
+from online.http.middleware.traced import Traced
 from online.replica.replica import ModelReplica
 from online.settings import config
 from online.settings.limits import Limits

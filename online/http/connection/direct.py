@@ -20,19 +20,19 @@ from time import perf_counter
 from typing import Any, ClassVar, Final, Protocol
 
 from online.errors import RequestError
-from online.http.access import RequestIds
-from online.http.refusing import answer_of
+from online.http.connection.unread_answers import UnreadAnswers
+from online.http.connection.whole_answers import written
+from online.http.middleware.access import RequestIds
+from online.http.middleware.refusing import answer_of
 from online.http.ring import Ring
-from online.http.unread_answers import UnreadAnswers
-from online.http.whole_answers import written
 from online.messages.bodies import Format, Send
 from online.messages.choices import ChooseRequest, RewardRequest
 from online.messages.structs import FeedbackRequest, PredictRequest, Receipt
 from online.replica.pending import Recorded
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.slots import answer_choice
-from online.serving.event_batcher import BatchPosition
-from online.serving.ordinary import EventRow
+from online.serving.feedback.event_batcher import BatchPosition
+from online.serving.feedback.ordinary import EventRow
 from online.serving.serving import Serving
 
 _AT_ONCE: Final = 16

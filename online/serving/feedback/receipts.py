@@ -15,7 +15,7 @@ from online.messages.structs import Receipt
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.validator import Validator
-from online.serving.ordinary import EventRow
+from online.serving.feedback.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED, Example
 from replay.journal.base import Row

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from online.rows.history import DISCARDED, QUARANTINED, RELEASED, Choice
-from online.serving.status import Cluster
+from online.serving.operating.status import Cluster
 
 EVENTS_MAX = 1000
 """Largest number of events on one page, and in one request to learn them again."""

@@ -19,7 +19,7 @@ import msgspec
 from online.errors import RequestError, failed
 from online.messages.bodies import NDJSON, Receive, Send, decode_events, error_body, read_lines
 from online.messages.structs import Event, Receipt
-from online.serving.receipts import refused
+from online.serving.feedback.receipts import refused
 from online.serving.serving import Serving
 from online.settings.limits import Limits
 

@@ -66,7 +66,7 @@ def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
 
 
 def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str) -> None:
-    """Add the calls of Personalizer clients under a path prefix."""
+    """Add the calls of Personalizer clients under a path prefix; events' ids may have slashes."""
 
     def of(model: str) -> Personalizer:
         return Personalizer(_of(choosing, model))
@@ -81,21 +81,26 @@ def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str
         asked: SlotsRequest = decode(_SLOTS, await request.body())
         return _created(await of(model).rank_slots(asked))
 
-    @made.post(f"{at}/events/{{event}}/reward")
+    @made.post(f"{at}/events/{{event:path}}/reward")
     async def reward(model: str, event: str, request: Request) -> Response:
         asked: Value = decode(_VALUE, await request.body())
         await of(model).reward(event, asked.value, _request_id(request))
         return Response(status_code=204)
 
-    @made.post(f"{at}/multislot/events/{{event}}/reward")
+    @made.post(f"{at}/multislot/events/{{event:path}}/reward")
     async def reward_slots(model: str, event: str, request: Request) -> Response:
         asked: SlotRewards = decode(_VALUES, await request.body())
         await of(model).reward_slots(event, asked, _request_id(request))
         return Response(status_code=204)
 
-    @made.post(f"{at}/events/{{event}}/activate")
+    @made.post(f"{at}/events/{{event:path}}/activate")
     async def activate(model: str, event: str) -> Response:
         await of(model).activate(event)
+        return Response(status_code=204)
+
+    @made.post(f"{at}/multislot/events/{{event:path}}/activate")
+    async def activate_slots(model: str, event: str) -> Response:
+        await of(model).activate_slots(event)
         return Response(status_code=204)
 
 

@@ -7,10 +7,10 @@ from online.messages.structs import Event, FeedbackRequest, Receipt
 from online.replica.pending import OutcomeReceiver, Recorded
 from online.replica.replica import ModelReplica
 from online.serving import anomalies
-from online.serving.event_batcher import BatchPosition, EventBatcher
-from online.serving.events import Events
-from online.serving.ordinary import EventRow
-from online.serving.receipts import HTTP, ReceiptMaker, plain
+from online.serving.feedback.event_batcher import BatchPosition, EventBatcher
+from online.serving.feedback.events import Events
+from online.serving.feedback.ordinary import EventRow
+from online.serving.feedback.receipts import HTTP, ReceiptMaker, plain
 from online.telemetry.trace import current
 
 

@@ -20,7 +20,7 @@ from online.messages.sender import sender
 from online.messages.structs import Event
 from online.replica.pending import OutcomeReceiver, Recorded
 from online.replica.writer import Writer
-from online.serving.ordinary import EventRow, Ordinary
+from online.serving.feedback.ordinary import EventRow, Ordinary
 from online.settings.tokens import Grant
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,12 @@ from online.errors import RequestError
 from online.models.contributions.additive import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.schema import schema_of
-from online.serving import anomalies, journal_room
+from online.serving import anomalies
 from online.serving.apprentice import answering, promotion_decision
-from online.serving.commanded import refused
-from online.serving.converted import conversions
-from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
+from online.serving.operating import journal_room
+from online.serving.operating.commanded import refused
+from online.serving.operating.converted import conversions
+from online.serving.operating.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
 from online.sure.calibration import Calibration
 from online.sure.conformal import Confidence
 from online.sure.slices import Slices

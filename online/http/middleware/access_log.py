@@ -14,8 +14,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from online.http.access import origin
 from online.http.ingress import Application
+from online.http.middleware.access import origin
 from online.messages.bodies import JSON, Receive, Scope, Send
 from online.telemetry.trace import current
 from replay.plain import plain

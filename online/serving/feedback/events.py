@@ -20,8 +20,8 @@ from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
 from online.rows.validator import Validator, not_plain
 from online.serving.answer_ids import AnswerIds, as_sent, notes_of
-from online.serving.ordinary import EventRow, Ordinary, Unfit
-from online.settings.limits import Limits
+from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
+from online.settings.limits import RETRY_WINDOW_S, Limits
 from replay import codec
 from replay.errors import JournalDamaged
 from replay.example import (
@@ -135,6 +135,8 @@ class Events:
             if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
+            if -age_s > RETRY_WINDOW_S and await self._find(key, f"{field}event_id") is None:
+                raise _ahead(-age_s, f"{field}event_time")
         score = self.answer_ids.score(answer)
         example = Example(
             features,
@@ -314,6 +316,12 @@ class Events:
         if (refused := self._unfit.refusal(row, example)) is not None:
             raise refused
         return EventRow(row, label, idempotent, example)
+
+
+def _ahead(ahead_s: float, field: str) -> RequestError:
+    """Refuse an event whose repeats would never expire, although its id is forgotten one day."""
+    hint = "Send POSIX seconds, no milliseconds; or set the clock of this node"
+    return invalid(field, f"{ahead_s / 3600:.1f} h ahead of this node's clock", hint)
 
 
 def _naming(row: EventRow, sent: Features, taken: Features) -> EventRow:

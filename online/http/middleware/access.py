@@ -43,7 +43,7 @@ _ANSWER: Final = re.compile(
 )
 _LEARN: Final = re.compile(
     r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/(reward|activate|edge/deltas)"
-    r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?events/[^/]+/(reward|activate)"
+    r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?events/.+/(reward|activate)"
 )
 _SHOW: Final = re.compile(
     r"/metrics|/v1/live|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/(ready|config|stats))?"

@@ -1,9 +1,9 @@
 """Reads many ordinary events in one pass: numeric values under known names, without look-ups.
 
-:meth:`online.serving.events.Events.read` handles one event at a time.  This module handles events
-with the same feature names by column: their values go into one array, which is compared with the
-names' ranges and passed to the model.  An event that needs special treatment (a clipped value, a
-new name, a weight, an id, an error) is left to the other, so each rule is written in one place.
+:meth:`online.serving.feedback.events.Events.read` handles one event at a time.  This module handles
+events with the same feature names by column: their values go into one array, which is compared with
+the names' ranges and passed to the model.  An event that needs special treatment (a clipped value,
+a new name, a weight, an id, an error) is left to the other, so each rule is written in one place.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from online.models.base import Prediction as Answer
 from online.models.state.scalers import Columns
 from online.replica.replica import ModelReplica
 from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator
+from online.settings.limits import RETRY_WINDOW_S
 from online.sure.views import calibration_in, confidence_in, stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Example, Label, label_text
@@ -210,7 +211,8 @@ class Ordinary:
                 name = uuid.uuid4().hex
             elif event_id.isprintable():
                 name = event_id
-                if event.event_time is not None and event.event_time < begun_s:
+                at = event.event_time
+                if at is not None and not begun_s <= at <= now_s + RETRY_WINDOW_S:
                     continue
             else:
                 continue
