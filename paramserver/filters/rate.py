@@ -15,8 +15,8 @@ from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 _WINDOW_MIN: Final = 64
 _DENIED_MAX: Final = 0.5
 _DENIED_MORE: Final = 0.2
-"""Rate at which the model may contradict small sources where a large one has no budget, and how much
-more often that one."""
+"""Greatest rate at which the model may contradict small sources while a large one has no budget,
+and how much more often that one."""
 
 
 class Rate(Filter):

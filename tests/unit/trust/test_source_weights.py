@@ -58,7 +58,7 @@ def test_what_a_row_weighs_is_taken_back_with_it() -> None:
 
 @pytest.mark.parametrize(("usual", "against"), [(1.0, 1.0), (2.0, 0.5), (0.1, 1.0)])
 def test_heavy_truth_does_not_make_lies_light(usual: float, against: float) -> None:
-    """Beside others' events, not beside its own heavy ones; where all send such, those are usual."""
+    """Lies count beside others' events, unless all sources send such heavy ones."""
     source = Source("x", taken=100, extra=100.0)
     assert source.weight == 2.0
     assert source.shares(1.0, usual) == (0.5, against)
