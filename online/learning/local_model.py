@@ -187,8 +187,8 @@ class LocalModel(BaseLearner):
         """Make room, and return the reply with the rows to hold among its blocks."""
         if self.cache is None:
             return reply
-        self.cache.make_room(self._may_be_sent, self._pulled.blocks, self._training.rebase)
-        self.want_all = self.want_all or not self.cache.usable(reply)
+        if not self.catching_up and reply.kind != "all":  # until then no row is added either
+            self.cache.make_room(self._may_be_sent, self._pulled.blocks, self._training.rebase)
         return self.cache.chosen(reply)
 
     def _note_arrived(self, reply: SyncReply) -> None:

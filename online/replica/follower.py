@@ -100,7 +100,7 @@ class Follower:
                     await self._change_lock.unlocked()
                 n = self._learn_alike(rows, at)
                 if n == 0:
-                    await self._arrivals.before(rows, at)
+                    await self._arrivals.before(rows, at, self._writer)
                     if not await self._learn(row):
                         break
                     n = 1
@@ -274,9 +274,9 @@ class Follower:
             await self._claims.end(learned=False)
             return False
         before = self._learner.stamp
-        known = None
+        known = self._arrivals.example(row)
         if row.partition == self._writer.partition:
-            known = self._writer.decoded.pop(row.offset, None)
+            known = self._writer.decoded.pop(row.offset, known)
         begun_s = time.perf_counter()
         failed = self._learner.learn(row, given_up, known)
         self.cost.note(time.perf_counter() - begun_s)
