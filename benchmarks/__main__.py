@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import benchmarks.commands.cli  # noqa: F401  (its commands)
 from benchmarks.commands.table import app
-from online.cli import run
+from online.commands.cli import run
 
 if __name__ == "__main__":
     run(app, "benchmarks")

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from online.cli import main
+    from online.commands.cli import main
 except KeyboardInterrupt:  # Ctrl-C while modules are being imported
     sys.exit(130)
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import typer
 
-from online.cli import app
+from online.commands.cli import app
 
 _HEAD: Final = """# Commands
 

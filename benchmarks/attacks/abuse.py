@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.edge.exported import sms
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.dealt import Dealt
 from benchmarks.fixtures.service import Running, service
-from online.client.connection import Connection
 from online.settings.config import data_dir
 from online.settings.model import ModelSettings
 from replay import codec

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.dealt import Dealt
 from benchmarks.fixtures.service import form, service
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.client.connection import Connection
 from online.learning.bounds import FAR
 from online.learning.ranges import REACH
 from online.settings.config import data_dir

@@ -23,9 +23,9 @@ from benchmarks.attacks.undo import (
     course,
     during,
 )
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, service
 from benchmarks.fixtures.within import Row
-from online.client.connection import Connection
 
 _NAME: Final = "m"
 _PATH: Final = f"/v1/models/{_NAME}"

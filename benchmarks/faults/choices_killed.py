@@ -24,12 +24,12 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, launch, status, write_settings
-from online.client.connection import Connection
 from online.decide.record import Choice, unpack
-from online.processes import free_port
 from online.rebuild import fsck
 from online.rows.prediction_ids import Keys, Nonces, Tokens
+from online.service.processes import free_port
 from online.settings.config import Settings, load
 from online.settings.places import open_journal
 from replay import codec

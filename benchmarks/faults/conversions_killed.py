@@ -31,7 +31,7 @@ from benchmarks.faults.exactly_once import (
     wait_in_flight,
 )
 from benchmarks.fixtures.service import Running, write_settings
-from online.processes import free_port
+from online.service.processes import free_port
 from online.settings.config import Settings, load
 from online.settings.places import open_journal
 from replay import codec

@@ -22,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, launch, write_settings
-from online.client.connection import Connection
 from online.errors import StartRefused
 
 _WRITES = ("write", "writev", "pwrite64", "sendto", "sendmsg")

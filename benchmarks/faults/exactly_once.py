@@ -26,13 +26,13 @@ import psutil
 
 from benchmarks.faults.wishes import Wishes
 from benchmarks.fixtures import counting_table
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.counting_table import Held
 from benchmarks.fixtures.learners import ADDING_STEP, COUNT_LABEL
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, launch, status, write_settings
-from online.client.connection import Connection
-from online.processes import free_port
 from online.rebuild import fsck
+from online.service.processes import free_port
 from online.settings.config import Settings, load
 from online.settings.places import snapshots_path
 from paramserver.core.shards import shard_place

@@ -27,10 +27,10 @@ from typing import Any, Final, Literal, cast, get_args
 import psutil
 
 from benchmarks.faults import exactly_once
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.ether import Host, Link, Network, Rule, fill, small_disk, sockets
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, own_environment, status, write_settings
-from online.client.connection import Connection
 from online.errors import StartRefused
 from online.settings import config
 

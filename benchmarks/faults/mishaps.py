@@ -28,11 +28,11 @@ import yaml
 from redis import Redis
 
 from benchmarks.faults import exactly_once as once
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.redis_server import Server
 from benchmarks.fixtures.service import own_environment, write_settings
-from online.client.connection import Connection
-from online.processes import free_port
+from online.service.processes import free_port
 from online.settings.config import load
 
 _CLIENTS: Final = 6

@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import (
     Running,
@@ -35,8 +36,7 @@ from benchmarks.fixtures.service import (
     write_settings,
 )
 from benchmarks.speed.http import Figure
-from online.client.connection import Connection
-from online.processes import end, free_port
+from online.service.processes import end, free_port
 
 ACKNOWLEDGED_S = 3.0
 """Target: from the kill of the server until a push is acknowledged again."""

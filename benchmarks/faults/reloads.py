@@ -23,7 +23,7 @@ from benchmarks.faults.exactly_once import settings_of
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, service, write_settings
 from online.client.load.generator import Lane, Load, Operation, measure
-from online.processes import free_port
+from online.service.processes import free_port
 
 PHASES: Final = {"one replica": None, "1 to 2": 2, "two replicas": None, "2 to 1": 1}
 """In their order: to how many replicas it is scaled meanwhile."""

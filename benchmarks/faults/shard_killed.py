@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, service, status
-from online.client.connection import Connection
 
 TAKEN_S: Final = 2.0
 """Target: from the kill of one server until a push to it is acknowledged again."""

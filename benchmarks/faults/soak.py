@@ -24,9 +24,9 @@ from typing import Final
 import psutil
 
 from benchmarks.faults.exactly_once import Client, Sent, Site, learned, settings_of
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, write_settings
-from online.client.connection import Connection
-from online.processes import free_port
+from online.service.processes import free_port
 from online.settings.config import load
 
 FEATURES: Final = 500

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, service
 from evaluation.streams import open_stream
-from online.client.connection import Connection
 from online.models.loading.load import load
 from online.settings.config import data_dir
 from replay.example import Label

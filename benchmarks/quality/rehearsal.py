@@ -21,12 +21,12 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, launch, service, settle, write_settings
 from benchmarks.studies.memory import digits as data
 from benchmarks.studies.memory.forgetting import F1, Protocol, run_one
 from benchmarks.studies.memory.rehearser import OURS, TWICE
-from online.client.connection import Connection
-from online.processes import end
+from online.service.processes import end
 from online.settings.config import data_dir
 from replay.example import Features
 

@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, service, settle
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.client.connection import Connection
 from online.models.base import Model
 from online.models.loading.load import load
 from online.settings.config import data_dir

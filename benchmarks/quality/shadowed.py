@@ -18,10 +18,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import service, status
 from online.challenger.comparison import Standing
 from online.challenger.shadow import Shadow
-from online.client.connection import Connection
 from online.learning.merged import Learner
 from online.learning.scores import score_of
 from online.models.loaded import Loaded

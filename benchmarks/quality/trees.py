@@ -17,9 +17,9 @@ from typing import Any
 
 from river import forest, tree
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, service, settle
 from evaluation.streams import open_stream
-from online.client.connection import Connection
 from online.settings.config import data_dir
 from replay import codec
 from replay.example import Features, Label

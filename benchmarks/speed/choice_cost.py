@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import service
-from online.client.connection import Connection
 
 ACTIONS: Final = 20
 FEATURES: Final = 10

@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 
 from benchmarks.faults.exactly_once import settings_of
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, service
-from online.client.connection import Connection
-from online.processes import free_port
+from online.service.processes import free_port
 
 
 @dataclass(frozen=True, slots=True)

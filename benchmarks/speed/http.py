@@ -22,12 +22,12 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, own_environment, service
-from online.client.connection import Connection
 from online.client.load.bodies import Bodies
 from online.client.load.generator import Lane, Operation, Report, measure
 from online.errors import StartRefused
-from online.processes import free_port
+from online.service.processes import free_port
 
 PEER_MIN: Final = 4000.0
 """Predictions/s of the peer alone; with fewer the machine was too slow for the table to count."""

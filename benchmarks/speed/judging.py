@@ -11,9 +11,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import service
 from evaluation.streams import open_stream
-from online.client.connection import Connection
 from replay.example import Features, Label
 
 COST_MAX = 1.15

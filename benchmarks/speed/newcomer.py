@@ -25,7 +25,7 @@ import typer
 
 from benchmarks.commands.table import AsJson, app, show
 from benchmarks.fixtures.service import own_environment
-from online.processes import end, free_port
+from online.service.processes import end, free_port
 from online.settings import config
 
 WAIT_S: Final = 60.0

@@ -35,9 +35,9 @@ from urllib.parse import urlsplit
 import typer
 
 from benchmarks.commands.table import AsJson, app, one_of, show
-from online.client.connection import Connection
+from benchmarks.fixtures.connection import Connection
 from online.client.load.own_service import start, stop, write_settings
-from online.http.traced import Traced
+from online.http.middleware.traced import Traced
 from online.service.embedded import Embedded
 from online.settings.config import environment, load
 from replay.journal.checksum import checksum, proves

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL, counting
 from benchmarks.fixtures.service import Running, service
-from online.client.connection import Connection
 from online.learning.merged import Learner
 from online.models.adapters.linear import Linear
 from online.settings.limits import Limits

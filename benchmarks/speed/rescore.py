@@ -30,8 +30,9 @@ from evaluation.errors import StreamUnusable
 from online.models.adapters.linear import Linear
 from online.models.adapters.opaque import Opaque
 from online.models.base import Model
-from online.rescore.pool import deal, ray_for
+from online.rescore.pool import deal
 from online.rescore.run import Outcome, Request, Scored, execute
+from online.service.on_ray.scoring_ray import ray_for
 
 WORKERS: Final = 2
 _TRAINED: Final = 20_000

@@ -24,7 +24,7 @@ import typer
 
 from benchmarks.commands.table import AsJson, app, show
 from benchmarks.fixtures.service import own_environment, service, write_settings
-from online.processes import end, free_port
+from online.service.processes import end, free_port
 
 START_RATIO: Final = 1.15
 """Target: seconds until ready over those of the peer with the same flags."""

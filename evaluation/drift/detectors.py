@@ -16,8 +16,6 @@ from river.drift import binary
 from evaluation.drift.alarm import Change, change, share
 from evaluation.drift.errors import DriftSettingUnusable
 from evaluation.drift.glr import Glr
-from evaluation.drift.seed import Seed
-from evaluation.drift.stepd import Stepd
 
 RECENT: Final = 50
 """Number of rows assumed after the change point for river's detectors that do not report it."""
@@ -118,8 +116,6 @@ DETECTORS: Final[Mapping[str, Callable[[], Detector]]] = {
     "ddm": lambda: River(binary.DDM()),
     "hddm_a": lambda: River(binary.HDDMA(two_sided_test=True)),
     "hddm_w": lambda: River(binary.HDDMW(two_sided_test=True)),
-    "stepd": Stepd,
-    "seed": Seed,
 }
 """Detectors by their names in settings.  Those in ``ONLY_RISES`` do not notice falls."""
 

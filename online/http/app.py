@@ -16,29 +16,36 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 
-from online import __version__, telemetry
+from online import __version__
 from online.errors import RequestError, failed
-from online.history.series import FOLDER
 from online.http import openapi
-from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
-from online.http.browsers import Browsers
-from online.http.decide import routes as decide_routes
-from online.http.direct import AppParts, Direct
-from online.http.edge import routes as edge_routes
+from online.http.connection.direct import AppParts, Direct
+from online.http.connection.unread_answers import UnreadAnswers
+from online.http.connection.whole_answers import written
 from online.http.fastapi_warmup import build_routes, read_no_sources
-from online.http.front import add_front
 from online.http.ingress import LIVE, SCORES, V1, V2
-from online.http.live import routes as live_routes
+from online.http.middleware.access import (
+    FEEDBACK,
+    PREDICT,
+    READ,
+    Access,
+    RequestIds,
+    needed,
+    origin,
+)
+from online.http.middleware.browsers import Browsers
+from online.http.middleware.refusing import answer_errors, answer_of, headers_of
+from online.http.middleware.turns import Turns
 from online.http.openinference import protocol as openinference
-from online.http.operations import operations
-from online.http.past import Reports, history_routes, report_routes
-from online.http.refusing import answer_errors, answer_of, headers_of
 from online.http.ring import Ring
-from online.http.stream import Streams
-from online.http.turns import Turns
-from online.http.unread_answers import UnreadAnswers
-from online.http.upload import Uploads, upload
-from online.http.whole_answers import written
+from online.http.routes.decide import routes as decide_routes
+from online.http.routes.edge import routes as edge_routes
+from online.http.routes.front import add_front
+from online.http.routes.live import routes as live_routes
+from online.http.routes.operations import operations
+from online.http.routes.past import Reports, history_routes, report_routes
+from online.http.routes.stream import Streams
+from online.http.routes.upload import Uploads, upload
 from online.messages.bodies import (
     JSON,
     NDJSON,
@@ -52,13 +59,15 @@ from online.messages.bodies import (
     format_of,
 )
 from online.messages.sender import sender
+from online.monitoring.series import FOLDER
 from online.serving import scores as batch
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.slots import answer_choice
 from online.serving.device_pushes import Pushes
+from online.serving.operating.status import Cluster
 from online.serving.serving import Serving
-from online.serving.status import Cluster
 from online.settings.limits import Limits
+from online.telemetry import prometheus
 from paramserver.process.acting import acting
 from refusals import meant
 
@@ -446,9 +455,9 @@ def build_rest(
     async def metrics(request: Request) -> Response:
         statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
         if "application/openmetrics-text" in request.headers.get("accept", ""):
-            shown = telemetry.exposition(statuses, openmetrics=True)
-            return Response(shown, media_type=telemetry.OPENMETRICS)
-        shown = telemetry.exposition(statuses)
+            shown = prometheus.exposition(statuses, openmetrics=True)
+            return Response(shown, media_type=prometheus.OPENMETRICS)
+        shown = prometheus.exposition(statuses)
         return PlainTextResponse(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["models"], summary="List the served models")

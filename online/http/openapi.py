@@ -13,7 +13,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from online.http.access import needed
+from online.http.middleware.access import needed
 from online.http.openinference.protocol import example_label
 from online.messages.bodies import JSON
 from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRequest

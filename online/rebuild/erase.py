@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from online.errors import StartRefused
-from online.history.series import FOLDER, file_of
+from online.monitoring.series import FOLDER, file_of
 from online.rebuild.holdings import holding_before
 from online.rows.history import LEARNED, Decisions
 from online.rows.joins import labels_of

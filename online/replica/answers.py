@@ -17,7 +17,7 @@ from online.replica.refused import refusal_of, unanswered_in_time
 from online.replica.shared import ReplicaParts
 from online.rows import history
 from online.rows.finals import may_change
-from online.tracing.trace import Trace
+from online.telemetry.trace import Trace
 from replay.errors import JournalDamaged, ReplayError
 from replay.journal.base import Outcome, Row, Verdict
 

@@ -12,7 +12,7 @@ import msgspec
 
 from online.errors import RequestError
 from online.rows.joins import Entry
-from online.tracing.trace import Trace, current
+from online.telemetry.trace import Trace, current
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Stored
 

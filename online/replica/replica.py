@@ -51,8 +51,8 @@ from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
-from online.telemetry import Durations
-from online.tracing.trace import current
+from online.telemetry.prometheus import Durations
+from online.telemetry.trace import current
 from online.trust.filtering import Filtering
 from online.watch.canary import Canary
 from online.watch.drift import DriftMonitor

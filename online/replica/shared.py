@@ -15,7 +15,7 @@ from online.replica.row_arrivals import RowArrivals
 from online.replica.surroundings import Clocks, Identity
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
-from online.tracing.trace import Crossing
+from online.telemetry.trace import Crossing
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from online.replica.host_tables import HostTables
-from online.tracing.trace import Crossing
+from online.telemetry.trace import Crossing
 from online.trust.trigger_watch import SearchResult
 from online.watch.on_rise import Relearn
 from paramserver.core.wire import SyncReply, SyncRequest

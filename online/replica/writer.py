@@ -37,7 +37,7 @@ from online.replica.shared import ReplicaParts
 from online.replica.targets import Targets
 from online.replica.written_behind import WriteBehindQueue
 from online.rows.joins import Whole
-from online.tracing.trace import Trace
+from online.telemetry.trace import Trace
 from online.trust.filtering import Filtering
 from replay.errors import JournalHeld, ReplayError
 from replay.example import Example

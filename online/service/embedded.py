@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import uvicorn
 
-from online.alerts.sending import Sending
 from online.client import Client, Model
 from online.errors import StartRefused
-from online.history.recording import Recording
+from online.monitoring.recording import Recording
+from online.monitoring.sending import Sending
 from online.service.one_process import (
     OneProcess,
     Progress,

@@ -23,13 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from online import processes
 from online.challenger import promotion
 from online.errors import ConfigError, StartRefused
 from online.models.loaded import Loaded
 from online.models.loading import objects
 from online.models.loading.from_settings import merge_rule
 from online.rows.prediction_ids import Keys
+from online.service import processes
 from online.service.parts.assembly import Assembly, ProcessContext, nobody
 from online.service.state import server_count
 from online.service.state.check_state import Models

@@ -15,20 +15,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from online import processes
-from online.alerts.sending import Sending
 from online.challenger import promotion
 from online.client.simple_client import NoAnswer, SimpleClient
 from online.errors import OnlineError, StartRefused
-from online.history.recording import Recording
 from online.models.loaded import Loaded
-from online.service import worker_setup
+from online.monitoring.recording import Recording
+from online.monitoring.sending import Sending
+from online.service import processes, worker_setup
 from online.service.on_ray import rollout
 from online.service.on_ray.balancer import balanced
 from online.service.on_ray.challengers import Challengers
@@ -309,38 +309,35 @@ class Service:
         models = new.load()
         settings = new.chosen(models)
         changes = rollout.changes(self._settings, settings)
-        restart = [*changes.restart]
-        for name in models.keys() & self._loaded.keys():
-            if models[name].spec_hash != self._loaded[name].spec_hash and not restart:
-                restart.append(f"models.{name}: its code")
-        if restart:
+        if restart := changes.restart or rollout.other_specs(self._loaded, models):
             return needs_restart(restart)
-        rolling, code = [*changes.rolling], code_hash()
-        if code != self._code:  # new processes would import the code that is on the disk now
-            rolling.append("the service's code")
-        replace = bool(rolling or changes.added) or self._incomplete
-        replace = replace or rollout.compensates(self._settings, settings, models)
-        if not replace and not changes.scaled:
+        if (code := code_hash()) != self._code:  # new processes would import what is on the disk
+            changes = replace(changes, rolling=(*changes.rolling, "the service's code"))
+        replaced = changes.replaces or self._incomplete
+        replaced = replaced or rollout.compensates(self._settings, settings, models)
+        if not replaced and not changes.scaled:
             self._given, self._settings = given, settings
-            return [f"{name} changed" for name in changes.at_once] or [_UNCHANGED]
-        before = self._settings
+            return changes.lines() or [_UNCHANGED]
+        before, specs = self._settings, self._specs()
         new.check_added(changes.added, models)
         self._incomplete = True
         with self._adding(settings, {name: models[name] for name in changes.added}):
-            if replace:
+            if replaced:
                 self._version += 1
                 self._deadline = StartDeadline(settings.start_wait_s)
                 parameter_servers.start(settings, self._loaded, self._progress, self._deadline)
             self._deploy(settings)
         self._given, self._settings, self._code, self._incomplete = given, settings, code, False
+        self._loaded = {name: self._loaded[name] for name in models}
+        self._challengers.end_challengers(changes.removed)
+        lines = changes.lines()
+        lines += rollout.end_servers(before, {name: specs[name] for name in changes.removed})
         self._wait_http()
         self._challengers.start(settings)
         self._note()
-        lines = [f"{name} changed" for name in (*rolling, *changes.at_once)]
-        lines += [f"model {model} is new" for model in changes.added]
         if changes.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
-        return [*lines, "every replica was replaced"] if replace else lines
+        return [*lines, "every replica was replaced"] if replaced else lines
 
     @contextlib.contextmanager
     def _adding(self, settings: Settings, added: Mapping[str, Loaded]) -> Iterator[None]:

@@ -19,7 +19,7 @@ from online.models.base import Prediction
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import event_key
-from online.serving.ordinary import EventRow
+from online.serving.feedback.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED
 from replay.journal.base import NewRow, Verdict

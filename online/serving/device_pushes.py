@@ -34,7 +34,7 @@ from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import event_key
 from online.rows.validator import Validator
-from online.serving.receipts import HTTP
+from online.serving.feedback.receipts import HTTP
 from online.settings.config import Settings
 from online.settings.model import Devices, ModelSettings
 from online.trust.root_set import RootSet, root_rows

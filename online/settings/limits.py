@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from online.settings.tokens import WEIGHT_MAX
 from online.settings.tree import Tree
+
+RETRY_WINDOW_S: Final = 86_400.0
+"""Ids are kept this much longer than ``dedupe_window`` promises; no event may be further ahead."""
 
 
 class Limits(Tree):

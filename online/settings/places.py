@@ -17,7 +17,13 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
 from paramserver.snapshots.store import Disk, Retention
 from refusals import installing
-from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
+from replay.errors import (
+    JournalDamaged,
+    JournalFormat,
+    JournalHeld,
+    JournalNotDurable,
+    ReplayError,
+)
 from replay.journal.base import Journal
 from replay.journal.batch import Bounds
 from replay.journal.sqlite.journal import SqliteJournal
@@ -120,12 +126,19 @@ def open_journal(settings: Settings) -> Journal:
     except ReplayError as error:
         where = hidden(settings.journal)
         what = getattr(error, "reason", error)
-        remedy = (
-            f"Look at {settings.state_dir}: its disk needs room and has to be writable"
-            if settings.journal == "sqlite"
-            else "Start that server, or name another one in `journal`"
-        )
-        raise StartRefused(f"the journal ({where}) can't be opened: {what}", remedy) from None
+        held = "it is held by " if isinstance(error, JournalHeld) else ""
+        message = f"the journal ({where}) can't be opened: {held}{what}"
+        raise StartRefused(message, _remedy(settings, error)) from None
+
+
+def _remedy(settings: Settings, error: ReplayError) -> str:
+    if isinstance(error, JournalFormat):  # its text says what to start
+        return "Nothing was changed"
+    if isinstance(error, JournalHeld):
+        return "Wait until that process has ended, or end it"
+    if settings.journal == "sqlite":
+        return f"Look at {settings.state_dir}: its disk needs room and has to be writable"
+    return "Start that server, or name another one in `journal`"
 
 
 def snapshots_path(settings: Settings) -> str:

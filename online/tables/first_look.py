@@ -9,20 +9,21 @@ import csv
 import gzip
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from online.tables.actions import NO_REWARD, action_in, action_of
+from online.tables.actions import NO_REWARD, NULLS, action_in, action_of
 from online.tables.errors import InputRefused
 from refusals import installing, reason
+from replay.plain import is_plain
 
 Value = float | int | str | bool | None
 
 _DELIMITERS: Final = ",\t;|"
 _LINES: Final = 50  # from which delimiter and header are inferred
-_NAME: Final = re.compile(r"[^\W\d][\w .:/()%-]{0,63}")
+_NAME: Final = re.compile(r"(?=.*[^\W\d_])[^\d\s+-].{0,63}")  # has a letter, begins as no number
 _SUFFIXES: Final = (".csv", ".tsv", ".txt")
 _PARQUET: Final = (".parquet", ".pq")
 
@@ -74,12 +75,16 @@ class Table:
         return value_of(cell)
 
 
-def open_table(path: Path) -> Table:
-    """Infer how to read a file.  Raises InputRefused."""
+def open_table(path: Path, named: Collection[str] = ()) -> Table:
+    """Infer how to read a file.  Raises InputRefused.
+
+    Parameters:
+        named: Columns that the caller knows: a first line with one of them is the header.
+    """
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(_PARQUET):
         names = tuple(str(name) for name in _parquet(path).schema_arrow.names)
-        return Table(path, names, True, None)
+        return Table(path, _usable(path, names), True, None)
     if not name.endswith(_SUFFIXES):
         remedy = f"Name a file that ends in {', '.join((*_SUFFIXES, *_PARQUET))} (or .gz of a text)"
         raise InputRefused(str(path), "no table by its name", remedy)
@@ -91,19 +96,31 @@ def open_table(path: Path) -> Table:
     if len(head) < 2:
         raise InputRefused(str(path), "it has no rows", "Give a file with a header and rows")
     delimiter = _delimiter(head)
-    cells = list(csv.reader(head, delimiter=delimiter, **_quotes(delimiter)))
-    header = _is_header(cells[0], cells[1:])
-    first = cells[0] if header else [f"c{i}" for i in range(1, len(cells[0]) + 1)]
-    names = tuple(name.strip() for name in first)
+    try:
+        cells = list(csv.reader(head, delimiter=delimiter, **_quotes(delimiter)))
+    except csv.Error as error:
+        raise _unreadable(path, error) from error
+    names = tuple(cell.strip() for cell in cells[0])
+    header = not set(names).isdisjoint(named) or _is_header(names, cells[1:])
+    if not header:
+        names = tuple(f"c{i}" for i in range(1, len(names) + 1))
+    return Table(path, _usable(path, names), header, delimiter)
+
+
+def _usable(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the columns.  Raises InputRefused if they can't be names of features."""
+    shown = f"its header is {', '.join(names)!r:.200}"
     if len(set(names)) != len(names) or not all(names):
-        raise InputRefused(str(path), f"its header is {', '.join(names)!r:.200}", "Name each once")
-    return Table(path, names, header, delimiter)
+        raise InputRefused(str(path), shown, "Name each column, and each once")
+    if not all(map(is_plain, names)):
+        raise InputRefused(str(path), shown, "Leave control characters out of names")
+    return names
 
 
 def value_of(cell: str) -> Value:
-    """Parse a cell: a number, true or false, or a text; None if it is empty."""
+    """Parse a cell: a number, true or false, or a text; None if it is missing."""
     text = cell.strip()
-    if not text:
+    if text in NULLS:
         return None
     try:
         number = float(text)
@@ -131,9 +148,11 @@ def _quotes(delimiter: str) -> Mapping[str, Any]:
 
 def _is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
     """Whether the first line has names: words that do not occur as values below."""
-    if not all(_NAME.fullmatch(cell.strip()) for cell in first):
+    if not all(_NAME.fullmatch(cell) for cell in first):
         return False
-    return not any(cell in (row[i] for row in rest if i < len(row)) for i, cell in enumerate(first))
+    return not any(
+        cell in (row[i].strip() for row in rest if i < len(row)) for i, cell in enumerate(first)
+    )
 
 
 def _text(path: Path) -> Any:
@@ -169,4 +188,7 @@ def _plain(value: Any) -> Value:
 
 
 def _unreadable(path: Path, error: Exception) -> InputRefused:
+    if isinstance(error, UnicodeDecodeError):
+        again = f"iconv -f WINDOWS-1252 -t UTF-8 {path} > utf8.csv (or -f UTF-16)"
+        return InputRefused(str(path), "it is not UTF-8", f"Save it as UTF-8, for example: {again}")
     return InputRefused(str(path), reason(error), "Name a file that can be read")

@@ -40,6 +40,7 @@ _OWN_MIN: Final = 100  # distinct values without repetition tell nothing about o
 _SINGLE: Final = re.compile(r"[^\s]*\d[^\s]*")  # like order numbers
 _GERMAN: Final = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}( \d{1,2}:\d{2}(:\d{2})?)?")
 _GERMAN_FORM: Final = "%d.%m.%Y %H:%M:%S"
+_COMMA: Final = re.compile(r"[+-]?\d+,\d+")  # as some countries write a decimal point
 _WORDS_MIN: Final = 3  # average number of words in a column of texts
 _EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
 
@@ -127,6 +128,11 @@ class _Seen:
         return all(type(value) in (int, float) for value in self.different)
 
     @property
+    def commas(self) -> bool:
+        """Whether the values would be numbers if a comma were a decimal point."""
+        return all(_COMMA.fullmatch(v) for v in self.different if isinstance(v, str))
+
+    @property
     def texts(self) -> bool:
         """Whether the values are sentences: several words on average, and few repetitions."""
         texts = [value for value in self.values if isinstance(value, str)]
@@ -184,9 +190,10 @@ def _column(name: str, seen: _Seen) -> Column:
         return Column(name, "bool", "true and false")
     if seen.texts:
         return Column(name, "text", "sentences: each word counts")
+    more = "; numbers, if they had a point for the comma" if seen.commas else ""
     if seen.all_differ and n >= _OWN_MIN:
-        return Column(name, "left_out", f"no value comes twice, {n:,} different ones")
-    return Column(name, "category", f"{n:,} different values")
+        return Column(name, "left_out", f"no value comes twice, {n:,} different ones{more}")
+    return Column(name, "category", f"{n:,} different values{more}")
 
 
 def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
@@ -194,7 +201,7 @@ def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
     if any(column.kind == "event_id" for column in columns.values()):
         return
     for name, column in columns.items():
-        own = column.kind == "left_out" and seen[name].all_differ
+        own = column.kind == "left_out" and seen[name].all_differ and not seen[name].commas
         if own and all(_SINGLE.fullmatch(str(value)) for value in seen[name].values):
             columns[name] = Column(name, "event_id", "each row has its own, with a number in it")
             return
@@ -239,7 +246,8 @@ def _task(name: str, seen: _Seen, task: Task | None) -> tuple[Task, tuple[Value,
     chosen = task or guessed
     if chosen == "regression":
         if not seen.numeric:
-            raise ConfigError("--task", f"{name} has texts", "Say --task multiclass, or --label")
+            remedy = "Write a point for the comma" if seen.commas else "Say --task multiclass"
+            raise ConfigError("--task", f"{name} has texts", f"{remedy}, or --label")
         return chosen, ()
     if len(values) < 2 or len(values) > CLASSES_MAX or (chosen == "binary" and len(values) != 2):
         problem = f"column {name} has {len(values):,} different values"

@@ -18,9 +18,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from online.tables.actions import NULLS
 from online.tables.columns import Kind
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
+from online.tables.logged_choices import ABOUT, NoChoice, row_of
 from online.tables.places import Location, failures, without_keys
 
 ROWS_MAX: Final = 65_536
@@ -29,9 +31,6 @@ TEXT_BYTES: Final = 8 << 20
 """Uncompressed bytes of a shard of a text file, plus at most one line."""
 SAMPLED: Final = 200
 """Rows of a run that are also scored one by one."""
-
-NULLS: Final = ["", "NA", "N/A", "null", "NULL"]
-"""Texts for a missing value in a CSV file."""
 
 _HEAD_BYTES: Final = 1 << 20
 _HEAD_LINES: Final = 1_000
@@ -43,7 +42,8 @@ _READ_AS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Kinds of columns that can be read as a declared kind; CSV columns are texts anyway."""
 _FORMS: Final[dict[str, Form]] = {
-    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"
+    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".dsjson": "dsjson",
 }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def kinds(one: Input) -> dict[str, Kind | str]:
     if one.form == "parquet":
         return {field.name: _kind(field.type) for field in parquet(one).schema_arrow}
     head = _head(one)
-    if one.form == "jsonl":
+    if one.form != "csv":
         return _json_kinds(one, head)
     try:
         table = pacsv.open_csv(
@@ -181,8 +181,8 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
     out: dict[str, Kind | str] = {}
     for line in head.splitlines()[:_HEAD_LINES]:
         try:
-            row = msgspec.json.decode(line)
-        except msgspec.DecodeError:
+            row = json_row(line, one.form)
+        except (msgspec.DecodeError, NoChoice):
             continue  # an invalid row, which is reported when rows are read
         for name, value in row.items() if isinstance(row, dict) else ():
             if value is not None:  # a row with another type later on is invalid
@@ -190,6 +190,12 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
     if not out:
         raise InputRefused(one.path, "no line of JSON objects in its beginning", "Write it again")
     return out
+
+
+def json_row(line: bytes, form: Form) -> Any:
+    """Decode a line of JSON; raises DecodeError, or NoChoice for a line that is no choice."""
+    row = msgspec.json.decode(line)
+    return row_of(row) if form == "dsjson" and isinstance(row, dict) else row
 
 
 def json_kind(value: object) -> Kind | str:
@@ -237,7 +243,8 @@ def layout(
         for name in (key, time, label):
             if name is not None and name not in own:
                 raise _column(one, name, "it is missing", f"It has: {', '.join(own)[:300]}")
-        taken = {n: k for n, k in own.items() if n not in (key, time) and n not in ignored}
+        left = (key, time, *ignored, *(ABOUT if one.form == "dsjson" else ()))
+        taken = {n: k for n, k in own.items() if n not in left}
         if declared is not None:
             taken = _as_declared(one, taken, declared, (label, action))
         features = {n: k for n, k in taken.items() if n != label}

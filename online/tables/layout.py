@@ -8,7 +8,7 @@ import msgspec
 
 from online.tables.columns import Kind
 
-Form = Literal["parquet", "csv", "jsonl"]
+Form = Literal["parquet", "csv", "jsonl", "dsjson"]
 
 
 class Input(msgspec.Struct, frozen=True):

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from online.tables.actions import action_in, action_of
+from online.tables.actions import NULLS, action_in, action_of
 from online.tables.columns import ABSENT, Floats, Index, Numbers, Rows, Text
 from online.tables.errors import InputRefused
-from online.tables.inputs import NULLS, header, json_kind, opened, parquet
-from online.tables.layout import Column, Input, Layout, Shard
+from online.tables.inputs import header, json_kind, json_row, opened, parquet
+from online.tables.layout import Column, Form, Input, Layout, Shard
+from online.tables.logged_choices import NoChoice
 from online.tables.places import failures
 
 BATCH_ROWS: Final = 16_384
@@ -77,7 +78,7 @@ def read(one: Input, shard: Shard, layout: Layout) -> Iterator[Piece]:
         return
     data = _bytes(one, shard)
     for batch, numbers, bad in (
-        _csv(one, shard, layout, data) if one.form == "csv" else _json(shard, layout, data)
+        _csv(one, shard, layout, data) if one.form == "csv" else _json(one, shard, layout, data)
     ):
         yield _piece(one, batch, numbers, bad, layout)
 
@@ -216,7 +217,7 @@ def _value(text: str | None, kind: pa.DataType) -> Any:
 
 
 def _json(
-    shard: Shard, layout: Layout, data: bytes
+    one: Input, shard: Shard, layout: Layout, data: bytes
 ) -> Iterator[tuple[pa.RecordBatch, Index, list[Bad]]]:
     kinds = {"number": pa.float64(), "integer": pa.float64(), "bool": pa.bool_(),
              "text": pa.string()}  # fmt: skip
@@ -229,7 +230,7 @@ def _json(
     for begin in range(0, len(lines), BATCH_ROWS):
         good, numbers, bad = [], [], []
         for i, line in enumerate(lines[begin : begin + BATCH_ROWS], shard.first + begin):
-            row = _json_row(line, i, expected, layout)
+            row = _json_row(line, i, expected, layout, one.form)
             if isinstance(row, Bad):
                 bad.append(row)
             else:
@@ -240,12 +241,14 @@ def _json(
 
 
 def _json_row(
-    line: bytes, number: int, expected: dict[str, Any], layout: Layout
+    line: bytes, number: int, expected: dict[str, Any], layout: Layout, form: Form
 ) -> dict[str, Any] | Bad:
     try:
-        row = msgspec.json.decode(line)
+        row = json_row(line, form)
     except msgspec.DecodeError as error:
         return Bad(number, "", f"no JSON ({error})")
+    except NoChoice as error:
+        return Bad(number, "", str(error))
     if not isinstance(row, dict):
         return Bad(number, "", "no JSON object")
     if layout.action is not None and isinstance(row.get(layout.action), bool | int | float):

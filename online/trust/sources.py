@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
+from paramserver.evidence.losses import LOSS_BLOCKS
 from paramserver.filters.chain import Chain
-from paramserver.filters.losses import LOSS_BLOCKS
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, Effects
 from replay.journal.base import Row
 

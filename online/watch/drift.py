@@ -8,10 +8,12 @@ with the next rows.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from evaluation.drift.alarm import Alarm
@@ -95,6 +97,7 @@ class DriftMonitor:
         self._waiting = _Columns([], [], [], [], [])
         # (number of a labelled row, time at which it was received)
         self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)
+        self._at = -math.inf  # the latest time of a row, as its sender gave it
         self.unusable = 0
         self._newest: Example | None = None
         self.sample: deque[Features] = deque(maxlen=_SAMPLE)
@@ -117,7 +120,8 @@ class DriftMonitor:
         if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
             self._taken.append((self._watch.judged_rows, at))
         try:
-            alarms = self._look(example, example.event_time or at)
+            self._at = max(self._at, _time_of(example, at))
+            alarms = self._look(example, self._at)
         except ShareUnusable:
             self.unusable += 1
             return
@@ -150,9 +154,15 @@ class DriftMonitor:
         for n in range(-(-first // _TIMES_EVERY) * _TIMES_EVERY, first + len(rows), _TIMES_EVERY):
             self._taken.append((n, rows[n - first].at))
         self._without.judged_all(looked.answers)
-        self._waiting.extend(looked.columns)
+        self._waiting.extend(looked.columns._replace(at=self._ordered(looked.columns.at)))
         if len(self._waiting.features) >= _WAITING_MAX:
             self.look()
+
+    def _ordered(self, times: Sequence[float]) -> list[float]:
+        """Return the times, each at least that of any row before: labels may come late."""
+        ordered = list(accumulate(times, max, initial=self._at))[1:]
+        self._at = ordered[-1]
+        return ordered
 
     @property
     def due(self) -> bool:
@@ -315,10 +325,15 @@ def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -
         scores.append(watched)
         errors.append(0.0 if right else 1.0)
         rules.append(None if same is None else float(same != label))
-        at.append(example.event_time or row.at)
+        at.append(_time_of(example, row.at))
         answers.append((share, right, example.predicted_at is not None))
     columns = _Columns([example.features for example in examples], scores, errors, rules, at)
     return _Looked(columns, answers)
+
+
+def _time_of(example: Example, received: float) -> float:
+    """Return the event's time, in POSIX seconds: what senders give is not later than now."""
+    return received if example.event_time is None else min(example.event_time, received)
 
 
 def _like(value: object) -> Any:

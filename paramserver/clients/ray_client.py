@@ -38,6 +38,7 @@ _CONCURRENCY: Final = 8
 _CONCURRENCY_SHARED: Final = 64
 _STATUS_S: Final = 10.0
 _SNAPSHOT_S: Final = 60.0
+_END_S: Final = 2.0  # for the names of servers that were ended; Ray needs some milliseconds
 _SHARD_S: Final = 1.0
 _NEAR_S: Final = 1.0  # timeout of connecting to the local socket
 _NEAR_AGAIN_S: Final = 30.0  # between two attempts, as the server may be on another machine
@@ -86,7 +87,11 @@ def _replaced(handle: Any, made: Callable[[], Any], exists: Callable[[], bool]) 
 def _kill(handle: Any, exists: Callable[[], bool]) -> None:
     """End an actor; returns when its name is free, which is when Ray has seen the process end."""
     ray.kill(handle, no_restart=True)
-    deadline = time.monotonic() + _SNAPSHOT_S
+    _wait_gone(exists, _SNAPSHOT_S)
+
+
+def _wait_gone(exists: Callable[[], bool], wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
     while exists() and time.monotonic() < deadline:
         time.sleep(0.05)
 
@@ -134,10 +139,14 @@ def find(name: str, namespace: str = NAMESPACE) -> Any:
 
 
 def end(names: Collection[str]) -> None:
-    """End the servers of these names, if they run; what they have not published is lost."""
+    """End the servers of these names, if they run; what they have not published is lost.
+
+    Returns when their names are free, so that whoever starts one again gets a new one.
+    """
     for name in names:
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
+    _wait_gone(lambda: any(exists(name) for name in names), _END_S)
     before = _shared()
     after = {name: given for name, given in before.items() if name not in names}
     if len(after) == len(before):

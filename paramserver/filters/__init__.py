@@ -1,1 +1,1 @@
-"""Filters that detect poisoned feedback: one test per file, their chain, and source statistics."""
+"""Filters that detect poisoned feedback: one test per file, and their chain."""

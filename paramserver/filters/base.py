@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:  # they tell of events and sources themselves
+    from paramserver.evidence.losses import Losses, Null
     from paramserver.filters.arrivals import Arrivals
-    from paramserver.filters.losses import Losses, Null
 
 Gradient = npt.NDArray[np.float32]
 

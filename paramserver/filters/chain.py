@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from paramserver.core.blocks import Blocks
+from paramserver.evidence.losses import Losses
 from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import (
     ACCEPTED,
@@ -31,7 +32,6 @@ from paramserver.filters.base import (
 )
 from paramserver.filters.direction import Direction
 from paramserver.filters.favours import Favours
-from paramserver.filters.losses import Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference

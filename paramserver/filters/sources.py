@@ -15,9 +15,9 @@ from functools import cache
 from typing import Final
 
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched, add_counts
+from paramserver.evidence.losses import LOSS_BLOCKS, Newest
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
-from paramserver.filters.losses import LOSS_BLOCKS, Newest
 from paramserver.filters.surprise import ABOUT
 
 SOURCES_MAX: Final = 100_000

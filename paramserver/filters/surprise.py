@@ -4,10 +4,10 @@ It works with every model that has a loss, including trees.  Its rules:
 
 - *A surprise* is a loss above the bound of its label: the median over sources of the 90 % quantile
   of their last taken losses with that label, over all replicas
-  (:mod:`paramserver.filters.losses`).  One bound for all labels would reject honest sources that
+  (:mod:`paramserver.evidence.losses`).  One bound for all labels would reject honest sources that
   send harder labels; a quantile of all losses would be determined by attackers or floods.
 - *The test* is a Bernoulli test.  Honest sources surprise at a rate of at most q₀: twice the median
-  over the active established sources (:mod:`paramserver.filters.voices`), at least 20 %.  Hostile
+  over the active established sources (:mod:`paramserver.evidence.voices`), at least 20 %.  Hostile
   ones surprise at 70 % or more.  A source beside which too few are established can only gain trust:
   it is compared with all small sources together.
 - *Far off* is a loss above four times the bound.  It is rare with honest sources (5 %, or twice the
@@ -37,11 +37,11 @@ from typing import Final
 
 import numpy as np
 
+from paramserver.evidence.losses import Losses, Null
+from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.voices import Voices
 from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Filter, Opinion, Source
-from paramserver.filters.losses import Losses, Null
-from paramserver.filters.mixes import Mixes
-from paramserver.filters.voices import Voices
 
 _KEPT: Final = 1024
 _ENOUGH: Final = 64

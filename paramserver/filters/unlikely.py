@@ -3,7 +3,7 @@
 :mod:`paramserver.filters.surprise` tests losses above the 90 % quantile of honest ones.  If the
 model is wrong in one of four rows, lies rarely have such losses and that test has no power.  So
 this test compares each loss with those of honest labels *and* of wrong ones
-(:mod:`paramserver.filters.odds`): even if the model is right in only three of five rows, a lie is
+(:mod:`paramserver.evidence.odds`): even if the model is right in only three of five rows, a lie is
 some evidence.  The share of wrong labels of an honest source is assumed to be that of the median
 source *at present* plus 12 %, to allow for differences; that of a hostile one is 75 %, or 25 % more
 than an honest one's.  If the honest share is 70 % or more, as when the stream changes, the test is
@@ -19,7 +19,7 @@ succession count less.  And before there is enough evidence for quarantine, sour
 the same test with a smaller margin) share an allowance: together they get a tenth of the weight of
 the other sources' events.  A single unlucky source hardly uses it up; of many liars each gets
 little.  The allowance also covers sources that flood while the test is inactive, and sources on
-whose rows the model is suddenly uncertain (:mod:`paramserver.filters.rising`).  New sources are
+whose rows the model is suddenly uncertain (:mod:`paramserver.evidence.rising`).  New sources are
 weighted together, as in the test on surprise; otherwise lies under ever new names would be learned
 where lies rarely surprise.
 """
@@ -30,6 +30,10 @@ from collections.abc import Sequence
 from math import log
 from typing import Final, NamedTuple
 
+from paramserver.evidence.losses import MILD, Null
+from paramserver.evidence.odds import NONE, Odds, key_of
+from paramserver.evidence.rising import Rising
+from paramserver.evidence.voices import Rates
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import (
     OFF,
@@ -40,11 +44,7 @@ from paramserver.filters.base import (
     Opinion,
     Source,
 )
-from paramserver.filters.losses import MILD, Null
-from paramserver.filters.odds import NONE, Odds, key_of
-from paramserver.filters.rising import Rising
 from paramserver.filters.surprise import Newcomers, Surprise
-from paramserver.filters.voices import Rates
 
 _MORE: Final = 0.12
 _DOUBT_MORE: Final = 0.05

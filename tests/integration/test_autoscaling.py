@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.faults import exactly_once
 from benchmarks.fixtures.service import launch, status, write_settings
-from online.processes import free_port
+from online.service.processes import free_port
 from online.settings.config import load
 from online.settings.places import open_journal
 from replay.journal.base import Partition

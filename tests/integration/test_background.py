@@ -12,9 +12,9 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, service, settle, status
-from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray
 

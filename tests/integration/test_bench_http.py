@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.speed import http as bench
 from benchmarks.speed import peer as peer_module
-from online.client.connection import Connection
-from online.processes import free_port
+from online.service.processes import free_port
 
 _ROW = {"features": {"x": 1.0}, "label": True}
 

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 import online
 from benchmarks.fixtures.service import launch, write_settings
-from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
+from online.commands.cli import application
 from online.commands.operate import status as command
 from online.models.errors import LearnerUnusable
 from online.models.loading.model_file import settings_of

@@ -24,7 +24,7 @@ from fastapi import FastAPI, Request
 
 from online.edge import manifest
 from online.edge.targets import pack, runners
-from online.http.edge import routes
+from online.http.routes.edge import routes
 
 BROWSER: Final = Path(__file__).parent.parent / "browser"
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")

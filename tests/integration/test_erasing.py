@@ -173,7 +173,7 @@ def instead(*args, **named):
 
 setattr(target, last, instead)
 sys.argv = ["online", *words]
-from online.cli import main
+from online.commands.cli import main
 main()
 """
 POINTS = [

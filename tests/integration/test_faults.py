@@ -23,9 +23,9 @@ import pytest
 
 from benchmarks.faults.exactly_once import STEP
 from benchmarks.fixtures import redis_server
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, launch, status, write_settings
-from online.client.connection import Connection
 from online.rebuild import fsck
 from online.settings import config
 

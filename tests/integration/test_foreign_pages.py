@@ -20,7 +20,7 @@ import replica_world as worlds
 import uvicorn
 
 from online.http.app import App
-from online.http.browsers import Browsers
+from online.http.middleware.browsers import Browsers
 from online.settings.limits import Limits
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
-from online.client.connection import Connection
 from online.models.loading.load import BUILT_IN
 
 pytestmark = pytest.mark.ray

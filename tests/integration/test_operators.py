@@ -15,7 +15,7 @@ from river import linear_model
 import online
 from online.audit.checking import all_lines
 from online.audit.log import entry_of
-from online.history import recording
+from online.monitoring import recording
 from online.rebuild.soundness import check_log
 from online.service.embedded import Embedded
 from online.settings.places import open_journal

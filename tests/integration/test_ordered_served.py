@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from river import datasets, tree
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, launch, settle, write_settings
-from online.client.connection import Connection
 from replay import codec
 from replay.journal.sqlite.journal import SqliteJournal
 

@@ -22,7 +22,7 @@ from edge_world import World
 
 from online.audit.checking import all_lines
 from online.audit.log import entry_of
-from online.history.series import FOLDER, Series
+from online.monitoring.series import FOLDER, Series
 from online.service.embedded import Embedded
 from online.settings.config import load
 from online.settings.places import open_journal

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from online.decide.record import Choice, unpack
 from online.service.embedded import Embedded
-from online.serving.choices.personalizer import features_of, own_id
+from online.serving.choices.personalizer import own_id
 from online.settings.config import load
 from online.settings.places import open_journal
 from online.settings.tokens import ROLES
+from online.tables.nested import features_of
 from replay import codec
 
 KEY: Final = "key-0123456789abcdefghijkl"
@@ -82,6 +84,17 @@ def test_rank_and_reward(shop: Embedded) -> None:
     assert dict(choice.actions)["film"] == {"kind": "video", "tags.new": True, "tags.long": True}
 
 
+@pytest.mark.parametrize("event", ["shop/17", "a b", "tür", "x/reward"])
+def test_every_event_that_was_ranked_can_be_rewarded(shop: Embedded, event: str) -> None:
+    body = {"actions": ACTIONS, "eventId": event, "deferActivation": True}
+    action = post(shop, "v1.0/rank", body).json()["rewardActionId"]
+    at = f"v1.0/events/{quote(event, safe='')}"
+    assert post(shop, f"{at}/activate").status_code == 204
+    assert post(shop, f"{at}/reward", {"value": 0.5}).status_code == 204
+    choice, reward = choice_of(shop, own_id(event))
+    assert (choice.action, reward) == (action, 0.5)
+
+
 def test_wrong_requests_are_errors_with_a_code(shop: Embedded) -> None:
     for path, body, status in (
         ("v1.0/rank", {"actions": []}, 422),
@@ -103,23 +116,25 @@ def test_what_was_deferred_gets_no_default_before_it_is_activated(shop: Embedded
     body = {"actions": ACTIONS, "eventId": "later", "deferActivation": True}
     said = post(shop, "v1.0/rank", body).json()
 
-    def deferred() -> bool:
-        with contextlib.closing(open_journal(shop._parts.settings)) as journal:
-            for _, half in journal.predicted("shop", 0.0, 1e12, 1000).waiting:
-                if half.event_id == "later":
-                    kept = codec.decode_prediction(half.payload).choice
-                    assert kept is not None
-                    return unpack(kept).deferred
-        raise AssertionError("it does not wait")
-
-    assert deferred()
+    assert deferred(shop, "later")
     for _ in range(2):
         assert post(shop, "v1.0/events/later/activate").status_code == 204
-        assert not deferred()
+        assert not deferred(shop, "later")
     assert post(shop, "v1.0/rank", body).json() == said
     assert post(shop, "v1.0/events/later/reward", {"value": 0.5}).status_code == 204
     assert choice_of(shop, "later")[0].action == said["rewardActionId"]
     assert post(shop, "v1.0/events/later/activate").status_code == 204
+
+
+def deferred(service: Embedded, event: str) -> bool:
+    """Whether the choice that waits under the id was not activated yet."""
+    with contextlib.closing(open_journal(service._parts.settings)) as journal:
+        for _, half in journal.predicted("shop", 0.0, 1e12, 1000).waiting:
+            if half.event_id == event:
+                kept = codec.decode_prediction(half.payload).choice
+                assert kept is not None
+                return unpack(kept).deferred
+    raise AssertionError("it does not wait")
 
 
 def test_slots_get_different_actions_and_rewards_of_their_own(shop: Embedded) -> None:
@@ -143,6 +158,35 @@ def test_slots_get_different_actions_and_rewards_of_their_own(shop: Embedded) ->
     assert (choice.action, reward) == (top["rewardActionId"], 1.0)
     assert choice.context == {"device": "phone", "slot.size": "large"}
     assert choice_of(shop, own_id("page 1", "side"))[1] == 0.25
+
+
+def test_one_activation_reaches_all_slots_of_a_deferred_event(shop: Embedded) -> None:
+    body = {
+        "actions": ACTIONS, "eventId": "page/2", "slots": [{"id": "top"}, {"id": "side"}],
+        "deferActivation": True,
+    }  # fmt: skip
+    said = post(shop, "multislot/rank", body).json()
+    each = [own_id("page/2", slot) for slot in ("top", "side")]
+    assert [deferred(shop, id_) for id_ in each] == [True, True]
+    assert post(shop, "multislot/events/page%2F3/activate").status_code == 404
+    for _ in range(2):
+        assert post(shop, "multislot/events/page%2F2/activate").status_code == 204
+        assert [deferred(shop, id_) for id_ in each] == [False, False]
+    assert post(shop, "multislot/rank", body).json() == said
+    fewer = {**body, "slots": [{"id": "top"}]}
+    assert post(shop, "multislot/rank", fewer).status_code == 409
+    rewards = {"reward": [{"slotId": "top", "value": 1.0}]}
+    assert post(shop, "multislot/events/page%2F2/reward", rewards).status_code == 204
+    assert choice_of(shop, each[0])[1] == 1.0
+    assert post(shop, "multislot/events/page%2F2/activate").status_code == 204
+
+
+def test_an_events_id_may_have_a_slash(shop: Embedded) -> None:
+    said = post(shop, "v1.0/rank", {"actions": ACTIONS, "eventId": "a/b c"}).json()
+    assert post(shop, "v1.0/events/a%2Fb%20c/activate").status_code == 204
+    assert post(shop, "v1.0/events/a%2Fb%20c/reward", {"value": 1.0}).status_code == 204
+    choice, reward = choice_of(shop, own_id("a/b c"))
+    assert (choice.action, reward) == (said["rewardActionId"], 1.0)
 
 
 def test_the_client_of_v1_ranks_and_rewards(shop: Embedded) -> None:

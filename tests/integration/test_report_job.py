@@ -22,9 +22,9 @@ import pytest
 import rescore_world as worlds
 
 import online
-from online.processes import PortRange
 from online.rescore.run import pointer
 from online.rescore.snapshot import scored
+from online.service.processes import PortRange
 from online.tables.places import Folder, Location
 
 pytestmark = pytest.mark.ray

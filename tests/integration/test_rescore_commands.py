@@ -16,7 +16,7 @@ import pytest
 import rescore_world as worlds
 from typer.testing import CliRunner
 
-from online.cli import app
+from online.commands.cli import app
 from online.rescore.errors import RunRefused, StoreFailed
 from online.rescore.run import pointer
 from online.rescore.stores import open_store

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import rescore_world as worlds
 
-from online import processes
+from online.service import processes
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
-from online.processes import runs
+from online.service.processes import runs
 
 pytestmark = pytest.mark.ray
 

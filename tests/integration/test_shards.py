@@ -14,9 +14,9 @@ import psutil
 import pytest
 from operated import online
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
-from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray
 

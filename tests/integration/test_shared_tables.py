@@ -14,9 +14,9 @@ from typing import Any, Final
 import psutil
 import pytest
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
-from online import processes
-from online.client.connection import Connection
+from online.service import processes
 from paramserver.process.shared_tables import ROWS_LEAST
 
 pytestmark = pytest.mark.ray

@@ -24,9 +24,9 @@ import psutil
 import pytest
 from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, service, until
 
+from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, status
-from online.client.connection import Connection
 
 pytestmark = [
     pytest.mark.ray,

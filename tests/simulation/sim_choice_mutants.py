@@ -9,7 +9,7 @@ from sim_mutant import Mutant, only
 
 _CHOOSING: Final = "online.serving.choices.choosing"
 _DEFAULTS: Final = "online.serving.choices.default_rewards"
-_EVENTS: Final = "online.serving.events"
+_EVENTS: Final = "online.serving.feedback.events"
 _JOINED: Final = "return joined(key, made, label, at, half.payload)"
 
 CHOICES: Final[Mapping[str, Any]] = only(

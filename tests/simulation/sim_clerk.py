@@ -17,7 +17,7 @@ from sim_processes import Replica
 
 import online.errors
 from online.rows.history import Listed
-from online.serving.held_events import HeldEvents
+from online.serving.operating.held_events import HeldEvents
 from replay.errors import ReplayError
 
 if TYPE_CHECKING:

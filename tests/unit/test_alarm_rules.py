@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from telemetry_world import rules, status
 
-from online import telemetry
+from online.telemetry import prometheus
 
 Labels = frozenset[tuple[str, str]]
 Series = dict[tuple[str, Labels], float]
@@ -28,7 +28,7 @@ APART_S: Final = 300.0
 
 
 def scraped(models: list[Status]) -> Series:
-    text = telemetry.exposition(models)
+    text = prometheus.exposition(models)
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -93,21 +93,21 @@ def fires(expression: str, before: Series, now: Series) -> bool:
 
 def healthy() -> Status:
     """One replica that answers within a millisecond, and of which nothing is wrong."""
-    durations = telemetry.Durations()
-    for what in telemetry.DURATIONS:
+    durations = prometheus.Durations()
+    for what in prometheus.DURATIONS:
         for _ in range(1_000):
             durations.note(what, 0.0008)
     found = status()
-    counters = dict.fromkeys(telemetry._COUNTERS, 0.0)
-    gauges = {**dict.fromkeys(telemetry._GAUGES, 0.0), "age_ms": 20.0}
+    counters = dict.fromkeys(prometheus._COUNTERS, 0.0)
+    gauges = {**dict.fromkeys(prometheus._GAUGES, 0.0), "age_ms": 20.0}
     found["replicas"] = {"one": {**gauges, **counters, **durations.report()}}
     return found
 
 
 def grown(found: Status) -> Status:
     """The same five minutes later: more requests, as fast."""
-    durations = telemetry.Durations()
-    for what in telemetry.DURATIONS:
+    durations = prometheus.Durations()
+    for what in prometheus.DURATIONS:
         for _ in range(2_000):
             durations.note(what, 0.0008)
     found["replicas"]["one"] |= durations.report()
@@ -116,7 +116,7 @@ def grown(found: Status) -> Status:
 
 def slow(what: str, seconds: float) -> Callable[[Status], None]:
     def make(found: Status) -> None:
-        durations = telemetry.Durations()
+        durations = prometheus.Durations()
         for i in range(2_000):
             durations.note(what, seconds if i % 20 == 0 else 0.0008)
         found["replicas"]["one"] |= durations.report()

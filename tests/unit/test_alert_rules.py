@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from telemetry_world import RULES, rules, status
 
-from online import telemetry
+from online.telemetry import prometheus
 
 PROMTOOL: Final = shutil.which("promtool")
 STEP_S: Final = 30
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not instal
 def well() -> dict[str, Any]:
     """A status without anything to complain of."""
     found = status()
-    quiet = dict.fromkeys([*telemetry._GAUGES, *telemetry._COUNTERS], 0.0)
-    durations = telemetry.Durations()
-    for what in telemetry.DURATIONS:
+    quiet = dict.fromkeys([*prometheus._GAUGES, *prometheus._COUNTERS], 0.0)
+    durations = prometheus.Durations()
+    for what in prometheus.DURATIONS:
         durations.note(what, 0.0003)
     found["replicas"] = {
         "one": {**quiet, "age_ms": 200.0, "drift_state": 1.0, **durations.report()}
@@ -55,7 +55,7 @@ def server(**values: Any) -> Symptom:
 
 def slow(what: str) -> Symptom:
     def answered(found: dict[str, Any]) -> None:
-        durations = telemetry.Durations()
+        durations = prometheus.Durations()
         for _ in range(5):
             durations.note(what, 9.0)
         found["replicas"]["one"].update(durations.report())
@@ -97,7 +97,7 @@ def scraped(found: dict[str, Any]) -> Series:
     out: Series = {}
     if not found:  # nobody answers
         return out
-    for made in text_string_to_metric_families(telemetry.exposition([found])):
+    for made in text_string_to_metric_families(prometheus.exposition([found])):
         rises = made.type in ("counter", "histogram") or made.name == "online_server_epoch"
         for sample in made.samples:
             labels = ",".join(

@@ -26,7 +26,7 @@ def test_a_question_to_the_service_imports_no_model_library(tmp_path: Path, comm
     words = [*command.split(), "--state-dir", str(tmp_path)]
     script = (
         "from typer.testing import CliRunner\n"
-        "from online.cli import app\n"
+        "from online.commands.cli import app\n"
         "from online.errors import StartRefused\n"
         f"found = CliRunner().invoke(app, {words})\n"
         "assert isinstance(found.exception, StartRefused), found\n"

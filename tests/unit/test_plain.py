@@ -18,17 +18,17 @@ from jinja2 import Environment
 from markupsafe import Markup
 from typer.testing import CliRunner
 
-import online.cli
+import online.commands.cli
 from evaluation.report.page import render as report_page
 from online.commands import base
 from online.commands.operate import status as status_command
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows.validator import Validator
-from online.serving import events as events_module
+from online.serving.feedback import events as events_module
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
-from online.telemetry import Lines
+from online.telemetry.logs import Lines
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
@@ -205,13 +205,13 @@ def test_the_command_line_prints_through_it(monkeypatch: pytest.MonkeyPatch) -> 
 
     def fail() -> None:
         print("out \x1b[2J")
-        raise online.cli.OnlineError("no \x1b[2J")
+        raise online.commands.cli.OnlineError("no \x1b[2J")
 
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(online.cli, "application", lambda *_: fail)
+    monkeypatch.setattr(online.commands.cli, "application", lambda *_: fail)
     with pytest.raises(SystemExit):
-        online.cli.main()
+        online.commands.cli.main()
     assert out.getvalue() == "out \\x1b[2J\n"
     assert err.getvalue() == "online: no \\x1b[2J\n"
 
@@ -235,7 +235,7 @@ def test_lists_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(base.Context, "connect", connect)
     monkeypatch.setattr(base, "pick", lambda *_: "m")
-    done = CliRunner().invoke(online.cli.app, ["rollback", "--undone"])
+    done = CliRunner().invoke(online.commands.cli.app, ["rollback", "--undone"])
     assert done.exit_code == 0, done.output
     whole = "".join(done.output.split())
     assert is_plain(done.output.replace("\n", ""))

@@ -15,6 +15,8 @@ from random import Random
 from typing import Final
 
 from benchmarks.studies.drift.scoring import Episode, score
+from benchmarks.studies.drift.seed import Seed
+from benchmarks.studies.drift.stepd import Stepd
 from evaluation.drift.alarm import Change, Direction
 from evaluation.drift.detectors import DETECTORS, Detector
 
@@ -55,7 +57,10 @@ CONTROLS: Final[Mapping[str, Make]] = {
     "every 500": lambda: Every(500),
     "every 50": lambda: Every(50),
 }
-ALL: Final[Mapping[str, Make]] = {**DETECTORS, **CONTROLS}
+STUDIED: Final[Mapping[str, Make]] = {**DETECTORS, "stepd": Stepd, "seed": Seed}
+"""Detectors that are compared: those that can be selected, and two that are only studied."""
+
+ALL: Final[Mapping[str, Make]] = {**STUDIED, **CONTROLS}
 
 
 @dataclass(frozen=True, slots=True)

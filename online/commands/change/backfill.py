@@ -47,7 +47,7 @@ def backfill(
         list[str],
         typer.Option(
             "--input",
-            help="Parquet, CSV or JSON lines; a folder; repeatable; needs the extra rescore",
+            help="Parquet, CSV, JSON lines, dsjson; a folder; repeatable; needs the extra rescore",
         ),
     ],
     label: Annotated[str, typer.Option(help="column of the labels")],
@@ -90,9 +90,9 @@ def backfill(
     settings = as_stored(in_private(context.settings()))
     chosen = pick_model(settings, context.model)
     need_table_packages()
-    from online.processes import Owner
     from online.rebuild.backfill import Tables
     from online.rows.schema import declared_columns
+    from online.service.processes import Owner
     from online.settings.places import open_journal
 
     limits = settings.limits

@@ -49,7 +49,7 @@ def history(
 
     Example: online history --since 52w --out history.parquet
     """
-    from online.history import series
+    from online.monitoring import series
 
     settings = context.settings()
     name = pick_model(settings, model).name

@@ -175,7 +175,8 @@ def start(
 
         yield alone(plan, output, make, time.monotonic)
         return
-    from online.rescore.pool import deal, ray_for
+    from online.rescore.pool import deal
+    from online.service.on_ray.scoring_ray import ray_for
 
     with ray_for(address or "local", f"{output}/{plan.run}", workers, _end):
         yield deal(plan, output, make, workers)
@@ -183,7 +184,7 @@ def start(
 
 def _end(error: OnlineError) -> None:
     """End this process: its main thread would wait inside Ray for a minute."""
-    from online import processes
+    from online.service import processes
 
     print(f"online: {error}", file=sys.stderr, flush=True)
     processes.end(processes.own_processes())

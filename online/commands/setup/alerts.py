@@ -26,8 +26,8 @@ def alerts_test(
 
     Example: online alerts test
     """
-    from online.alerts.messages import Alert
-    from online.alerts.receivers import NotSent, receivers
+    from online.monitoring.alerts import Alert
+    from online.monitoring.receivers import NotSent, receivers
     from online.settings.alerts import KINDS
 
     settings = load_settings(path)

@@ -121,7 +121,7 @@ def versions(distribution: str) -> Finding:
 
 
 def _port(settings: Settings) -> Finding:
-    from online.processes import is_free
+    from online.service.processes import is_free
     from online.service.state.run_file import running
 
     at = f"{settings.port} of {settings.host}"

@@ -99,7 +99,7 @@ def init(
     from online.tables.first_look import open_table
     from online.tables.guess import guess
 
-    guessed = guess(open_table(table), label, wanted)
+    guessed = guess(open_table(table, _columns(named)), label, wanted)
     model_name = _name(name, table)
     try:
         learner = _learner(guessed, rows)
@@ -114,6 +114,11 @@ def init(
         print(json.dumps({"model": model_name, **_guessed(guessed), **shown}))
         return
     _say(guessed, places, score, n)
+
+
+def _columns(named: Mapping[str, str | None]) -> set[str]:
+    """Return the columns that options name."""
+    return {column for column in named.values() if column is not None}
 
 
 def _guessed(guess: Guess) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def _choices(
 
     if table is None:
         raise ConfigError("TABLE", "no log of choices", "Name a .csv or .parquet file")
-    log, model_name = logged_of(open_table(table), named), _name(name, table)
+    log, model_name = logged_of(open_table(table, _columns(named)), named), _name(name, table)
     made = earned(log, rows, hidden=as_json)
     _write([place], settings_text(model_name, log, made.rows))
     if not as_json:

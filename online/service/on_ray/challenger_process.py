@@ -13,7 +13,6 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError
 
-from online import telemetry
 from online.challenger.comparison import Standing
 from online.challenger.promotion import decision
 from online.challenger.shadow import Shadow
@@ -22,6 +21,7 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, journal_opener, server_name
+from online.telemetry.logs import log_to_stderr
 from paramserver.clients.ray_client import NAMESPACE, find
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class ChallengerActor:
     """The actor's class: runs one challenger on a thread and answers status calls."""
 
     def __init__(self, data: dict[str, Any], name: str) -> None:
-        telemetry.log_to_stderr(logging.INFO)
+        log_to_stderr(logging.INFO)
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
         settings = Settings.model_validate(data)

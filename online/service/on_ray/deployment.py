@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from online import telemetry
+from online.telemetry.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from online.service.on_ray.origin import Origin
@@ -34,7 +34,7 @@ class Replica:
         from online.service.parts.garbage import collect_seldom
         from online.settings.config import Settings
 
-        telemetry.log_to_stderr(logging.INFO)
+        log_to_stderr(logging.INFO)
         given = Settings.model_validate(data)
         os.umask(given.umask)  # a process of a joined cluster has inherited another one
         self._assembly = await assemble(data, given, origin)

@@ -18,10 +18,10 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from online import processes, telemetry
 from online.models.loading.from_settings import load_model
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import Keys
+from online.service import processes
 from online.service.on_ray.relearn_task import fresh_of
 from online.service.on_ray.trigger_task import SearchResult, search_task
 from online.service.parts.composition import model_replica
@@ -29,6 +29,7 @@ from online.service.parts.garbage import collect_seldom
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.places import journal_opener, server_name
+from online.telemetry.logs import log_to_stderr
 from online.watch.on_rise import Relearn
 from paramserver.clients.ray_client import ParameterClient
 
@@ -64,7 +65,7 @@ class LearnerActor:
     """The actor's class: learns one model's rows, one partition after the other."""
 
     def __init__(self, data: dict[str, Any], name: str) -> None:
-        telemetry.log_to_stderr(logging.INFO)
+        log_to_stderr(logging.INFO)
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
         settings = Settings.model_validate(data)

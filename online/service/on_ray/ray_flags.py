@@ -7,8 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-from online import processes
-from online.service import worker_setup
+from online.service import processes, worker_setup
 from online.settings.config import Settings
 
 REPLICA_PORTS = 120  # ports of stopped replicas are not reused for a while

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from online import processes
 from online.challenger import promotion
 from online.http import ingress
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
+from online.service import processes
 from online.service.on_ray.learner_process import LearnerSupervisor, actor_of, relearning, searching
 from online.service.on_ray.origin import Origin
 from online.service.on_ray.serve_peers import Peers

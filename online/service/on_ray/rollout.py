@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from online.errors import StartRefused
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
+from online.service import processes
 from online.service.on_ray import scaling
 from online.service.on_ray.origin import APP, Origin
 from online.service.parts.composition import exchangeable, watches_decisions
@@ -20,13 +22,17 @@ from online.service.state import parameter_servers
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from replay.errors import JournalHeld, JournalUnavailable
+from online.settings.places import open_journal
+from paramserver.snapshots.views import lineage_folder
+from replay.errors import JournalHeld, JournalUnavailable, ReplayError
 from replay.journal.base import Journal
 
 _STOP_REPLICA_S = 2.0
 _POLL_S = 0.05  # between two polls of Serve whether replicas run
 _HEALTH_S = 2.0  # a dead replica is replaced this soon
 _LOOK_S = 0.1
+_SEALED_S = 30.0  # for replicas that stop to push and seal
+_LAST_SNAPSHOTS_S = 60.0  # of models that leave: nobody waits for them
 _ABSENCE = b"absence"
 _SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
 
@@ -44,7 +50,7 @@ class Changes:
         rolling: Read by replicas at their start: applied by replacing each replica.
         scaled: Whether the number of replicas changes.
         at_once: Used only by the owner process, which applies them immediately.
-        added: Names of models that are new.
+        added, removed: Names of models that are new, and of those that are no longer served.
     """
 
     restart: tuple[str, ...]
@@ -52,6 +58,17 @@ class Changes:
     scaled: bool
     at_once: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    @property
+    def replaces(self) -> bool:
+        """Whether they need a replacement of every replica."""
+        return bool(self.rolling or self.added or self.removed)
+
+    def lines(self) -> list[str]:
+        """Return a line about each change but that of the number of replicas."""
+        changed = [f"{name} changed" for name in (*self.rolling, *self.at_once)]
+        return changed + [f"model {name} is new" for name in self.added]
 
 
 def changes(old: Settings, new: Settings) -> Changes:
@@ -66,7 +83,6 @@ def changes(old: Settings, new: Settings) -> Changes:
         restart.append("to be without tokens")
     rolling = [name for name in _BY_REPLICAS if _of_replicas(old, name) != _of_replicas(new, name)]
     known, served = {m.name: m for m in old.models}, {m.name: m for m in new.models}
-    restart += [f"to be without the model {name}" for name in known if name not in served]
     for name in [name for name in known if name in served]:
         was, model = known[name], served[name]
         for field in ModelSettings.model_fields:
@@ -78,7 +94,18 @@ def changes(old: Settings, new: Settings) -> Changes:
         at_once.append("limits.standstill_s")
     scaled = old.replicas != new.replicas
     added = tuple(name for name in served if name not in known)
-    return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once), added)
+    removed = tuple(name for name in known if name not in served)
+    return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once), added, removed)
+
+
+def other_specs(before: Mapping[str, Loaded], after: Mapping[str, Loaded]) -> list[str]:
+    """Return the models that are served before and after from other code, as names of settings."""
+    both = [name for name in after if name in before]
+    return [
+        f"models.{name}: its code"
+        for name in both
+        if after[name].spec_hash != before[name].spec_hash
+    ]
 
 
 def _of_replicas(settings: Settings, name: str) -> Any:
@@ -201,18 +228,55 @@ def wait_swapped(
     Parameters:
         before, after: Spec hashes of the previous and the new lineages, by model.
     """
+
+    def swapped() -> bool:
+        return all(
+            parameter_servers.recent_replicas(name, after[name]) and _sealed(journal, name, spec)
+            for name, spec in before.items()
+        )
+
+    return _wait(swapped, wait_s)
+
+
+def end_servers(was: Settings, specs: Mapping[str, str]) -> list[str]:
+    """End the parameter servers of models that the new replicas do not serve; return lines.
+
+    A replica that stops pushes what it has learned and seals its partition; it is waited for.  Rows
+    that are not pushed by then are in the journal, and are learned if the model is added again.
+
+    Parameters:
+        was: The settings that these models were served with.
+        specs: Spec hashes, by model.
+    """
+    if not specs:
+        return []
+    with contextlib.suppress(ReplayError), contextlib.closing(open_journal(was)) as journal:
+        _wait(lambda: all(_sealed(journal, name, spec) for name, spec in specs.items()), _SEALED_S)
+    left = parameter_servers.server_specs(was, specs)
+    lines = parameter_servers.last_snapshots(left, _LAST_SNAPSHOTS_S)
+    parameter_servers.end(left)
+    for name, spec in specs.items():
+        tables = lineage_folder(str(processes.shared_dir(was.state_dir)), name, spec)
+        shutil.rmtree(tables, ignore_errors=True)
+        lines.append(f"model {name} is no longer served; its state stays in {was.state_dir}")
+    return lines
+
+
+def _wait(condition: Callable[[], bool], wait_s: float) -> bool:
+    """Poll until a condition of the journal holds; False if it does not within ``wait_s``."""
     deadline_s = time.monotonic() + wait_s
     while True:
         over = False
         with contextlib.suppress(JournalUnavailable, JournalHeld):
-            over = all(
-                parameter_servers.recent_replicas(name, after[name])
-                and not _open(journal, name, spec) & parameter_servers.recent_replicas(name, spec)
-                for name, spec in before.items()
-            )
+            over = condition()
         if over or time.monotonic() > deadline_s:
             return over
         time.sleep(_LOOK_S)
+
+
+def _sealed(journal: Journal, name: str, spec: str) -> bool:
+    """Whether each replica that has called this server lately has sealed its partition."""
+    return not _open(journal, name, spec) & parameter_servers.recent_replicas(name, spec)
 
 
 def _open(journal: Journal, model: str, spec: str) -> set[str]:

@@ -36,10 +36,10 @@ from online.serving.choices.choosing import Choosing
 from online.serving.default_labels import DefaultLabels
 from online.serving.defaults import Defaults, give_for_ever
 from online.serving.device_pushes import Pushes, pushes_for
-from online.serving.journal_room import journal_room
+from online.serving.operating.journal_room import journal_room
+from online.serving.operating.status import Cluster, ParameterServerControl
 from online.serving.scores import Reader, threaded
 from online.serving.serving import Serving
-from online.serving.status import Cluster, ParameterServerControl
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import journal_opener
@@ -54,7 +54,7 @@ from replay.journal.base import Journal
 
 if TYPE_CHECKING:
     from online.http.ingress import Application
-    from online.tracing.spans import Tracing
+    from online.telemetry.spans import Tracing
 
 _STOP_S: Final = 1.5
 
@@ -219,9 +219,11 @@ class Assembly:
 
     def app(self) -> Application:
         """The ASGI application for all models."""
-        from online.http.access import Access  # not imported by programs that do not use HTTP
         from online.http.app import App, ModelExtras
-        from online.http.browsers import Browsers
+        from online.http.middleware.access import (
+            Access,  # not imported by programs that do not use HTTP
+        )
+        from online.http.middleware.browsers import Browsers
 
         settings = self._settings
         access = None
@@ -238,11 +240,11 @@ class Assembly:
             settings.state_dir, browsers, None if self._tracing is None else self._tracing.drawn,
         )  # fmt: skip
         if self._tracing is not None:
-            from online.http.traced import Traced
+            from online.http.middleware.traced import Traced
 
             app = Traced(app, self._tracing)
         if share := settings.telemetry.access_log:
-            from online.http.access_log import AccessLog
+            from online.http.middleware.access_log import AccessLog
 
             app = AccessLog(app, share)
         return app
@@ -302,7 +304,7 @@ def _tracing(settings: Settings, replica: str) -> Tracing | None:
     if settings.telemetry.endpoint is None:
         return None
     try:
-        from online.tracing.spans import Tracing
+        from online.telemetry.spans import Tracing
     except ModuleNotFoundError as error:
         raise StartRefused(
             f"telemetry.endpoint needs {error.name}, which is not installed",

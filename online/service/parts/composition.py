@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
-from online import processes
 from online.learning.base import BaseLearner
 from online.learning.cached_rows import cache_for
 from online.learning.merged import Learner
@@ -22,10 +20,11 @@ from online.replica.host_tables import HostTables
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Identity, ParameterServerClient, Services
+from online.service import processes
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import ModelSettings
 from online.sure.views import calibration_in, views_of
-from online.tracing.trace import Crossing
+from online.telemetry.trace import Crossing
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, root_rows
 from online.trust.trigger_watch import SearchResult
@@ -33,8 +32,7 @@ from online.watch.canary import Canary
 from online.watch.on_rise import Relearn
 from paramserver.clients.client import Client
 from paramserver.core.server import MergeRule
-from paramserver.snapshots.places import lineage_place
-from paramserver.snapshots.views import Views
+from paramserver.snapshots.views import Views, lineage_folder
 from replay.journal.base import Journal
 
 _DECIDE_S: Final = 30.0  # for a decision that the server writes to the journal
@@ -109,10 +107,9 @@ def _host_tables(
     """The tables that the model's server publishes on this host; None: it publishes none."""
     if not (model.sync.share_tables and isinstance(learner, Learner)):
         return None
-    place = lineage_place(
-        str(processes.shared_dir(settings.state_dir)), model.name, loaded.spec_hash
-    )
-    return HostTables(learner, Views(Path(place), loaded.spec_hash), time.monotonic)
+    shared, spec = str(processes.shared_dir(settings.state_dir)), loaded.spec_hash
+    views = Views(lineage_folder(shared, model.name, spec), spec)
+    return HostTables(learner, views, time.monotonic)
 
 
 def _learner(

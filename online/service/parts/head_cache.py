@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
-    from online.http.direct import HeadHandler
+    from online.http.connection.direct import HeadHandler
 
 _BYTES_MAX: Final = 65_536  # per request; uvicorn pauses reading when this much body is pending
 _HEAD_BYTES_MAX: Final = 4_096  # per cached head

@@ -2,12 +2,14 @@
 
 uvicorn buffers bytes until a head is complete, and copies a header's value for each piece of it: a
 single caller without a token could fill the memory and block the event loop.  Connections that
-never send a request would stay open until the process has no file descriptors left.
+never send a request would stay open until the process has no file descriptors left, which the
+journal and snapshots need as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any, Final
 
 from online.service.parts.head_cache import CachedHeads
@@ -18,8 +20,11 @@ HEAD_S: Final = 10.0
 """For a complete head: from the start of a connection, or from the first byte of a later head."""
 
 
+_FILES_LEFT: Final = 8  # an eighth of the descriptors, or 64, are left for journal and snapshots
+
+
 class BoundedHeads(CachedHeads):
-    """A connection whose request heads are bounded in size and time."""
+    """A connection whose request heads are bounded in size and time, in bounded number."""
 
     head_s = HEAD_S
 
@@ -30,9 +35,13 @@ class BoundedHeads(CachedHeads):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Start the timer for the first head."""
+        """Start the timer for the first head; end the connection if too many are open."""
         super().connection_made(transport)
-        self._wait()
+        socket = transport.get_extra_info("socket")
+        if socket is not None and _are_few_left(socket.fileno()):
+            self._refuse(b"503 Service Unavailable", b"too many connections are open\n")
+        else:
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel this connection's timer."""
@@ -106,3 +115,9 @@ class BoundedHeads(CachedHeads):
                 + length + b"\r\nconnection: close\r\n\r\n" + said
             )  # fmt: skip
         self.transport.close()
+
+
+def _are_few_left(descriptor: int) -> bool:
+    """Whether few descriptors are free, given a new one: the kernel assigns the lowest first."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most != resource.RLIM_INFINITY and descriptor >= most - max(64, most // _FILES_LEFT)

@@ -17,7 +17,7 @@ from typing import Final
 
 import psutil
 
-from online import processes
+from online.service import processes
 from online.service.state.stalled_process import LOOK_MAX_S, STOPPED, Process, writes
 
 _FIND_S: Final = 5.0  # between two searches for new processes

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from online import processes
 from online.errors import ConfigError, StartRefused
 from online.rebuild import acceptance
+from online.service import processes
 from online.service.state.check_state import histories_of
 from online.settings.config import Settings
 from online.settings.places import open_journal

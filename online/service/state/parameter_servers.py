@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from online import processes
 from online.errors import StartRefused
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
+from online.service import processes
 from online.service.state.deadline import StartDeadline
 from online.settings.config import Settings
+from online.settings.limits import RETRY_WINDOW_S
 from online.settings.model import ModelSettings
 from online.settings.places import (
     journal_opener,
@@ -34,11 +35,10 @@ from paramserver.snapshots.places import lineage_place, open_snapshots
 
 log = logging.getLogger(__name__)
 
-_LAST_SNAPSHOTS_S: Final = 1.0  # for all models together
+_LAST_SNAPSHOTS_S: Final = 1.0  # for all models together, at a stop
 _ASK_S: Final = 2.0
 _LIVE_S: Final = 2.0  # every live replica, even an idle one, calls its server more often
 _CONFIRM_S: Final = 0.25  # how often a server verifies its epoch; ages in answers count from there
-_RETRY_WINDOW_S: Final = 86_400.0  # ids are kept this much longer than `dedupe_window` promises
 
 
 def start(
@@ -164,7 +164,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         lease_s=settings.limits.adopt_s / 2,
         confirm_s=_CONFIRM_S,
         stall_s=settings.start_wait_s,
-        keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
+        keep_rows_s=model.dedupe_window + RETRY_WINDOW_S,
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
         sources_max=settings.limits.sources_max,
@@ -261,7 +261,7 @@ def _answers(name: str, spec: str, method: str, wait_s: float) -> bool:
     return True
 
 
-def last_snapshots(specs: Mapping[str, str]) -> list[str]:
+def last_snapshots(specs: Mapping[str, str], within_s: float = _LAST_SNAPSHOTS_S) -> list[str]:
     """Have the servers publish last snapshots; returns a line about each server."""
     import ray
 
@@ -277,13 +277,13 @@ def last_snapshots(specs: Mapping[str, str]) -> list[str]:
             wanted[handle.snapshot.remote()] = name
     if not wanted:
         return lines
-    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
+    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=within_s)
     for ref in done:
         try:
             lines.append(f"model {wanted[ref]}: its state is in snapshot {ray.get(ref)['name']}")
         except Exception as error:
             lines.append(_none(wanted[ref], (str(error).strip().splitlines() or [repr(error)])[-1]))
-    lines += [_none(wanted[ref], f"not written in {_LAST_SNAPSHOTS_S:g} s") for ref in late]
+    lines += [_none(wanted[ref], f"not written in {within_s:g} s") for ref in late]
     return lines
 
 

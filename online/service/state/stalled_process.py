@@ -25,8 +25,8 @@ from typing import Final
 
 import psutil
 
-from online import processes
 from online.client.simple_client import NoAnswer, SimpleClient
+from online.service import processes
 
 LOOK_MAX_S: Final = 2.0  # counted at most per interval: this process may have been suspended too
 _ANSWER_S: Final = 2.0  # for a replica's HTTP, and for a write to the disk

@@ -44,7 +44,7 @@ from online.serving.choices.batcher import Batcher
 from online.serving.choices.default_rewards import DefaultRewards
 from online.serving.choices.rewarding import RewardHandler
 from online.serving.defaults import Defaults
-from online.serving.events import is_join_id
+from online.serving.feedback.events import is_join_id
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
 from online.settings.limits import Limits

@@ -21,8 +21,8 @@ from online.errors import RequestError, damaged
 from online.messages.structs import Event, Receipt
 from online.replica.pending import Recorded
 from online.rows.joins import ROUNDS_MAX
-from online.serving.ordinary import EventRow
-from online.serving.receipts import refused
+from online.serving.feedback.ordinary import EventRow
+from online.serving.feedback.receipts import refused
 from online.serving.serving import Serving
 from online.settings.choose import Choose
 from replay import codec

@@ -8,9 +8,8 @@ actions that earlier slots took.
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Sized
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -20,11 +19,11 @@ from online.errors import RequestError, invalid
 from online.messages.choices import Action, ChooseRequest, Chosen, RewardRequest
 from online.messages.structs import Receipt
 from online.serving.choices.choosing import Choosing
-from online.serving.events import is_join_id
+from online.serving.choices.deferred_slots import DeferredSlots
+from online.serving.feedback.events import is_join_id
+from online.tables.nested import features_of
 
 _EVENT_MAX: Final = 256
-_DEEP_MAX: Final = 8
-_UNKNOWN: Final = re.compile(r"^@")
 
 
 class RankableAction(msgspec.Struct):
@@ -87,6 +86,7 @@ class Personalizer:
 
     def __init__(self, choosing: Choosing) -> None:
         self._choosing = choosing
+        self._deferred = DeferredSlots(choosing.serving)
 
     async def rank(self, request: RankRequest) -> dict[str, Any]:
         """Return the ranking of the actions; the first one is to be shown."""
@@ -109,6 +109,8 @@ class Personalizer:
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
         named, context = self._named(request.actions), self._flat(request.context_features)
+        if request.defer_activation:
+            await self._deferred.keep(_list_id(event), [slot.id for slot in request.slots])
         slots = list[dict[str, str]]()
         for slot in request.slots:
             of_slot = {f"slot.{n}": x for n, x in self._flat(slot.features).items()}
@@ -136,6 +138,15 @@ class Personalizer:
     async def activate(self, event: str) -> None:
         """Record that the deferred answer to an event was shown."""
         await self._choosing.activate(own_id(event))
+
+    async def activate_slots(self, event: str) -> None:
+        """Record that the deferred answers for all slots of an event were shown."""
+        slots = await self._deferred.of(_list_id(event))
+        if not slots:
+            hint = "Send the id of a multi-slot event that was deferred"
+            raise RequestError(404, "unknown_id", "no deferred event has this id", "eventId", hint)
+        for slot in slots:
+            await self._choosing.activate(own_id(event, slot))
 
     def _check_slots(self, slots: Sized, field: str) -> None:
         most = self._choosing.serving.replica.limits.slots_max
@@ -181,57 +192,20 @@ def own_id(event: str, slot: str | None = None) -> str:
     """The id under which an event, or one of its slots, is chosen."""
     if slot is None and is_join_id(event):
         return event
+    return _digest(event) if slot is None else _digest(event, slot)
+
+
+def _list_id(event: str) -> str:
+    """The id under which the slots of a deferred event are listed."""
+    return _digest(event, "", "slots")
+
+
+def _digest(*texts: str) -> str:
     digest = blake2b(digest_size=20, person=b"personalizer")
-    for text in (event,) if slot is None else (event, slot):
+    for text in texts:
         data = text.encode()
         digest.update(len(data).to_bytes(4, "big") + data)
     return f"event-{digest.hexdigest()}"
-
-
-def features_of(given: list[Any] | None, most: int, name_max: int) -> dict[str, Any]:
-    """Flatten a list of nested objects into features by name.
-
-    A name joins all names on the path to its value, so a short body could produce names of
-    unbounded total length: more than ``most`` values, or a name longer than ``name_max``
-    characters, is refused before it is built.  Raises RequestError.
-    """
-    out: dict[str, Any] = {}
-    met = 0
-    for one in given or []:
-        if not isinstance(one, Mapping):
-            hint = 'Send objects: [{"time": {"day": "monday"}}]'
-            raise invalid("features", f"a list of {type(one).__name__}", hint)
-        for name, value in _flat("", one, 0, name_max):
-            if (met := met + 1) > most:
-                hint = "Send fewer, or raise limits.features_max"
-                raise invalid("features", f"more than {most} values", hint)
-            if value is not None:
-                out[_UNKNOWN.sub("at_", name)] = value
-    return out
-
-
-def _flat(path: str, value: Any, deep: int, name_max: int) -> Iterator[tuple[str, Any]]:
-    """Yield each value with its name; an empty object or list yields None."""
-    if deep > _DEEP_MAX:
-        raise invalid("features", "nested too deeply", f"Nest at most {_DEEP_MAX} deep")
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _flat(_joined(path, str(name), name_max), inner, deep + 1, name_max)
-    elif isinstance(value, list) and value:
-        for i, inner in enumerate(value):
-            if isinstance(inner, str):  # one of several words: a flag by its name
-                yield _joined(path, inner, name_max), True
-            else:
-                yield from _flat(_joined(path, str(i), name_max), inner, deep + 1, name_max)
-    else:
-        yield path, None if isinstance(value, (Mapping, list)) else value
-
-
-def _joined(path: str, name: str, name_max: int) -> str:
-    if (long := len(path) + bool(path) + len(name)) > name_max:
-        hint = "Use shorter names: those on the way to a value are joined"
-        raise invalid("features", f"a name of {long} characters", hint)
-    return f"{path}.{name}" if path else name
 
 
 def _event(given: str | None) -> str:

@@ -18,7 +18,7 @@ from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.rows.validator import Validator
 from online.serving.choices.collecting import RewardCollector, Sent
-from online.serving.receipts import HTTP
+from online.serving.feedback.receipts import HTTP
 from online.serving.serving import Serving
 from online.settings.choose import Choose
 from online.settings.limits import Limits

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from online.audit.chain import Entry, Signer
 from online.audit.checking import SeenHead, all_lines, check
 from online.audit.log import Audited, entry_of, note, note_start, open_audited
-from online.cli import application
+from online.commands.cli import application
 from online.rebuild.soundness import check_log
 from online.settings.config import Settings, load
 from online.settings.places import open_journal

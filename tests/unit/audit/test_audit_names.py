@@ -9,7 +9,7 @@ import pytest
 import server_world
 
 from online.audit import log as logging_
-from online.http.access import Access, origin
+from online.http.middleware.access import Access, origin
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings, load
 from paramserver.process.acting import acting, this_user

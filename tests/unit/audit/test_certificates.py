@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from online.audit.certificates import digest, faults, public_keys, signed, when
-from online.cli import application
+from online.commands.cli import application
 from online.rows.prediction_ids import event_key
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))

@@ -171,7 +171,7 @@ def test_a_service_begins_and_ends_todays_defaults_beside_a_model(
     monkeypatch.setattr(parameter_servers, "start", lambda *_: None)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", start)
-    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    monkeypatch.setattr("online.service.processes.note", lambda *_: None)
     service = Service(given, lambda _: None)
     service._loaded = Models(given, lambda _: None).load()
     service._upkeep = SimpleNamespace(journal=journal)  # type: ignore[assignment]
@@ -269,7 +269,7 @@ def test_a_promotion_leaves_the_servers_of_other_models_alone(
     )
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
-    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    monkeypatch.setattr("online.service.processes.note", lambda *_: None)
     service = Service(given, lambda _: None)
     service._loaded = Models(given, lambda _: None).load()
     promote(tmp_path, journal, A, B)

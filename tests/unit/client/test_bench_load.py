@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from online.cli import app
 from online.client.load import generator
 from online.client.load.bodies import Bodies
 from online.client.load.generator import Lane, Load, Operation, Report
 from online.client.load.histogram import Histogram
+from online.commands.cli import app
 from online.commands.operate.load import bars, find
 from online.errors import ConfigError
 

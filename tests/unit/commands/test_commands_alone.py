@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from online.cli import main
-from online.cli import run as run_command
-from online.processes import leftovers
+from online.commands.cli import main
+from online.commands.cli import run as run_command
+from online.service.processes import leftovers
 
 Run = Callable[..., str]
 
@@ -97,7 +97,7 @@ import time
 
 import online.service.service
 import online.commands.operate.serve as serve
-from online.cli import main
+from online.commands.cli import main
 from online.errors import StartRefused
 
 
@@ -172,7 +172,7 @@ def test_damaged_facts_of_a_service_are_of_none(tmp_path: Path, refused: Run, da
 
 INTERRUPTED = """
 import contextlib, os, signal, sys
-import online.cli as cli
+import online.commands.cli as cli
 from online.errors import OnlineError
 if "control" in sys.argv:
     cli.nothing_begun = contextlib.nullcontext

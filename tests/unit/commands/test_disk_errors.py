@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from online.cli import run
+from online.commands.cli import run
 
 
 def failing(error: OSError) -> None:

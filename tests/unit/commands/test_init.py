@@ -18,10 +18,10 @@ import yaml
 from typer.testing import CliRunner
 
 from evaluation.streams import open_stream
-from online import cli
 from online.client import Client
 from online.client.calls import ServiceRefused
 from online.client.play import line, play
+from online.commands import cli
 from online.commands.setup import doctor
 from online.errors import ConfigError
 from online.rows.validator import Validator

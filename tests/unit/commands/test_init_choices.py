@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online import cli
+from online.commands import cli
 from online.commands.setup.init_choices import logged_of
 from online.errors import ConfigError, StartRefused
 from online.models.loading.from_settings import load_model

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online import cli
+from online.commands import cli
 from online.commands.setup import init
 
 BREAKS: Final = ("\n", "\r", "\r\n", "\x85", "\u2028", "\u2029")

@@ -110,7 +110,7 @@ def test_a_signal_ends_the_run_gently(tmp_path: Path, number: signal.Signals) ->
 def test_a_run_with_a_name_is_made_once(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from online.cli import app
+    from online.commands.cli import app
 
     given = ["rescore", "--input", "x", "--output", "o", "--every", "1h", "--run-id", "a"]
     result: Any = CliRunner().invoke(app, [*given, "--state-dir", str(tmp_path)])

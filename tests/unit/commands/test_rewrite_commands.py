@@ -12,9 +12,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from online.cli import app
 from online.commands import base
 from online.commands.change import forget, rewrites
+from online.commands.cli import app
 from online.errors import ConfigError, StartRefused
 from online.rebuild.forget import Base
 from online.rebuild.rebuild import Built, ForgetScope

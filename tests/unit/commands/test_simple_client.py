@@ -65,7 +65,7 @@ def test_status_imports_only_what_it_needs(tmp_path: Path, url: str) -> None:
     """Numbers of modules are what a question waits for: half a second with all that is here."""
     (tmp_path / "run.json").write_text(json.dumps({"url": url}))
     script = (
-        "import sys\nfrom online.cli import main\n"
+        "import sys\nfrom online.commands.cli import main\n"
         f"sys.argv = ['online', 'status', '--state-dir', {str(tmp_path)!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)\n"

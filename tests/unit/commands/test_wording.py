@@ -22,7 +22,7 @@ from online.commands.change import snapshot
 from online.commands.operate import serve
 from online.errors import ConfigError, RequestError
 from online.http.app import _unknown_model
-from online.http.refusing import answer_errors
+from online.http.middleware.refusing import answer_errors
 from online.messages.bodies import JSON, MSGPACK, decode, decode_events
 from online.settings.config import load
 

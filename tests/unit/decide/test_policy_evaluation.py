@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from online.cli import application
+from online.commands.cli import application
 from online.commands.inspect import evaluate
 from online.decide import obp
 from online.decide.dsjson import line

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from online.cli import app
+from online.commands.cli import app
 from online.decide import Policy, draw, row
 from online.edge import choices
 from online.edge.choices import Choices

@@ -25,7 +25,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 from benchmarks.edge import template as templates
 from benchmarks.edge.template import OnnxTemplate, TemplateUnfit
 from evaluation.streams import open_stream
-from online.cli import app
+from online.commands.cli import app
 from online.edge import errors, manifest
 from online.edge.errors import (
     ExportRefused,

@@ -19,7 +19,7 @@ from online.commands.publish.export import freshness, left_behind
 from online.edge.errors import PublishRefused
 from online.edge.manifest import canonical
 from online.edge.releases.channel import COMPARED_LEAST, DIFFERING_LEAST, Channel, Reports
-from online.http.edge import routes
+from online.http.routes.edge import routes
 from online.learning.counters import DIGEST, METRICS
 from online.settings import config
 from paramserver.core import rewrites

@@ -16,7 +16,7 @@ from edge_world import Asked
 from typer.testing import CliRunner
 
 from evaluation.streams import open_stream
-from online.cli import app
+from online.commands.cli import app
 from online.commands.publish import edge
 from online.edge import manifest
 from online.edge.errors import ManifestRefused, PublishRefused

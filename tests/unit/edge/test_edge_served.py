@@ -14,7 +14,7 @@ import httpx
 import pytest
 from edge_world import Asked
 
-from online.http import edge as served
+from online.http.routes import edge as served
 
 NOW: Final = 1_800_000_000.0
 

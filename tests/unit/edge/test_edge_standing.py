@@ -11,7 +11,7 @@ import pytest
 from edge_world import World
 
 from online.edge.releases.folder import releases_in, write
-from online.history.samples import Mark, happened, sample
+from online.monitoring.samples import Mark, happened, sample
 
 NOW = 1_790_000_000.0
 

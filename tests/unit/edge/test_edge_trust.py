@@ -20,7 +20,7 @@ import pytest
 from online.edge import manifest
 from online.edge.releases import roots
 from online.edge.releases.channel import Reports, bucket
-from online.http.edge import shipped, shortened
+from online.http.routes.edge import shipped, shortened
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 

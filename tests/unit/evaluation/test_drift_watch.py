@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.studies.drift.seed import Seed
+from benchmarks.studies.drift.stepd import Stepd
 from evaluation.drift import error_history
 from evaluation.drift.alarm import Alarm
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 from evaluation.drift.glr import Glr
 from evaluation.drift.profile import build
-from evaluation.drift.seed import Seed
-from evaluation.drift.stepd import Stepd
 from evaluation.drift.watch import Watch, WatchSettings
 
 SHORT = WatchSettings(reference_rows=400, window_rows=300)

@@ -20,7 +20,7 @@ from evaluation.report.columns import Asked, assign
 from evaluation.report.filerows import FileRows
 from evaluation.report.page.render import render
 from evaluation.report.values import Report
-from online.cli import app
+from online.commands.cli import app
 
 Line = Callable[[int, random.Random], str]
 

@@ -15,13 +15,13 @@ import pytest
 import replica_world as worlds
 
 import online.http.app
-from online import telemetry
 from online.errors import RequestError
-from online.http import access
-from online.http.access import Access, RequestIds, needed
 from online.http.app import App
+from online.http.middleware import access
+from online.http.middleware.access import Access, RequestIds, needed
 from online.settings.limits import Limits
 from online.settings.tokens import ROLES, Role, digest
+from online.telemetry import prometheus
 
 TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
 STRANGE: Final = "nobody-0123456789abcdefghijkl"
@@ -73,6 +73,8 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/feedback"): FEEDBACK,
     ("POST", "/v2/models/{model}/feedback"): FEEDBACK,
     ("POST", "/v1/models/{model}/reward"): FEEDBACK,
+    ("POST", "/v1/models/{model}/personalizer/v1.0/events/a/b/reward"): FEEDBACK,
+    ("POST", "/v1/models/{model}/personalizer/multislot/events/a/activate"): FEEDBACK,
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
     ("GET", "/v1/models/{model}/live"): ADMIN,
     ("GET", "/v1/models/{model}/report"): ADMIN,
@@ -171,7 +173,7 @@ async def check_matrix(client: httpx.AsyncClient) -> None:
 
 @pytest.fixture(autouse=True)
 def plain_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "exposition", lambda statuses: "")
+    monkeypatch.setattr(prometheus, "exposition", lambda statuses: "")
 
 
 def test_each_role_at_each_path(tmp_path: Path) -> None:

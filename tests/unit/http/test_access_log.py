@@ -14,14 +14,14 @@ import replica_world as worlds
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from online.http import access_log
-from online.http.access import Access
-from online.http.access_log import AccessLog, public_path
 from online.http.app import App
-from online.http.traced import Traced
+from online.http.middleware import access_log
+from online.http.middleware.access import Access
+from online.http.middleware.access_log import AccessLog, public_path
+from online.http.middleware.traced import Traced
 from online.settings.limits import Limits
 from online.settings.telemetry import Telemetry
-from online.tracing.spans import Tracing
+from online.telemetry.spans import Tracing
 
 TOKEN: Final = "feedback-0123456789abcdefghijkl"
 SECRET: Final = "marked-feature"

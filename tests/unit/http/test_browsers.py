@@ -11,14 +11,14 @@ import httpx
 import pytest
 import replica_world as worlds
 
-from online import telemetry
 from online.errors import ConfigError, RequestError
-from online.http.access import Access
 from online.http.app import App
-from online.http.browsers import Browsers
+from online.http.middleware.access import Access
+from online.http.middleware.browsers import Browsers
 from online.settings import config
 from online.settings.limits import Limits
 from online.settings.tokens import ROLES, Role
+from online.telemetry import prometheus
 
 LOCAL: Final = "http://127.0.0.1:8000"
 TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
@@ -80,7 +80,7 @@ class Cluster:
 
 @pytest.fixture(autouse=True)
 def plain_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "exposition", lambda statuses: "")
+    monkeypatch.setattr(prometheus, "exposition", lambda statuses: "")
 
 
 def browsers(

@@ -15,9 +15,9 @@ import replica_world as worlds
 from kept_connection import LIMITS, QUESTIONS, TOKEN, Caller, ways
 from test_ordinary import NAMES, event, taught
 
-from online.http.access import Access
 from online.http.app import App
-from online.http.direct import Direct
+from online.http.connection.direct import Direct
+from online.http.middleware.access import Access
 from online.messages.structs import Event
 from online.service.parts.head_cache import CachedHeads
 from online.service.parts.request_heads import BoundedHeads

@@ -12,9 +12,9 @@ import replica_world as worlds
 from kept_connection import LIMITS, TOKEN, Caller, ways
 from test_choosing import chooser
 
-from online.http.access import Access
 from online.http.app import App, ModelExtras
-from online.http.direct import Direct
+from online.http.connection.direct import Direct
+from online.http.middleware.access import Access
 from online.settings.tokens import Grant
 
 ASKED: Final = {"context": {"x": 1.0}, "actions": [{"id": "a"}, {"id": "b"}]}

@@ -15,9 +15,9 @@ from opentelemetry.trace import SpanKind
 from test_ordinary import event, taught
 
 from online.http.app import App
-from online.http.traced import Traced
+from online.http.middleware.traced import Traced
 from online.settings.telemetry import Telemetry
-from online.tracing.spans import Tracing
+from online.telemetry.spans import Tracing
 
 ASKED = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nhost:"
 

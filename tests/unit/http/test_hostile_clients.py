@@ -16,8 +16,8 @@ from online.errors import RequestError
 from online.http.app import App
 from online.messages import bodies
 from online.messages.bodies import JSON, Transfers, decode, decode_events
-from online.serving.choices.personalizer import features_of
 from online.settings.limits import Limits
+from online.tables.nested import features_of
 
 PATHS: Final = ("/v1/models/m/predict", "/v2/models/m/infer", "/v1/models/m/scores/k")
 PLACES: Final = 3

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from evaluation.summary import Summary
 from online.decide.choice_metrics import Choices
-from online.http.front import add_front, page
+from online.http.routes.front import add_front, page
 
 PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")
 SVG: Final = "http://www.w3.org/2000/svg"

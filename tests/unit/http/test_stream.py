@@ -14,9 +14,9 @@ import pytest
 
 import online
 from online.errors import RequestError
-from online.http.access import ADMIN, READ, needed
 from online.http.ingress import LIVE, _is_hot
-from online.http.stream import Streams
+from online.http.middleware.access import ADMIN, READ, needed
+from online.http.routes.stream import Streams
 
 NEVER_S: Final = 3600.0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from online.http.turns import AT_ONCE, Turns
+from online.http.middleware.turns import AT_ONCE, Turns
 
 MANY = 50
 

@@ -19,9 +19,9 @@ from replica_world import until
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from online.http.access_log import AccessLog
 from online.http.app import App
-from online.http.unread_answers import UnreadAnswers
+from online.http.connection.unread_answers import UnreadAnswers
+from online.http.middleware.access_log import AccessLog
 from online.messages import bodies
 from online.settings.limits import Limits
 

@@ -12,10 +12,10 @@ import pytest
 import replica_world as worlds
 
 from online.errors import RequestError
-from online.http import upload
-from online.http.access import Access
 from online.http.app import App
-from online.http.upload import Uploads
+from online.http.middleware.access import Access
+from online.http.routes import upload
+from online.http.routes.upload import Uploads
 from online.settings.limits import Limits
 from online.settings.tokens import Role
 

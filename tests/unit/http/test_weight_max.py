@@ -15,7 +15,7 @@ from replica_world import World, play
 
 from online.errors import RequestError
 from online.http.openinference.protocol import feedback as tensors
-from online.http.upload import Uploads, upload
+from online.http.routes.upload import Uploads, upload
 from online.messages.bodies import JSON, MSGPACK, decode
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, PredictRequest

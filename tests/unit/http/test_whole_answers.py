@@ -11,7 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from online.http.app import App
-from online.http.whole_answers import written
+from online.http.connection.whole_answers import written
 from online.settings.limits import Limits
 
 _LOG = logging.getLogger("online.test_whole")

@@ -20,7 +20,7 @@ from online.learning.bounds import Bounds, with_target
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.loading.load import load
-from online.serving.receipts import refused
+from online.serving.feedback.receipts import refused
 from online.settings.config import data_dir
 from online.settings.model import ModelSettings
 from replay import codec

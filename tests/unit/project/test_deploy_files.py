@@ -20,7 +20,7 @@ import pytest
 import typer
 import yaml
 
-from online import cli
+from online.commands import cli
 from online.errors import StartRefused
 from online.service import worker_setup
 from online.service.on_ray.ray_flags import ray_flags

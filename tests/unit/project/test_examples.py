@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evaluation.prequential import prequential
-from online.cli import app
+from online.commands.cli import app
 from online.errors import OnlineError
 from online.models.adapters.opaque import Opaque
 from online.models.loading.load import load

@@ -15,7 +15,7 @@ from setuptools import find_packages
 
 from benchmarks.commands.cli import app
 from benchmarks.fixtures import service
-from online import cli
+from online.commands import cli
 
 ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {

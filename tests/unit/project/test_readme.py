@@ -16,12 +16,12 @@ import typer
 import yaml
 
 from benchmarks.commands import cli as tables
-from online import cli
+from online.commands import cli
 from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.loading.load import load
 from online.rows.validator import Validator
-from online.serving import receipts
+from online.serving.feedback import receipts
 from online.settings import config
 
 ROOT: Final = Path(__file__).parents[3]

@@ -21,7 +21,7 @@ from loss_world import (
 )
 from replica_world import SPEC, row, until
 
-from online.cli import main
+from online.commands.cli import main
 from online.errors import StartRefused
 from online.rebuild import acceptance
 from replay.errors import JournalDamaged

@@ -15,16 +15,16 @@ from backfill_world import Folder, Service, a_file, alone, labelled, near
 from river import linear_model, optim, preprocessing
 from typer.testing import CliRunner
 
-from online.cli import app
+from online.commands.cli import app
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
 from online.learning.ranges import RANGE
 from online.models.adapters.linear import Linear
-from online.processes import Owner
 from online.rebuild import fsck
 from online.rebuild.backfill import TaughtAlready, Teacher
 from online.rebuild.forget import Base, Bases
 from online.rows.history import Decisions
+from online.service.processes import Owner
 from online.service.state.check_state import Models
 from online.settings.places import open_journal
 from online.tables.errors import InputRefused

@@ -16,9 +16,9 @@ import yaml
 from online.audit import certificates
 from online.commands.change.erasing import check_no_shards
 from online.errors import StartRefused
-from online.history.samples import Mark
-from online.history.series import FOLDER, Series
 from online.learning.counters import event_hash
+from online.monitoring.samples import Mark
+from online.monitoring.series import FOLDER, Series
 from online.rebuild import certify, erase
 from online.rebuild.erase import Decision, Done, Erasure
 from online.rebuild.holdings import Holding

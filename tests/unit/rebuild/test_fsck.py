@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from online.cli import main
+from online.commands.cli import main
 from online.errors import StartRefused
 from online.learning.counters import DIGEST, event_hash
 from online.models.loading.from_settings import load_model

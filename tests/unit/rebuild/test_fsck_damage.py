@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from online.cli import main
+from online.commands.cli import main
 from online.models.loading.from_settings import load_model
 from online.settings import config
 from replay import codec

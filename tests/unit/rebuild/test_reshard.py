@@ -334,7 +334,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     monkeypatch.setattr("online.service.on_ray.rollout.wait_swapped", lambda *_: not fails)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
-    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    monkeypatch.setattr("online.service.processes.note", lambda *_: None)
     world.publish(1, 9, 9)
     service = Service(world.settings(2), lambda _: None)
     service._loaded = {"m": world.loaded(2)}

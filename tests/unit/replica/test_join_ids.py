@@ -12,7 +12,7 @@ from join_world import label, predict, refusal
 from online.errors import RequestError
 from online.messages.structs import PredictRequest
 from online.rows.prediction_ids import Keys, Nonces, Predicted, Tokens
-from online.serving.events import is_join_id
+from online.serving.feedback.events import is_join_id
 from online.settings.limits import Limits
 
 

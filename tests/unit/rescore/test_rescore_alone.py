@@ -19,6 +19,7 @@ from online.commands.publish import rescore
 from online.rescore import pool
 from online.rescore.plan import Plan
 from online.rescore.run import Request, execute
+from online.service.on_ray import scoring_ray
 
 _SHOWN = "import sys; print(*{'ray', 'pandas', 'scipy.stats'} & sys.modules.keys())"
 
@@ -30,7 +31,7 @@ def test_a_small_table_is_scored_without_ray(tmp_path: Path) -> None:
         "online", "rescore", "--config", str(tmp_path / "online.yaml"), "--input", path,
         "--key", "id", "--output", str(tmp_path / "out"), "--json",
     ]  # fmt: skip
-    script = f"import sys\nfrom online.cli import main\nsys.argv = {words}\n"
+    script = f"import sys\nfrom online.commands.cli import main\nsys.argv = {words}\n"
     script += f"try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n{_SHOWN}\n"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=240,
@@ -57,7 +58,7 @@ def rays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(address)
         yield
 
-    monkeypatch.setattr(pool, "ray_for", ray_for)
+    monkeypatch.setattr(scoring_ray, "ray_for", ray_for)
     monkeypatch.setattr(pool, "deal", lambda *_: None)
     return found
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from evaluation.report.build import report_on
 from evaluation.report.page.render import render
 from evaluation.report.values import to_json
-from online.cli import app
+from online.commands.cli import app
 from online.commands.inspect.report import when
 from online.errors import ConfigError
 from online.rows.journal_rows import JournalRows, origin

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from online.http.app import _send
-from online.http.whole_answers import written
+from online.http.connection.whole_answers import written
 from online.service import serve_middleware
 from online.service.parts.head_cache import CachedHeads
 from online.service.parts.request_heads import BoundedHeads

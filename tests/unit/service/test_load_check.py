@@ -10,11 +10,11 @@ import psutil
 import pytest
 
 from online.models.loading.from_settings import load_model
-from online.processes import runs
 from online.rows.prediction_ids import Keys
 from online.service.on_ray import next_replica, rollout, would_load
 from online.service.on_ray.next_replica import NextReplica
 from online.service.on_ray.would_load import why_not
+from online.service.processes import runs
 from online.settings import config
 from online.settings.config import Settings
 

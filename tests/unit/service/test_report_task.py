@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 import online
 from online.errors import RequestError
-from online.http.past import report_routes
-from online.http.refusing import answer_errors
+from online.http.middleware.refusing import answer_errors
+from online.http.routes.past import report_routes
 from online.service.on_ray.trigger_task import SearchResult, forgotten
 from online.service.parts.command_settings import clear, settings_file
 from online.service.parts.report_task import Reporting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -163,6 +164,19 @@ def test_a_connection_that_asks_nothing_ends(monkeypatch: pytest.MonkeyPatch) ->
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert b" 408 " in await reader.read()
+
+    play(talk)
+
+
+@pytest.mark.parametrize(("files", "answer"), [(64 + 5, b" 503 "), (10_000, b" 200 ")])
+def test_connections_leave_descriptors_for_the_journal_and_snapshots(
+    monkeypatch: pytest.MonkeyPatch, files: int, answer: bytes
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (files, files))
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ASKS + b"connection: close\r\n\r\n")
+        assert answer in await reader.read()
 
     play(talk)
 

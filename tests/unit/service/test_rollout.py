@@ -96,12 +96,14 @@ def test_what_only_a_restart_changes(tmp_path: Path, data: dict[str, Any], name:
     assert found == Changes((name,), (), False)
 
 
-def test_a_model_is_added_by_replacing_replicas_and_removed_by_a_restart(tmp_path: Path) -> None:
+def test_models_are_added_and_removed_by_replacing_replicas(tmp_path: Path) -> None:
     one, two = settings(tmp_path), settings(tmp_path, models=[{**MODEL, "name": "n"}, MODEL])
     other = settings(tmp_path, models=[{**MODEL, "name": "n"}])
     assert changes(one, two) == Changes((), (), False, added=("n",))
-    assert changes(two, one) == Changes(("to be without the model n",), (), False)
-    assert changes(one, other) == Changes(("to be without the model m",), (), False, added=("n",))
+    assert changes(two, one) == Changes((), (), False, removed=("n",))
+    assert changes(one, other) == Changes((), (), False, added=("n",), removed=("m",))
+    assert all(changes(*both).replaces for both in ((one, two), (two, one), (one, other)))
+    assert not changes(one, settings(tmp_path, replicas=3)).replaces
     changed = settings(tmp_path, models=[{**MODEL, "name": "n"}, {**MODEL, "task": "multiclass"}])
     assert changes(two, changed) == Changes(("models.m.task",), (), False)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from online.processes import runs
+from online.service.processes import runs
 from online.service.state import children
 from online.service.state.children import Children
 

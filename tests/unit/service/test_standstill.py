@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from online.processes import runs
+from online.service.processes import runs
 from online.service.state import stalled_process
 from online.service.state.stalled_process import Look, Standstill, look
 from replay.errors import JournalHeld

@@ -16,7 +16,7 @@ import replica_world as worlds
 import online.serving.choices.choosing
 from online.decide.record import unpack
 from online.errors import RequestError
-from online.http import decide
+from online.http.routes import decide
 from online.messages.choices import Action, ChooseRequest, Reward, RewardRequest, Slot
 from online.models.choices import interactions
 from online.models.rewards import Rewards

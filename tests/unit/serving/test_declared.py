@@ -25,7 +25,7 @@ from online.messages.structs import (
 )
 from online.models.errors import LearnerUnusable
 from online.models.loading.from_settings import load_model
-from online.serving.ordinary import EventRow
+from online.serving.feedback.ordinary import EventRow
 from online.serving.scores import ScoresRequest, many
 from online.serving.serving import Serving
 from online.settings.config import Settings

@@ -26,13 +26,13 @@ from online.edge.errors import ExportRefused
 from online.edge.lowering.lower import lower
 from online.edge.targets import pack
 from online.errors import RequestError
-from online.http.edge import shipped
+from online.http.routes.edge import shipped
 from online.models.base import learn_example
 from online.models.device_delta import numbers
 from online.models.loading.load import load
 from online.replica.filtered import Filtered
 from online.serving.device_pushes import NUMBERS_MAX, Push, _tensor
-from online.serving.status import Cluster
+from online.serving.operating.status import Cluster
 from online.settings.model import Devices, ModelSettings
 from online.trust.filtering import SOURCES_MIN, filtering_for
 from paramserver.filters.base import Event, Opinion, Source

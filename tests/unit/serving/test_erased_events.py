@@ -54,7 +54,11 @@ def test_an_erased_event_is_known_and_never_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "place",
-    ["online.rows.history.codec", "online.serving.receipts.codec", "online.rows.journal_rows"],
+    [
+        "online.rows.history.codec",
+        "online.serving.feedback.receipts.codec",
+        "online.rows.journal_rows",
+    ],
 )
 def test_who_does_not_look_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

@@ -14,7 +14,7 @@ from test_ordinary import NAMES, ODD, event, taught
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, Receipt
-from online.serving.ordinary import Ordinary
+from online.serving.feedback.ordinary import Ordinary
 from online.serving.serving import Serving
 from online.settings.limits import Limits
 from online.settings.tokens import Grant

@@ -10,7 +10,7 @@ import pytest
 from river import linear_model, preprocessing, tree
 
 from online.models.adapters.linear import Linear
-from online.serving.status import _INFLUENCE_NAMES, _INFLUENCE_SHOWN, _influence
+from online.serving.operating.status import _INFLUENCE_NAMES, _INFLUENCE_SHOWN, _influence
 from online.settings.model import Drift
 from online.watch.drift import DriftMonitor
 from replay.example import Example, Features

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from online.serving import journal_room as room
-from online.serving.journal_room import Room, describe
+from online.serving.operating import journal_room as room
+from online.serving.operating.journal_room import Room, describe
 from online.settings import config
 from replay.journal.base import Usage
 

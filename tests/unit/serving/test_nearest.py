@@ -13,8 +13,8 @@ import replica_world as worlds
 from provisional_world import half
 
 from online.errors import RequestError
-from online.http.access import Access
 from online.http.app import App
+from online.http.middleware.access import Access
 from online.messages.structs import (
     Event,
     Explanation,

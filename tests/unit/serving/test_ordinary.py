@@ -15,7 +15,7 @@ from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, Receipts
 from online.models.adapters.linear import Linear
-from online.serving.ordinary import EventRow, Ordinary, Unfit
+from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
 from online.serving.serving import Serving
 from online.settings.limits import Limits
 from online.settings.tokens import Grant
@@ -101,6 +101,7 @@ ODD: dict[str, dict[str, Any]] = {
     "orders": {"event_id": "e\x1b[2J"},
     "a source of orders": {"source": "s\x1b[2J"},
     "old": {"event_time": 5.0},
+    "ahead": {"event_time": 1.7e12},
 }
 
 

@@ -13,13 +13,13 @@ import replica_world as worlds
 from msgspec.structs import replace
 
 import online.rows.history
-import online.serving.held_events
+import online.serving.operating.held_events
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest
 from online.replica.control_log import ControlLog
 from online.replica.writer import Writer
-from online.serving import held_events
-from online.serving.status import Cluster
+from online.serving.operating import held_events
+from online.serving.operating.status import Cluster
 from paramserver import errors
 from paramserver.process.actor import ServerSettings
 from replay.journal.base import Verdict

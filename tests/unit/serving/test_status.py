@@ -11,15 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
-from online import telemetry
 from online.challenger.promotion import decision
 from online.errors import RequestError
 from online.http.app import build_rest
 from online.rows.history import Decisions
-from online.serving import journal_room, status
-from online.serving.status import Cluster
+from online.serving.operating import journal_room, status
+from online.serving.operating.status import Cluster
 from online.settings.model import Drift, ModelSettings
 from online.settings.purposes import PURPOSES
+from online.telemetry import prometheus
 from online.watch.drift import DriftMonitor
 from paramserver.errors import (
     DecisionUncertain,
@@ -104,12 +104,12 @@ def test_the_alarm_is_an_incident_and_a_metric() -> None:
     world.usage = Usage(800, 1000, 90, 0)
     shown = world.shown()
     assert "80%" in shown["incident"]
-    text = telemetry.exposition([shown])
+    text = prometheus.exposition([shown])
     assert "online_journal_used_ratio 0.8" in text
     assert 'online_rollback_reach_seconds{model="m"} 60.0' in text
     assert "online_journal_days_left" not in text, "not measured yet"
     world.now_s = journal_room.TREND_S
-    assert "online_journal_days_left " in telemetry.exposition([world.shown()])
+    assert "online_journal_days_left " in prometheus.exposition([world.shown()])
     world.replica.incidents = ["worse", "late"]
     shown = world.shown()
     assert shown["incidents"][:2] == ["worse", "late"], "the replica's own hide nothing"
@@ -132,7 +132,7 @@ def test_a_journal_or_a_server_that_is_away_is_said() -> None:
     asyncio.run(world.cluster.start())
     shown = world.shown()
     assert (shown["journal"], shown["rewrites"], shown["server"]) == (None, None, None)
-    assert "online_learned_events" in telemetry.exposition([shown])
+    assert "online_learned_events" in prometheus.exposition([shown])
     with pytest.raises(RequestError, match="does not answer") as error:
         asyncio.run(world.cluster.events("m", "undone", None, 10))
     assert error.value.status == 503
@@ -196,7 +196,7 @@ def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
     asyncio.run(world.cluster.start())
     shown = world.shown()
     assert (shown["challenger"]["learner"], shown["challenger"]["rows"]) == ("linear", 900)
-    text = telemetry.exposition([shown])
+    text = prometheus.exposition([shown])
     for line in ('verdict{model="m"} 1.0', 'difference_low{model="m"} 0.04', "late{model="):
         assert f"online_challenger_{line}" in text
 

@@ -12,10 +12,10 @@ import pytest
 import replica_world as worlds
 
 import online.replica.replica
-import online.serving.events
+import online.serving.feedback.events
 from online.errors import RequestError
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.serving.events import Events
+from online.serving.feedback.events import Events
 
 DAY = 86_400.0
 NOW = 1.7e9
@@ -59,6 +59,26 @@ def test_an_event_older_than_the_window_of_its_id_is_expired(tmp_path: Path) -> 
         assert replica.learner.tally.digest[0] == 5, "nothing expired was learned"
         await replica.stop(5)
 
+    worlds.play(tmp_path, scene)
+
+
+def test_an_event_whose_repeats_would_never_expire_is_refused(tmp_path: Path) -> None:
+    """Its id is forgotten a day after the window; a time in milliseconds is never so old."""
+
+    async def scene(world: Any) -> None:
+        replica = await world.replica(now_s=lambda: now[0])
+        serving, now[0] = world.serving(replica), NOW + 30 * DAY
+        assert await sent(serving, event("later", now[0])) == (200, "learned")
+        now[0] = NOW  # the clock was set back
+        assert await sent(serving, event("later", now[0] + 30 * DAY)) == (200, "duplicate")
+        with pytest.raises(RequestError, match="ahead of this node") as refused:
+            await serving.feedback(event("ahead", NOW * 1000))
+        assert (refused.value.status, refused.value.field) == (422, "event_time")
+        assert "no milliseconds" in (refused.value.hint or "")
+        assert await sent(serving, event(None, NOW * 1000)) == (200, "learned"), "no repeat of it"
+        await replica.stop(5)
+
+    now = [NOW]
     worlds.play(tmp_path, scene)
 
 
@@ -182,7 +202,7 @@ def test_mutants_of_the_windows_are_noticed(
     method, rule, instead, test = _MUTANTS[name]
     source = textwrap.dedent(inspect.getsource(getattr(Events, method)))
     assert source.count(rule) == 1, name
-    names = dict(vars(online.serving.events))
+    names = dict(vars(online.serving.feedback.events))
     exec(compile(source.replace(rule, instead), "<mutant>", "exec"), names)
     monkeypatch.setattr(Events, method, names[method])
     with pytest.raises(AssertionError):

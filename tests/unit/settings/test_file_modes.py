@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import pytest
 
 from online.edge.releases.folder import write
 from online.errors import ConfigError, StartRefused
-from online.processes import Owner, note
 from online.rescore.published import Current
 from online.rescore.stores import SqliteScores
+from online.service.processes import Owner, note, private_dir
 from online.service.state.run_file import running
 from online.settings import config
 from online.settings.file_modes import looser, umask_of
@@ -154,6 +155,20 @@ def test_a_folder_that_is_open_already_is_said(tmp_path: Path) -> None:
         tmp_path.chmod(int(mode, 8))
         assert looser(tmp_path, umask_of(mode)) is None
     assert looser(tmp_path / "none", umask_of("700")) is None
+
+
+def test_a_link_in_the_place_of_the_private_folder_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody may write to the folder of temporary files, and its name can be guessed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = private_dir(tmp_path / "state")
+    made.rmdir()
+    (tmp_path / "home").mkdir(mode=0o755)
+    made.symlink_to(tmp_path / "home")
+    with pytest.raises(StartRefused, match="or is a link"):
+        private_dir(tmp_path / "state")
+    assert modes(tmp_path / "home")["."] == 0o755
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")

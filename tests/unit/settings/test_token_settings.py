@@ -11,9 +11,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online.cli import app as command_line
+from online.commands.cli import app as command_line
 from online.errors import ConfigError, RequestError
-from online.http.access import Access
+from online.http.middleware.access import Access
 from online.messages.sender import sender
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings, load, own_token

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from online.errors import ConfigError
+from online.tables.actions import NULLS
 from online.tables.errors import InputRefused
 from online.tables.first_look import open_table, value_of
 from online.tables.guess import Guess, category, guess, seconds
@@ -38,6 +39,9 @@ def kinds(found: Guess) -> dict[str, str]:
         ("1.5,2,3\n2.5,3,4\n", "t.csv", ("c1", "c2", "c3"), False),
         ('ham\tHello, "you\nspam\tWin!! now\nham\tOk\n', "t.tsv", ("c1", "c2"), False),
         ("yes,red\nno,blue\nyes,red\n", "t.csv", ("c1", "c2"), False),
+        ("@price,Q&A,price (€)\n1,x,2\n2,y,3\n", "t.csv", ("@price", "Q&A", "price (€)"), True),
+        ("+49 30,-x\n+49 31,-y\n", "t.csv", ("c1", "c2"), False),
+        ("😀,--\nx,y\n", "t.csv", ("c1", "c2"), False),
     ],
 )
 def test_delimiter_and_header_are_told(
@@ -48,8 +52,26 @@ def test_delimiter_and_header_are_told(
     assert len(list(table.rows())) == text.count("\n") - header
 
 
+def test_a_line_with_a_column_that_the_caller_names_is_the_header(tmp_path: Path) -> None:
+    file = written(tmp_path, "2020,label\n1,2020\n2,label\n")
+    assert open_table(file).names == ("c1", "c2")
+    assert open_table(file, {"label"}).names == ("2020", "label")
+
+
+def test_a_cell_that_is_too_long_is_refused_with_its_file(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=r"t\.csv: field larger than"):
+        open_table(written(tmp_path, f"a,b\n{'x' * 200_000},1\n"))
+
+
+def test_a_column_of_numbers_may_have_missing_ones(tmp_path: Path) -> None:
+    """They are missing under the same spellings as for a backfill of the same file."""
+    lines = [f"{NULLS[i % 14 // 2] if i % 2 else i},{i % 3}" for i in range(60)]
+    found = guessed(tmp_path, "\n".join(["a,label", *lines]) + "\n")
+    assert kinds(found)["a"] == "number"
+
+
 def test_cells_are_plain_values() -> None:
-    cells = {"1": 1, "-2.50": -2.5, " x ": "x", "": None, "TRUE": True, "nan": "nan",
+    cells = {"1": 1, "-2.50": -2.5, " x ": "x", "": None, "TRUE": True, "nan": None, "NA": None,
              "12345678901234567890": 1.2345678901234567e19, "1e3": 1000.0}  # fmt: skip
     assert {cell: value_of(cell) for cell in cells} == cells
     assert [category(v) for v in (7, 7.0, "7", 7.5, None, True)] == [
@@ -74,11 +96,18 @@ def test_damaged_and_strange_files_are_refused_with_the_place(tmp_path: Path) ->
         open_table(tmp_path / "absent.csv")
     with pytest.raises(InputRefused, match="it has no rows"):
         open_table(written(tmp_path, "a,b\n"))
-    with pytest.raises(InputRefused, match="Name each once"):
-        open_table(written(tmp_path, "a,a\n1,2\n"))
+    for header in ("a,a", "a,"):
+        with pytest.raises(InputRefused, match="Name each column, and each once"):
+            open_table(written(tmp_path, f"{header},label\n1,2,3\n"), {"label"})
+    with pytest.raises(InputRefused, match=r"'a.x1b., label'\. Leave control characters out"):
+        open_table(written(tmp_path, "a\x1b[,label\n1,2\n"), {"label"})
     written(tmp_path, "no gzip", "t.csv.gz")
     with pytest.raises(InputRefused, match=r"t\.csv\.gz"):
         open_table(tmp_path / "t.csv.gz")
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "t.csv").write_text("größe,y\n1,2\n", encoding=encoding)
+        with pytest.raises(InputRefused, match=r"not UTF-8.*\n?.*iconv -f WINDOWS-1252"):
+            open_table(tmp_path / "t.csv")
     written(tmp_path, "no parquet", "t.parquet")
     with pytest.raises(InputRefused, match=r"t\.parquet"):
         open_table(tmp_path / "t.parquet")
@@ -118,6 +147,19 @@ def test_a_column_in_which_no_value_comes_twice_is_no_feature(tmp_path: Path) ->
         "up": "label",
     }  # fmt: skip
     assert seconds("31.01.2026 12:00") == seconds("2026-01-31T12:00:00")
+
+
+def test_numbers_with_a_comma_are_named_as_such(tmp_path: Path) -> None:
+    rows = "".join(f"{i % 40},5;{i},25;{i % 3};{i % 2}\n" for i in range(200))
+    found = guessed(tmp_path, f"a;b;c;y\n{rows}")
+    said = {column.name: column.why for column in found.columns}
+    assert kinds(found) == {"a": "category", "b": "left_out", "c": "number", "y": "label"}
+    assert said["a"] == "40 different values; numbers, if they had a point for the comma"
+    assert said["b"].endswith("200 different ones; numbers, if they had a point for the comma")
+    with pytest.raises(ConfigError, match="Write a point for the comma"):
+        guessed(tmp_path, f"a;b;c;y\n{rows}", label="a", task="regression")
+    mixed = guessed(tmp_path, "a,y\n" + "".join(f"{'uv'[i % 2]},{i % 2}\n" for i in range(200)))
+    assert mixed.columns[0].why == "2 different values"
 
 
 def test_a_name_of_time_without_times_is_a_number(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import pytest
 
 from benchmarks.attacks import floods
 from online.trust.filtering import Filtering, _unweighed
+from paramserver.evidence.losses import Losses
+from paramserver.evidence.voices import Voices
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Source
 from paramserver.filters.chain import Chain, by_name
 from paramserver.filters.chain import Verdict as Judged
-from paramserver.filters.losses import Losses
 from paramserver.filters.surprise import Newcomers, Surprise
 from paramserver.filters.unlikely import Unlikely
-from paramserver.filters.voices import Voices
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict

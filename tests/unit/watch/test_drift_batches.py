@@ -29,7 +29,8 @@ def example(rng: random.Random, task: str, turned: bool) -> Example:
     """A row with its answer, now and then an odd one, or none."""
     features: Any = {name: rng.gauss(2.0 if turned else 0.0, 1.0) for name in "abc"}
     no_change = rng.choice([None, True, "a"])
-    times = {"predicted_at": rng.choice([None, 1.0]), "event_time": None}
+    event_time = rng.choice([None, rng.uniform(0.0, 400.0), 1e18])
+    times = {"predicted_at": rng.choice([None, 1.0]), "event_time": event_time}
     if task == "regression":
         target = rng.gauss(0, 1)
         said = target + rng.gauss(0, 5.0 if turned else 1.0)
@@ -160,3 +161,30 @@ def test_a_window_ends_with_a_look_and_its_comparisons_are_shared_out() -> None:
 
 def test_no_more_wait_than_the_bound_if_nobody_looks() -> None:
     assert looks(_WAITING_MAX + 5, asked=False) == [_WAITING_MAX, 5]
+
+
+@pytest.mark.parametrize("odd", ["late", "ahead"])
+@pytest.mark.parametrize("together", [False, True])
+def test_times_that_a_sender_makes_up_do_not_blind_the_judge(odd: str, together: bool) -> None:
+    """A third of the labels come late, or with times in milliseconds; then the world turns."""
+    rng, judge = random.Random(5), watched("binary", [])
+    for offset in range(1, 2400, 24):
+        rows = [
+            Row(i, 1, i, bytes(16), str(i), "s", Verdict.ACCEPTED, 1.0, b"", 1.7e9 + i)
+            for i in range(offset, offset + 24)
+        ]
+        examples = [
+            msgspec.structs.replace(
+                example(rng, "binary", offset > 1200),
+                event_time=None if i % 3 else row.at * 1000 if odd == "ahead" else row.at - 86_400,
+            )
+            for i, row in enumerate(rows)
+        ]
+        if together:
+            judge.learned_all(rows, examples)
+        else:
+            for row, shown in zip(rows, examples, strict=True):
+                judge.learned(1, row.offset, shown, row.at)
+    found = judge.summary()
+    assert found["state"] == "act"
+    assert 1.7e9 - 86_400 <= found["newest"][0]["at"] <= 1.7e9 + 2400

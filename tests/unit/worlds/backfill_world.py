@@ -16,7 +16,7 @@ import rescore_world as worlds
 from river import linear_model, optim, preprocessing
 from typer.testing import CliRunner
 
-from online.cli import app
+from online.commands.cli import app
 from online.models.adapters.linear import Linear
 from online.models.loading.from_settings import load_model, merge_rule
 from online.rows.prediction_ids import Keys, event_key

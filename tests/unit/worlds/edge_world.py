@@ -22,7 +22,7 @@ from online.edge.releases.folder import Folder, write
 from online.edge.targets import grid, pack, runners
 from online.edge.targets.golden import Golden
 from online.errors import RequestError
-from online.http import edge as served
+from online.http.routes import edge as served
 
 DAY_S: Final = 86_400.0
 COLUMNS: Final = ("a", "b", "c", "d")

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from online.http.app import App
-from online.http.direct import HeadHandler
+from online.http.connection.direct import HeadHandler
 from online.messages.bodies import JSON
 from online.messages.structs import Event
 from online.service.parts.head_cache import CachedHeads

@@ -11,7 +11,7 @@ from river import linear_model, optim
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest
 from online.models.adapters.linear import Linear
-from online.serving.status import Cluster
+from online.serving.operating.status import Cluster
 from replay.journal.base import NewRow, Verdict
 
 

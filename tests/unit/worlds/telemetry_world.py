@@ -7,23 +7,23 @@ from typing import Any, Final
 
 import yaml
 
-from online import telemetry
+from online.telemetry import prometheus
 
 RULES: Final = Path(__file__).parents[3] / "deploy" / "prometheus" / "rules.yaml"
 
 
 def report() -> dict[str, float]:
     """All that a replica may report."""
-    durations = telemetry.Durations()
+    durations = prometheus.Durations()
     for seconds in (0.0003, 0.0004, 0.002, 99.0):
-        for what in telemetry.DURATIONS:
+        for what in prometheus.DURATIONS:
             durations.note(what, seconds)
     counters = {
         "predict_refused_busy": 2.0, "feedback_refused_busy": 3.0, "feedback_learned": 40.0,
         "feedback_conflict": 1.0, "deltas_refused_too_large": 1.0, "deltas_learned": 2.0,
         "filter_accepted": 38.0, "filter_quarantined": 2.0,
     }  # fmt: skip
-    every = dict.fromkeys([*telemetry._GAUGES, *telemetry._COUNTERS], 1.0)
+    every = dict.fromkeys([*prometheus._GAUGES, *prometheus._COUNTERS], 1.0)
     return {**every, "age_ms": 1500.0, "learn_us": 80.0, **counters, **durations.report()}
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.attacks import liars, number_lies, outlying_targets
 from benchmarks.attacks.abuse import HOSTILE
+from paramserver.evidence.losses import Losses
 from paramserver.filters import surprise
-from paramserver.filters.losses import Losses
 
 ROWS = [({"x": float(i)}, i % 3) for i in range(2_000)]
 

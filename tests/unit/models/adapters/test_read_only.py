@@ -23,7 +23,7 @@ from river import (
 from typer.testing import CliRunner
 
 from evaluation.streams import open_stream
-from online.cli import app
+from online.commands.cli import app
 from online.models.adapters.opaque import Opaque
 from online.models.adapters.read_only import surface
 from replay.example import Features, Label

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import online
 from evaluation.streams import open_stream
-from online.cli import app
+from online.commands.cli import app
 from online.models.artifacts.sealed import SEAL, seal_folder, unseal_folder
 from online.models.errors import BlobUntrusted, LearnerUnusable
 from online.models.loaded import Loaded

@@ -10,7 +10,7 @@ import pytest
 from river import datasets, linear_model, preprocessing, tree
 from typer.testing import CliRunner
 
-from online.cli import app
+from online.commands.cli import app
 from online.errors import ConfigError
 from online.models.artifacts.sealed import seal
 from online.models.errors import LearnerUnusable

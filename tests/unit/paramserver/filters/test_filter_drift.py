@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from paramserver.evidence.voices import Voices
 from paramserver.filters import chain as module
 from paramserver.filters import sources
 from paramserver.filters.base import PASS, Event, Source
 from paramserver.filters.chain import Chain, by_name
 from paramserver.filters.sources import Sources
 from paramserver.filters.surprise import Surprise
-from paramserver.filters.voices import Voices
 
 HONEST = [f"h{i}" for i in range(15)]
 LIARS = [f"x{i}" for i in range(5)]

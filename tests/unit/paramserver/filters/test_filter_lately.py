@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from paramserver.core.blocks import COUNT, Block
+from paramserver.evidence.losses import LOSSES, Newest, Null
 from paramserver.filters import surprise
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
-from paramserver.filters.losses import LOSSES, Newest, Null
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 from paramserver.filters.surprise import Surprise
 

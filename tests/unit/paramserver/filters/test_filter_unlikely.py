@@ -8,16 +8,16 @@ import random
 import pytest
 
 from benchmarks.attacks import floods
+from paramserver.evidence.losses import Losses
+from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.odds import NONE
+from paramserver.evidence.voices import Voices
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Event, Source
 from paramserver.filters.chain import by_name
-from paramserver.filters.losses import Losses
-from paramserver.filters.mixes import Mixes
-from paramserver.filters.odds import NONE
 from paramserver.filters.rate import Rate
 from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import _CREDIT_MAX, Unlikely
-from paramserver.filters.voices import Voices
 
 BEFORE, AMONG = 800, 300
 LEARNER = "phishing"

@@ -9,16 +9,16 @@ from math import exp, log
 import pytest
 
 from online.trust.filtering import _unweighed
+from paramserver.evidence.losses import Losses, Null
+from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.voices import Voices
 from paramserver.filters import surprise
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import CLIPPED, PASS, Event, Source
 from paramserver.filters.chain import by_name
-from paramserver.filters.losses import Losses, Null
-from paramserver.filters.mixes import Mixes
 from paramserver.filters.rate import Rate
 from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
-from paramserver.filters.voices import Voices
 
 LABELS = ("false", "true")
 ROWS, BEGIN = 1_500, 500

@@ -7,9 +7,9 @@ from math import exp, log
 
 import pytest
 
+from paramserver.evidence.rising import Rising
 from paramserver.filters.base import Event
 from paramserver.filters.chain import by_name
-from paramserver.filters.rising import Rising
 
 BEFORE, AMONG = 1_000, 500
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -25,7 +26,7 @@ from paramserver.core.wire import decode_piece
 from paramserver.process import shared_tables
 from paramserver.process.shared_tables import SharedTables
 from paramserver.snapshots import shared_memory, views
-from paramserver.snapshots.views import View, Views
+from paramserver.snapshots.views import View, Views, lineage_folder
 
 SPEC: Final = "f" * 64
 N: Final = 5_000
@@ -36,7 +37,7 @@ OLDEST: Final = (0, 0)
 @pytest.fixture
 def folder() -> Iterator[Path]:
     made = Path(mkdtemp(prefix="online-test-", dir="/dev/shm"))
-    yield made / "m" / "spec"
+    yield made / "host" / "m" / "spec"
     for path in sorted(made.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     made.rmdir()
@@ -147,6 +148,55 @@ def test_pushes_go_on_while_values_beside_the_tables_are_encoded(
         assert is_whole(view)
         teller.change()
     assert counts == [2, 4, 6, 8]
+
+
+def test_no_folder_is_followed_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """Everybody may write to /dev/shm, so a link could name what belongs to this user."""
+    (kept := tmp_path / folder.name / "1-abc").mkdir(parents=True)
+    (kept / "snapshot").write_text("all that was learned")
+    folder.parent.parent.mkdir()
+    folder.parent.symlink_to(tmp_path)
+    teller = Teller(folder)
+    assert "or is a link" in teller.shared.reason
+    assert (kept / "snapshot").read_text() == "all that was learned"
+    folder.parent.unlink()
+
+
+def test_what_another_user_made_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teller, reader = Teller(folder), Views(folder, SPEC)
+    teller.change()
+    teller.publish()
+    checked = views._check_owner
+
+    def of_another(found: os.stat_result, path: Path) -> None:
+        if path.name.startswith("array"):
+            raise PermissionError(path)
+        checked(found, path)
+
+    monkeypatch.setattr(views, "_check_owner", of_another)
+    assert reader.newest(OLDEST) is None
+    monkeypatch.setattr(views, "_check_owner", checked)
+    assert reader.newest(OLDEST) is not None
+
+
+def test_containers_of_one_machine_do_not_read_each_others_views(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may share the memory file system, and their paths, users and models may be equal."""
+    top = str(folder.parents[2])
+    tellers = []
+    for changes, host in enumerate(("staging", "production")):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        tellers.append(Teller(lineage_folder(top, "m", SPEC)))
+        for _ in range(changes + 1):
+            tellers[-1].change()
+        tellers[-1].publish()
+    monkeypatch.setattr(socket, "gethostname", lambda: "staging")
+    view = Views(lineage_folder(top, "m", SPEC), SPEC).newest(OLDEST)
+    assert view is not None
+    assert view.version == (1, 1)
+    monkeypatch.setattr(socket, "gethostname", lambda: "laptop")
+    assert Views(lineage_folder(top, "m", SPEC), SPEC).newest(OLDEST) is None
 
 
 def test_a_reader_takes_no_memory_that_is_not_reserved(folder: Path) -> None:

@@ -1,1 +1,0 @@
-"""Alerts: incidents and events of the service are sent by webhook and mail."""

@@ -1,0 +1,66 @@
+"""Remembers the slots of deferred events, so that one activation reaches each of them.
+
+Each slot of an event is a choice of its own, under an id made of the event's id and the slot's; an
+activation names only the event.  So the slots of a deferred event are written before they are
+filled, as one half of a stored join that no label will complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from online.errors import RequestError
+from online.messages.sender import sender
+from online.messages.structs import Event
+from online.rows.joins import join_key
+from online.serving.serving import Serving
+from replay import codec
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.example import PredictionHalf
+from replay.journal.base import Half, NewRow, Stored, Verdict
+
+_NO_HALF: Final = b"?"
+
+
+class DeferredSlots:
+    """Stores the ids of the slots of one model's deferred events."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving, self._replica = serving, serving.replica
+
+    async def keep(self, own: str, slots: Sequence[str]) -> None:
+        """Write the slots under an id.  Raises RequestError if others are stored, or no room is."""
+        payload = codec.encode_prediction(PredictionHalf(dict.fromkeys(slots, True)))
+        source = sender.get().source
+        recorded = await self._append(join_key(source, own), own, source or "", payload, None)
+        if recorded is not None and recorded.payload != payload:
+            hint = "Send the slots of the first time, or another eventId"
+            raise RequestError(409, "id_in_use", "the event has other slots", "slots", hint)
+
+    async def of(self, own: str) -> list[str]:
+        """Return the slots that are stored under the id; none if there are none."""
+        for key in self._serving.keys_of(own, Event().source):
+            stored = await self._append(key, own, "", _NO_HALF, _NO_HALF)
+            if stored is not None and stored.half is Half.PREDICTION:
+                try:
+                    return list(codec.decode_prediction(stored.payload).features)
+                except (PayloadFormat, PayloadInvalid):
+                    continue
+        return []
+
+    async def _append(
+        self, key: bytes, own: str, source: str, payload: bytes, over: bytes | None
+    ) -> Stored | None:
+        """Append a half, in place of ``over`` alone if given; return what stands there already."""
+        row = NewRow(
+            key, own, source, Verdict.ACCEPTED, payload, self._replica.now_s(),
+            half=Half.PREDICTION, over=over,
+        )  # fmt: skip
+        recorded = (await self._replica.writer.record([row]))[0]
+        if over is None and recorded.met is None and recorded.since is None:
+            self._replica.counts["joins_refused"] += 1
+            message = "no room for another event that waits for its activation"
+            hint = "Send it again after Retry-After; nothing was recorded"
+            raise RequestError(429, "joins_full", message, "eventId", hint, 1)
+        return recorded.met

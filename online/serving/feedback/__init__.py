@@ -1,0 +1,1 @@
+"""Feedback: events become rows, alone or in batches, and their outcomes become receipts."""

@@ -1,0 +1,1 @@
+"""The status of a model, and what operators decide about its events."""

@@ -1,0 +1,57 @@
+"""Ports of services that are started side by side."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from online.errors import StartRefused
+from online.service import processes
+from online.service.processes import PortRange, free_port, is_free
+
+
+def test_two_never_have_the_same_ports_though_neither_listens_yet() -> None:
+    with closing(PortRange(125, 7)) as one, closing(PortRange(125, 7)) as other:
+        apart = abs(one.first - other.first)
+        assert apart >= 128
+        assert all(is_free("127.0.0.1", port) for port in range(one.first, one.first + 125))
+
+
+def _of_another_process(seed: int) -> int:
+    script = f"from online.service.processes import PortRange; print(PortRange(125, {seed}).first)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    return int(run.stdout)
+
+
+def test_another_process_gets_others_and_its_end_frees_them() -> None:
+    with closing(PortRange(125, 7)) as mine:
+        assert _of_another_process(7) != mine.first
+    # a service of another test may take one of them meanwhile
+    assert any(_of_another_process(seed) == _of_another_process(seed) for seed in (7, 8, 9))
+
+
+def test_ports_that_somebody_listens_on_are_left_out() -> None:
+    with closing(PortRange(125, 7)) as mine:
+        first = mine.first
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", first + 50))
+        listener.listen()
+        with closing(PortRange(125, 7)) as mine:
+            assert mine.first != first
+
+
+def test_none_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(processes, "_FIRST", held.getsockname()[1] - 127)
+        monkeypatch.setattr(processes, "_RANGES", 1)  # the others are for the other tests
+        with pytest.raises(StartRefused, match="no free range"):
+            PortRange(1, 0)
+
+
+def test_a_free_port_is_none_that_the_kernel_or_ray_gives_out() -> None:
+    assert 5_000 <= free_port() < 10_000
