@@ -275,8 +275,8 @@ class Surprise(Filter):
         denied = self._answer is not None and loss > math.log(2.0)
         answer = self._answer if denied != (label == self._answer) else None
         if self._concerns(answer, label):
-            hit, far = loss > bounds.high, loss > bounds.far
-            self._count(source, label, source.weight, hit=hit, far=far)
+            weight = source.weight
+            self._count(source, label, weight, hit=loss > bounds.high, far=loss > bounds.far)
 
     def _count(
         self, source: Source, label: str | None, weight: float, *, hit: bool, far: bool
