@@ -71,7 +71,7 @@ _NO_ENDS: Final = (-math.inf, math.inf, -math.inf, math.inf)
 def encode(model: RewardModel, ends: Ends) -> bytes:
     """Encode the model's present state; ``ends`` as in :func:`online.edge.export.export`."""
     recipe, scalers = model._recipe, model._crossing._parts
-    moments = {name: held for scaler in scalers for name, held in scaler._now.items()}
+    moments = {name: scaler.affine(name) for scaler in scalers for name in scaler.known}
     names = sorted(moments)
     table = model._table._now[:, :EXPERTS]
     places = np.flatnonzero(table.any(axis=1))
@@ -85,8 +85,8 @@ def encode(model: RewardModel, ends: Ends) -> bytes:
         "bits": recipe.bits, "limit": LIMIT, "low": recipe.low, "range": recipe.high - recipe.low,
     }  # fmt: skip
     tables: dict[str, Array] = {
-        "center": np.array([moments[name][1] for name in names], "<f8"),
-        "factor": np.array([moments[name][3] for name in names], "<f8"),
+        "center": np.array([moments[name][0] for name in names], "<f8"),
+        "factor": np.array([moments[name][1] for name in names], "<f8"),
         "ends": np.array([ends.get(name, _NO_ENDS) for name in names], "<f8").reshape(-1, 4),
         "votes": np.array([model._votes(context=c, described=d) for c, d in kinds], "<f8"),
         "prior": np.array([prior], "<f8"),

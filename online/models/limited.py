@@ -4,6 +4,12 @@ Values are clipped to :data:`LIMIT` standard deviations before they enter the mo
 standardisation, so that a few outliers spoil neither the moments nor a learning step.  It comes in
 two forms: as a step of a river pipeline (:class:`LimitedScaler`) and as a block that merges
 (:class:`Limited`).
+
+Rows may contain only what is not zero, such as the words of a text with their counts.  Among the
+rows that have it such a number hardly varies, so a standardised one would say nothing: it would be
+0 whether the word is there or not.  So a feature that few rows have (less than half of those that
+lacked a known feature), or that is constant where features are lacking, is divided by its root mean
+square instead, and is 0 where it is absent.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from river import base, preprocessing
 
 from online.models.errors import StateNotFinite
 from online.models.state.scalers import NO_MOMENTS, Columns, FeatureStatistics, Standard, Walked
+from paramserver.core.blocks import Blocks, Touched
 
 LIMIT: Final = 8.0
 """Standard deviations from the mean to which values are clipped."""
@@ -25,6 +32,7 @@ LIMIT_FROM: Final = 50
 """Rows that a feature must have before the values that enter its moments are clipped."""
 
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
+_LACKING: Final = "\0lacking"  # no feature has such a name
 
 Scale = bool | Literal["limited"]
 """How values are standardised: as river does (True), clipped ("limited") or not at all (False)."""
@@ -35,7 +43,10 @@ class LimitedScaler(base.Transformer):  # type: ignore[misc]
 
     Attributes:
         held: Count, mean, M2 and 1 / standard deviation by feature name.
+        lacking: Number of learned rows that lacked a feature known by then.
     """
+
+    lacking = 0.0  # older pickles have none
 
     def __init__(self) -> None:
         self.held: dict[str, list[float]] = {}
@@ -46,12 +57,20 @@ class LimitedScaler(base.Transformer):  # type: ignore[misc]
 
     def transform_one(self, x: dict[str, Any]) -> dict[str, Any]:
         """Return the standardised values; names that were never learned are left out."""
-        held_by, out = self.held, {}
+        held_by, lacking, out = self.held, self.lacking, {}
         for name, value in x.items():
             if (held := held_by.get(name)) is not None:
-                z = (value - held[1]) * held[3]
+                if lacking:
+                    center, factor = _affine(held, lacking)
+                    z = (value - center) * factor
+                else:
+                    z = (value - held[1]) * held[3]
                 out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
         return out
+
+    def affine(self, name: str) -> tuple[float, float]:
+        """Return center and factor of a learned feature: it becomes (value − center) · factor."""
+        return _affine(self.held[name], self.lacking)
 
 
 class Limited(FeatureStatistics):
@@ -60,12 +79,19 @@ class Limited(FeatureStatistics):
     def __init__(self, name: str, scaler: LimitedScaler | None = None) -> None:
         self._scaler = LimitedScaler() if scaler is None else scaler
         self._now = self._scaler.held
-        super().__init__(name, {key: (n, mean, m2) for key, (n, mean, m2, _) in self._now.items()})
+        built = {key: (n, mean, m2) for key, (n, mean, m2, _) in self._now.items()}
+        if lacking := self._scaler.lacking:
+            built[_LACKING] = (lacking, 0.0, 0.0)
+        super().__init__(name, built)
 
     @property
     def known(self) -> Collection[str]:
         """Return the feature names that were learned."""
         return self._now.keys()
+
+    def affine(self, name: str) -> tuple[float, float]:
+        """Return center and factor of a learned feature: it becomes (value − center) · factor."""
+        return self._scaler.affine(name)
 
     def transform(self, x: dict[str, Any]) -> dict[str, Any]:
         """Return the standardised values; names that were never learned are left out."""
@@ -96,18 +122,19 @@ class Limited(FeatureStatistics):
             off, n = near - mean, n + 1.0
             step = off / n
             mine[:] = n, mean + step, m2 + off * (off - step)
-        return out
+        if 0 < len(x) < len(now):
+            self._add_lacking(1.0)
+        return self._scaler.transform_one(x) if self._scaler.lacking else out
 
     def transform_many(self, names: Sequence[str], x: Columns) -> tuple[list[str], Columns]:
         """Standardise columns, bit for bit as :meth:`transform` does row by row."""
         now = self._now
-        held = [now[name] for name in names if name in now]
-        learned = list(names)
-        if len(held) < len(names):
-            known = [i for i, name in enumerate(names) if name in now]
-            learned, x = [names[i] for i in known], x[:, known]
-        z = x - np.array([h[1] for h in held])
-        z *= np.array([h[3] for h in held])
+        learned = [name for name in names if name in now]
+        if len(learned) < len(names):
+            x = x[:, [i for i, name in enumerate(names) if name in now]]
+        ends = np.array([self.affine(name) for name in learned]).reshape(-1, 2)
+        z = x - ends[:, 0]
+        z *= ends[:, 1]
         np.minimum(z, LIMIT, out=z)
         np.maximum(z, -LIMIT, out=z)
         return learned, z
@@ -120,9 +147,11 @@ class Limited(FeatureStatistics):
         out: list[list[float]] = []
         now: list[tuple[float, ...]] = []
         mine: list[list[float]] = []
+        lacks = not self._now.keys() <= set(names)
         for name, column in zip(names, columns, strict=True):
             n, mean, m2, inverse = self._now.get(name, _NONE)
             count, own, own_m2 = self._open.get(name, NO_MOMENTS)
+            lacking = self._scaler.lacking
             scaled: list[float] = []
             for x in column:
                 off = x - mean
@@ -133,7 +162,12 @@ class Limited(FeatureStatistics):
                 step = off / n
                 mean, m2 = mean + step, m2 + off * (off - step)
                 inverse = 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0
-                z = (x - mean) * inverse
+                if lacks or lacking:
+                    lacking += lacks
+                    center, factor = _affine((n, mean, m2, inverse), lacking)
+                    z = (x - center) * factor
+                else:
+                    z = (x - mean) * inverse
                 scaled.append(LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z)
                 off, count = near - own, count + 1.0  # Welford (1962)
                 step = off / count
@@ -143,19 +177,44 @@ class Limited(FeatureStatistics):
             out.append(scaled)
             now.append((n, mean, m2, inverse))
             mine.append([count, own, own_m2])
-        return Walked(out, now, mine)
+        return Walked(out, now, mine, len(out[0]) if lacks and out else 0)
 
     def put(self, names: Sequence[str], walked: Walked) -> None:
         """Set the moments to the result of :meth:`walk`."""
         for name, now, mine in zip(names, walked.now, walked.opened, strict=True):
             self._now[name], self._open[name] = list(now), mine
+        if walked.lacking:
+            self._add_lacking(walked.lacking)
+
+    def reset(self, values: Blocks) -> None:
+        self._scaler.lacking = 0.0
+        super().reset(values)
+
+    def touched(self, names: Collection[str]) -> Touched:
+        return super().touched([*names, _LACKING])
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        super().mend(values, [*names, _LACKING])
+
+    def _add_lacking(self, rows: float) -> None:
+        self._scaler.lacking += rows
+        mine = self._open.setdefault(_LACKING, [*NO_MOMENTS])
+        mine[0] += rows
 
     def _held(self) -> tuple[dict[str, Any], ...]:
         return (self._now,)
 
+    def _drop(self, names: Collection[str]) -> None:
+        super()._drop(names)
+        if _LACKING in names:
+            self._scaler.lacking = 0.0
+
     def _set(self, state: Mapping[str, Any]) -> None:
         for name, (n, mean, m2) in state.items():
-            self._now[name] = [n, mean, m2, _inverse(n, m2)]
+            if name == _LACKING:
+                self._scaler.lacking = n
+            else:
+                self._now[name] = [n, mean, m2, _inverse(n, m2)]
 
 
 def scaler_of(scale: Scale, name: str) -> Standard | Limited | None:
@@ -180,6 +239,15 @@ def behind(scale: bool | str, model: Any) -> Any:
     if setting == "limited":
         return LimitedScaler() | model
     return preprocessing.StandardScaler() | model if setting else model
+
+
+def _affine(held: Sequence[float], lacking: float) -> tuple[float, float]:
+    """Return center and factor of a feature, if so many rows lacked a known feature."""
+    n, mean, m2, inverse = held
+    if not lacking or (n + n >= lacking and inverse):
+        return mean, inverse
+    square = m2 / n + mean * mean
+    return 0.0, 1.0 / sqrt(square) if square > 0.0 else 0.0
 
 
 def _inverse(n: float, m2: float) -> float:

@@ -67,7 +67,7 @@ def _scaler(step: Any) -> str:
     if type(step) is preprocessing.StandardScaler:
         parts: list[Any] = [dict(step.counts), dict(step.means), dict(step.vars)]
     elif type(step) is LimitedScaler:
-        parts = [dict(step.held)]
+        parts = [dict(step.held), {"lacking": step.lacking}]
     else:
         parts = [{name: held.get() for name, held in part.items()} for part in (step.min, step.max)]
     digest = hashlib.sha256(repr([sorted(part.items()) for part in parts]).encode())

@@ -125,8 +125,7 @@ def _affine(scaler: Any, name: str) -> tuple[float, float]:
             var = scaler.vars[name].get() if rolling else scaler.vars[name]
         return float(mean), 1.0 / float(var) ** 0.5 if var else 0.0
     if type(scaler) is LimitedScaler:
-        _, mean, _, inverse = scaler.held[name]
-        return mean, inverse
+        return scaler.affine(name)
     if type(scaler) is preprocessing.MinMaxScaler:
         low, high = float(scaler.min[name].get()), float(scaler.max[name].get())
         return low, 1.0 / (high - low) if high != low else 0.0

@@ -279,7 +279,7 @@ def _hashed(
     if isinstance(scaler, Limited):
         limit = LIMIT
         names = sorted(scaler._now)
-        moments = [(scaler._now[n][1], scaler._now[n][3]) for n in names]
+        moments = [scaler.affine(n) for n in names]
     elif isinstance(scaler, Standard):
         front = front_of([scaler._scaler])
         names = sorted(scaler._scaler.counts)

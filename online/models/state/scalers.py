@@ -30,12 +30,13 @@ class Walked(NamedTuple):
     """The result of scaling and learning rows: scaled values by column, and the new moments.
 
     ``now`` has the scaler's state by name after all rows, ``opened`` count, mean and M2 of the rows
-    since the cut.
+    since the cut; ``lacking`` is the number of rows that lack a known feature, where that counts.
     """
 
     columns: list[list[float]]
     now: list[tuple[float, ...]]
     opened: list[list[float]]
+    lacking: int = 0
 
 
 class FeatureStatistics(ABC):
@@ -97,7 +98,7 @@ class FeatureStatistics(ABC):
         if (block := values.get(self._name)) is not None:
             self._drop(block.data)
 
-    def _drop(self, names: Iterable[str]) -> None:
+    def _drop(self, names: Collection[str]) -> None:
         held = self._held()
         for name in names:
             for numbers in held:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from typer.testing import CliRunner
 
-from online import cli
+from online.commands import cli
 from online.decide import dsjson
 from online.decide.record import Choice
 from online.models.loading.from_settings import load_model
