@@ -1,7 +1,7 @@
 """The learn loop: learns committed journal rows in offset order.
 
-One turn of the event loop learns one row, or as many as take about ``_TURN_S`` together (up to
-``_FEW`` rows: ``_FEW_S``), so other tasks wait no longer than that, or than one row takes.
+One turn of the event loop learns one row, or as many as :class:`PassSize` allows, so other tasks
+wait no longer than those take together, or than one row takes.
 Ordinary rows with the same feature names are learned in one pass: learning each separately would
 cost four times as much.
 """
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from online.learning.alike import alike
 from online.learning.base import LEARNED
 from online.replica.killing_rows import Claims
-from online.replica.learning_cost import Cost
+from online.replica.learning_cost import TURN_S, Cost, PassSize
 from online.replica.shared import ReplicaParts
 from online.replica.writer import Writer
 from online.rows.history import is_again
@@ -28,12 +28,6 @@ from replay.journal.base import Row
 
 log = logging.getLogger(__name__)
 
-_TURN_S = 0.0005
-_FEW_S = 0.0009  # for a pass of few rows, most of which is the cost of the pass itself
-_FEW = 4
-_NUMBERS = 256  # feature values in one pass at first, before its duration is known
-_NUMBERS_MAX = 1 << 16
-_NUMBERS_A_ROW = 16  # fixed cost of a row, in feature values that take as long
 _ALIKE_LEAST = 2  # rows of one pass
 _READ_ROWS = 256  # rows of one page when the journal is replayed
 _UNREAD_S = 0.2  # between two attempts to read rows
@@ -67,7 +61,7 @@ class Follower:
         self._wake, self._updates = shared.wake, shared.settings.sync.updates
         self._change_lock, self._arrivals = shared.change_lock, shared.arrivals
         self.cost = Cost(time.monotonic)
-        self._numbers = _NUMBERS
+        self._pass_size = PassSize(_ALIKE_LEAST)
         self._claims = Claims(
             lambda *place: store.write(store.journal.claim, *place),
             lambda *place: store.read(store.journal.claims, *place),
@@ -103,7 +97,7 @@ class Follower:
                     await self._change_lock.unlocked()
                 n = self._learn_alike(rows, at)
                 if n == 0:
-                    await self._arrivals.before(rows, at)
+                    await self._arrivals.before(rows, at, self._writer)
                     if not await self._learn(row):
                         break
                     n = 1
@@ -116,7 +110,7 @@ class Follower:
                     await asyncio.sleep(0)
                     self._judge.look()
                     turn_s = -math.inf
-                if now() - turn_s >= _TURN_S / 2.0:
+                if now() - turn_s >= TURN_S / 2.0:
                     await asyncio.sleep(0)
                     turn_s = now()
 
@@ -223,8 +217,7 @@ class Follower:
         example = writer.decoded.get(first.offset)
         if example is None or not learner.wants(first):
             return 0
-        size = len(example.features) + _NUMBERS_A_ROW
-        most = max(self._numbers // size, _ALIKE_LEAST)
+        most = self._pass_size.most(len(example.features))
         some = rows[at : at + most]
         known = [writer.decoded.get(row.offset) for row in some]
         n, decisions = alike(some, known), self._control.decisions
@@ -249,8 +242,7 @@ class Follower:
                 self._judge.learned_all(taught, examples[: len(taught)])
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
-        took_s = time.thread_time() - begun_s
-        self._numbers = _adapted(self._numbers, took_s, n, full=n == most)
+        self._pass_size.adapt(n, most, time.thread_time() - begun_s)
         return n
 
     def _set_pace(self) -> None:
@@ -268,9 +260,9 @@ class Follower:
             await self._claims.end(learned=False)
             return False
         before = self._learner.stamp
-        known = None
+        known = self._arrivals.example(row)
         if row.partition == self._writer.partition:
-            known = self._writer.decoded.pop(row.offset, None)
+            known = self._writer.decoded.pop(row.offset, known)
         begun_s = time.thread_time()
         failed = self._learner.learn(row, given_up, known)
         self.cost.note(time.thread_time() - begun_s)
@@ -332,14 +324,3 @@ class Follower:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_UNWRITTEN_S)
         self.failure_unwritten = False
-
-
-def _adapted(numbers: int, took_s: float, n: int, *, full: bool) -> int:
-    """Adjust the numbers in a pass by the processor time of ``n`` rows, towards one turn.
-
-    The steps are small, because other load on the machine distorts single measurements.
-    """
-    turn_s = _FEW_S if n <= _FEW else _TURN_S
-    if took_s > turn_s:
-        return max(int(numbers * max(turn_s / took_s, 0.8)), 1)
-    return min(int(numbers * min(turn_s / took_s, 1.25)) + 1, _NUMBERS_MAX) if full else numbers
