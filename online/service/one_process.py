@@ -381,6 +381,7 @@ def settings_for(
     Raises:
         ConfigError: With the remedy.
     """
+    objects.check_recipe(name, model)
     if task is None and (task := objects.task_of(model)) is None:
         what = model if isinstance(model, str) else type(model).__name__
         raise ConfigError(

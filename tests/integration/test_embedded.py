@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from river import linear_model, optim, preprocessing, tree
+from sklearn.linear_model import SGDClassifier
 
 import online
 from benchmarks.fixtures.service import launch, settle, write_settings
@@ -415,6 +417,19 @@ def test_which_model_of_a_file_is_meant(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="may be for several tasks"):
         found(tree)
     assert found(f'{tree}task = "binary"')[1] == "binary"
+    with pytest.raises(LearnerUnusable, match=r"raises ZeroDivisionError.* \(.*m\.py, line 2\)"):
+        found("def build():\n    return 1 / 0")
+    with pytest.raises(LearnerUnusable, match=r"Wrap it: online\.models\.network"):
+        found("import torch\nmodel = torch.nn.Linear(3, 1)")  # callable, and no factory
+    for text in ("model = s.SGDClassifier()", "def build():\n    return s.SGDClassifier()"):
+        with pytest.raises(LearnerUnusable, match=r"Wrap it: online\.models\.estimator"):
+            found(f"import sklearn.linear_model as s\n{text}")
+
+
+def test_an_object_that_has_to_be_wrapped_is_refused_before_its_task_is_asked_for() -> None:
+    for bare in (torch.nn.Linear(3, 1), SGDClassifier()):
+        with pytest.raises(LearnerUnusable, match=r"Wrap it: online\.models"):
+            online.serve(bare)
 
 
 MODEL_FILE = """

@@ -35,6 +35,7 @@ def hand_over(name: str, model: Any) -> str:
 
     A class or function is called for each copy; any other object is copied with its learned state.
     """
+    check_recipe(f"{PLACE}:{name}", model)
     if isinstance(model, type) or (callable(model) and not hasattr(model, "learn_one")):
         _given[name] = model
     else:
@@ -68,6 +69,12 @@ def task_of(model: Any) -> TaskName | None:
             return "multiclass"
         return None if final._multiclass else "binary"
     return "anomaly" if is_detector(made) else None
+
+
+def check_recipe(learner: str, made: Any) -> None:
+    """Refuse a bare scikit-learn estimator or torch module.  Raises LearnerUnusable."""
+    if (recipe := recipe_of(made)) is not None:
+        raise LearnerUnusable(learner, *recipe)
 
 
 def recipe_of(made: Any) -> tuple[str, str] | None:

@@ -15,25 +15,28 @@ from test_long_bodies import turns as others
 from test_ordinary import event, taught
 
 from online.replica import follower
-from online.replica.follower import Follower
+from online.replica.learning_cost import PassSize
 from online.watch.drift import TOGETHER
 
 US = 1e-6
 
 
 async def passes(
-    world: worlds.World, patch: pytest.MonkeyPatch, costs: Sequence[float]
+    world: worlds.World, patch: pytest.MonkeyPatch, costs: Sequence[float], alone: float = 0.0
 ) -> list[list[int]]:
-    """How many rows the newest passes were to have, where a row takes so long by our clock."""
+    """How many rows the newest passes were to have, where a row takes so long by our clock.
+
+    ``alone`` is what a pass takes beside its rows.
+    """
     serving, rng = await taught(world), random.Random(1)
     learner, now_s, found, sizes = serving.replica.learner, [0.0], list[list[int]](), list[int]()
-    clock = SimpleNamespace(perf_counter=lambda: now_s[0], monotonic=time.monotonic)
+    clock = SimpleNamespace(thread_time=lambda: now_s[0], monotonic=time.monotonic)
     patch.setattr(follower, "time", clock)
     real, cost_s = learner.learn_alike, [0.0]
 
     def learn_alike(rows: Any, examples: Any) -> int:
         n = real(rows, examples)
-        now_s[0] += n * cost_s[0]
+        now_s[0] += alone + n * cost_s[0]
         sizes.append(len(rows))
         return n
 
@@ -57,6 +60,17 @@ def test_cheap_rows_come_in_long_passes_and_dear_ones_in_short_ones(
         assert 8 <= max(dear) <= 13, dear
         assert max(dearest) == 2, dearest
         assert 20 <= max(again) <= 32, again
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_pass_that_costs_much_by_itself_has_up_to_four_rows_in_a_millisecond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: worlds.World) -> None:
+        few, dear = await passes(world, monkeypatch, [100 * US, 250 * US], alone=400 * US)
+        assert set(few) <= {4, 5}, few
+        assert set(dear) <= {2, 3}, dear
 
     worlds.play(tmp_path, scene)
 
@@ -94,7 +108,7 @@ def test_the_judge_looks_in_a_turn_of_its_own(
 def test_passes_that_do_not_follow_the_clock_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Follower, "_adapt_pass_size", lambda self, n, most, took_s: None)
+    monkeypatch.setattr(PassSize, "adapt", lambda self, n, most, took_s: None)
 
     async def scene(world: worlds.World) -> None:
         cheap, dear = await passes(world, monkeypatch, [20 * US, 50 * US])
