@@ -191,6 +191,8 @@ class CachedRows:
         if reply.kind == "none":
             return
         self.replies += 1
+        if not self._sent:
+            return  # however many changed rows the reply has
         rows = self._rows_of(reply)
         came: Collection[int] = self._sent  # if the server has no row of the table yet
         if rows is not None:

@@ -25,10 +25,11 @@ def settings_of(path: Path) -> dict[str, Any]:
     made = _made(path, chosen, value)
     task = getattr(module, "task", None) or objects.task_of(made)
     if task is None:
+        words = " or ".join(f'"{one}"' for one in objects.possible_tasks(made))
         raise ConfigError(
             str(path),
             f"{type(made).__name__} may be for several tasks",
-            'Write into the file: task = "binary", "multiclass" or "regression"',
+            f"Write into the file: task = {words}",
         )
     name = getattr(module, "name", None) or path.stem
     model = {"name": name, "task": task, "learner": f"{path.name}:{chosen}"}
@@ -38,7 +39,7 @@ def settings_of(path: Path) -> dict[str, Any]:
 def _made(path: Path, name: str, value: Any) -> Any:
     """Return the object that the file calls its model, or what its factory makes."""
     objects.check_recipe(str(path), value)
-    if not callable(value) or hasattr(value, "learn_one"):
+    if not objects.makes_models(value):
         return value
     made = made_by(f"{path}:{name}", value, {})
     objects.check_recipe(str(path), made)
