@@ -248,17 +248,15 @@ class Filtering:
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
-        factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
         if (first := example.corrects) is not None:
-            taught = 0.0 if verdict.verdict == QUARANTINED else factor
-            share = _taken_back(first, row.source, taught)
-            self.chain.take_back(first.source, first.evidence, share)
+            self.chain.take_back(first.source, _taken_back(first, row.source, verdict))
         self._note_drift()
         effects = self.reputations.decided(row.key, row.source)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # the row's may be clipped already
         self._batch.add(row.key)
         self.counts[written.value] += 1
         judged = judged_of(effects, verdict.score, verdict.reason)
+        factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
         example = msgspec.structs.replace(example, judged=judged, corrects=_in_part(first, factor))
         payload = codec.encode(example)
         row = msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
@@ -438,17 +436,17 @@ def filtering_for(
     )
 
 
-def _taken_back(first: Corrects, source: str, taught: float) -> float:
-    """Return the share of the first label's evidence that a final label takes back.
+def _taken_back(first: Corrects, source: str, verdict: Verdict) -> dict[str, float]:
+    """Return the evidence about a first label that the final one of a source takes back.
 
     What stays in the model counts for or against its source, unless the source itself corrects it.
-
-    Parameters:
-        source: That of the final label.
-        taught: Factor with which the final label is learned; 0: it is not.
     """
-    nothing_learned = first.offset == 0
-    return 1.0 if nothing_learned or (taught and first.source == source) else taught
+    if first.offset == 0:  # nothing of it was learned
+        return first.evidence
+    if verdict.verdict == QUARANTINED:
+        return {}
+    share = verdict.factor if verdict.verdict == CLIPPED and first.source != source else 1.0
+    return {test: nats * share for test, nats in first.evidence.items()}
 
 
 def _in_part(first: Corrects | None, factor: float) -> Corrects | None:

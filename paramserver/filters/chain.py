@@ -211,12 +211,12 @@ class Chain:
         asked = zip(self.filters, verdict.opinions, strict=False)
         return any(test.budgets and opinion.factor < 1.0 for test, opinion in asked)
 
-    def take_back(self, source: str, evidence: Mapping[str, float], share: float = 1.0) -> None:
-        """Revert a share of the evidence of an event that a later one has corrected."""
-        if evidence and share and not self.drift:
+    def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
+        """Revert the evidence of an event that a later one has corrected."""
+        if evidence and not self.drift:
             known = self.sources.get(source)
             for test, nats in evidence.items():
-                self.sources.add(known, test, -nats * share, self._arrivals)
+                self.sources.add(known, test, -nats, self._arrivals)
 
     def catch_up(self, key: bytes, version: int) -> None:
         """Process events that other replicas have taken, before the event with this key is decided.

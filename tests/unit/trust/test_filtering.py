@@ -32,7 +32,7 @@ from online.settings.limits import Limits
 from online.settings.model import ModelSettings, Replay
 from online.settings.tokens import Grant
 from online.trust.event_facts import loss_of, reported_label
-from online.trust.filtering import SOURCES_MIN, Filtering, _taken_back, filtering_for
+from online.trust.filtering import SOURCES_MIN, Filtering, filtering_for
 from online.trust.sources import Reputations
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.core.server import Server
@@ -41,7 +41,7 @@ from paramserver.filters.base import Event, Filter, Opinion, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, Effects, keep_bounds
 from replay import codec
-from replay.example import Corrects, Example
+from replay.example import Example
 from replay.journal.base import NewRow, Verdict
 
 SURPRISE = tuple(
@@ -481,51 +481,6 @@ def test_what_is_said_of_a_source_for_a_provisional_label_is_taken_back_with_it(
         await replica.stop(2)
 
     play(tmp_path, scene)
-
-
-def test_whose_labels_are_set_aside_takes_nothing_back(tmp_path: Path) -> None:
-    """The lie of another source stays in the model, and so does what it says of that source."""
-
-    async def scene(world: World) -> None:
-        replica = await world.replica(filters=told)
-        await opened(replica)
-
-        async def label(source: str, event: str, *, provisional: bool) -> Verdict:
-            example = Example({"a": 1.0}, 1e9, provisional=provisional)
-            key = event_key("event", "web", event)
-            row = NewRow(key, event, source, Verdict.ACCEPTED, codec.encode(example), 1.0)
-            (found,) = await replica.writer.record([row], [example])
-            assert found.row is not None
-            return found.row.verdict
-
-        for i in range(30):
-            verdict = await label("x-accomplice", f"lie-{i}", provisional=False)
-        assert verdict is Verdict.QUARANTINED
-        before = nats(replica)
-        assert await label("x", "e", provisional=True) is Verdict.ACCEPTED
-        assert await label("x-accomplice", "e", provisional=False) is Verdict.QUARANTINED
-        assert nats(replica) == before - 1.0
-        await replica.stop(2)
-
-    play(tmp_path, scene)
-
-
-@pytest.mark.parametrize(
-    ("offset", "source", "taught", "share"),
-    [
-        (0, "another", 0.0, 1.0),
-        (7, "another", 0.0, 0.0),
-        (7, "own", 0.0, 0.0),
-        (7, "another", 0.25, 0.25),
-        (7, "own", 0.25, 1.0),
-        (7, "another", 1.0, 1.0),
-    ],
-)
-def test_evidence_is_taken_back_as_far_as_the_label_is(
-    offset: int, source: str, taught: float, share: float
-) -> None:
-    first = Corrects(1, offset, b"k", True, 1.0, "own", {"told": -1.0})
-    assert _taken_back(first, source, taught) == share
 
 
 def test_a_number_without_an_answer_has_no_side_and_no_label() -> None:
