@@ -31,13 +31,17 @@ def exactly_once(
     resharding: Annotated[
         bool, typer.Option("--resharding", help="wish for another number before each kill")
     ] = False,
+    table: Annotated[
+        Literal["", "shared", "cached"], typer.Option(help="how replicas hold a table of the model")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Kill processes at random instants under load; nothing is lost or learned twice.
 
     Example: python -m benchmarks exactly-once --journal redis --rounds 20
     """
-    how = {"changing": changing, "embedded": embedded, "shards": shards, "wishing": resharding}
+    how: dict[str, Any] = {"changing": changing, "embedded": embedded, "held": table}
+    how |= {"shards": shards, "wishing": resharding}
     good = check_once(journal, rounds, seed, how, as_json=as_json)
     raise typer.Exit(0 if good else 1)
 

@@ -2,10 +2,9 @@
 
 The model counts: each event has a feature of its own and adds 2^-10 to that feature's weight,
 whatever was learned before, so the final weights say of each event how often it was learned.
-Clients repeat what was not answered, with the same ``event_id``, as real ones do, and now and
-then repeat what was.  Every fourth round kills every process of the service at once, and with a
-journal in Redis every other one of these kills that server, too.  A model may have several
-parameter servers, of which one is killed at a time, and another number may be wished meanwhile.
+Clients repeat what was not answered, with the same ``event_id``, and now and then what was.  Every
+fourth round kills every process at once, and with a journal in Redis every other one of these kills
+that server, too.  A model may have several parameter servers, of which one is killed at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,7 +25,9 @@ from typing import Any, Final, Literal
 import psutil
 
 from benchmarks.faults.wishes import Wishes
+from benchmarks.fixtures import counting_table
 from benchmarks.fixtures.connection import Connection
+from benchmarks.fixtures.counting_table import Held
 from benchmarks.fixtures.learners import ADDING_STEP, COUNT_LABEL
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, launch, status, write_settings
@@ -59,10 +60,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of one campaign, which kills processes of the service again and again.
-
-    ``lost`` and ``twice`` are event ids; the promise is kept if both are empty.
-    """
+    """The result of one campaign; ``lost`` and ``twice`` are ids of events, and should be empty."""
 
     journal: JournalKind
     rounds: dict[str, int]
@@ -326,16 +324,16 @@ def run(
     changing: bool = False,
     shards: int = 1,
     wishing: bool = False,
+    held: Held = "",
     progress: Callable[[str], None] = print,
 ) -> Result:
     """A campaign of ``rounds`` kills, every fourth of every process at once.
 
     ``embedded``: of a service that is one process, so each kill is of all.  ``changing``: with a
     provisional label of each event first.  ``wishing``: another number of servers is wished for
-    before each kill.
+    before each kill.  ``held``: how replicas hold the model's table, if it has one.
     """
-    rng = random.Random(seed)
-    begun = time.monotonic()
+    rng, begun = random.Random(seed), time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="online-kill-") as name,
         _store(Path(name) / "store", journal) as store,
@@ -343,6 +341,7 @@ def run(
         folder = Path(name)
         place = store.url if store else journal
         given = settings_of(free_port(), place, embedded=embedded, changing=changing, shards=shards)
+        given["models"][0] |= counting_table.settings_of(held)
         path = write_settings(folder, given)
         site, wishes = Site(folder, store, environment), Wishes(path, "counting", rng)
         sent, stop = Sent(), threading.Event()
@@ -352,8 +351,7 @@ def run(
         ]
         for thread in threads:
             thread.start()
-        done: Counter[str] = Counter()
-        in_flight = clients
+        done, in_flight = Counter[str](), clients
         try:
             for i in range(rounds):
                 whole = embedded or i % _ALL_EVERY == _ALL_EVERY - 1
@@ -417,18 +415,19 @@ class Reckoning:
 
 
 def learned(
-    running: Running, settings: Settings
+    running: Running, settings: Settings, known: Collection[str] = ()
 ) -> tuple[dict[str, float], fsck.Findings, dict[str, Any]]:
     """How often each feature's events were learned, what `fsck` finds, and the model's status.
 
-    Of a snapshot that has every row of the journal.
+    All are of a snapshot with every row of the journal.  ``known``: the features that were sent.
     """
     findings = _wait_complete(running, settings)
     now = status(running, "counting")
     spec, weights = str(now["server"]["spec"]), dict[str, float]()
     for shard, one in enumerate((findings, *findings.shards)):
         place = lineage_place(shard_place(snapshots_path(settings), shard), "counting", spec)
-        weights |= read(open_snapshots(place), str(one.snapshot)).values["weights"].data
+        values = read(open_snapshots(place), str(one.snapshot)).values
+        weights |= counting_table.weights_of(values, known)
     times = {name: round(weight / STEP, 6) for name, weight in weights.items()}
     return times, findings, now
 
@@ -437,12 +436,12 @@ def judge(
     running: Running, settings: Settings, sent: Sent, kind: type[Client] = Client
 ) -> Reckoning:
     """Compare what the clients, of this kind, know with what the model has learned."""
-    times, findings, now = learned(running, settings)
+    known = sent.acknowledged | sent.unanswered
+    times, findings, now = learned(running, settings, known)
 
     def allowed(event: str) -> tuple[float, ...]:
         return kind.unfinished if event in sent.unanswered else (1.0,)
 
-    known = sent.acknowledged | sent.unanswered
     return Reckoning(
         unanswered_learned=sum(1 for e in sent.unanswered if times.get(e)),
         lost=sorted(e for e in sent.acknowledged if times.get(e, 0) < 1),

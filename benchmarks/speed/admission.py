@@ -25,6 +25,7 @@ from paramserver.core import wire
 from paramserver.core.admission import TableBounds
 from paramserver.core.blocks import to_wire
 from paramserver.core.server import Server
+from paramserver.core.tables.rows import Rows
 
 EVENTS: Final = 120_000
 SIGHTS: Final = 2
@@ -185,6 +186,7 @@ def flood(names: int = 50_000, rows_max: int = 5_000) -> Iterator[Flooded]:
                 learning.exchange()
         spent = time.process_time() - begun
         held = learning.model._machine.lines._table  # type: ignore[union-attr]
+        assert isinstance(held, Rows)
         yield Flooded(
             what, names, learning.rows(), held.end - held.begin, learning.bytes / names,
             1e6 * spent / names,

@@ -4,6 +4,9 @@ All other rows are at the parameter server.  A row that is missing is requested 
 exchange, and comes with the values of one version; so it counts own deltas as any other row does.
 Until then it counts as never learned.
 
+If all values are requested anew, the rows that are held come in parts of bounded size, into a
+second copy of the model, while the first one goes on answering.
+
 A row is held until others are used more.  One that own deltas have changed stays until a published
 snapshot has these deltas, because they may have to be applied to it again.  Uses and requests are
 disposable: they decide what is in memory, never what is learned.
@@ -20,6 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from online.learning.values_in_parts import ServerView
 from online.models.base import Model, Tabled
 from paramserver.core.blocks import ROWS, Block, Blocks
 from paramserver.core.tables.ids import IdArray
@@ -33,6 +37,9 @@ ASKED_MAX: Final = 65_536
 
 REQUESTED_MAX: Final = 1_024
 """Greatest number of missing rows in one request, first of events that are about to be learned."""
+
+AGAIN_MAX: Final = 512
+"""Greatest number of held rows in one request: to take these needs half a millisecond."""
 
 LOOKED_AT_MAX: Final = 2_048
 """Greatest number of rows that are looked at to find some to evict, between two exchanges."""
@@ -51,7 +58,6 @@ class CachedRows:
         ids_of: Returns the ids of the rows that predicting or learning a row reads.
 
     Attributes:
-        every: Whether the newest request was for held rows, too.
         replies: Number of replies taken.
         soon: Rows that are about to be learned, which are not evicted.
         missed, fetched, evicted: Uses of missing rows, rows that were requested and came, and rows
@@ -66,7 +72,8 @@ class CachedRows:
         self._asked: dict[int, None] = {}
         self._sent: frozenset[int] = frozenset()
         self._partial: set[int] = set()  # learned while missing
-        self.every = False
+        self._again: list[int] = []  # rows held here that the newest request was for
+        self._lacking = 0  # held rows that the arriving values lack: the first of _uses
         self.soon: Collection[int] = ()
         self.replies = self.missed = self.fetched = self.evicted = self.learned_without = 0
 
@@ -108,28 +115,67 @@ class CachedRows:
         self._partial.update(missing)
         self.learned_without += bool(missing)
 
-    def request(self, *, every: bool) -> dict[str, bytes]:
-        """Return the ids to request; with ``every`` those of held rows, too.
+    def request(self, server: ServerView, catching_up: bool) -> dict[str, bytes]:
+        """Return the ids to request.
 
         With twice as many rows as the bound, only what is about to be learned is requested.
+
+        Parameters:
+            server: The values that have arrived.
+            catching_up: Whether values are missing or arriving.  Then, as long as a further request
+                is needed for rows that are held, nothing else is requested.
         """
-        self.every = every
-        asked = dict.fromkeys(i for i in self.soon if i not in self._uses)
-        if len(self._uses) < 2 * self.most:
-            asked |= dict.fromkeys(islice(self._asked, REQUESTED_MAX))
-        missing = [*islice(asked, REQUESTED_MAX)]
-        ids = [*missing, *self._uses] if every else missing
+        lacking = 0
+        if catching_up:
+            lacking = len(self._uses) if server.values is None else self._lacking
+        self._again = [*islice(self._uses, min(lacking, AGAIN_MAX))]
+        missing = [] if lacking > AGAIN_MAX else self._missing()
+        ids = [*missing, *self._again]
         self._sent = frozenset(ids)
         return {self.block: np.array(ids, dtype=ID).tobytes()}
 
-    def usable(self, reply: SyncReply) -> bool:
-        """Whether the reply can be taken: whole values are of no use without the held rows."""
-        return reply.kind != "all" or self.every
+    def _missing(self) -> list[int]:
+        asked = dict.fromkeys(i for i in self.soon if i not in self._uses)
+        if len(self._uses) < 2 * self.most:
+            asked |= dict.fromkeys(islice(self._asked, REQUESTED_MAX))
+        return [*islice(asked, REQUESTED_MAX)]
+
+    # -- values that arrive anew ----------------------------------------------------------------
+
+    def is_part(self, reply: SyncReply, server: ServerView) -> bool:
+        """Whether, after this reply, values are still arriving.  Changes no state."""
+        return reply.kind == "part" or self._lacking_after(reply, server) > 0
+
+    def _lacking_after(self, reply: SyncReply, server: ServerView) -> int:
+        """Number of held rows that are missing when all else of the values is here, otherwise 0."""
+        coming = server.values
+        if reply.epoch < server.epoch:
+            return 0  # of a server that was replaced: it is ignored
+        if reply.kind == "all":
+            return len(self._uses) - len(self._again)
+        if reply.kind == "changes" and coming and coming.whole and reply.since == coming.since:
+            return self._lacking - len(self._again)
+        return 0
+
+    def part_of(self, reply: SyncReply, server: ServerView) -> SyncReply:
+        """Return a reply for which :meth:`is_part` holds, as the part that is taken now."""
+        if reply.kind == "part":
+            if reply.start is None:
+                self._lacking = len(self._uses)
+            return reply
+        self._lacking, version = self._lacking_after(reply, server), (reply.epoch, reply.count)
+        for i in self._again:
+            self._uses.move_to_end(i)  # so those that are lacking stay the first ones
+        self._sent = frozenset()  # rows that are not held are requested when these are complete
+        since = version if reply.kind == "all" else reply.since
+        if reply.kind == "changes" and server.values is not None:
+            server.values.whole = False
+        return msgspec.structs.replace(
+            self.chosen(reply), kind="part", since=since, reached=version, start=None, pieces=[]
+        )
 
     def chosen(self, reply: SyncReply) -> SyncReply:
         """Return the reply with the rows to hold among its blocks.  Changes no state."""
-        if not self.usable(reply):
-            return msgspec.structs.replace(reply, kind="changes")
         rows = self._rows_of(reply)
         if rows is None:
             return reply
@@ -145,6 +191,8 @@ class CachedRows:
         if reply.kind == "none":
             return
         self.replies += 1
+        if not self._sent:
+            return  # however many changed rows the reply has
         rows = self._rows_of(reply)
         came: Collection[int] = self._sent  # if the server has no row of the table yet
         if rows is not None:

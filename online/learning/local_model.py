@@ -77,7 +77,6 @@ class LocalModel(BaseLearner):
         self._served: dict[int, int] = {}  # until then: the clock of the answering copy
         self._pending_n = self._waited = self._partition = 0  # the partition of the last delta
         self._divergence: ShardDivergence | None = None
-        self._resting: Iterator[None] = iter(())  # drops own rows that a table below has
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -113,18 +112,19 @@ class LocalModel(BaseLearner):
         """Return what has changed in the pulled values after that version; None if unknown."""
         return self._pulled.changes_since(version)
 
-    def rest_on(self, version: Version, tables: Mapping[str, Rows]) -> bool:
-        """Read tables where the server of this host has published them; return whether they are.
+    def rest_on(self, version: Version, tables: Mapping[str, Rows]) -> Iterator[None] | None:
+        """Read tables where the server of this host has published them; None: that can't be now.
 
         They are of ``version``.  Whatever changed between it and the local one must be a row of its
         own here, so it must not be newer, and the copy that answers has to be the one that learns.
+        The steps that are returned drop own rows that equal the tables'.
         """
         known = version[0] == self.version[0] and version <= self.version
         if not known or not self.up_to_date or self.catching_up:
-            return False
-        if isinstance(self._training, Sharing):
-            self._resting = chain(self._pulled.rest_on(tables), self._training.rest_on(tables))
-        return True
+            return None
+        if not isinstance(self._training, Sharing):
+            return iter(())
+        return chain(self._pulled.rest_on(tables), self._training.rest_on(tables))
 
     # -- partitions ---------------------------------------------------------------------------
 
@@ -187,8 +187,8 @@ class LocalModel(BaseLearner):
         """Make room, and return the reply with the rows to hold among its blocks."""
         if self.cache is None:
             return reply
-        self.cache.make_room(self._may_be_sent, self._pulled.blocks, self._training.rebase)
-        self.want_all = self.want_all or not self.cache.usable(reply)
+        if not self.catching_up and reply.kind != "all":  # until then no row is added either
+            self.cache.make_room(self._may_be_sent, self._pulled.blocks, self._training.rebase)
         return self.cache.chosen(reply)
 
     def _note_arrived(self, reply: SyncReply) -> None:

@@ -224,7 +224,6 @@ class Learner(LocalModel):
         """Free copies that no longer answer, one piece per step."""
         if self.serving is self._training:
             yield from self.server.drop()
-        yield from self._resting
 
     def _is_old(self, reply: SyncReply) -> bool:
         """Whether a newer version is here, or a newer server is known."""

@@ -70,6 +70,7 @@ RESIDUAL_MAX: Final = 3.0
 
 _VECTOR: Final = 3  # first column of a vector's z in a line
 _TARGET: Final = "target"
+_NEWEST_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,10 @@ class FmModel(Composite, Hashing):
 
     def numbers(self, features: Features) -> dict[str, float]:
         """Return the row by hashed feature."""
-        return self._rows.row(self._spelled(features), learns=False)
+        return self._row(features, learns=False)
+
+    def _row(self, features: Features, *, learns: bool) -> dict[str, float]:
+        return self._rows.row(self._spelled(features), learns=learns)
 
     def predict(self, features: Features) -> Prediction:
         """Predict one row; features that were never learned are ignored."""
@@ -191,7 +195,7 @@ class FmModel(Composite, Hashing):
         """Learn one row in one step.  Raises StateNotFinite if a sum becomes infinite or NaN."""
         if self._regression:
             self._target.learn({"": float(label)})
-        self._step(self._rows.row(self._spelled(features), learns=True), label, weight)
+        self._step(self._row(features, learns=True), label, weight)
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
         """Learn as :meth:`learn` does, without updating the moments."""
@@ -216,6 +220,14 @@ class FmTable(FmModel):
     """
 
     table = TABLE
+
+    def __init__(self, recipe: Fm, task: Task) -> None:
+        super().__init__(recipe, task)
+        self._newest: dict[int, tuple[Features, Collection[str]]] = {}  # cache of `row_ids`
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without the cache, so that a query does not change it."""
+        return {**self.__dict__, "_newest": {}}
 
     def touched(self, names: Collection[str]) -> Touched:
         """Return the keys outside the table that learning rows with these features may change."""
@@ -246,8 +258,20 @@ class FmTable(FmModel):
         return lines
 
     def row_ids(self, features: Features) -> list[int]:
-        """Return the ids of the rows that predicting or learning a row reads."""
-        return [id_of(key) for key in self.numbers(features)]
+        """Return the ids of the rows that predicting or learning a row reads.
+
+        One of the newest rows, which must not be changed, is not hashed again.
+        """
+        known = self._newest.get(id(features))
+        keys = super()._row(features, learns=False) if known is None else known[1]
+        return [id_of(key) for key in keys]
+
+    def _row(self, features: Features, *, learns: bool) -> dict[str, float]:
+        row, newest = super()._row(features, learns=learns), self._newest
+        newest[id(features)] = features, row.keys()  # whose id is not used again while it is here
+        if len(newest) > _NEWEST_MAX:
+            del newest[next(iter(newest))]
+        return row
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,13 +162,13 @@ class Exchange:
             state=state,
             marks=self._marks(pushes),
             waits=sorted(learner.waits),
-            rows=None if cache is None else cache.request(every=learner.catching_up),
+            rows=None if cache is None else cache.request(learner.server, learner.catching_up),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)
         if reply is None:
             return None
-        part = reply.kind == "part"
+        part = reply.kind == "part" if cache is None else cache.is_part(reply, learner.server)
         decided = await self._control.upto(reply.control)  # read decisions before acting on them
         if reply.rewrite != learner.rewrite and not part:  # and undone ranges before learning
             decided = await self._control.current()
@@ -216,6 +216,8 @@ class Exchange:
 
     async def _take_part(self, reply: SyncReply) -> None:
         """Take a part of the values; published tables take the place of the first part."""
+        if (cache := self._learner.cache) is not None:
+            reply = cache.part_of(reply, self._learner.server)
         first = reply.start is None and not reply.peer
         if first and await self._begin_with_tables(reply.epoch):
             reply = structs.replace(reply, since=None)  # what it says beside values counts

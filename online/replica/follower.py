@@ -1,8 +1,9 @@
 """The learn loop: learns committed journal rows in offset order.
 
-One turn of the event loop learns one row, or as many as take about ``_TURN_S`` together, so other
-tasks wait no longer than that, or than one row takes.  Ordinary rows with the same feature names
-are learned in one pass: learning each separately would cost four times as much.
+One turn of the event loop learns one row, or as many as :class:`PassSize` allows, so other tasks
+wait no longer than those take together, or than one row takes.
+Ordinary rows with the same feature names are learned in one pass: learning each separately would
+cost four times as much.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from online.learning.alike import alike
 from online.learning.base import LEARNED
 from online.replica.killing_rows import Claims
-from online.replica.learning_cost import Cost
+from online.replica.learning_cost import TURN_S, Cost, PassSize
 from online.replica.shared import ReplicaParts
 from online.replica.writer import Writer
 from online.rows.history import is_again
@@ -27,10 +28,6 @@ from replay.journal.base import Row
 
 log = logging.getLogger(__name__)
 
-_TURN_S = 0.0005
-_NUMBERS = 256  # feature values in one pass at first, before its duration is known
-_NUMBERS_MAX = 1 << 16
-_NUMBERS_A_ROW = 16  # fixed cost of a row, in feature values that take as long
 _ALIKE_LEAST = 2  # rows of one pass
 _READ_ROWS = 256  # rows of one page when the journal is replayed
 _UNREAD_S = 0.2  # between two attempts to read rows
@@ -64,7 +61,7 @@ class Follower:
         self._wake, self._updates = shared.wake, shared.settings.sync.updates
         self._change_lock, self._arrivals = shared.change_lock, shared.arrivals
         self.cost = Cost(time.monotonic)
-        self._numbers = _NUMBERS
+        self._pass_size = PassSize(_ALIKE_LEAST)
         self._claims = Claims(
             lambda *place: store.write(store.journal.claim, *place),
             lambda *place: store.read(store.journal.claims, *place),
@@ -100,7 +97,7 @@ class Follower:
                     await self._change_lock.unlocked()
                 n = self._learn_alike(rows, at)
                 if n == 0:
-                    await self._arrivals.before(rows, at)
+                    await self._arrivals.before(rows, at, self._writer)
                     if not await self._learn(row):
                         break
                     n = 1
@@ -113,7 +110,7 @@ class Follower:
                     await asyncio.sleep(0)
                     self._judge.look()
                     turn_s = -math.inf
-                if now() - turn_s >= _TURN_S / 2.0:
+                if now() - turn_s >= TURN_S / 2.0:
                     await asyncio.sleep(0)
                     turn_s = now()
 
@@ -220,8 +217,7 @@ class Follower:
         example = writer.decoded.get(first.offset)
         if example is None or not learner.wants(first):
             return 0
-        size = len(example.features) + _NUMBERS_A_ROW
-        most = max(self._numbers // size, _ALIKE_LEAST)
+        most = self._pass_size.most(len(example.features))
         some = rows[at : at + most]
         known = [writer.decoded.get(row.offset) for row in some]
         n, decisions = alike(some, known), self._control.decisions
@@ -246,18 +242,8 @@ class Follower:
                 self._judge.learned_all(taught, examples[: len(taught)])
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
-        self._adapt_pass_size(n, most, time.perf_counter() - begun_s)
+        self._pass_size.adapt(n, most, time.perf_counter() - begun_s)
         return n
-
-    def _adapt_pass_size(self, n: int, most: int, took_s: float) -> None:
-        """Adjust the size of a pass by how long ``n`` rows took, towards ``_TURN_S`` a turn.
-
-        The steps are small, because other load on the machine distorts single measurements.
-        """
-        if took_s > _TURN_S:
-            self._numbers = max(int(self._numbers * max(_TURN_S / took_s, 0.8)), 1)
-        elif n == most:
-            self._numbers = min(int(self._numbers * min(_TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)
 
     def _set_pace(self) -> None:
         if open_rows := self._learner.open_rows:
@@ -274,9 +260,9 @@ class Follower:
             await self._claims.end(learned=False)
             return False
         before = self._learner.stamp
-        known = None
+        known = self._arrivals.example(row)
         if row.partition == self._writer.partition:
-            known = self._writer.decoded.pop(row.offset, None)
+            known = self._writer.decoded.pop(row.offset, known)
         begun_s = time.perf_counter()
         failed = self._learner.learn(row, given_up, known)
         self.cost.note(time.perf_counter() - begun_s)

@@ -9,6 +9,7 @@ its view are its own rows, and views only say what the server's messages said be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from online.learning.local_model import LocalModel
@@ -16,6 +17,7 @@ from paramserver.core.wire import Version
 from paramserver.snapshots.views import Views
 
 _LOOK_S: Final = 1.0  # between two searches for a newer view
+_DROPS: Final = 16  # steps after one exchange
 
 
 class HostTables:
@@ -30,6 +32,8 @@ class HostTables:
     def __init__(self, learner: LocalModel, views: Views, monotonic_s: Callable[[], float]) -> None:
         self._learner, self._views, self._monotonic_s = learner, views, monotonic_s
         self._read: Version = (0, 0)  # version of the view that is read
+        self._dropping: Iterator[None] = iter(())
+        self._dropped: Version = (0, 0)  # the local version when an own row was last dropped
         self._due_s = 0.0
 
     def begin(self, epoch: int) -> Iterator[None]:
@@ -46,13 +50,22 @@ class HostTables:
             self._read = view.version
 
     def rest(self) -> Iterator[None]:
-        """Take a newer view in place of the one that is read, one step at a time."""
+        """Drop own rows that equal the view's, and take a newer view, one step at a time.
+
+        A row that was dropped may have had another value at versions before that.  So no view of an
+        older version is taken.
+        """
         learner, now_s = self._learner, self._monotonic_s()
+        for _ in islice(self._dropping, _DROPS):
+            self._dropped = learner.version
+            yield
         if now_s < self._due_s or learner.catching_up or not learner.ready:
             return
         self._due_s = now_s + _LOOK_S
-        view = self._views.newest(max(self._read, (learner.version[0], -1)), learner.version)
+        epoch, count = self._dropped
+        after = max(self._read, (epoch, count - 1), (learner.version[0], -1))
+        view = self._views.newest(after, learner.version)
         if view is not None:
             yield from view.resident()
-            if learner.rest_on(view.version, view.tables):
-                self._read = view.version
+            if (steps := learner.rest_on(view.version, view.tables)) is not None:
+                self._read, self._dropping = view.version, steps

@@ -1,4 +1,4 @@
-"""Measures the cost of learning: microseconds per row, and the share of a processor core."""
+"""Measures the cost of learning, and sizes the passes that learn several rows by it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ _WINDOW_S: Final = 30.0
 _LEAST_S: Final = 10.0
 SHARE_MAX: Final = 0.25
 """Above this share of a core for rows that every replica learns, one process should learn them."""
+TURN_S: Final = 0.0005
+"""Seconds that a pass over several rows, and so a turn of the event loop, should take."""
+
+_NUMBERS: Final = 256  # feature values in one pass at first, before its duration is known
+_NUMBERS_MAX: Final = 1 << 16
+_NUMBERS_A_ROW: Final = 16  # fixed cost of a row, in feature values that take as long
 
 
 class Cost:
@@ -44,3 +50,28 @@ class Cost:
             "learn_us": round(self._all_s / self._rows * 1e6, 1),
             "learn_share": round(share, 4),
         }
+
+
+class PassSize:
+    """How many rows one pass learns, so that it takes about one turn of the event loop.
+
+    Parameters:
+        least: Fewest rows of a pass.
+    """
+
+    def __init__(self, least: int) -> None:
+        self._least, self._numbers = least, _NUMBERS
+
+    def most(self, features: int) -> int:
+        """Return how many rows of so many features one pass may learn."""
+        return max(self._numbers // (features + _NUMBERS_A_ROW), self._least)
+
+    def adapt(self, n: int, most: int, took_s: float) -> None:
+        """Adjust the size by the duration of a pass over ``n`` rows, of at most ``most``.
+
+        The steps are small, because other load on the machine distorts single measurements.
+        """
+        if took_s > TURN_S:
+            self._numbers = max(int(self._numbers * max(TURN_S / took_s, 0.8)), 1)
+        elif n == most:
+            self._numbers = min(int(self._numbers * min(TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from online.learning.base import LEARNED, BaseLearner, why_not_taught
 from online.settings.cache import Cache
 from replay import codec
-from replay.example import Features
+from replay.example import Example, Features
 from replay.journal.base import Row
+
+if TYPE_CHECKING:
+    from online.replica.writer import Writer
 
 _TOGETHER = 32  # events whose rows are requested together
 
@@ -30,6 +34,7 @@ class RowArrivals:
         self._learner, self._settings, self._hurry = learner, settings, hurry
         self._next = asyncio.Event()
         self._asked: Sequence[Row] = ()
+        self._examples: dict[int, Example] = {}  # of these, by offset, until they are learned
         self._upto = 0  # rows before this one of _asked have been waited for
         self._in_vain = -1  # replies at the last wait in vain
 
@@ -38,18 +43,28 @@ class RowArrivals:
         self._next.set()
         self._next = asyncio.Event()
 
-    async def before(self, rows: Sequence[Row], at: int) -> None:
+    def example(self, row: Row) -> Example | None:
+        """Return the decoded payload of one of the events that were waited for, once."""
+        mine = self._asked and self._asked[0].partition == row.partition
+        return self._examples.pop(row.offset, None) if mine else None
+
+    async def before(self, rows: Sequence[Row], at: int, writer: Writer) -> None:
         """Wait until the rows that the event at this place needs are here, and those of the next.
 
-        All events of ``rows`` are to be learned, in order.
+        All events of ``rows``, which are of one partition, are to be learned, in order.
         """
         cache = self._learner.cache
         if cache is None or (rows is self._asked and at < self._upto):
             return
         self._asked, self._upto = rows, at + _TOGETHER
         taught = [r for r in rows[at : self._upto] if r.verdict in LEARNED]
-        examples = [codec.decode(row.payload) for row in taught if why_not_taught(row) is None]
-        needed = [i for example in examples for i in cache.ids_of(example.features)]
+        known = writer.decoded if rows[at].partition == writer.partition else {}
+        self._examples = {
+            row.offset: known.get(row.offset) or codec.decode(row.payload)
+            for row in taught
+            if why_not_taught(row) is None
+        }
+        needed = [i for one in self._examples.values() for i in cache.ids_of(one.features)]
         cache.soon = dict.fromkeys(needed)
         await self._until(lambda: not cache.ask(cache.soon), self._settings.learn_wait_ms / 1e3)
 

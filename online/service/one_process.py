@@ -28,6 +28,7 @@ from online.errors import ConfigError, StartRefused
 from online.models.loaded import Loaded
 from online.models.loading import objects
 from online.models.loading.from_settings import merge_rule
+from online.models.loading.load import made_by
 from online.rows.prediction_ids import Keys
 from online.service import processes
 from online.service.parts.assembly import Assembly, ProcessContext, nobody
@@ -381,12 +382,16 @@ def settings_for(
     Raises:
         ConfigError: With the remedy.
     """
-    if task is None and (task := objects.task_of(model)) is None:
-        what = model if isinstance(model, str) else type(model).__name__
+    objects.check_recipe(name, model)
+    made = model
+    if task is None and objects.makes_models(model):
+        made = made_by(name, model, {})
+    if task is None and (task := objects.task_of(made)) is None:
+        what = model if isinstance(model, str) else type(made).__name__
         raise ConfigError(
             "task",
             f"{what} does not say which it is for",
-            "Give task: binary, multiclass or regression (or choose, or anomaly)",
+            f"Give task: {' or '.join(objects.possible_tasks(made))} (or choose, or anomaly)",
         )
     learner = model if isinstance(model, str) else objects.hand_over(name, model)
     given: dict[str, Any] = {

@@ -16,7 +16,7 @@ from typing import Any, Final
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
 from paramserver.evidence.losses import LOSS_BLOCKS
 from paramserver.filters.chain import Chain
-from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, Effects
+from paramserver.filters.sources import EVIDENCE, EXTRA, OFFENCES, TAKEN, Effects
 from replay.journal.base import Row
 
 _log = logging.getLogger(__name__)
@@ -211,6 +211,8 @@ class Reputations:
                     continue
                 if name == TAKEN:
                     data[source] = known.taken + x
+                elif name == EXTRA:
+                    data[source] = known.extra + x
                 elif block.kind == COUNT:
                     data[source] = known.evidence.get(name.removeprefix(EVIDENCE), 0.0) + x
                 else:

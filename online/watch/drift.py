@@ -35,6 +35,8 @@ STATES: Final = ("not enough data", "ok", "watch", "act")
 HEARD_S: Final = 30.0
 """Seconds without contact after which a replica's state no longer counts."""
 
+_USUAL_ROWS: Final = 500  # over so many rows the usual weight follows
+
 TOGETHER: Final = 64
 """Rows in a batch for the watch, unless its state is read earlier."""
 
@@ -97,6 +99,7 @@ class DriftMonitor:
         self._waiting = _Columns([], [], [], [], [])
         # (number of a labelled row, time at which it was received)
         self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)
+        self._counting = _Counting()
         self._at = -math.inf  # the latest time of a row, as its sender gave it
         self.unusable = 0
         self._newest: Example | None = None
@@ -115,6 +118,10 @@ class DriftMonitor:
         if offset <= self._judged.get(partition, 0):
             return
         self._judged[partition] = offset
+        if self._counting.counts(example.weight):
+            self._judge(example, at)
+
+    def _judge(self, example: Example, at: float) -> None:
         self._newest = example
         self.sample.append(example.features)
         if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
@@ -139,15 +146,23 @@ class DriftMonitor:
         :meth:`look` passes them to the watch in batches, or when its state is read: a batch has a
         fixed cost of about twenty rows.
         """
-        partition = rows[0].partition
-        looked = None
-        if self._canary is None and rows[0].offset > self._judged.get(partition, 0):
-            looked = _looked(rows, examples, binary=self._task == "binary")
-        if looked is None or self._without is None:
-            for row, example in zip(rows, examples, strict=True):
+        partition, both = rows[0].partition, zip(rows, examples, strict=True)
+        if self._canary is not None or rows[0].offset <= self._judged.get(partition, 0):
+            for row, example in both:
                 self.learned(partition, row.offset, example, row.at)
             return
         self._judged[partition] = rows[-1].offset
+        counted = [(row, one) for row, one in both if self._counting.counts(one.weight)]
+        if counted:
+            self._learned_together([row for row, _ in counted], [one for _, one in counted])
+
+    def _learned_together(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
+        looked = _looked(rows, examples, binary=self._task == "binary")
+        if looked is None or self._without is None:
+            self.look()
+            for row, example in zip(rows, examples, strict=True):
+                self._judge(example, row.at)
+            return
         self._newest = examples[-1]
         self.sample.append(examples[-1].features)
         first = self._watch.judged_rows + len(self._waiting.features)
@@ -271,6 +286,34 @@ class DriftMonitor:
             "without_labels": without,
             "canary_loss": None if self._canary is None else self._canary.loss,
         }
+
+
+class _Counting:
+    """Decides which rows count: each as often as it weighs, and once at most.
+
+    Senders choose weights.  Errors in rows that teach nothing would be no evidence against their
+    source, and could raise an alarm all the same.
+
+    Attributes:
+        usual: The weight of a row that counts once: what a unit of weight comes with, on average.
+    """
+
+    def __init__(self) -> None:
+        self.usual: float | None = None
+        self._left = 0.0  # share of a row that has not counted yet
+
+    def counts(self, weight: float) -> bool:
+        """Return whether a row of this weight counts."""
+        if self.usual is None:
+            self.usual = weight
+        if weight == self.usual:
+            return True
+        self.usual += (weight - self.usual) * min(weight / (_USUAL_ROWS * self.usual), 1.0)
+        self._left += min(weight / self.usual, 1.0)
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class _Columns(NamedTuple):

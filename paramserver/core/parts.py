@@ -125,10 +125,10 @@ class Parts:
             if block.kind in WHOLE:
                 piece[name], size = block, size + _size(block)
             elif block.kind == ROWS:
-                each, begin = _keys_of_a_row(block.data), max(begin, block.data.begin)
-                end = min(begin + max((room - size) // each, 1), block.data.end)
-                piece[name] = Block(ROWS, block.data.part(begin, end))
-                size += max((end - begin) * each, 1)
+                each = _keys_of_a_row(block.data)
+                part, end = block.data.next_part(begin, max((room - size) // each, 1))
+                piece[name] = Block(ROWS, part)
+                size += max(len(part) * each, 1)
                 if end < block.data.end:
                     return piece, size, (name, end)
             else:

@@ -358,6 +358,12 @@ class Server:
         self.durable = {p: c for p, c in state.clock.items() if p not in self.closed}
 
 
+def shared_values(server: Server, names: Set[str]) -> Blocks:
+    """Return these values as they are now: a later push copies a block before it changes it."""
+    server._shared |= names
+    return _shallow({name: block for name, block in server.values.items() if name in names})
+
+
 def _without(clock: Mapping[int, int], hidden: Set[int]) -> dict[int, int]:
     return {p: c for p, c in clock.items() if p not in hidden}
 

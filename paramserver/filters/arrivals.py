@@ -42,6 +42,9 @@ class Arrivals:
             until they are within the budget again.  A source that has always sent much is not
             flooding.
         sizes: Their sizes before that, relative to the median source, at least 1.
+        weight: Mean weight of an event of the median source.
+        denied: Rate at which the model lately found other labels likelier than those of small and
+            new sources.
     """
 
     def __init__(self, most: int = 4096) -> None:
@@ -54,6 +57,8 @@ class Arrivals:
         self.established = 0
         self.flooding: frozenset[str] = frozenset()
         self.sizes: dict[str, float] = {}
+        self.weight = 1.0
+        self.denied = 0.5
 
     def __len__(self) -> int:
         return len(self._window)
@@ -107,6 +112,8 @@ class Arrivals:
         known = list(sources)
         earned = [s.name for s in known if s.taken >= EARNED]
         self.established = len(earned)
+        weights = sorted([s.weight for s in known if s.taken >= EARNED])
+        self.weight = weights[len(weights) // 2] if weights else 1.0
         names = earned if len(earned) >= EARNED else [s.name for s in known]
         counts = sorted(self.count(name) for name in names)
         if len(counts) < EARNED:

@@ -43,6 +43,7 @@ _DOUBTED: Final = -1.0
 _TRUSTED: Final = 2.0
 
 _LINE: Final = 16
+_LIGHTEST: Final = 1e-6
 
 
 class Favour(NamedTuple):
@@ -125,7 +126,8 @@ class Source:
         turned_at: Number of the arrival at which it went from good to evidence below −2; 0: never.
         recent: ``(features, event)`` digests of its last events, for the sample checks.
         labels: Count of each label it sent; beyond eight labels the rarest is dropped.
-        weight: Moving average of its events' weights; 0: none yet.
+        extra: Sum over its taken events of weight − 1, at all replicas.
+        denied: Rate at which the model lately found another label likelier than its own, here.
     """
 
     name: str
@@ -140,7 +142,8 @@ class Source:
     turned_at: int = 0
     recent: tuple[tuple[int, int], ...] = ()
     labels: dict[str, int] = field(default_factory=dict)
-    weight: float = 0.0
+    extra: float = 0.0
+    denied: float = 0.5
 
     @property
     def quarantined(self) -> bool:
@@ -186,14 +189,22 @@ class Source:
         """Whether its labels are so often unlikely that reference statistics leave them out."""
         return self.evidence.get(UNLIKELY, 0.0) < _DOUBTED
 
-    def share(self, weight: float) -> float:
-        """Return how much an event of this weight says of the source, at most twice the usual."""
-        return 1.0 if weight == self.weight or not self.weight else min(weight / self.weight, 2.0)
+    @property
+    def weight(self) -> float:
+        """The mean weight of its taken events at all replicas; 1 before the first."""
+        return max(1.0 + self.extra / self.taken, _LIGHTEST) if self.extra and self.taken else 1.0
 
-    def weigh(self, weight: float) -> None:
-        """Update the average of its weights with one event's."""
-        if weight != self.weight:
-            self.weight += (weight - self.weight) / 8.0 if self.weight else weight
+    def shares(self, weight: float, usual: float) -> tuple[float, float]:
+        """Return how much an event of this weight says for and against the source, at most 2.
+
+        It counts as a multiple of the source's own mean.  Against the source it counts at least as
+        a multiple of the ``usual`` weight of all sources, up to 1, so that heavy true events do not
+        make its false ones light.
+        """
+        if not self.taken or (weight == 1.0 and not self.extra):
+            return 1.0, 1.0
+        share = min(weight / self.weight, 2.0)
+        return share, max(share, min(weight / usual, 1.0))
 
     def mean(self, test: str, x: float) -> None:
         """Update a test's moving average with one measurement."""

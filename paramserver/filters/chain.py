@@ -143,7 +143,8 @@ class Chain:
         source = self.sources.get(event.source)
         weight, clip, worst = 1.0, 1.0, PASS
         standing, test_name = EVIDENCE_MAX, _NOBODY  # the lowest evidence, this event's included
-        opinions, evidence, share = [], source.evidence, source.share(event.weight)
+        opinions, evidence = [], source.evidence
+        shares = source.shares(event.weight, self.arrivals.weight)
         for test in self.filters:
             opinion = test.judge(event, source)
             opinions.append(opinion)
@@ -162,6 +163,7 @@ class Chain:
             if opinion.factor < worst.factor:
                 worst = opinion
             if opinion.evidence != 0.0:
+                share = shares[opinion.evidence < 0.0]
                 nats = min((nats or 0.0) + opinion.evidence * share, EVIDENCE_MAX)
             if nats is not None and nats <= standing and not opinion.off:
                 standing, test_name = nats, test.name
@@ -185,17 +187,17 @@ class Chain:
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
-        share = source.share(event.weight)
-        source.weigh(event.weight)
+        shares = source.shares(event.weight, self.arrivals.weight)
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)
             # evidence against sources does not count while the stream changes
             if (evidence := opinion.evidence) > 0.0 or (evidence < 0.0 and not drift):
-                self.sources.add(source, test.name, evidence * share, self._arrivals)
+                nats = evidence * shares[evidence < 0.0]
+                self.sources.add(source, test.name, nats, self._arrivals)
         if source.turned_at == self._arrivals and not drift:
             self._look_for_drift(self._seen_lately())  # before the first is condemned for it
         if taken:
-            self.sources.take(source)
+            self.sources.take(source, event.weight)
         elif source.quarantined:
             self._shadow(source)
         elif source.unblamed and self._is_over_budget(verdict):
@@ -234,7 +236,7 @@ class Chain:
             self._arrivals += n
             new = source.taken < EARNED and not source.quarantined
             for _ in range(n):
-                self.arrivals.add(name, new=new)
+                self.arrivals.add(name, new=new, weight=source.weight)
         tests = [test for test in self.filters if test.bounds is not None]
         if any(not test.bounds for test in tests):
             self.refresh(key, version)

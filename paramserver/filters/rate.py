@@ -13,6 +13,10 @@ from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
+_DENIED_MAX: Final = 0.5
+_DENIED_MORE: Final = 0.2
+"""Greatest rate at which the model may contradict small sources while a large one has no budget,
+and how much more often that one."""
 
 
 class Rate(Filter):
@@ -21,8 +25,10 @@ class Rate(Filter):
     An arrival counts as its weight, but at least as 1, since each takes a place in the window.
     With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the other terms allow for
     chance), the weight is 1/r for r > 1, and events are quarantined from ``refuse_at`` on.  Sources
-    in good standing are exempt.  Sources with fewer than ``EARNED`` taken events share a pool of
-    ``pool_share`` of the window, once at least eight sources are established.
+    in good standing are exempt while the model contradicts them hardly more often than small ones:
+    a model that a flood has taught finds much of what it sends usual.  Sources with fewer than
+    ``EARNED`` taken events share a pool of ``pool_share`` of the window, once at least eight
+    sources are established.
 
     Parameters:
         refuse_at: Ratio r from which on events are quarantined.
@@ -50,11 +56,16 @@ class Rate(Filter):
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
-        if over <= 1.0 or source.trusted:
+        if over <= 1.0 or (source.trusted and self._is_agreed(source)):
             return PASS if over == 0.0 else Opinion(score=over)
         if over >= self.refuse_at:
             return Opinion(0.0, score=over, reason=reason, stop=True)
         return Opinion(1.0 / over, score=over, reason=reason)
+
+    def _is_agreed(self, source: Source) -> bool:
+        """Return whether the model agrees with small sources, and about as often with this one."""
+        usual = self.arrivals.denied
+        return usual <= _DENIED_MAX and source.denied <= usual + _DENIED_MORE
 
     def _is_pooled(self, source: Source) -> bool:
         arrivals = self.arrivals

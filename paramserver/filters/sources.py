@@ -23,10 +23,11 @@ from paramserver.filters.surprise import ABOUT
 SOURCES_MAX: Final = 100_000
 EVIDENCE: Final = "filter.evidence."
 TAKEN: Final = "filter.taken"
+EXTRA: Final = "filter.extra_weight"
 OFFENCES: Final = "filter.offences"
 RELEASES: Final = "filter.releases"
-"""Names of blocks by source: evidence in nats (followed by the test's name), taken events, numbers
-of the last quarantine and release."""
+"""Names of blocks by source: evidence in nats (followed by the test's name), taken events, the sum
+of their weights − 1, numbers of the last quarantine and release."""
 
 _PREFIX: Final = "filter."
 _LEAVE_SHARE: Final = 16
@@ -239,9 +240,12 @@ class Sources:
         elif evidence < _TURNED and source.good:
             source.good, source.turned_at = False, arrival
 
-    def take(self, source: Source) -> None:
+    def take(self, source: Source, weight: float = 1.0) -> None:
         """Count one more accepted or clipped event of the source."""
         source.taken += 1
+        if weight != 1.0:
+            source.extra += weight - 1.0
+            _add(self._open, EXTRA, source.name, weight - 1.0)
         if source.name == self._of_event.source:
             self._of_event.taken += 1
         else:
@@ -318,6 +322,9 @@ class Sources:
             if taken > source.taken:
                 self.heard[name] = self.heard.get(name, 0) + taken - source.taken
             source.taken = taken
+        elif block == EXTRA:
+            assert isinstance(value, int | float)
+            source.extra = float(value) + (mine if isinstance(mine, int | float) else 0.0)
         elif block in (OFFENCES, RELEASES):
             assert isinstance(value, tuple)
             field = block.removeprefix(_PREFIX)

@@ -204,14 +204,9 @@ class Surprise(Filter):
             return PASS if self.bounds else OFF
         usual = min(self._new.denied + _DENIED_MORE, 0.5)
         nats = 0.5 * math.log(usual / (1.0 - usual))
-        share = (
-            source.share(event.weight) or 1.0
-        )  # of it what is added, so that neither bound is passed
-        nats = (
-            max(nats, -known / share)
-            if denied
-            else min(-nats, (_BESIDE_SMALL_ONES - known) / share)
-        )
+        gain, loss = source.shares(event.weight, self.arrivals.weight)
+        most = (_BESIDE_SMALL_ONES - known) / gain
+        nats = max(nats, -known / loss) if denied else min(-nats, most)  # within both bounds
         return Opinion(1.0, nats, event.loss or 0.0)
 
     def _is_denied(self, event: Event) -> bool | None:
@@ -247,8 +242,11 @@ class Surprise(Filter):
             return
         if self._counts:
             self.mixes.hear(event.source, event.label, loss)
-        if self._answer is None and (source.taken < EARNED or source.sent <= self.voices.usual):
-            self._new.note(denied=self._is_denied(event))
+        if (denied := self._is_denied(event)) is not None:
+            source.denied += (denied - source.denied) / _DENIED_LATELY
+            if source.taken < EARNED or source.sent <= self.voices.usual:
+                self._new.note(denied=denied)
+                self.arrivals.denied = self._new.denied
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
         if bounds is not None and concerned:
@@ -277,7 +275,8 @@ class Surprise(Filter):
         denied = self._answer is not None and loss > math.log(2.0)
         answer = self._answer if denied != (label == self._answer) else None
         if self._concerns(answer, label):
-            self._count(source, label, 1.0, hit=loss > bounds.high, far=loss > bounds.far)
+            weight = source.weight
+            self._count(source, label, weight, hit=loss > bounds.high, far=loss > bounds.far)
 
     def _count(
         self, source: Source, label: str | None, weight: float, *, hit: bool, far: bool
@@ -350,12 +349,11 @@ class Newcomers:
 
     def most(self, weight: float) -> float:
         """Return the factor by which one of their events weighs no more than is usual."""
-        return 1.0 if self._established < EARNED else min(self._usual / weight, 1.0)
+        few = self._established < EARNED * self._usual
+        return 1.0 if few else min(self._usual / weight, 1.0)
 
-    def note(self, *, denied: bool | None) -> None:
+    def note(self, *, denied: bool) -> None:
         """Count whether the model found another label likelier than that of one such event."""
-        if denied is None:
-            return
         self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
     def weight(self, rate: float) -> float:

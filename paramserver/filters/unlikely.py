@@ -253,7 +253,7 @@ class Unlikely(Filter):
         if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
-            self._count(source, label, loss, 1.0, hit=hit)
+            self._count(source, label, loss, source.weight, hit=hit)
 
     def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
         if self._rising is not None and not source.quarantined:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -114,8 +114,11 @@ def identity(
 ) -> str:
     """Return a hash of everything in which servers of one name may differ: spec, settings, code.
 
+    How long a disk is waited for is not among it: it is not worth replacing a server.
+
     ``code``: from :func:`code_on_disk`; None: as it is now.
     """
     code = code_on_disk() if code is None else code
+    settings = replace(settings, stall_s=STALL_S)
     parts = (lineage.spec, lineage.rule, directory, repr(settings), code)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

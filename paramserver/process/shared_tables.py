@@ -7,6 +7,7 @@ As with a snapshot, pages of a view are copied before the server writes to them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -20,10 +21,10 @@ from typing import Any, Final
 
 from paramserver.core.blocks import ROWS, Blocks
 from paramserver.core.parts import PART_KEYS, Parts
-from paramserver.core.server import Server
+from paramserver.core.server import Server, shared_values
 from paramserver.core.tables.rows import Rows
 from paramserver.core.tables.shared import arrays_of, move
-from paramserver.snapshots.shared_memory import SharedMemory
+from paramserver.snapshots.shared_memory import SharedMemory, remove_left
 from paramserver.snapshots.views import Published, write_view
 
 _log: Final = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ VIEWS_MAX: Final = 8
 
 _PUBLISH_S: Final = 1.0  # between two views, at least
 _SHARE: Final = 0.02  # of the time may go into publishing
-_PIECES_MAX: Final = 32  # of all other blocks, which are encoded while replicas wait
+_PIECES_MAX: Final = 32  # of all other blocks, which a starting replica decodes
 
 
 class SharedTables:
@@ -71,32 +72,41 @@ class SharedTables:
         """Publish the values of this server from now on, the first view at once.
 
         Nobody else uses the server yet.  The files of earlier servers are removed; replicas that
-        have opened them go on reading.
+        have opened them go on reading.  Those of a living server of another lineage stay: it goes
+        on if the model is not switched to this one after all.
         """
         with self._lock:
             self._remove_unread()
+            if self._memory is not None:
+                self._memory.close()
             self._memory, self._server = None, server
             self._moved, self._published, self._due_s = set(), None, 0.0
             try:
-                self._memory = SharedMemory(self._made_folder(server.epoch))
+                self._make_folder()
+                name = f"{server.epoch}-{secrets.token_hex(4)}"
+                self._memory = SharedMemory(self._folder / name)
             except OSError as error:
                 self._note(f"{self._folder} can't be used: {error}")
                 return
             self._publish(self._memory, server, threading.Lock())
 
-    def _made_folder(self, epoch: int) -> Path:
-        """Make a folder for this server, and remove the model's earlier ones.  Raises OSError."""
+    def _make_folder(self) -> None:
+        """Make the lineage's folder, and remove earlier servers' ones in it.  Raises OSError."""
         for one in (*reversed(self._folder.parents[:3]), self._folder):
             one.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = one.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                 raise PermissionError(f"{one} belongs to another user, or is a link")
-        lineages = (one for one in self._folder.parent.iterdir() if one != self._folder)
-        for earlier in (*self._folder.iterdir(), *lineages):
+        for earlier in self._folder.iterdir():
             shutil.rmtree(earlier, ignore_errors=True)
-        made = self._folder / f"{epoch}-{secrets.token_hex(4)}"
-        made.mkdir(mode=0o700)
-        return made
+        self._remove_left()
+
+    def _remove_left(self) -> None:
+        """Remove what servers of the model's other lineages have left that are dead."""
+        with contextlib.suppress(OSError):
+            lineages = [one for one in self._folder.parent.iterdir() if one != self._folder]
+            for folder in (one for lineage in lineages for one in lineage.iterdir()):
+                remove_left(folder)
 
     def publish_if_due(self, server: Server, lock: threading.Lock) -> None:
         """Publish a view if the values have changed, a second or more after the last one.
@@ -109,6 +119,7 @@ class SharedTables:
             if self._memory is None or server is not self._server or begun_s < self._due_s:
                 return
             self._remove_unread()
+            self._remove_left()
             if server.count != self._published:
                 self._publish(self._memory, server, lock)
                 self._remove_unread()
@@ -122,9 +133,9 @@ class SharedTables:
         with lock:
             version = server.version
             tables = self._copied(memory, server.values)
-            rest = {n: block for n, block in server.values.items() if n not in tables}
-            others = _encoded(rest)
+            rest = shared_values(server, server.values.keys() - tables.keys())
             arrays = {name: arrays_of(table) for name, table in tables.items()}
+        others = _encoded(rest)  # of a copy, because pushes and pulls wait for the lock
         whole = {name: one for name, one in arrays.items() if one is not None}
         self._published = version[1]
         if not tables:

@@ -3,13 +3,18 @@
 A page of such a file that is touched while the file system is full ends the process.  So memory is
 reserved before it is used, and an array for which there is no room is one of this process's own
 memory, which no other process can map.
+
+Whoever has made a folder holds a lock of it, which the kernel releases when the process ends,
+however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
+import shutil
 import weakref
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +26,7 @@ import numpy.typing as npt
 
 from paramserver.core.tables.memory import Array, Memory
 
+_BEGUN: Final = "begun-"  # of a folder that is not locked yet
 _STEP: Final = 2**20  # bytes reserved at a time, at least
 _LEFT: Final = 8  # an eighth of the file system stays free, for others that use it
 
@@ -55,13 +61,22 @@ class SharedMemory(Memory):
     """Provides arrays in files of a folder; a file is removed when nothing uses its array here.
 
     Parameters:
-        folder: A folder of its own in a memory file system.
+        folder: A folder in a memory file system, which is made.  Its parent exists.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        begun = folder.with_name(f"{_BEGUN}{folder.name}")
+        begun.mkdir(mode=0o700)
+        descriptor = os.open(begun, os.O_RDONLY | os.O_CLOEXEC)
+        self._unlock = weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self.folder = begun.rename(folder)
         self._files: dict[int, _File] = {}  # by the address of the array
         self._made = 0
+
+    def close(self) -> None:
+        """Let anybody remove the folder, although arrays in it may be in use."""
+        self._unlock()
 
     def empty(self, shape: tuple[int, ...], kind: npt.DTypeLike, n: int) -> Array:
         """Return an array of zeros, of which the first ``n`` rows may be used."""
@@ -110,6 +125,19 @@ class SharedMemory(Memory):
 
     def _drop(self, address: int, path: Path) -> None:
         _remove(path, self._files.pop(address).descriptor)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove a folder that somebody has made for shared memory, unless he is alive."""
+    if folder.name.startswith(_BEGUN):
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def _remove(path: Path, descriptor: int) -> None:

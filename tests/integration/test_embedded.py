@@ -24,7 +24,6 @@ from benchmarks.fixtures.service import launch, settle, write_settings
 from online.client import Client, ServiceRefused
 from online.errors import ConfigError, StartRefused
 from online.models.errors import LearnerUnusable
-from online.models.loading.model_file import settings_of as settings_of_file
 from online.service.embedded import Embedded
 from online.service.state.check_state import Models
 from online.settings.config import load
@@ -393,28 +392,6 @@ def test_a_file_is_served_from_the_shell(tmp_path: Path) -> None:
         running.process.send_signal(number)
         assert running.process.wait(240) == 0
         assert "its state is in snapshot" in (tmp_path / "serve.log").read_text()
-
-
-def test_which_model_of_a_file_is_meant(tmp_path: Path) -> None:
-    file = tmp_path / "m.py"
-
-    def found(text: str) -> tuple[str, str, str]:
-        file.write_text(text)
-        (one,) = settings_of_file(file)["models"]
-        return one["name"], one["task"], one["learner"]
-
-    river = "from river import linear_model as lm, tree\n"
-    assert found(MODEL_FILE) == ("m", "binary", "m.py:make")
-    assert found(f"{river}model = lm.LinearRegression()") == ("m", "regression", "m.py:model")
-    assert found(f"{river}other = lm.SoftmaxRegression()") == ("m", "multiclass", "m.py:other")
-    with pytest.raises(ConfigError, match="defines a, b"):
-        found(f"{river}a = lm.LinearRegression()\nb = lm.LinearRegression()")
-    with pytest.raises(ConfigError, match="defines no model"):
-        found(river)
-    tree = f"{river}model = tree.HoeffdingTreeClassifier()\n"
-    with pytest.raises(ConfigError, match="may be for several tasks"):
-        found(tree)
-    assert found(f'{tree}task = "binary"')[1] == "binary"
 
 
 MODEL_FILE = """

@@ -181,6 +181,14 @@ def test_one_activation_reaches_all_slots_of_a_deferred_event(shop: Embedded) ->
     assert post(shop, "multislot/events/page%2F2/activate").status_code == 204
 
 
+def test_an_endpoint_without_a_model_is_told_the_models(shop: Embedded) -> None:
+    headers = {"Ocp-Apim-Subscription-Key": KEY}
+    body = {"actions": ACTIONS}
+    answer = httpx.post(f"{shop.url}/personalizer/v1.0/rank", json=body, headers=headers)
+    assert answer.status_code == 404
+    assert "/v1/models/shop" in answer.json()["error"]["message"]
+
+
 def test_an_events_id_may_have_a_slash(shop: Embedded) -> None:
     said = post(shop, "v1.0/rank", {"actions": ACTIONS, "eventId": "a/b c"}).json()
     assert post(shop, "v1.0/events/a%2Fb%20c/activate").status_code == 204

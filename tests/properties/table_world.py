@@ -136,7 +136,7 @@ class World:
         self.replicas = [Replica(partition, most, users) for partition in (1, 2, 3)]
         self.summed: Numbers = {}  # what was applied, added up
         self.bodies: dict[tuple[int, int, int], bytes] = {}  # content of each push, when first sent
-        self.repeats = self.restarts = 0
+        self.repeats = self.restarts = self.parts = 0
         self.saved: tuple[SnapshotState, Numbers] = self._state()
         for replica in self.replicas:
             self.exchange(replica)
@@ -145,7 +145,7 @@ class World:
         return self.server.begin_snapshot(0.0, None, {}), dict(self.summed)
 
     def exchange(self, replica: Replica, *, lost: bool = False) -> None:
-        learner = replica.learner
+        learner, cache = replica.learner, replica.learner.cache
         pushes = learner.pushes(9)
         if learner.up_to_date:
             self._check_known(learner)
@@ -161,7 +161,7 @@ class World:
                     learner.since,
                     True,
                     [],
-                    rows=learner.cache and learner.cache.request(every=learner.catching_up),
+                    rows=cache and cache.request(learner.server, learner.catching_up),
                 )
             )
         )
@@ -170,14 +170,19 @@ class World:
             acks.append(self.server.push(push, lambda _: Info))  # type: ignore[arg-type,return-value]
             if acks[-1].status == "applied" and TABLE in push.blocks:
                 add(self.summed, from_wire(push.blocks)[TABLE].data)
-        reply = wire.encode(self.server.reply(request, acks, [], 0.0))
+        reply = wire.decode_reply(wire.encode(self.server.reply(request, acks, [], 0.0)))
         assert same(numbers_of(self.server.values), self.summed), "the sum of what was sent"
         if not lost:
             stays = 0
-            if (cache := learner.cache) is not None:
+            if cache is not None:
                 stays = sum(map(learner._may_be_sent, cache._changed.values()))
                 stays += len(cache._sent - cache._uses.keys())
-            learner.on_reply(wire.decode_reply(reply))
+            if cache is not None and cache.is_part(reply, learner.server):
+                self.parts += 1
+                for _ in learner.take_part(cache.part_of(reply, learner.server)):
+                    pass
+            else:
+                learner.on_reply(reply)
             self._check_fetched(learner, stays)
             replica.catch_up()
             if learner.up_to_date:

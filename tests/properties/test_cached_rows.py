@@ -13,6 +13,7 @@ import table_world
 from table_world import World
 
 from online.learning import cached_rows
+from online.learning.values_in_parts import ServerView
 from paramserver.core import wire
 from paramserver.core.blocks import from_wire
 from paramserver.core.tables.row_message import ID
@@ -43,13 +44,32 @@ def test_rows_that_are_held_are_the_servers(seed: int) -> None:
     assert world.repeats or world.restarts
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_are_held_come_again_in_parts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a prediction would wait while a million rows of a new server are looked through."""
+    monkeypatch.setattr(cached_rows, "AGAIN_MAX", 6)
+    asked = list[int]()
+    request = cached_rows.CachedRows.request
+
+    def counted(self: Any, server: ServerView, catching_up: bool) -> dict[str, bytes]:
+        ids = request(self, server, catching_up)
+        asked.append(len(self._again))
+        return ids
+
+    monkeypatch.setattr(cached_rows.CachedRows, "request", counted)
+    world = check(seed)
+    assert world.restarts
+    assert world.parts > 3 * world.restarts, "of each replica"
+    assert max(asked) <= 6
+
+
 def flooded(cache: Any) -> int:
     """Most rows that are held while predictions ask for ever new ones."""
     most = 0
     for n in range(0, 60_000, 3_000):
         cache.use(range(n, n + 3_000))
         cache.evict(lambda place: False)
-        asked = np.frombuffer(cache.request(every=False)["t"], ID)
+        asked = np.frombuffer(cache.request(ServerView(None), False)["t"], ID)
         assert len(asked) <= cached_rows.REQUESTED_MAX
         rows = Rows.empty(1)
         rows.gone = asked.astype(np.uint64)
@@ -70,7 +90,7 @@ def test_what_is_about_to_be_learned_is_requested_first() -> None:
     cache.use(range(100, 5_000))
     cache.soon = [7]
     assert cache.ask(cache.soon)
-    assert np.frombuffer(cache.request(every=False)["t"], ID)[0] == 7
+    assert np.frombuffer(cache.request(ServerView(None), False)["t"], ID)[0] == 7
 
 
 def reply_with(rows: Rows) -> wire.SyncReply:
@@ -82,10 +102,10 @@ def reply_with(rows: Rows) -> wire.SyncReply:
 
 def test_a_row_that_was_learned_without_its_values_is_missing_until_it_comes() -> None:
     cache = cached_rows.CachedRows("t", 100, lambda row: [7, 8])
-    cache.request(every=False)
+    cache.request(ServerView(None), False)
     cache.learned({}, (1, 1))
     assert cache.ask(cache.ids_of({}))
-    assert np.frombuffer(cache.request(every=False)["t"], ID).tolist() == [7, 8]
+    assert np.frombuffer(cache.request(ServerView(None), False)["t"], ID).tolist() == [7, 8]
     rows = Rows(np.array([7], np.uint64), np.ones((1, 2), np.float32))
     rows.gone = np.array([8], np.uint64)
     chosen = cache.chosen(reply_with(rows))
@@ -103,22 +123,42 @@ def test_rows_that_learning_needs_are_requested_however_many_predictions_lack() 
         cache._uses[held] = 1
     cache.soon = [9_000_000]
     cache.ask(cache.soon)
-    assert np.frombuffer(cache.request(every=False)["t"], ID).tolist() == [9_000_000]
+    assert np.frombuffer(cache.request(ServerView(None), False)["t"], ID).tolist() == [9_000_000]
 
 
-def _changed(old: str, new: str) -> Any:
+def _changed(old: str, new: str, again: int = cached_rows.AGAIN_MAX) -> Any:
     source = inspect.getsource(cached_rows)
     assert source.count(old) == 1, old
     made = ModuleType(cached_rows.__name__)
     exec(compile(source.replace(old, new), "<mutant>", "exec"), vars(made))
+    vars(made)["AGAIN_MAX"] = again
     return made.CachedRows
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        pytest.param("[*missing, *self._uses] if every else", "",
+        pytest.param("lacking = len(self._uses) if server.values is None", "lacking = 0 if True",
                      id="rows that are held are not requested with whole values"),
+        pytest.param("return self._lacking - len(self._again)", "return 0",
+                     id="values are complete after the first of these rows"),
+        pytest.param("self._uses.move_to_end(i)", "pass",
+                     id="the first of these rows are requested again and again"),
+        pytest.param("self._sent = frozenset()  # rows", "pass  # rows",
+                     id="rows that are not held come with a part"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_lost_among_parts_are_noticed(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_world, "CACHE", _changed(old, new, again=14))
+    with pytest.raises(AssertionError):
+        check_all((0, 1, 7))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
         pytest.param("gone.append(i)\n        for i in [", "uses[i] = 1\n        for i in [",
                      id="no row is evicted"),
         pytest.param("[i in uses or i in sent for i in ids.tolist()]", "[True] * len(ids)",

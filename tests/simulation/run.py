@@ -43,6 +43,7 @@ import online.replica.follower
 import online.replica.journal_threads
 import online.replica.queue
 import paramserver.process.actor
+from online.replica import learning_cost
 from online.replica.queue import Queue
 from paramserver.core.state import SnapshotState
 from paramserver.snapshots import format as snapshot_format
@@ -80,7 +81,8 @@ def machine() -> Vfs:
     # it hashes source files, which are no part of the simulated machine
     paramserver.process.actor.identity = lambda *_: "simulated"
     online.replica.journal_threads.OneThread = SimThread  # type: ignore[misc,assignment]
-    online.replica.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
+    # Its clock stands still within a turn: as few rows in each as possible.
+    online.replica.follower.TURN_S = learning_cost.TURN_S = 0.0  # type: ignore[misc]
     online.replica.queue._GATHER_S = 0.0  # mutants name the seeds that notice them without it
     encoded = snapshot_format.encoded
 

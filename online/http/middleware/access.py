@@ -39,7 +39,7 @@ _OPEN: Final = re.compile(
 )
 _ANSWER: Final = re.compile(
     r"/v1/models/[^/]+/(predict|choose|scores|edge/reports)|/v2/repository/index|/v2/models/[^/]+(/versions/[^/]+)?/infer"
-    r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?rank"
+    r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?rank|/personalizer/.+"
 )
 _LEARN: Final = re.compile(
     r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/(reward|activate|edge/deltas)"

@@ -60,6 +60,12 @@ def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
         await _of(choosing, model).activate(asked.id)
         return Response(status_code=204)
 
+    @made.post("/personalizer/{call:path}")
+    async def without_model(call: str) -> Response:
+        message = f"the client's endpoint names no model, as {_addresses(choosing)} would"
+        hint = "Give the client the address of a model as its endpoint"
+        raise RequestError(404, "unknown_path", message, "endpoint", hint)
+
     for version in ("", "/v1.0", "/v1.1"):
         _add_personalizer(made, choosing, f"/v1/models/{{model}}/personalizer{version}")
     return made
@@ -102,6 +108,11 @@ def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str
     async def activate_slots(model: str, event: str) -> Response:
         await of(model).activate_slots(event)
         return Response(status_code=204)
+
+
+def _addresses(choosing: Mapping[str, Choosing]) -> str:
+    """Name the paths of the models that choose, for an error."""
+    return ", ".join(f"/v1/models/{name}" for name in sorted(choosing)) or "/v1/models/NAME"
 
 
 def _created(answer: dict[str, Any]) -> Response:

@@ -58,12 +58,7 @@ def load_model(
     _check_declared(model, numeric_only=loaded.model.numeric_only)
     if model.conversion_window is not None:
         _check_taken_back(model, loaded.model)
-    if model.sync.share_tables:
-        _check_shared(model, settings, loaded.model)
-    if model.sync.vectors == "float16":
-        _check_rounds(model, loaded.model)
-    if model.cache.rows is not None:
-        _check_tabled(model, loaded.model)
+    _check_tables(model, settings, loaded.model)
     return loaded
 
 
@@ -89,18 +84,27 @@ def spec_with(text: str, shards: int) -> tuple[str, str]:
     return hashlib.sha256(with_shards.encode()).hexdigest(), with_shards
 
 
-def _check_shared(model: ModelSettings, settings: Settings, built: Model) -> None:
-    """Raise LearnerUnusable if ``sync.share_tables`` is set and there is no table to share."""
-    from online.models.base import Sharing
+def _check_tables(model: ModelSettings, settings: Settings, built: Model) -> None:
+    """Raise LearnerUnusable if a setting of tables is given, and the model has no such table."""
+    from online.models.base import Rounding, Sharing, Tabled
     from online.models.errors import LearnerUnusable
 
-    given, remedy = "sync.share_tables is set, and", "leave sync.share_tables out"
-    if not isinstance(built, Sharing):
-        problem = f"{given} it has no table of ids"
-        raise LearnerUnusable(model.learner, problem, f"Take fm with `table: true`, or {remedy}")
-    if (most := settings.limits.table_rows_max) is not None:
-        problem = f"{given} limits.table_rows_max is {most}: rows of a shared table are not removed"
-        raise LearnerUnusable(model.learner, problem, f"Leave the limit out, or {remedy}")
+    shares, held, most = model.sync.share_tables, model.cache.rows, settings.limits.table_rows_max
+    rounds = model.sync.vectors == "float16"
+    for given, name, value, kind, lacking in (
+        (shares, "sync.share_tables", "set", Sharing, "table of ids"),
+        (rounds, "sync.vectors", "float16", Rounding, "table whose vectors are pushed"),
+        (held is not None, "cache.rows", held, Tabled, "table"),
+    ):
+        if given and not isinstance(built, kind):
+            problem = f"{name} is {value}, and it has no {lacking}"
+            remedy = f"Take fm with `params: {{table: true}}`, or leave {name} out"
+            raise LearnerUnusable(model.learner, problem, remedy)
+    if shares and most is not None:
+        problem = "sync.share_tables is set, and limits.table_rows_max is"
+        problem += f" {most}: rows of a shared table are not removed"
+        remedy = "Leave the limit out, or leave sync.share_tables out"
+        raise LearnerUnusable(model.learner, problem, remedy)
 
 
 def _check_taken_back(model: ModelSettings, built: Model) -> None:
@@ -113,30 +117,6 @@ def _check_taken_back(model: ModelSettings, built: Model) -> None:
         problem = f"conversion_window is {model.conversion_window:g} s, and {why}"
         remedy = "Take one whose lessons can be taken back: auto, linear, logreg, ftrl; or leave it"
         raise LearnerUnusable(model.learner, problem, f"{remedy} out")
-
-
-def _check_rounds(model: ModelSettings, built: Model) -> None:
-    """Raise LearnerUnusable if deltas are to be rounded, and the model has no table."""
-    from online.models.base import Rounding
-
-    if not isinstance(built, Rounding):
-        from online.models.errors import LearnerUnusable
-
-        problem = "sync.vectors is float16, and it has no table whose vectors are pushed"
-        remedy = "Take fm with `params: {table: true}`, or leave sync.vectors out"
-        raise LearnerUnusable(model.learner, problem, remedy)
-
-
-def _check_tabled(model: ModelSettings, built: Model) -> None:
-    """Raise LearnerUnusable if a replica is to hold some rows of a table, and there is none."""
-    from online.models.base import Tabled
-
-    if not isinstance(built, Tabled):
-        from online.models.errors import LearnerUnusable
-
-        problem = f"cache.rows is {model.cache.rows}, and it has no table"
-        remedy = "Take fm with `params: {table: true}`, or leave cache.rows out"
-        raise LearnerUnusable(model.learner, problem, remedy)
 
 
 def built_for_pushes(model: ModelSettings, build: Callable[[], Model]) -> Callable[[], Model]:

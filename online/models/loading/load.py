@@ -226,7 +226,7 @@ def load(
         given |= {"keys": (key, *old_keys)} | ({} if factory is sealed else {"classes": classes})
 
     def make() -> Model:
-        made = _wrap(learner, _make(learner, factory, given), task, key, old_keys, threshold)
+        made = _wrap(learner, made_by(learner, factory, given), task, key, old_keys, threshold)
         _train(learner, made, training, rehearses=rehearses)
         return made
 
@@ -311,6 +311,7 @@ def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, s
         module, source = _load_module(learner, place)
         kind = f"module {place}"
     factory = getattr(module, name, None)
+    objects.check_recipe(learner, factory)  # a module of torch is callable, and builds nothing
     if not callable(factory) and hasattr(factory, "learn_one"):
         factory = partial(copy.deepcopy, factory)
     if not callable(factory):
@@ -369,7 +370,8 @@ def _load_module(learner: str, place: str) -> tuple[types.ModuleType, bytes]:
     return module, Path(file).read_bytes() if file else b""
 
 
-def _make(learner: str, factory: Callable[..., Any], params: Mapping[str, object]) -> Any:
+def made_by(learner: str, factory: Callable[..., Any], params: Mapping[str, object]) -> Any:
+    """Return what a user's factory makes.  Raises LearnerUnusable, with the place in its file."""
     signature = inspect.signature(factory)
     try:
         signature.bind(**params)
@@ -427,8 +429,7 @@ def _wrap(
         except Exception as error:  # its module, loss, optimizer or estimator may raise anything
             problem = _raised("what its factory returned raises", error)
             raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
-    if (recipe := objects.recipe_of(made)) is not None:
-        raise LearnerUnusable(learner, *recipe)
+    objects.check_recipe(learner, made)
     detector = detecting(learner, made, task, threshold, key=key, old_keys=old_keys)
     if detector is not None:
         return detector

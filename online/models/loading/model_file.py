@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from online.errors import ConfigError
 from online.models.loading import objects
-from online.models.loading.load import load_file
+from online.models.loading.load import load_file, made_by
 
 _NAMES: Final = ("model", "make", "build")
 
@@ -22,17 +22,28 @@ def settings_of(path: Path) -> dict[str, Any]:
     module, _ = load_file(str(path), path)
     chosen = _chosen(path, vars(module))
     value = vars(module)[chosen]
-    made = value() if callable(value) and not hasattr(value, "learn_one") else value
+    made = _made(path, chosen, value)
     task = getattr(module, "task", None) or objects.task_of(made)
     if task is None:
+        words = " or ".join(f'"{one}"' for one in objects.possible_tasks(made))
         raise ConfigError(
             str(path),
             f"{type(made).__name__} may be for several tasks",
-            'Write into the file: task = "binary", "multiclass" or "regression"',
+            f"Write into the file: task = {words}",
         )
     name = getattr(module, "name", None) or path.stem
     model = {"name": name, "task": task, "learner": f"{path.name}:{chosen}"}
     return {"cluster": "embedded", "base_dir": str(path.resolve().parent), "models": [model]}
+
+
+def _made(path: Path, name: str, value: Any) -> Any:
+    """Return the object that the file calls its model, or what its factory makes."""
+    objects.check_recipe(str(path), value)
+    if not objects.makes_models(value):
+        return value
+    made = made_by(f"{path}:{name}", value, {})
+    objects.check_recipe(str(path), made)
+    return made
 
 
 def _chosen(path: Path, names: dict[str, Any]) -> str:

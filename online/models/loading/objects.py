@@ -35,7 +35,8 @@ def hand_over(name: str, model: Any) -> str:
 
     A class or function is called for each copy; any other object is copied with its learned state.
     """
-    if isinstance(model, type) or (callable(model) and not hasattr(model, "learn_one")):
+    check_recipe(f"{PLACE}:{name}", model)
+    if makes_models(model):
         _given[name] = model
     else:
         mine = copy.deepcopy(model)  # the program may go on using its own
@@ -55,19 +56,36 @@ def factory(name: str) -> Callable[[], Any]:
     return _given[name]
 
 
+def makes_models(given: Any) -> bool:
+    """Return whether it has to be called for a model: a class or a function."""
+    return isinstance(given, type) or (callable(given) and not hasattr(given, "learn_one"))
+
+
 def task_of(model: Any) -> TaskName | None:
     """Return the only task that the model fits; None if it fits several."""
     if isinstance(model, str):
         return _TASKS.get(model)
-    made = model() if isinstance(model, type) else model
-    final = steps(made)[-1]
+    final = steps(model)[-1]
     if isinstance(final, base.Regressor):
         return "regression"
     if isinstance(final, base.Classifier):
         if type(final).__name__ in _MANY:
             return "multiclass"
         return None if final._multiclass else "binary"
-    return "anomaly" if is_detector(made) else None
+    return "anomaly" if is_detector(model) else None
+
+
+def possible_tasks(model: Any) -> tuple[TaskName, ...]:
+    """Return the tasks among which the settings have to choose for such a model."""
+    if isinstance(steps(model)[-1], base.Classifier):
+        return "binary", "multiclass"
+    return "binary", "multiclass", "regression"
+
+
+def check_recipe(learner: str, made: Any) -> None:
+    """Refuse a bare scikit-learn estimator or torch module.  Raises LearnerUnusable."""
+    if (recipe := recipe_of(made)) is not None:
+        raise LearnerUnusable(learner, *recipe)
 
 
 def recipe_of(made: Any) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ equal it are dropped afterwards, a few at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from paramserver.core.tables.row_message import RowMessage
 from paramserver.core.tables.rows import Rows
 
 _COMPARED: Final = 512  # own rows that are compared in one step
+_BELOW: Final = 2**40  # position of the first row of the table below; own rows have smaller ones
 
 
 class LayeredRows(RowMessage):
@@ -88,8 +89,9 @@ class LayeredRows(RowMessage):
 
     def _dropping(self, below: Rows) -> Iterator[None]:
         own = self._own
-        place = own.begin
-        while place < own.end and self._below is below:  # rows that are packed come to the end
+        place, last = own.begin, own.end + len(own)
+        # Rows that are packed come to the end, once, and rows may be written for ever.
+        while place < min(own.end, last) and self._below is below:
             part = own.part(place, place + _COMPARED)
             if len(part):
                 self._own.drop(part.ids[_same(part.numbers, *below.get(part.ids))])
@@ -99,23 +101,23 @@ class LayeredRows(RowMessage):
     # -- all rows, for a replica that answers in the server's place ------------------------------
 
     @property
-    def begin(self) -> int:
-        """The first position: those of the table below, then those of the own rows."""
-        return 0
-
-    @property
     def end(self) -> int:
-        """The position after the last row."""
-        return self._below.end + self._own.end
+        """The position after the last row: own rows are before those of the table below.
 
-    def part(self, begin: int, end: int) -> Rows:
-        """Return the rows at positions ``begin … end - 1``."""
-        last = self._below.end
-        ids = self._below.ids_at(np.arange(begin, min(end, last)))
-        if end > last:
-            own = self._own.part(max(begin - last, 0), end - last).ids
-            ids = np.append(ids, own[~self._below.has(own)])
-        return Rows(ids, self.get(ids)[0])
+        So who goes through the positions meets a row before or after it is dropped from the own
+        ones, whatever tables are taken meanwhile.
+        """
+        return _BELOW + self._below.end
+
+    def next_part(self, begin: int, n: int) -> tuple[Rows, int]:
+        """Return the rows at the first ``n`` positions from ``begin`` on, and the next position."""
+        if begin < self._own.end:
+            part, end = self._own.next_part(begin, n)
+            return part, end if end < self._own.end else _BELOW
+        begin = max(begin, _BELOW)
+        end = min(begin + n, self.end)
+        ids = self._below.ids_at(np.arange(begin - _BELOW, end - _BELOW))
+        return Rows(ids, self.get(ids)[0]), end
 
     @property
     def ids(self) -> IdArray:
@@ -127,6 +129,9 @@ class LayeredRows(RowMessage):
     def numbers(self) -> Floats32:
         """The rows of all ids, in their order."""
         return self.get(self.ids)[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rows, (self.ids, self.numbers)
 
     def __len__(self) -> int:
         return len(self._below) + int(np.count_nonzero(~self._below.has(self._own.ids)))

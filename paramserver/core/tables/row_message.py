@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from paramserver.core.tables.flags import Flags
     from paramserver.core.tables.ids import IdArray
 
     Floats32 = npt.NDArray[np.float32]
@@ -60,6 +61,21 @@ class RowMessage:
     def numbers(self) -> Floats32:
         """All rows by position, in a new array."""
         raise NotImplementedError
+
+    def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
+        """Return the rows of these ids, zeros for missing ones, and flags: which ones exist."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RowMessage):
+            return NotImplemented
+        if self.width != other.width or len(self) != len(other):
+            return False
+        ids = self.ids
+        (mine, _), (numbers, known) = self.get(ids), other.get(ids)
+        return bool(known.all() and np.array_equal(numbers, mine))
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.ids.copy(), self.numbers)

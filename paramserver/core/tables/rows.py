@@ -123,16 +123,6 @@ class Rows(RowMessage):
         if self._older is not None:
             self._older.lay_out()
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Rows):
-            return NotImplemented
-        if self.width != other.width or len(self) != len(other):
-            return False
-        numbers, known = other.get(self.ids)
-        return bool(known.all() and np.array_equal(numbers, self.numbers))
-
-    __hash__ = None  # type: ignore[assignment]  # mutable
-
     def __del__(self) -> None:
         if self._given is None:
             self._pool.release(self._pages)
@@ -207,6 +197,12 @@ class Rows(RowMessage):
             left = np.flatnonzero(~known)
             known[left] = self._older.has(ids[left])
         return known
+
+    def next_part(self, begin: int, n: int) -> tuple[Rows, int]:
+        """Return the rows at the first ``n`` positions from ``begin`` on, and the next position."""
+        begin = max(begin, self.begin)
+        end = min(begin + n, self.end)
+        return self.part(begin, end), end
 
     def part(self, begin: int, end: int) -> Rows:
         """Return the rows at positions ``begin … end - 1``."""

@@ -74,6 +74,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v2/models/{model}/feedback"): FEEDBACK,
     ("POST", "/v1/models/{model}/reward"): FEEDBACK,
     ("POST", "/v1/models/{model}/personalizer/v1.0/events/a/b/reward"): FEEDBACK,
+    ("POST", "/personalizer/v1.0/rank"): PREDICT,  # the answer says what is missing
     ("POST", "/v1/models/{model}/personalizer/multislot/events/a/activate"): FEEDBACK,
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
     ("GET", "/v1/models/{model}/live"): ADMIN,

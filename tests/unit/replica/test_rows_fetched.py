@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from replica_world import World, play, row, until
 
 from online.errors import RequestError
 from online.messages.structs import Prediction, PredictRequest
+from online.models.features.hashed import Hashed
 from online.models.fm import Fm, FmModel
 from online.models.state.factors import TABLE
 from replay import codec
@@ -124,6 +126,41 @@ def test_events_wait_for_their_rows_but_not_for_a_server_that_is_away(tmp_path: 
         await until(lambda: whole.learner.version == some.learner.version)
         assert asked(world, some, user).prediction == asked(world, whole, user).prediction
         for replica in (whole, some):
+            await replica.stop(5.0)
+
+    play(tmp_path, scene)
+
+
+def test_a_payload_is_decoded_and_a_row_is_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, hashed = Counter[bytes](), Counter[str]()
+    decode, hash_row = codec.decode, Hashed.row
+
+    def counted(payload: bytes) -> Example:
+        decoded[payload] += 1
+        return decode(payload)
+
+    def noted(self: Hashed, features: Features, *, learns: bool) -> dict[str, float]:
+        hashed["learned" if learns else "looked up"] += 1
+        return hash_row(self, features, learns=learns)
+
+    async def scene(world: World) -> None:
+        whole, some = await taught(world, rows=100)
+        draw = random.Random(5)
+        monkeypatch.setattr(codec, "decode", counted)
+        monkeypatch.setattr(Hashed, "row", noted)
+        for begin, replica in ((1_000, whole), (2_000, some)):
+            events = [event(i, draw) for i in range(begin, begin + 40)]
+            before = replica.counts["learned"]
+            await replica.writer.record(events)
+            await until(lambda r=replica, n=before: r.counts["learned"] == n + 40)
+            assert [decoded[one.payload] for one in events] == [1] * 40
+        for replica in (whole, some):
+            await until(lambda r=replica: asked(world, r, 7).missing_rows is msgspec.UNSET)
+            hashed.clear()
+            asked(world, replica, 7)
+            assert hashed == {"looked up": 1}
             await replica.stop(5.0)
 
     play(tmp_path, scene)

@@ -15,7 +15,7 @@ from test_long_bodies import turns as others
 from test_ordinary import event, taught
 
 from online.replica import follower
-from online.replica.follower import Follower
+from online.replica.learning_cost import PassSize
 from online.watch.drift import TOGETHER
 
 US = 1e-6
@@ -94,7 +94,7 @@ def test_the_judge_looks_in_a_turn_of_its_own(
 def test_passes_that_do_not_follow_the_clock_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Follower, "_adapt_pass_size", lambda self, n, most, took_s: None)
+    monkeypatch.setattr(PassSize, "adapt", lambda self, n, most, took_s: None)
 
     async def scene(world: worlds.World) -> None:
         cheap, dear = await passes(world, monkeypatch, [20 * US, 50 * US])

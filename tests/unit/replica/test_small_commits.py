@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import pytest
 from replica_world import World, play, row, until
 
-from online.replica import follower, queue
+from online.replica import learning_cost, queue
 from online.replica.pending import Waiting, waiting_for
 from online.settings.limits import Limits
 from replay.journal.base import Appended, NewRow
@@ -67,7 +67,7 @@ def commits(folder: Path) -> list[int]:
 def test_two_halves_of_the_callers_share_the_commits_from_then_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower, "_TURN_S", 1e9)  # however slow the machine is
+    monkeypatch.setattr(learning_cost, "TURN_S", 1e9)  # however slow the machine is
     sizes = commits(tmp_path / "one")
     assert sum(sizes) == 2 * CALLERS * ROUNDS
     assert max(sizes) == 2 * CALLERS

@@ -29,12 +29,13 @@ def example(rng: random.Random, task: str, turned: bool) -> Example:
     """A row with its answer, now and then an odd one, or none."""
     features: Any = {name: rng.gauss(2.0 if turned else 0.0, 1.0) for name in "abc"}
     no_change = rng.choice([None, True, "a"])
+    weight = rng.choice([1.0, 1.0, 1.0, 2.0, 0.25, 1e-9])
     event_time = rng.choice([None, rng.uniform(0.0, 400.0), 1e18])
     times = {"predicted_at": rng.choice([None, 1.0]), "event_time": event_time}
     if task == "regression":
         target = rng.gauss(0, 1)
         said = target + rng.gauss(0, 5.0 if turned else 1.0)
-        return Example(features, target, 1.0, {"": said}, None, no_change=no_change, **times)
+        return Example(features, target, weight, {"": said}, None, no_change=no_change, **times)
     labels = LABELS[task]
     label = rng.choice(labels)
     wrong = rng.random() < (0.7 if turned else 0.1)
@@ -45,7 +46,7 @@ def example(rng: random.Random, task: str, turned: bool) -> Example:
     score: Any = {**rest, TEXTS[said]: p}
     if rng.random() < 0.01:
         score = rng.choice([None, {}, {TEXTS[said]: 1.5}, {TEXTS[said]: float("nan")}])
-    return Example(features, label, 1.0, score, None, no_change=no_change, **times)
+    return Example(features, label, weight, score, None, no_change=no_change, **times)
 
 
 def watched(task: Any, said: list[tuple[Alarm, float]]) -> DriftMonitor:
@@ -188,3 +189,30 @@ def test_times_that_a_sender_makes_up_do_not_blind_the_judge(odd: str, together:
     found = judge.summary()
     assert found["state"] == "act"
     assert 1.7e9 - 86_400 <= found["newest"][0]["at"] <= 1.7e9 + 2400
+
+
+@pytest.mark.parametrize(("weight", "state"), [(1e-9, "ok"), (0.01, "ok"), (1.0, "act")])
+@pytest.mark.parametrize("unit", [1.0, 0.05])
+@pytest.mark.parametrize("together", [False, True])
+def test_rows_count_as_they_weigh(weight: float, state: str, unit: float, together: bool) -> None:
+    """Whoever sends errors that teach nothing is blamed for none, and so may raise no alarm."""
+    rng, judge = random.Random(7), watched("binary", [])
+    for offset in range(1, 3000, 24):
+        examples = []
+        for i in range(24):
+            wrong = offset > 1500 and i % 4 == 0
+            label = rng.random() < 0.5
+            share = {"true": 0.9 if label != wrong else 0.1}
+            score = {**share, "false": 1.0 - share["true"]}
+            examples.append(Example({"a": 1.0}, label, unit * (weight if wrong else 1.0), score))
+        rows = [
+            Row(offset + i, 1, offset + i, bytes(16), "", "s", Verdict.ACCEPTED, 1.0, b"", 1.7e9)
+            for i in range(24)
+        ]
+        if together:
+            judge.learned_all(rows, examples)
+        else:
+            for row, shown in zip(rows, examples, strict=True):
+                judge.learned(1, row.offset, shown, row.at)
+    assert judge.summary()["state"] == state
+    assert judge.summary()["judged"] >= 2250 - 24

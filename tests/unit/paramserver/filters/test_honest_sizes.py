@@ -152,7 +152,6 @@ def test_a_large_source_among_eighty_small_ones_is_soon_trusted(
 def test_small_sources_condemn_nobody(weight: float) -> None:
     """A large source that lies where only new ones are beside it loses trust, and no more."""
     test, source = Surprise(answers=LABELS), Source("big", taken=50)
-    source.weigh(1.0)
     for i in range(40):
         small = Event(f"s{i}", b"", None, 0.1, label="true", answer="true")
         test.learn(small, PASS, Source(f"s{i}"), taken=True)
@@ -161,7 +160,8 @@ def test_small_sources_condemn_nobody(weight: float) -> None:
             event = Event("big", b"", None, loss, weight=weight, label=label, answer="true")
             opinion = test.judge(event, source)
             known = source.evidence.get("surprise", 0.0)
-            source.evidence["surprise"] = known + opinion.evidence * source.share(weight)
+            share = source.shares(weight, 1.0)[opinion.evidence < 0.0]
+            source.evidence["surprise"] = known + opinion.evidence * share
             assert -1e-9 < source.evidence["surprise"] < most + 1e-9
         assert source.evidence["surprise"] > least - 1e-9
 

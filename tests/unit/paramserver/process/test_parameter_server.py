@@ -59,6 +59,12 @@ def test_snapshot_and_restart(world: World) -> None:
     assert value(world.serving()) == 9.0
 
 
+def test_a_server_is_not_replaced_for_how_long_a_disk_is_waited_for() -> None:
+    before = identity(LINEAGE, "d", ServerSettings())
+    assert before == identity(LINEAGE, "d", ServerSettings(stall_s=7.0))
+    assert before != identity(LINEAGE, "d", ServerSettings(retry_s=7.0))
+
+
 @pytest.mark.parametrize(
     "changed", ["core/server.py", "filters/base.py", "process/actor.py", "snapshots/format.py"]
 )

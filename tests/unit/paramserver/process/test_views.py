@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from paramserver.core.blocks import COUNT, ROWS, Block, from_wire
-from paramserver.core.server import Server
+from paramserver.core.server import Server, _unshare
 from paramserver.core.tables.ids import IdArray
 from paramserver.core.tables.pages import Pool
 from paramserver.core.tables.rows import Rows
@@ -83,6 +83,7 @@ class Teller:
             self.server.count += 1
             number = np.full((1, WIDTH), self.server.count, dtype=np.float32)
             self.rows.put(spread(0, 1), number)
+            _unshare(self.server.values, self.server._shared, {"n": Block(COUNT, {})})
             self.server.values["n"].data["n"] = self.server.count
 
     def publish(self) -> None:
@@ -123,6 +124,30 @@ def test_views_stay_as_they_were_published_while_the_server_goes_on(folder: Path
     assert teller.n > 4 * N, "its slots have doubled, and its ids and pages were continued"
     assert seen[-1][0].version == (1, 120)
     assert len(seen[-1][0].tables["t"]) == teller.n
+
+
+def test_pushes_go_on_while_values_beside_the_tables_are_encoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teller, reader = Teller(folder), Views(folder, SPEC)
+    encoded, counts = shared_tables._encoded, list[int]()
+
+    def meanwhile(values: Any) -> Any:
+        assert not teller.lock.locked(), "pushes and pulls wait for it"
+        teller.change()
+        counts.append(teller.server.count)
+        return encoded(values)
+
+    monkeypatch.setattr(shared_tables, "_encoded", meanwhile)
+    teller.change()
+    for n in range(1, 8, 2):
+        teller.publish()
+        view = reader.newest(OLDEST)
+        assert view is not None
+        assert view.version == (1, n)
+        assert is_whole(view)
+        teller.change()
+    assert counts == [2, 4, 6, 8]
 
 
 def test_no_folder_is_followed_elsewhere(folder: Path, tmp_path: Path) -> None:
@@ -291,15 +316,25 @@ def test_a_server_removes_what_earlier_servers_of_its_model_left(folder: Path) -
     before = Teller(other)
     view = Views(other, SPEC).newest(OLDEST)
     another = Teller(folder.parent.parent / "another model" / "spec")
-    Teller(folder, epoch=2)
+    present = Teller(folder, epoch=2)
     assert [one.name.split("-")[0] for one in folder.iterdir()] == ["2"]
-    assert not other.exists()
+    assert [*other.iterdir()], "its server lives: it may be that this one is given up"
+    for _ in range(3):
+        before.change()
+        before.publish()
+        present.publish()
+        assert before.shared.reason == ""
+        newest = Views(other, SPEC).newest(OLDEST)
+        assert newest is not None
+        assert newest.version == before.server.version
+        assert is_whole(newest)
+    assert before.shared._memory is not None
+    before.shared._memory.close()  # as the kernel does when a process ends
+    present.publish()
+    assert [*other.iterdir()] == []
     assert view is not None
     assert is_whole(view), "who reads it goes on"
-    before.change()
-    before.publish()
-    assert "can't be written" in before.shared.reason
-    assert another.shared._folder.exists()
+    assert [*another.shared._folder.iterdir()]
 
 
 def test_folders_are_private_and_nobody_elses(
