@@ -7,9 +7,12 @@ two forms: as a step of a river pipeline (:class:`LimitedScaler`) and as a block
 
 Rows may contain only what is not zero, such as the words of a text with their counts.  Among the
 rows that have it such a number hardly varies, so a standardised one would say nothing: it would be
-0 whether the word is there or not.  So a feature that few rows have (less than half of those that
-lacked a known feature), or that is constant where features are lacking, is divided by its root mean
-square instead, and is 0 where it is absent.
+0 whether the word is there or not.  So a rare feature, which less than a third of the rows have
+that lacked some known feature, or one that is constant where features are lacking, becomes one more
+than its standardised number, and is 0 where it is absent: that a row has it counts as much as a
+deviation.  Its variance is estimated as if some more rows, the more the rarer it is, had had
+deviations as large as the mean (LIMIT standard deviations at most): otherwise the second occurrence
+of a rare word would count many times as much as the first.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ LIMIT_FROM: Final = 50
 
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
 _LACKING: Final = "\0lacking"  # no feature has such a name
+_LEAST: Final = 1e-300
+_FEW: Final = 3.0  # a feature that fewer than one of so many rows have is rare
+_RARE: Final = 5.0  # a feature that one of so many rows has is estimated with one more row
 
 Scale = bool | Literal["limited"]
 """How values are standardised: as river does (True), clipped ("limited") or not at all (False)."""
@@ -244,10 +250,14 @@ def behind(scale: bool | str, model: Any) -> Any:
 def _affine(held: Sequence[float], lacking: float) -> tuple[float, float]:
     """Return center and factor of a feature, if so many rows lacked a known feature."""
     n, mean, m2, inverse = held
-    if not lacking or (n + n >= lacking and inverse):
+    if not lacking or (_FEW * n >= lacking and inverse):
         return mean, inverse
-    square = m2 / n + mean * mean
-    return 0.0, 1.0 / sqrt(square) if square > 0.0 else 0.0
+    spread = abs(mean)
+    if inverse:
+        more, variance = lacking / (_RARE * n), m2 / n
+        off = min(mean * mean, LIMIT * LIMIT * variance)
+        spread = sqrt((n * variance + more * off) / (n + more))
+    return mean - spread, 1.0 / spread if spread > _LEAST else 0.0
 
 
 def _inverse(n: float, m2: float) -> float:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from online.commands import cli
 from online.commands.setup import init
+from online.tables.errors import InputRefused
 
 BREAKS: Final = ("\n", "\r", "\r\n", "\x85", "\u2028", "\u2029")
 """All that PyYAML takes for the end of a line, and with it of a comment."""
@@ -73,15 +74,19 @@ def test_a_value_that_ends_a_line_is_no_setting(tmp_path: Path, line_break: str)
 
 @pytest.mark.parametrize("line_break", BREAKS, ids=ascii)
 def test_a_name_that_ends_a_line_is_no_setting(tmp_path: Path, line_break: str) -> None:
-    """Of a file, and of a column: those of Parquet may be any text."""
+    """Of a file it is written out, and of a column of Parquet, which may be any text, refused."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    name = evil(line_break)
     moods, texts = ["good", "bad"] * 20, [f"these are words {i}" for i in range(40)]
-    columns = {"action": moods, name: texts, "label": [0, 1] * 20}
-    place = tmp_path / f"{name}.parquet"
+    columns = {"action": moods, "words": texts, "label": [0, 1] * 20}
+    place = tmp_path / f"{evil(line_break)}.parquet"
+    pq.write_table(pa.table({evil(line_break): texts, **columns}), place)
+    with pytest.raises(InputRefused, match="Leave control characters out of names"):
+        written(place)
+    assert not (tmp_path / "made").exists()
+
     pq.write_table(pa.table(columns), place)
     chosen = written(place, "--task", "choose", "--label", "label")
-    params = {"text": [name]}
+    params = {"text": ["words"]}
     model = {"name": "m", "task": "choose", "choose": {"reward_range": [0.0, 1.0]}}
     assert chosen == {
         "cluster": "embedded", "models": [model | {"learner": "rewards", "params": params}],
@@ -89,7 +94,7 @@ def test_a_name_that_ends_a_line_is_no_setting(tmp_path: Path, line_break: str) 
 
     (model,) = written(place).pop("models")
     assert model["learner"] == "model.py:build"
-    assert model["features"] == {"action": {"type": "category", "example": "good"}, name: "text"}
+    assert model["features"] == {"action": {"type": "category", "example": "good"}, "words": "text"}
 
 
 @pytest.mark.parametrize(

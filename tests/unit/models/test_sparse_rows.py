@@ -49,6 +49,16 @@ def test_which_numbers_a_row_has_is_learned(learner: str, counted: bool) -> None
     assert right / 600 > 0.85, "half are right by chance; the best possible is about .89"
 
 
+def test_a_number_of_one_kind_of_row_keeps_its_slope() -> None:
+    rng, model, right = random.Random(4), built("linear"), 0
+    for i in range(3_000):
+        kind, deviation = rng.randrange(14), rng.gauss(0.0, 1.0)
+        x, y = {f"sensor {kind}": 300.0 + deviation}, deviation > 0.0
+        right += i >= 1_500 and model.predict(x).label == y
+        model.learn(x, y, 1.0)
+    assert right / 1_500 > 0.85, "half are right by chance"
+
+
 def test_a_number_that_is_missing_now_and_then_is_standardised() -> None:
     rng, scaler = random.Random(2), Limited("scaler")
     for _ in range(500):
@@ -84,12 +94,13 @@ def test_replicas_agree_on_which_numbers_are_rare() -> None:
     again.reset(state)
     for scaler in (*replicas, again):
         assert scaler.known == alone.known
-        assert scaler.transform(rows[0]) == pytest.approx(alone.transform(rows[0]))
+        # Who has met fewer names has counted some rows fewer that lacked one.
+        assert scaler.transform(rows[0]) == pytest.approx(alone.transform(rows[0]), rel=1e-3)
     again.forget(state)
     assert not again.known
     assert again._scaler.lacking == 0.0
     again.mend(state, [*alone.known])
-    assert again.transform(rows[0]) == pytest.approx(alone.transform(rows[0]))
+    assert again.transform(rows[0]) == pytest.approx(replicas[0].transform(rows[0]))
 
 
 def test_columns_are_scaled_as_rows_are() -> None:

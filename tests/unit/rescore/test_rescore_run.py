@@ -245,13 +245,15 @@ def test_bad_rows_go_aside_with_the_reason(tmp_path: Path) -> None:
 
 def test_bad_lines_of_csv(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text("id,a,b,c\n0,1,2,3\n1,x,2,3\n2,1,2\n3,1,,NA\n\n5,1,2,3,4\n6,nan,1,1\n7,1,2,3\n")
+    path.write_text(
+        "id,a,b,c\n0,1,2,3\n1,x,2,3\n2,1,2\n3,1,,NA\n\n5,1,2,3,4\n6,inf,1,1\n7,1,2,3\n8,nan,1,1\n"
+    )
     outcome = worlds.run([str(path)], tmp_path / "out")
     assert bad(tmp_path / "out", outcome.run) == [
         (1, "a", "not a number"), (2, "", "3 fields, not 4"), (4, "", "no features"),
         (5, "", "5 fields, not 4"), (6, "a", "not a finite number in ±1e+100"),
     ]  # fmt: skip
-    assert [row["key"] for row in scores(tmp_path / "out", outcome.run)] == ["0", "3", "7"]
+    assert [row["key"] for row in scores(tmp_path / "out", outcome.run)] == ["0", "3", "7", "8"]
 
 
 def test_bad_lines_of_json(tmp_path: Path) -> None:
