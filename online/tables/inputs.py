@@ -24,6 +24,7 @@ from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
 from online.tables.logged_choices import ABOUT, NoChoice, row_of
 from online.tables.places import Location, failures, without_keys
+from refusals import reason
 
 ROWS_MAX: Final = 65_536
 """Most rows of a shard of a Parquet file."""
@@ -194,7 +195,10 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
 
 def json_row(line: bytes, form: Form) -> Any:
     """Decode a line of JSON; raises DecodeError, or NoChoice for a line that is no choice."""
-    row = msgspec.json.decode(line)
+    try:
+        row = msgspec.json.decode(line)
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise msgspec.DecodeError(reason(error)) from None
     return row_of(row) if form == "dsjson" and isinstance(row, dict) else row
 
 
