@@ -224,12 +224,12 @@ class Follower:
         if n < _ALIKE_LEAST or (decisions.failed and any(map(decisions.failure, some[:n]))):
             return 0
         version, before = "{}.{}".format(*learner.answer_version), learner.own
-        begun_s = time.thread_time()
+        begun_s = time.perf_counter()
         examples = [example for example in known[:n] if example is not None]
         n = learner.learn_alike(some[:n], examples)
         if n == 0:
             return 0
-        self.cost.note(time.thread_time() - begun_s, n)
+        self.cost.note(time.perf_counter() - begun_s, n)
         self._counts["learned"] += n
         for row in some[:n]:
             del writer.decoded[row.offset]
@@ -242,7 +242,7 @@ class Follower:
                 self._judge.learned_all(taught, examples[: len(taught)])
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
-        self._pass_size.adapt(n, most, time.thread_time() - begun_s)
+        self._pass_size.adapt(n, most, time.perf_counter() - begun_s)
         return n
 
     def _set_pace(self) -> None:
@@ -263,9 +263,9 @@ class Follower:
         known = self._arrivals.example(row)
         if row.partition == self._writer.partition:
             known = self._writer.decoded.pop(row.offset, known)
-        begun_s = time.thread_time()
+        begun_s = time.perf_counter()
         failed = self._learner.learn(row, given_up, known)
-        self.cost.note(time.thread_time() - begun_s)
+        self.cost.note(time.perf_counter() - begun_s)
         if failed is not None:
             self._counts["failed"] += 1
             if given_up is None and self._learner.decides:

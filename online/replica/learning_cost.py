@@ -10,10 +10,8 @@ _LEAST_S: Final = 10.0
 SHARE_MAX: Final = 0.25
 """Above this share of a core for rows that every replica learns, one process should learn them."""
 TURN_S: Final = 0.0005
-"""Processor time that a pass over several rows, and so a turn of the event loop, should take."""
+"""Seconds that a pass over several rows, and so a turn of the event loop, should take."""
 
-_FEW_S: Final = 0.0009  # for a pass of few rows, most of which is the cost of the pass itself
-_FEW: Final = 4
 _NUMBERS: Final = 256  # feature values in one pass at first, before its duration is known
 _NUMBERS_MAX: Final = 1 << 16
 _NUMBERS_A_ROW: Final = 16  # fixed cost of a row, in feature values that take as long
@@ -69,12 +67,11 @@ class PassSize:
         return max(self._numbers // (features + _NUMBERS_A_ROW), self._least)
 
     def adapt(self, n: int, most: int, took_s: float) -> None:
-        """Adjust the size by the processor time of a pass over ``n`` rows, of at most ``most``.
+        """Adjust the size by the duration of a pass over ``n`` rows, of at most ``most``.
 
         The steps are small, because other load on the machine distorts single measurements.
         """
-        turn_s = _FEW_S if n <= _FEW else TURN_S
-        if took_s > turn_s:
-            self._numbers = max(int(self._numbers * max(turn_s / took_s, 0.8)), 1)
+        if took_s > TURN_S:
+            self._numbers = max(int(self._numbers * max(TURN_S / took_s, 0.8)), 1)
         elif n == most:
-            self._numbers = min(int(self._numbers * min(turn_s / took_s, 1.25)) + 1, _NUMBERS_MAX)
+            self._numbers = min(int(self._numbers * min(TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -27,6 +28,7 @@ import psutil
 from online.errors import StartRefused
 
 _KILL_WAIT_S = 3.0
+_STARTED = re.compile(r"python[\d.]*|raylet|gcs_server|haproxy")  # programs that a service starts
 _FIRST, _RANGES = 20_000, 93  # first port, and ranges of 128 ports each, up to 31904
 
 
@@ -223,7 +225,10 @@ def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:
 
 
 def leftovers(run: Path, private: Path) -> Iterator[psutil.Process]:
-    """Yield processes left behind by a dead service on this state folder."""
+    """Yield processes left behind by a dead service on this state folder.
+
+    Whoever reads its logs (``tail -f``, ``less``) has the folder on the command line, too.
+    """
     noted: dict[int, float] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # unreadable content
         for entry in json.loads(run.read_text())["processes"]:
@@ -231,8 +236,10 @@ def leftovers(run: Path, private: Path) -> Iterator[psutil.Process]:
     mine = os.getpid()
     for process in psutil.process_iter(["pid", "create_time", "cmdline"]):
         info = process.info
+        words = info["cmdline"] or [""]
         same = noted.get(info["pid"]) == info["create_time"]
-        if info["pid"] != mine and (same or any(str(private) in a for a in info["cmdline"] or ())):
+        ours = _STARTED.fullmatch(Path(words[0]).name) and any(str(private) in a for a in words)
+        if info["pid"] != mine and (same or ours):
             yield process
 
 

@@ -97,7 +97,7 @@ _GAUGES: Final = {
     "own": "Rows learned here that are not in the server's values yet.",
     "behind_rows": "Committed rows that are not learned yet.",
     "joins_waiting": "Predictions that wait to be written for a stored join.",
-    "learn_us": "Mean processor time of learning a row.",
+    "learn_us": "Mean time of learning a row.",
     "learn_share": "Share of a processor core that learning takes.",
     "replay_fill": "Rows held for rehearsal.",
     "rows_held": "Rows of a table that the replica holds, if not all (cache.rows).",

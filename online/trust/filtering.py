@@ -249,7 +249,7 @@ class Filtering:
             verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
         if (first := example.corrects) is not None:
-            self.chain.take_back(first.source, first.evidence)
+            self.chain.take_back(first.source, _taken_back(first, row.source, verdict))
         self._note_drift()
         effects = self.reputations.decided(row.key, row.source)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # the row's may be clipped already
@@ -434,6 +434,19 @@ def filtering_for(
         weighs=getattr(serving, "takes_weight", True),
         rewards=model.reward_range,
     )
+
+
+def _taken_back(first: Corrects, source: str, verdict: Verdict) -> dict[str, float]:
+    """Return the evidence about a first label that the final one of a source takes back.
+
+    What stays in the model counts for or against its source, unless the source itself corrects it.
+    """
+    if first.offset == 0:  # nothing of it was learned
+        return first.evidence
+    if verdict.verdict == QUARANTINED:
+        return {}
+    share = verdict.factor if verdict.verdict == CLIPPED and first.source != source else 1.0
+    return {test: nats * share for test, nats in first.evidence.items()}
 
 
 def _in_part(first: Corrects | None, factor: float) -> Corrects | None:

@@ -82,8 +82,7 @@ def machine() -> Vfs:
     paramserver.process.actor.identity = lambda *_: "simulated"
     online.replica.journal_threads.OneThread = SimThread  # type: ignore[misc,assignment]
     # Its clock stands still within a turn: as few rows in each as possible.
-    online.replica.follower.TURN_S = 0.0
-    learning_cost.TURN_S = learning_cost._FEW_S = 0.0  # type: ignore[misc]
+    online.replica.follower.TURN_S = learning_cost.TURN_S = 0.0  # type: ignore[misc]
     online.replica.queue._GATHER_S = 0.0  # mutants name the seeds that notice them without it
     encoded = snapshot_format.encoded
 

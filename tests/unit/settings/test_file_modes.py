@@ -21,7 +21,7 @@ from online.edge.releases.folder import write
 from online.errors import ConfigError, StartRefused
 from online.rescore.published import Current
 from online.rescore.stores import SqliteScores
-from online.service.processes import Owner, note, private_dir
+from online.service.processes import Owner, leftovers, note, private_dir
 from online.service.state.run_file import running
 from online.settings import config
 from online.settings.file_modes import looser, umask_of
@@ -169,6 +169,22 @@ def test_a_link_in_the_place_of_the_private_folder_is_not_followed(
     with pytest.raises(StartRefused, match="or is a link"):
         private_dir(tmp_path / "state")
     assert modes(tmp_path / "home")["."] == 0o755
+
+
+def test_who_reads_the_logs_of_a_dead_service_is_not_ended(tmp_path: Path) -> None:
+    """A start ended the `tail -f` that was to show why the one before had died."""
+    (log := tmp_path / "raylet.out").touch()
+    waits = [sys.executable, "-c", "import time; time.sleep(600)", f"--session-dir={tmp_path}"]
+    with (
+        subprocess.Popen(["tail", "-f", str(log)]) as reader,
+        subprocess.Popen(waits) as agent,
+    ):
+        try:
+            found = {process.pid for process in leftovers(tmp_path / "run.json", tmp_path)}
+        finally:
+            reader.kill()
+            agent.kill()
+    assert found == {agent.pid}
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
