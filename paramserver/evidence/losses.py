@@ -347,6 +347,10 @@ class Losses:
         doubtful, proven = of_few({x: self._trials.scores(x) for x in few}, SOURCES_MIN)
         return {label: _named(sources) for label, sources in doubtful.items()}, _named(proven)
 
+    def is_shared(self, label: str | None) -> bool:
+        """Return whether enough sources send a label to compare them."""
+        return len(self._bins.get(key_of(label or ""), ())) >= SOURCES_MIN
+
     def _at_random(self, label: str) -> float:
         """Return what nine of ten losses of a label sent with any row are not above."""
         wrong = {} if self.numbers else self._wrong(label)

@@ -127,7 +127,8 @@ class Source:
         recent: ``(features, event)`` digests of its last events, for the sample checks.
         labels: Count of each label it sent; beyond eight labels the rarest is dropped.
         extra: Sum over its taken events of weight − 1, at all replicas.
-        denied: Rate at which the model lately found another label likelier than its own, here.
+        denied: Rate at which the model lately found another label likelier than its own, here, of
+            labels that others send, too.
     """
 
     name: str
@@ -143,7 +144,7 @@ class Source:
     recent: tuple[tuple[int, int], ...] = ()
     labels: dict[str, int] = field(default_factory=dict)
     extra: float = 0.0
-    denied: float = 0.5
+    denied: float = 0.0
 
     @property
     def quarantined(self) -> bool:

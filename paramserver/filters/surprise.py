@@ -243,7 +243,8 @@ class Surprise(Filter):
         if self._counts:
             self.mixes.hear(event.source, event.label, loss)
         if (denied := self._is_denied(event)) is not None:
-            source.denied += (denied - source.denied) / _DENIED_LATELY
+            if self.losses.is_shared(event.label):
+                source.denied += (denied - source.denied) / _DENIED_LATELY
             if source.taken < EARNED or source.sent <= self.voices.usual:
                 self._new.note(denied=denied)
                 self.arrivals.denied = self._new.denied

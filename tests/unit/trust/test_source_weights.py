@@ -7,7 +7,7 @@ import pytest
 from benchmarks.attacks import floods
 from online.trust.sources import Reputations
 from paramserver.core.blocks import merge
-from paramserver.evidence.losses import Null
+from paramserver.evidence.losses import Losses, Null
 from paramserver.filters import sources
 from paramserver.filters.base import Event, Source
 from paramserver.filters.chain import Chain, by_name
@@ -100,3 +100,21 @@ def test_a_flood_from_the_first_row_is_not_trusted_for_what_it_has_taught(
     assert (found.accuracy > 70.0) is works, found
     assert (len(found.quarantined) == 3) is works
     assert not found.set_aside, "honest rows"
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_who_alone_reports_a_label_is_not_held_to_have_been_contradicted(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """A model misses a rare label more often than others: nobody else shows how often."""
+    if not works:
+        monkeypatch.setattr(Losses, "is_shared", lambda self, label: True)
+    chain = judging()
+    for i in range(400):
+        source, label = (f"s{i % 25}", "false") if i % 5 else ("reports", "true")
+        loss = 1.2 if label == "true" else 0.1
+        event = Event(source, b"%d" % i, None, loss, label=label, answer="false")
+        chain.observe(event, chain.decide(event))
+    usual, alone = chain.arrivals.denied, chain.sources.get("reports").denied
+    assert usual < 0.2
+    assert (alone < usual + 0.2) is works
