@@ -9,7 +9,8 @@ Rows may contain only what is not zero, such as the words of a text with their c
 rows that have it such a number hardly varies, so a standardised one would say nothing: it would be
 0 whether the word is there or not.  So a feature that few rows have (less than half of those that
 lacked a known feature), or that is constant where features are lacking, is divided by its root mean
-square instead, and is 0 where it is absent.
+square instead, and is 0 where it is absent.  The exception is a number for which 0 would be far
+off, such as a year or a pressure: it is standardised however few rows have it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ LIMIT: Final = 8.0
 
 LIMIT_FROM: Final = 50
 """Rows that a feature must have before the values that enter its moments are clipped."""
+
+_FAR: Final = 2.0
+"""Standard deviations from 0 beyond which a mean that exceeds LIMIT is called far from 0."""
 
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
 _LACKING: Final = "\0lacking"  # no feature has such a name
@@ -244,10 +248,15 @@ def behind(scale: bool | str, model: Any) -> Any:
 def _affine(held: Sequence[float], lacking: float) -> tuple[float, float]:
     """Return center and factor of a feature, if so many rows lacked a known feature."""
     n, mean, m2, inverse = held
-    if not lacking or (n + n >= lacking and inverse):
+    if not lacking or (inverse and (n + n >= lacking or _is_far(mean, inverse))):
         return mean, inverse
     square = m2 / n + mean * mean
     return 0.0, 1.0 / sqrt(square) if square > 0.0 else 0.0
+
+
+def _is_far(mean: float, inverse: float) -> bool:
+    """Whether 0 is no usual value of a feature: a year or a pressure, no count of a word."""
+    return abs(mean) > LIMIT and abs(mean) * inverse > _FAR
 
 
 def _inverse(n: float, m2: float) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from math import exp, log
+from random import Random
+
 import pytest
 
 from benchmarks.attacks import floods
 from online.trust.sources import Reputations
-from paramserver.core.blocks import merge
+from paramserver.core.blocks import COUNT, Block, merge
 from paramserver.evidence.losses import Null
 from paramserver.filters import sources
+from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import Event, Source
 from paramserver.filters.chain import Chain, by_name
 from paramserver.filters.surprise import Newcomers, Surprise
@@ -100,3 +104,29 @@ def test_a_flood_from_the_first_row_is_not_trusted_for_what_it_has_taught(
     assert (found.accuracy > 70.0) is works, found
     assert (len(found.quarantined) == 3) is works
     assert not found.set_aside, "honest rows"
+
+
+@pytest.mark.parametrize("shifts", [True, False])
+def test_sources_known_from_before_are_caught_when_all_events_become_light(
+    monkeypatch: pytest.MonkeyPatch, shifts: bool
+) -> None:
+    if not shifts:  # the mutant: beside what the sources ever sent, each event is next to nothing
+        monkeypatch.setattr(
+            Arrivals, "shift", property(lambda self: 1.0, lambda self, x: None), False
+        )
+    names = [f"s{i:02d}" for i in range(26)]
+    chain, draw = by_name(("rate", "samples", "surprise"), None, None, answers=LABELS), Random(7)
+    known = {"filter.taken": 2_000, "filter.evidence.surprise": 8.0}
+    chain.reset({name: Block(COUNT, dict.fromkeys(names, x)) for name, x in known.items()})
+    for i in range(3_000):
+        source, label = draw.choice(names), draw.choice(LABELS)
+        lies = i > 500 and source < "s06"
+        wrong = (draw.random() < 0.15) is not lies
+        share = 1.0 / (1.0 + exp(draw.gauss(-2.0, 0.5)))
+        loss = -log(1.0 - share if wrong else share)
+        answer = label if loss < log(2.0) else LABELS[label == LABELS[0]]
+        key = i.to_bytes(16, "little")
+        event = Event(source, key, None, loss, weight=0.05, label=label, answer=answer)
+        chain.observe(event, chain.decide(event))
+    caught = [name for name in names if chain.sources.get(name).quarantined]
+    assert caught == (names[:6] if shifts else [])
