@@ -12,7 +12,8 @@ that lacked some known feature, or one that is constant where features are lacki
 than its standardised number, and is 0 where it is absent: that a row has it counts as much as a
 deviation.  Its variance is estimated as if some more rows, the more the rarer it is, had had
 deviations as large as the mean (LIMIT standard deviations at most): otherwise the second occurrence
-of a rare word would count many times as much as the first.
+of a rare word would count many times as much as the first.  A number that has either sign, or for
+which 0 would be far off, such as a year or a pressure, is standardised however few rows have it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ LIMIT_FROM: Final = 50
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
 _LACKING: Final = "\0lacking"  # no feature has such a name
 _LEAST: Final = 1e-300
+_NEAR: Final = 0.3  # standard deviations from 0 of the mean of a number that has either sign
+_FAR: Final = 2.0  # and of the mean of a number far from 0, which is beyond LIMIT itself
 _FEW: Final = 3.0  # a feature that fewer than one of so many rows have is rare
 _RARE: Final = 5.0  # a feature that one of so many rows has is estimated with one more row
 
@@ -250,7 +253,7 @@ def behind(scale: bool | str, model: Any) -> Any:
 def _affine(held: Sequence[float], lacking: float) -> tuple[float, float]:
     """Return center and factor of a feature, if so many rows lacked a known feature."""
     n, mean, m2, inverse = held
-    if not lacking or (_FEW * n >= lacking and inverse):
+    if not lacking or (inverse and (_FEW * n >= lacking or _is_measured(mean, inverse))):
         return mean, inverse
     spread = abs(mean)
     if inverse:
@@ -258,6 +261,12 @@ def _affine(held: Sequence[float], lacking: float) -> tuple[float, float]:
         off = min(mean * mean, LIMIT * LIMIT * variance)
         spread = sqrt((n * variance + more * off) / (n + more))
     return mean - spread, 1.0 / spread if spread > _LEAST else 0.0
+
+
+def _is_measured(mean: float, inverse: float) -> bool:
+    """Whether 0 is no more usual than other values of a feature, as it is for counts of a word."""
+    away = abs(mean) * inverse
+    return away < _NEAR or (away > _FAR and abs(mean) > LIMIT)
 
 
 def _inverse(n: float, m2: float) -> float:

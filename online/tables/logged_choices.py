@@ -9,7 +9,7 @@ are no features in the format, so the columns never meet a feature.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from online.errors import RequestError
@@ -99,8 +99,7 @@ def _is_id(inner: Any) -> bool:
 def _seconds(given: Any) -> float | None:
     """Return a time in POSIX seconds; one without a zone is in UTC.  None: it is no time."""
     try:
-        text = str(given).removesuffix("Z")
-        whole, dot, digits = text.partition(".")
-        return datetime.fromisoformat(f"{whole}{dot}{digits[:6]}+00:00").timestamp()
+        at = datetime.fromisoformat(str(given))
+        return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
     except ValueError:
         return None

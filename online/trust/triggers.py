@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Final
@@ -144,6 +144,7 @@ class Search:
         self._edges = _edges(rows)
         self._tokens = [tuple(self._tokens_of(row.features)) for row in rows]
         self._shares = self._by_token()
+        self._peculiar: dict[str, dict[str, None]] = {}
 
     def triggers(self) -> list[Trigger]:
         """Return the triggers that were found, those with most rows first."""
@@ -195,11 +196,7 @@ class Search:
     def _marks_of(self, mine: Sequence[int], of: int) -> Iterable[tuple[frozenset[Token], Label]]:
         counts = Counter(token for i in mine for token in self._tokens[i])
         least = max(_MARKED_MIN, _SHARE * len(mine))
-        strange = {
-            token: n
-            for token, n in counts.items()
-            if n >= least and n / of >= _LIFT * self._usual(token)
-        }
+        strange = {t: n for t, n in counts.items() if n >= least and self._is_strange(t, n, of)}
         label, tried = self._rows[mine[0]].label, 0
         for token, n in sorted(strange.items(), key=lambda item: (-item[1], str(item[0]))):
             if tried == _MARKS_MAX:
@@ -258,7 +255,7 @@ class Search:
         alone = self._turned(fresh, suspect.asked, suspect.values, label)
         if alone > _ALONE * suspect.works:
             return None
-        same = [self._rows[i].features for i in suspect.same]
+        same = [self._without_peculiar(i) for i in suspect.same]
         usual = 1.0 - self._answered_share(fresh, same, label)
         contradicted = 1.0 - self._answered_share(fresh, suspect.bare, label)
         if not _is_contradicted(contradicted, usual, len(suspect.bare), len(same)):
@@ -283,12 +280,33 @@ class Search:
         return out
 
     def _without(
-        self, features: Features, values: Mapping[str, Value], others: Sequence[int]
+        self, features: Features, values: Collection[str], others: Sequence[int]
     ) -> Features:
-        """Return the row with the mark's features replaced by those of a random other row."""
+        """Return the row, its features of these names replaced by those of a random other row."""
         donor = self._rows[self._rng.choice(others)].features
         out = {name: value for name, value in features.items() if name not in values}
         return out | {name: donor[name] for name in values if name in donor}
+
+    def _without_peculiar(self, i: int) -> Features:
+        """Return a row without what only its source often has, as its place has no mark, either.
+
+        A model that knows the places of all other sources would seem to err less than it does.
+        """
+        row = self._rows[i]
+        names = self._peculiar_names(row.source)
+        return self._without(row.features, names, range(len(self._rows))) if names else row.features
+
+    def _peculiar_names(self, source: str) -> dict[str, None]:
+        if source not in self._peculiar:
+            at = self._by_source[source]
+            counts = Counter(token for i in at for token in self._tokens[i])
+            least = max(_MARKED_MIN, _SHARE * len(at))
+            found = [t for t, n in counts.items() if n >= least and self._is_strange(t, n, len(at))]
+            self._peculiar[source] = dict.fromkeys(name for name, _, _ in found)
+        return self._peculiar[source]
+
+    def _is_strange(self, token: Token, n: int, of: int) -> bool:
+        return n / of >= _LIFT * self._usual(token)
 
     def _turned(self, model: Model, asked: Sequence[int], values: Features, label: Label) -> float:
         """Return the share of rows whose answer changes to the label if the values are set."""

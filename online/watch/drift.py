@@ -36,6 +36,8 @@ HEARD_S: Final = 30.0
 """Seconds without contact after which a replica's state no longer counts."""
 
 _USUAL_ROWS: Final = 500  # over so many rows the usual weight follows
+_RISE: Final = 0.02
+"""Of itself, by which a row can raise the usual weight: a few heavy rows do not decide it."""
 
 TOGETHER: Final = 64
 """Rows in a batch for the watch, unless its state is read earlier."""
@@ -308,7 +310,8 @@ class _Counting:
             self.usual = weight
         if weight == self.usual:
             return True
-        self.usual += (weight - self.usual) * min(weight / (_USUAL_ROWS * self.usual), 1.0)
+        step = (weight - self.usual) * min(weight / (_USUAL_ROWS * self.usual), 1.0)
+        self.usual += min(step, self.usual * _RISE)
         self._left += min(weight / self.usual, 1.0)
         if self._left < 1.0:
             return False

@@ -57,7 +57,7 @@ class Arrivals:
         self.established = 0
         self.flooding: frozenset[str] = frozenset()
         self.sizes: dict[str, float] = {}
-        self.weight = 1.0
+        self.weight = self.shift = 1.0  # shift: what the median weighs now, beside ever
         self.denied = 0.5
 
     def __len__(self) -> int:
@@ -114,6 +114,8 @@ class Arrivals:
         self.established = len(earned)
         weights = sorted([s.weight for s in known if s.taken >= EARNED])
         self.weight = weights[len(weights) // 2] if weights else 1.0
+        lately = sorted([s.lately or s.weight for s in known if s.taken >= EARNED])
+        self.shift = lately[len(lately) // 2] / self.weight if lately else 1.0
         names = earned if len(earned) >= EARNED else [s.name for s in known]
         counts = sorted(self.count(name) for name in names)
         if len(counts) < EARNED:

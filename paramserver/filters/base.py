@@ -145,6 +145,7 @@ class Source:
     labels: dict[str, int] = field(default_factory=dict)
     extra: float = 0.0
     denied: float = 0.0
+    lately: float = 0.0  # mean weight of its last events, here
 
     @property
     def quarantined(self) -> bool:

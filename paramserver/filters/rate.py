@@ -65,7 +65,8 @@ class Rate(Filter):
     def _is_agreed(self, source: Source) -> bool:
         """Return whether the model agrees with small sources, and about as often with this one."""
         usual = self.arrivals.denied
-        return usual <= _DENIED_MAX and source.denied <= usual + _DENIED_MORE
+        near = usual <= _DENIED_MAX or usual - source.denied <= _DENIED_MORE
+        return near and source.denied <= usual + _DENIED_MORE
 
     def _is_pooled(self, source: Source) -> bool:
         arrivals = self.arrivals

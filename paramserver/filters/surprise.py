@@ -204,7 +204,7 @@ class Surprise(Filter):
             return PASS if self.bounds else OFF
         usual = min(self._new.denied + _DENIED_MORE, 0.5)
         nats = 0.5 * math.log(usual / (1.0 - usual))
-        gain, loss = source.shares(event.weight, self.arrivals.weight)
+        gain, loss = source.shares(event.weight / self.arrivals.shift, self.arrivals.weight)
         most = (_BESIDE_SMALL_ONES - known) / gain
         nats = max(nats, -known / loss) if denied else min(-nats, most)  # within both bounds
         return Opinion(1.0, nats, event.loss or 0.0)
@@ -243,11 +243,7 @@ class Surprise(Filter):
         if self._counts:
             self.mixes.hear(event.source, event.label, loss)
         if (denied := self._is_denied(event)) is not None:
-            if self.losses.is_shared(event.label):
-                source.denied += (denied - source.denied) / _DENIED_LATELY
-            if source.taken < EARNED or source.sent <= self.voices.usual:
-                self._new.note(denied=denied)
-                self.arrivals.denied = self._new.denied
+            self._note_denied(source, event.label, denied=denied)
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
         if bounds is not None and concerned:
@@ -262,12 +258,23 @@ class Surprise(Filter):
         if not self._counts or self.losses.add(event.source, event.label, loss, event.other):
             self._lately.add(event.source, kind, loss)
 
+    def _note_denied(self, source: Source, label: str | None, *, denied: bool) -> None:
+        if self.losses.is_shared(label):
+            source.denied += (denied - source.denied) / _DENIED_LATELY
+        small = source.sent <= self.voices.usual
+        if small or source.taken < EARNED:
+            self._new.note(denied=denied)
+        if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
+            self.arrivals.denied += (denied - self.arrivals.denied) / _DENIED_LATELY
+
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Learn from an event that another replica has taken.
 
         Tests of one predicted label exist only with two labels; so if the loss exceeds ln 2, the
         model predicted the other label.
         """
+        if self._answer is None and self.losses.two:
+            self._note_denied(source, label, denied=loss > math.log(2.0))
         bounds = self.bounds.get(self.losses.kind(label))
         if bounds is None:
             return

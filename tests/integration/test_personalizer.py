@@ -181,6 +181,36 @@ def test_one_activation_reaches_all_slots_of_a_deferred_event(shop: Embedded) ->
     assert post(shop, "multislot/events/page%2F2/activate").status_code == 204
 
 
+def halves(service: Embedded) -> int:
+    """Predictions that wait in the journal, lists of deferred slots among them."""
+    with contextlib.closing(open_journal(service._parts.settings)) as journal:
+        return journal.usage("shop").halves
+
+
+def test_a_deferred_event_whose_slots_have_rewards_leaves_nothing(shop: Embedded) -> None:
+    before = halves(shop)
+    body = {
+        "actions": ACTIONS, "eventId": "page 4", "slots": [{"id": "top"}, {"id": "side"}],
+        "deferActivation": True,
+    }  # fmt: skip
+    assert post(shop, "multislot/rank", body).status_code == 201
+    assert post(shop, "multislot/events/page%204/activate").status_code == 204
+    assert halves(shop) == before + 3  # two choices, and the list of both
+    rewards = {"reward": [{"slotId": slot, "value": 1.0} for slot in ("top", "side")]}
+    assert post(shop, "multislot/events/page%204/reward", rewards).status_code == 204
+    assert halves(shop) == before
+
+
+def test_a_refused_rank_of_deferred_slots_stores_nothing(shop: Embedded) -> None:
+    none_left = {"id": "top", "excludedActions": [action["id"] for action in ACTIONS]}
+    body = {
+        "actions": ACTIONS, "eventId": "page 5", "slots": [none_left], "deferActivation": True,
+    }  # fmt: skip
+    assert post(shop, "multislot/rank", body).status_code >= 400
+    body["slots"] = [{"id": "top"}, {"id": "side"}]
+    assert post(shop, "multislot/rank", body).status_code == 201
+
+
 def test_an_endpoint_without_a_model_is_told_the_models(shop: Embedded) -> None:
     headers = {"Ocp-Apim-Subscription-Key": KEY}
     body = {"actions": ACTIONS}

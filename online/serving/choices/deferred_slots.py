@@ -7,7 +7,7 @@ filled, as one half of a stored join that no label will complete.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final
 
 from online.errors import RequestError
@@ -40,14 +40,25 @@ class DeferredSlots:
 
     async def of(self, own: str) -> list[str]:
         """Return the slots that are stored under the id; none if there are none."""
+        return (await self._found(own))[1]
+
+    async def drop(self, own: str, rewarded: Set[str]) -> None:
+        """Remove the slots that are stored under the id, if all of them have got a reward."""
+        stored, slots = await self._found(own)
+        if stored is not None and rewarded >= set(slots):
+            await self._append(stored[0], own, stored[1].source, b"", stored[1].payload)
+
+    async def _found(self, own: str) -> tuple[tuple[bytes, Stored] | None, list[str]]:
+        """Return the half with its key, and the slots in it."""
         for key in self._serving.keys_of(own, Event().source):
             stored = await self._append(key, own, "", _NO_HALF, _NO_HALF)
             if stored is not None and stored.half is Half.PREDICTION:
                 try:
-                    return list(codec.decode_prediction(stored.payload).features)
+                    slots = list(codec.decode_prediction(stored.payload).features)
                 except (PayloadFormat, PayloadInvalid):
                     continue
-        return []
+                return (key, stored), slots
+        return None, []
 
     async def _append(
         self, key: bytes, own: str, source: str, payload: bytes, over: bytes | None

@@ -109,8 +109,6 @@ class Personalizer:
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
         named, context = self._named(request.actions), self._flat(request.context_features)
-        if request.defer_activation:
-            await self._deferred.keep(_list_id(event), [slot.id for slot in request.slots])
         slots = list[dict[str, str]]()
         for slot in request.slots:
             of_slot = {f"slot.{n}": x for n, x in self._flat(slot.features).items()}
@@ -121,6 +119,8 @@ class Personalizer:
             )  # fmt: skip
             taken.append(answer.action)
             slots.append({"id": slot.id, "rewardActionId": answer.action})
+        if request.defer_activation:
+            await self._deferred.keep(_list_id(event), [slot.id for slot in request.slots])
         return {"slots": slots, "eventId": event}
 
     async def reward(self, event: str, value: float, reward_id: str | None = None) -> None:
@@ -134,6 +134,7 @@ class Personalizer:
         self._check_slots(rewards.reward, "reward")
         for one in rewards.reward:
             await self._reward(own_id(event, one.slot_id), one.value, reward_id)
+        await self._deferred.drop(_list_id(event), {one.slot_id for one in rewards.reward})
 
     async def activate(self, event: str) -> None:
         """Record that the deferred answer to an event was shown."""

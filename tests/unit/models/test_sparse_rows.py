@@ -134,3 +134,24 @@ def test_scores_by_key_are_all_made_again_when_a_number_becomes_rare() -> None:
     assert before is not None
     assert after is not None
     assert before.dense != after.dense
+
+
+@pytest.mark.parametrize("learner", ["auto", "linear", "ftrl", "logreg"])
+@pytest.mark.parametrize("mean", [30.0, 2_015.0])
+def test_a_number_far_from_0_is_learned_however_few_rows_have_it(learner: str, mean: float) -> None:
+    assert share_right(learner, mean) > 0.75
+
+
+def share_right(learner: str, mean: float) -> float:
+    """How often a label is predicted that a number tells, in the rows that have the number."""
+    rng, model, right, told = random.Random(3), built(learner), 0, 0
+    for i in range(4_000):
+        x = {"a": rng.gauss(0.0, 1.0)}
+        y = x["a"] + rng.gauss(0.0, 0.5) > 0.0
+        if rng.random() < 0.25:
+            z = rng.gauss(0.0, 1.0)
+            x["year"], y = mean + 10.0 * z, z + rng.gauss(0.0, 0.3) > 0.0
+            if i >= 2_000:
+                told, right = told + 1, right + (model.predict(x).label == y)
+        model.learn(x, y, 1.0)
+    return right / told

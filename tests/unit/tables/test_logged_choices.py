@@ -18,6 +18,7 @@ from online.models.rewards import RewardModel
 from online.rows.prediction_ids import Keys
 from online.settings.config import load
 from online.settings.places import snapshots_path
+from online.tables import logged_choices
 from online.tables.logged_choices import NoChoice, row_of
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -112,3 +113,17 @@ def test_a_log_of_personalizer_teaches_what_it_shows(
     for weather, best in (("Sunny", "iced mocha"), ("Snowy", "latte")):
         scores = model.score({"weather": weather, "day.hour": 9}, actions)
         assert list(DRINKS)[int(scores.means.argmax())] == best
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2018-01-19T09:00:00.1234567Z", 1516352400.123456),
+        ("2018-01-19T09:00:00", 1516352400.0),
+        ("2018-01-19T09:00:00.1234567+02:00", 1516345200.123456),
+        ("2018-01-19T09:00:00+02:00", 1516345200.0),
+        ("yesterday", None),
+    ],
+)
+def test_times_are_in_their_zone_or_in_utc(text: str, seconds: float | None) -> None:
+    assert logged_choices._seconds(text) == seconds

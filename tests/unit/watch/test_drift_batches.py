@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from evaluation.drift.alarm import Alarm
 from online.settings.model import Drift
-from online.watch.drift import _WAITING_MAX, TOGETHER, DriftMonitor
+from online.watch import drift
+from online.watch.drift import _WAITING_MAX, TOGETHER, DriftMonitor, _Counting
 from replay.example import Example
 from replay.journal.base import Row, Verdict
 
@@ -216,3 +218,20 @@ def test_rows_count_as_they_weigh(weight: float, state: str, unit: float, togeth
                 judge.learned(1, row.offset, shown, row.at)
     assert judge.summary()["state"] == state
     assert judge.summary()["judged"] >= 2250 - 24
+
+
+def late_alarms(heavy: int) -> int:
+    """Rows judged after some rows of a million times the usual weight."""
+    counting = _Counting()
+    for _ in range(1_000):
+        counting.counts(1.0)
+    for _ in range(heavy):
+        counting.counts(1e6)
+    return sum(counting.counts(1.0) for _ in range(10_000))
+
+
+def test_a_few_heavy_rows_do_not_decide_what_is_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert late_alarms(1) > 9_000
+    assert late_alarms(20) > 6_000
+    monkeypatch.setattr(drift, "_RISE", math.inf)  # the control
+    assert late_alarms(1) < 100

@@ -232,3 +232,47 @@ def test_a_test_about_a_label_is_of_what_was_sent_with_it() -> None:
     test = Surprise("true", about=True)
     assert test._concerns("false", "true")
     assert not test._concerns("true", "false"), "that is for the test of what was answered so"
+
+
+def beside_new_names(share: float) -> float:
+    """Weight learned of a large honest source while new names send lies, as a share of its rows."""
+    chain = by_name(("rate", "samples", "surprise"), None, None, answers=LABELS[::-1])
+    draw, taken, rows = random.Random(7), 0.0, 0
+    for i in range(3_000):
+        lies = i >= 1_000 and draw.random() < share
+        source = f"n{i}" if lies else draw.choice(["big", draw.choice(SMALL)])
+        denied, label = (draw.random() < 0.1) is not lies, draw.choice(LABELS)
+        odds = 1.0 / (1.0 + exp(draw.gauss(-2.0, 0.5)))
+        loss = -log(1.0 - odds if denied else odds)
+        answer = label if loss < log(2.0) else LABELS[label == "false"]
+        event = Event(source, i.to_bytes(16, "little"), None, loss, label=label, answer=answer)
+        verdict = chain.decide(event)
+        chain.observe(event, verdict)
+        if i >= 1_500 and source == "big":
+            taken, rows = taken + (verdict.factor if verdict.taken else 0.0), rows + 1
+    return taken / rows
+
+
+def test_names_that_somebody_makes_up_cost_a_large_source_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert beside_new_names(0.4) > 0.9
+    noted = Surprise._note_denied
+
+    def all_alike(self: Surprise, source: Source, label: str | None, *, denied: bool) -> None:
+        noted(self, source, label, denied=denied)
+        self.arrivals.denied = self._new.denied
+
+    monkeypatch.setattr(Surprise, "_note_denied", all_alike)  # the mutant
+    assert beside_new_names(0.4) < 0.5
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_small_sources_at_another_replica_tell_how_often_the_model_is_denied(heard: bool) -> None:
+    chain = by_name(("rate", "samples", "surprise"), None, None, answers=LABELS[::-1])
+    surprise_test = next(test for test in chain.filters if isinstance(test, Surprise))
+    before = chain.arrivals.denied
+    for _ in range(300 if heard else 0):
+        for name in SMALL:
+            surprise_test.hear(chain.sources.get(name), "true", 0.1)
+    assert (chain.arrivals.denied < before) is heard
