@@ -53,13 +53,15 @@ class HostTables:
         """Drop own rows that equal the view's, and take a newer view, one step at a time.
 
         A row that was dropped may have had another value at versions before that.  So no view of an
-        older version is taken.
+        older version is taken.  Nor is any before all own rows were looked at: each begins anew,
+        so that after a burst the last ones would never have their turn.
         """
         learner, now_s = self._learner, self._monotonic_s()
+        left = _DROPS
         for _ in islice(self._dropping, _DROPS):
-            self._dropped = learner.version
+            self._dropped, left = learner.version, left - 1
             yield
-        if now_s < self._due_s or learner.catching_up or not learner.ready:
+        if left == 0 or now_s < self._due_s or learner.catching_up or not learner.ready:
             return
         self._due_s = now_s + _LOOK_S
         epoch, count = self._dropped

@@ -385,7 +385,7 @@ def settings_for(
     objects.check_recipe(name, model)
     made = model
     if task is None and objects.makes_models(model):
-        made = made_by(name, model, {})
+        made = made_by(name, model, of_model.get("params", {}))
     if task is None and (task := objects.task_of(made)) is None:
         what = model if isinstance(model, str) else type(made).__name__
         raise ConfigError(

@@ -102,11 +102,11 @@ class SharedTables:
         self._remove_left()
 
     def _remove_left(self) -> None:
-        """Remove what servers of the model's other lineages have left that are dead."""
+        """Remove what dead servers of other lineages have left, also under another host's name."""
         with contextlib.suppress(OSError):
-            lineages = [one for one in self._folder.parent.iterdir() if one != self._folder]
-            for folder in (one for lineage in lineages for one in lineage.iterdir()):
-                remove_left(folder)
+            for folder in self._folder.parents[2].glob("*/*/*/*"):  # HOST/MODEL/SPEC/EPOCH
+                if folder.parent != self._folder:
+                    remove_left(folder)
 
     def publish_if_due(self, server: Server, lock: threading.Lock) -> None:
         """Publish a view if the values have changed, a second or more after the last one.

@@ -250,7 +250,8 @@ def end_servers(was: Settings, specs: Mapping[str, str]) -> list[str]:
     """
     if not specs:
         return []
-    with contextlib.suppress(ReplayError), contextlib.closing(open_journal(was)) as journal:
+    unread = (ReplayError, StartRefused)  # the servers end whether the journal can be read or not
+    with contextlib.suppress(*unread), contextlib.closing(open_journal(was)) as journal:
         _wait(lambda: all(_sealed(journal, name, spec) for name, spec in specs.items()), _SEALED_S)
     left = parameter_servers.server_specs(was, specs)
     lines = parameter_servers.last_snapshots(left, _LAST_SNAPSHOTS_S)

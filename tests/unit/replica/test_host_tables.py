@@ -6,12 +6,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from tempfile import mkdtemp
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import pytest
 from replica_world import SPEC, Client, World, row, until
 
@@ -26,11 +29,11 @@ from online.replica.replica import ModelReplica
 from online.settings.config import Settings
 from paramserver.core import wire
 from paramserver.core.tables.layered import LayeredRows
+from paramserver.core.tables.rows import Rows
 from paramserver.process import shared_tables
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.lineage import Lineage
-from paramserver.snapshots.places import lineage_place
-from paramserver.snapshots.views import Views
+from paramserver.snapshots.views import Views, lineage_folder
 from replay import codec
 from replay.example import Example, Features
 
@@ -67,7 +70,7 @@ class Sharing(World):
 
     def __init__(self, folder: Path, memory: Path) -> None:
         super().__init__(folder)
-        self.place = Path(lineage_place(str(memory), "m", SPEC))
+        self.place = lineage_folder(str(memory), "m", SPEC)
         self.settings = ServerSettings(shared=str(memory), part_keys=64)
         self.serve()
 
@@ -328,3 +331,38 @@ def test_tables_that_can_not_be_shared_are_refused(
         return
     with pytest.raises((LearnerUnusable, ValueError), match=said):
         load()
+
+
+class Burst:
+    """A learner with many rows of its own, all of which are in the published table by now."""
+
+    catching_up, ready = False, True
+
+    def __init__(self, rows: int) -> None:
+        ids = np.arange(1, rows + 1, dtype=np.uint64)
+        self.published = Rows(ids, np.ones((rows, 4), dtype=np.float32))
+        mine = Rows(ids, np.ones((rows, 4), dtype=np.float32))
+        self.tables = [LayeredRows(self.published.copy(), mine.copy()) for _ in range(2)]
+        self.version = (1, 0)
+
+    def rest_on(self, version: tuple[int, int], tables: dict[str, Rows]) -> Iterator[None]:
+        return chain(*(table.rest_on(tables["t"]) for table in self.tables))
+
+    def newest(self, after: tuple[int, int], upto: Any = None) -> Any:
+        table = {"t": self.published.copy()}
+        view = SimpleNamespace(version=self.version, tables=table, resident=lambda: iter(()))
+        return view if self.version > after else None
+
+
+@pytest.mark.parametrize("drops", [2, 1 << 30])
+def test_own_rows_go_although_views_come_faster_than_they_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, drops: int
+) -> None:
+    monkeypatch.setattr(host_tables, "_DROPS", drops)
+    burst: Any = Burst(20_000)
+    reading = HostTables(burst, burst, lambda: 0.0)
+    for n in range(1, 101):
+        burst.version = (1, n)  # another view at each exchange
+        for _ in reading.rest():
+            pass
+    assert [table.own_rows for table in burst.tables] == [0, 0]

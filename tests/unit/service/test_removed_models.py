@@ -20,6 +20,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from paramserver.snapshots.views import lineage_folder
+from replay.errors import JournalUnavailable
 
 
 def settings(folder: Path, *names: str) -> Settings:
@@ -112,3 +113,15 @@ def test_a_model_leaves_a_running_service(
     ended = ["challenger of m", "snapshot of m", "end of m"]
     assert done == ["replicas with ['n']", *([] if fails else ended)]
     assert set(service._specs()) == ({"m", "n"} if fails else {"n"})
+
+
+@pytest.mark.parametrize("error", [StartRefused("it is held", "Stop it"), JournalUnavailable("no")])
+def test_servers_end_although_the_journal_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: list[str], error: Exception
+) -> None:
+    def unreadable(settings: Settings) -> Any:
+        raise error
+
+    monkeypatch.setattr(rollout, "open_journal", unreadable)
+    rollout.end_servers(settings(tmp_path, "m", "n"), {"m": "spec"})
+    assert done == ["snapshot of m", "end of m"]

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from river import linear_model, tree
+from river import linear_model, optim, tree
 from sklearn.linear_model import SGDClassifier
 
 import online
 from online.errors import ConfigError
 from online.models.errors import LearnerUnusable
 from online.models.loading.model_file import settings_of as settings_of_file
+from online.service.one_process import settings_for
 
 
 def make() -> linear_model.LogisticRegression:
@@ -68,3 +69,11 @@ def test_an_object_that_has_to_be_wrapped_is_refused_before_its_task_is_asked_fo
     for bare in (torch.nn.Linear(3, 1), SGDClassifier()):
         with pytest.raises(LearnerUnusable, match=r"Wrap it: online\.models"):
             online.serve(bare)
+
+
+def test_params_are_given_to_what_tells_the_task() -> None:
+    def make(rate: float) -> linear_model.LogisticRegression:
+        return linear_model.LogisticRegression(optim.SGD(rate))
+
+    given = settings_for(make, None, "m", None, {}, {"params": {"rate": 0.1}})
+    assert given.models[0].task == "binary"

@@ -337,6 +337,16 @@ def test_a_server_removes_what_earlier_servers_of_its_model_left(folder: Path) -
     assert [*another.shared._folder.iterdir()]
 
 
+def test_what_a_killed_container_left_is_removed_under_whatever_name_it_had(folder: Path) -> None:
+    left = folder.parents[2] / "an old container" / "m" / SPEC
+    before, alive = Teller(left), Teller(folder.parents[2] / "another container" / "m" / SPEC)
+    assert before.shared._memory is not None
+    before.shared._memory.close()  # as the kernel does when a process ends
+    Teller(folder).publish()
+    assert [*left.iterdir()] == []
+    assert [*alive.shared._folder.iterdir()]
+
+
 def test_folders_are_private_and_nobody_elses(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
