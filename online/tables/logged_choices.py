@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from online.errors import RequestError
+from online.errors import OnlineError, RequestError
 from online.tables.nested import features_of
 
 ABOUT: Final = ("_probability", "_event", "_time")
@@ -22,8 +22,11 @@ _NAMES_MAX: Final = 1_000_000
 _CHARS_MAX: Final = 1_000_000
 
 
-class NoChoice(Exception):
-    """A line that is no choice with a reward; the text says why."""
+class NoChoice(OnlineError):
+    """A line that is no choice with a reward."""
+
+    reason: str
+    text = "{reason}"
 
 
 def row_of(line: Mapping[str, Any]) -> dict[str, Any]:
