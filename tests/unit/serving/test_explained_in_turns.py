@@ -153,6 +153,8 @@ def test_learning_has_a_turn_between_two_explanations(tmp_path: Path) -> None:
         async with replica.change_lock.hold():
             others = [asyncio.create_task(another()) for _ in range(3)]
             feedback = asyncio.create_task(serving.feedback(event))
+            # Not for the lock alone, for which an exchange may have waited before the row is there.
+            await worlds.until(lambda: replica.writer.known > 0, 240.0)
             await worlds.until(lambda: replica.change_lock._waited, 240.0)
         await asyncio.gather(*others, feedback)
         assert learned == [1, 1, 1]
