@@ -141,7 +141,8 @@ class Limited(FeatureStatistics):
         learned = [name for name in names if name in now]
         if len(learned) < len(names):
             x = x[:, [i for i, name in enumerate(names) if name in now]]
-        ends = np.array([self.affine(name) for name in learned]).reshape(-1, 2)
+        lacking = self._scaler.lacking
+        ends = np.array([_affine(now[name], lacking) for name in learned]).reshape(-1, 2)
         z = x - ends[:, 0]
         z *= ends[:, 1]
         np.minimum(z, LIMIT, out=z)

@@ -43,6 +43,8 @@ class Arrivals:
             flooding.
         sizes: Their sizes before that, relative to the median source, at least 1.
         weight: Mean weight of an event of the median source.
+        shift: Ratio of what the median source's last events weigh to ``weight``: not 1 where all
+            have changed their weights, or where the weights of earlier events are not known.
         denied: Rate at which the model lately found other labels likelier than those of small and
             new sources.
     """
@@ -57,11 +59,15 @@ class Arrivals:
         self.established = 0
         self.flooding: frozenset[str] = frozenset()
         self.sizes: dict[str, float] = {}
-        self.weight = self.shift = 1.0  # shift: what the median weighs now, beside ever
+        self.weight = self.shift = 1.0
         self.denied = 0.5
 
     def __len__(self) -> int:
         return len(self._window)
+
+    def shares(self, source: Source, weight: float) -> tuple[float, float]:
+        """Return how much an event of this weight says for and against its source, at most 2."""
+        return source.shares(weight / self.shift, self.weight)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the sources, last seen first."""

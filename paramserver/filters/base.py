@@ -129,6 +129,7 @@ class Source:
         extra: Sum over its taken events of weight − 1, at all replicas.
         denied: Rate at which the model lately found another label likelier than its own, here, of
             labels that others send, too.
+        lately: Mean weight of its last events here; 0: there was none.
     """
 
     name: str
@@ -145,7 +146,7 @@ class Source:
     labels: dict[str, int] = field(default_factory=dict)
     extra: float = 0.0
     denied: float = 0.0
-    lately: float = 0.0  # mean weight of its last events, here
+    lately: float = 0.0
 
     @property
     def quarantined(self) -> bool:

@@ -144,7 +144,7 @@ class Chain:
         weight, clip, worst = 1.0, 1.0, PASS
         standing, test_name = EVIDENCE_MAX, _NOBODY  # the lowest evidence, this event's included
         opinions, evidence = [], source.evidence
-        shares = source.shares(event.weight / self.arrivals.shift, self.arrivals.weight)
+        shares = self.arrivals.shares(source, event.weight)
         for test in self.filters:
             opinion = test.judge(event, source)
             opinions.append(opinion)
@@ -187,7 +187,7 @@ class Chain:
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
-        shares = source.shares(event.weight / self.arrivals.shift, self.arrivals.weight)
+        shares = self.arrivals.shares(source, event.weight)
         source.lately += (event.weight - source.lately) / (8.0 if source.lately else 1.0)
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)

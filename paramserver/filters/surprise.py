@@ -204,7 +204,7 @@ class Surprise(Filter):
             return PASS if self.bounds else OFF
         usual = min(self._new.denied + _DENIED_MORE, 0.5)
         nats = 0.5 * math.log(usual / (1.0 - usual))
-        gain, loss = source.shares(event.weight / self.arrivals.shift, self.arrivals.weight)
+        gain, loss = self.arrivals.shares(source, event.weight)
         most = (_BESIDE_SMALL_ONES - known) / gain
         nats = max(nats, -known / loss) if denied else min(-nats, most)  # within both bounds
         return Opinion(1.0, nats, event.loss or 0.0)

@@ -173,8 +173,11 @@ def test_one_activation_reaches_all_slots_of_a_deferred_event(shop: Embedded) ->
         assert post(shop, "multislot/events/page%2F2/activate").status_code == 204
         assert [deferred(shop, id_) for id_ in each] == [False, False]
     assert post(shop, "multislot/rank", body).json() == said
-    fewer = {**body, "slots": [{"id": "top"}]}
-    assert post(shop, "multislot/rank", fewer).status_code == 409
+    before = halves(shop)
+    for others in (["top"], ["top", "another"]):
+        other = {**body, "slots": [{"id": slot} for slot in others]}
+        assert post(shop, "multislot/rank", other).status_code == 409
+    assert halves(shop) == before, "what is refused chooses nothing"
     rewards = {"reward": [{"slotId": "top", "value": 1.0}]}
     assert post(shop, "multislot/events/page%2F2/reward", rewards).status_code == 204
     assert choice_of(shop, each[0])[1] == 1.0

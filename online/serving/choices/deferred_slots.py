@@ -1,8 +1,8 @@
 """Remembers the slots of deferred events, so that one activation reaches each of them.
 
 Each slot of an event is a choice of its own, under an id made of the event's id and the slot's; an
-activation names only the event.  So the slots of a deferred event are written before they are
-filled, as one half of a stored join that no label will complete.
+activation names only the event.  So the slots of a deferred event are written when all are filled,
+as one half of a stored join that no label will complete.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ class DeferredSlots:
     def __init__(self, serving: Serving) -> None:
         self._serving, self._replica = serving, serving.replica
 
+    async def check(self, own: str, slots: Sequence[str]) -> None:
+        """Raise RequestError if other slots are stored under the id.  Writes nothing."""
+        stored = await self.of(own)
+        if stored and stored != list(slots):
+            raise _other_slots()
+
     async def keep(self, own: str, slots: Sequence[str]) -> None:
         """Write the slots under an id.  Raises RequestError if others are stored, or no room is."""
         payload = codec.encode_prediction(PredictionHalf(dict.fromkeys(slots, True)))
         source = sender.get().source
         recorded = await self._append(join_key(source, own), own, source or "", payload, None)
         if recorded is not None and recorded.payload != payload:
-            hint = "Send the slots of the first time, or another eventId"
-            raise RequestError(409, "id_in_use", "the event has other slots", "slots", hint)
+            raise _other_slots()
 
     async def of(self, own: str) -> list[str]:
         """Return the slots that are stored under the id; none if there are none."""
@@ -75,3 +80,8 @@ class DeferredSlots:
             hint = "Send it again after Retry-After; nothing was recorded"
             raise RequestError(429, "joins_full", message, "eventId", hint, 1)
         return recorded.met
+
+
+def _other_slots() -> RequestError:
+    hint = "Send the slots of the first time, or another eventId"
+    return RequestError(409, "id_in_use", "the event has other slots", "slots", hint)

@@ -109,6 +109,9 @@ class Personalizer:
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
         named, context = self._named(request.actions), self._flat(request.context_features)
+        ids = [slot.id for slot in request.slots]
+        if request.defer_activation:
+            await self._deferred.check(_list_id(event), ids)
         slots = list[dict[str, str]]()
         for slot in request.slots:
             of_slot = {f"slot.{n}": x for n, x in self._flat(slot.features).items()}
@@ -120,7 +123,7 @@ class Personalizer:
             taken.append(answer.action)
             slots.append({"id": slot.id, "rewardActionId": answer.action})
         if request.defer_activation:
-            await self._deferred.keep(_list_id(event), [slot.id for slot in request.slots])
+            await self._deferred.keep(_list_id(event), ids)
         return {"slots": slots, "eventId": event}
 
     async def reward(self, event: str, value: float, reward_id: str | None = None) -> None:
