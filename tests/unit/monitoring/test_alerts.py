@@ -114,6 +114,14 @@ def test_who_does_not_answer_for_a_moment_is_not_told_of() -> None:
     assert looked(found, 135.0) == ["stale over it does not answer: gone"]
 
 
+def test_a_clock_that_was_set_back_does_not_delay_an_alert() -> None:
+    found = Conditions()
+    assert looked(found, 1e6, "gone") == []
+    assert looked(found, 0.0, "gone") == []
+    assert looked(found, 60.0, "gone") == ["stale raised it does not answer: gone"]
+
+
+
 def test_a_server_that_is_gone_for_long_is_told_of() -> None:
     found = Conditions()
     assert [len(looked(found, at, server=None)) for at in (0.0, 59.0, 60.0, 75.0)] == [0, 0, 1, 0]
