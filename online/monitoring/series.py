@@ -77,8 +77,8 @@ class Series:
     def add(self, status: dict[str, Any], at: float) -> tuple[Mark, ...]:
         """Add a status of the model (``GET /v1/models/NAME``) as of ``at`` (POSIX seconds).
 
-        A status of the same time as the last one is ignored.  If the clock was set back, the samples
-        from times that have not come yet are deleted, and their events are moved to ``at``.
+        A status of the same time as the last one is ignored.  If the clock was set back, the
+        samples from times that have not come yet are deleted, and their events moved to ``at``.
 
         Returns the events since the last sample; none for the very first.  If the file can't be
         written, the chart has a gap.
