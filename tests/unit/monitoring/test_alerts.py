@@ -121,7 +121,6 @@ def test_a_clock_that_was_set_back_does_not_delay_an_alert() -> None:
     assert looked(found, 60.0, "gone") == ["stale raised it does not answer: gone"]
 
 
-
 def test_a_server_that_is_gone_for_long_is_told_of() -> None:
     found = Conditions()
     assert [len(looked(found, at, server=None)) for at in (0.0, 59.0, 60.0, 75.0)] == [0, 0, 1, 0]
