@@ -14,7 +14,7 @@ from server_world import LINEAGE, Control, Died, Info, World, learned, sync, val
 from paramserver import errors
 from paramserver.core import wire
 from paramserver.core.resharding import RESHARD, Reshard
-from paramserver.core.rewrites import Rollback
+from paramserver.core.rewrites import Promote, Rollback
 from paramserver.core.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from paramserver.process.actor import ServerSettings
 from paramserver.process.lineage import publish
@@ -361,6 +361,29 @@ def test_uncertain_freeze_is_asked_again(world: Any) -> None:
     world.store.failing.clear()
     assert server.freeze()["frozen"] == 1
     assert len(world.store.control) == 1
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda server: server.ban("liar", True),
+        lambda server: server.answers(msgspec.json.encode(Answers(True))),
+        lambda server: server.upgrade(msgspec.json.encode(Upgrade(True))),
+        lambda server: server.promote(msgspec.json.encode(Promote(LINEAGE.spec, "t" * 64, {}, {}))),
+    ],
+    ids=["ban", "answers", "upgrade", "promote"],
+)
+def test_a_decision_whose_answer_was_lost_is_acted_on_when_it_is_repeated(
+    world: Any, decide: Any
+) -> None:
+    server = learned(world, 4)
+    world.store.failing["write_control"] = "after"
+    with pytest.raises(errors.DecisionUncertain):
+        decide(server)
+    world.store.failing.clear()
+    assert decide(server)["control"] == 1
+    assert len(world.store.control) == 1
+    assert sync(server).control == 1, "or no replica hears of it before the next decision"
 
 
 # -- trimming --------------------------------------------------------------------------------------
