@@ -103,10 +103,9 @@ def test_an_incident_whose_figures_change_is_told_once() -> None:
 def test_who_does_not_answer_for_a_moment_is_not_told_of() -> None:
     found = Conditions()
     for at, failed in (
-        (1e6, "gone"),  # the clock is set back then
         (0.0, "gone"),
-        (30.0, "gone"),
         (45.0, None),
+        (1e6, "gone"),  # then the clock is set back
         (60.0, "gone"),
         (119.0, "gone"),
     ):
