@@ -320,7 +320,7 @@ class Follower:
             try:
                 await self._control.write_failed(row, reason)
                 break
-            except ReplayError as error:  # the store may be full, too
+            except ReplayError as error:  # the record may be there and damaged, too
                 self._note_damaged(0, error)
                 await asyncio.sleep(_UNWRITTEN_S)
         self.failure_unwritten = False

@@ -30,7 +30,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from replay.errors import JournalFull, JournalUnavailable
+from replay.errors import JournalUnavailable
 from replay.journal.base import Row
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Claims:
             known = await self._known(partition, offset)
             try:
                 return await self._claim(partition, offset)
-            except (JournalFull, JournalUnavailable) as error:
+            except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_PAUSE_S)
             if await self._known(partition, offset) > known:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from online.replica.shared import ReplicaParts
-from replay.errors import JournalFull, JournalUnavailable, PartitionSealed
+from replay.errors import JournalUnavailable, PartitionSealed
 from replay.journal.base import Appended, NewRow
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ class Partition:
         return self._shared.learner.answer_version[0]
 
     async def open(self) -> None:
-        """Register a new partition; retries until the store has taken it."""
+        """Register a new partition; retries until the store answers."""
         model, who, now_s = self._shared.settings.name, self._shared.who, self._shared.clocks.now_s
         register = self._store.journal.register
         while True:
             try:
                 opened = await self._store.write(register, model, who.replica, who.spec, now_s())
                 break
-            except (JournalFull, JournalUnavailable) as error:
+            except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_UNOPENED_S)
         self.number, self.known = int(opened.id), 0

@@ -177,7 +177,7 @@ class Decisions:
                 if banned and len(known) >= self._running.settings.banned_max:
                     raise BanRefused(source, self._running.settings.banned_max)
                 note = rewrites.Source(source, banned)
-                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}"
+                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}:{source}"
                 self._decide(now, rewrites.SOURCE, key, note)
                 control = server.control
             version = list(server.version)

@@ -14,7 +14,7 @@ from server_world import LINEAGE, Control, Died, Info, World, learned, sync, val
 from paramserver import errors
 from paramserver.core import wire
 from paramserver.core.resharding import RESHARD, Reshard
-from paramserver.core.rewrites import Promote, Rollback
+from paramserver.core.rewrites import Promote, Rollback, banned
 from paramserver.core.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from paramserver.process.actor import ServerSettings
 from paramserver.process.lineage import publish
@@ -384,6 +384,28 @@ def test_a_decision_whose_answer_was_lost_is_acted_on_when_it_is_repeated(
     assert decide(server)["control"] == 1
     assert len(world.store.control) == 1
     assert sync(server).control == 1, "or no replica hears of it before the next decision"
+
+
+def test_a_ban_whose_row_comes_late_is_not_taken_for_another_one(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = learned(world, 4)
+    write, lost = world.store.write_control, list[Any]()
+
+    def late(*args: Any) -> Any:
+        if not lost:
+            lost.append(args)
+        if args[3] == lost[0][3]:
+            raise OSError("no answer")
+        write(*lost[0])  # the store stood still, and goes on
+        return write(*args)
+
+    monkeypatch.setattr(world.store, "write_control", late)
+    with pytest.raises(errors.DecisionUncertain):
+        server.ban("first", True)
+    server.ban("second", True)
+    assert banned(world.store.control) == {"first": 1, "second": 2}
+    assert sync(server).control == 2
 
 
 # -- trimming --------------------------------------------------------------------------------------
