@@ -43,7 +43,8 @@ class LineEnds:
         self._inside = bool((len(quotes) + self._inside) % 2)
         self._last = data[-1:]
         self._closed = bool(len(quotes)) and quotes[-1] == len(data) - 1 and not self._inside
-        return ends[before % 2 == 0]
+        outside: npt.NDArray[np.int64] = ends[before % 2 == 0]
+        return outside
 
     def _of_values(self, numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Return the positions of the quotes that begin and end quoted values, by turns."""
