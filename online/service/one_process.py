@@ -179,7 +179,7 @@ class OneProcess:
         for place in {settings.state_dir, Path(snapshots_path(settings))}:
             if (loose := modes.looser(place, settings.umask)) is not None:
                 self._progress(loose)
-        private = processes.private_dir(settings.state_dir)
+        private = processes.private_path(settings.state_dir)
         if left := list(processes.leftovers(run_path(settings), private)):
             self._progress(f"ended {processes.end(left)} processes left over from a crash")
         processes.remove_private(settings.state_dir)
