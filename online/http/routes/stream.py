@@ -83,8 +83,9 @@ class Streams:
                 self._looking.cancel()
                 self._looking = self._newest = None
         if not gone.done() or gone.cancelled():
-            with contextlib.suppress(TimeoutError):  # who reads nothing does not take the end either
-                await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), _STUCK_S)
+            end = {"type": "http.response.body", "body": b""}
+            with contextlib.suppress(TimeoutError):  # one that reads nothing does not take this
+                await asyncio.wait_for(send(end), _STUCK_S)
 
     async def _tell(
         self, mine: asyncio.Queue[bytes | None], gone: asyncio.Future[None], send: Send

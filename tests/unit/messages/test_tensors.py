@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from online.errors import RequestError
 from online.messages.tensors import InferAnswer, Tensor, column, encode, parse, rows
 
-
 MOST = 8
 
 
