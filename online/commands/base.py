@@ -327,7 +327,7 @@ def span(seconds: float) -> str:
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
-_POSIX: Final = re.compile(r"\d{9,11}|\d+\.\d+")  # 20260131 is a date, and 2026 is neither
+_POSIX: Final = re.compile(r"\d{9,11}|-?\d+\.\d+")  # 20260131 is a date, and 2026 is neither
 
 
 def duration(option: str, text: str) -> float:

@@ -33,6 +33,8 @@ def _now(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1970-01-01T00:00:07+00:00", 7.0),
         ("1780185600", 1_780_185_600.0),
         (" 17.5 ", 17.5),
+        ("0.000", 0.0),  # as the route to a report writes times
+        ("-60000000000.000", -6e10),
     ],
 )
 def test_times_are_given_as_people_write_them(text: str, expected: float) -> None:
