@@ -107,10 +107,7 @@ def report(
     else:
         settings = load_settings(path, state_dir=state_dir)
         made = _of_journal(settings, pick_model(settings, model), since, until, quiet=as_json)
-    if prometheus is not None:
-        with replacing("--prometheus", prometheus) as part:
-            part.write_text(gauges(made), encoding="utf-8")
-    _give(made, out, as_json=as_json)
+    _give(made, out, prometheus, as_json=as_json)
     raise typer.Exit(made.verdict.exit_code)
 
 
@@ -166,10 +163,13 @@ def _made(origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = No
         )
 
 
-def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
+def _give(made: Report, out: Path | None, prometheus: Path | None, *, as_json: bool) -> None:
     from evaluation.report.page.render import render
     from evaluation.report.values import to_json
 
+    if prometheus is not None:
+        with replacing("--prometheus", prometheus) as part:
+            part.write_text(gauges(made), encoding="utf-8")
     target = out if out is not None or as_json else _OUT
     if target is not None:
         data = to_json(made) if target.suffix == ".json" else render(made).encode()
