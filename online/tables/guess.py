@@ -135,7 +135,7 @@ class _Seen:
 
     @property
     def almost(self) -> str | None:
-        """What the texts among the values should have to be numbers; None: they are none."""
+        """Return what the texts should have to be numbers; None: they are none."""
         texts = [value for value in self.different if isinstance(value, str)]
         found = (want for want, form in _ALMOST.items() if all(map(form.fullmatch, texts)))
         return next(found, None) if texts else None
