@@ -167,13 +167,15 @@ def _made(origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = No
 
 
 def when(text: str, now: float, option: str) -> float:
-    """Parse ``7d`` (ago), an ISO 8601 time (default UTC), or a number into POSIX seconds.
+    """Parse ``7d`` (ago), an ISO 8601 time (default UTC), or POSIX seconds into POSIX seconds.
+
+    A number without a point has nine or ten digits, because ``20260531`` is a date.
 
     Raises ConfigError naming the option.
     """
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip()):
         return now - float(match[1]) * _UNITS[match[2]]
-    if re.fullmatch(r"\d{9,10}(\.\d+)?", text.strip()):
+    if re.fullmatch(r"\d{9,10}|-?\d+\.\d+", text.strip()):
         return float(text)
     try:
         moment = datetime.fromisoformat(text.strip())
