@@ -329,9 +329,17 @@ class SqliteJournal(Journal):
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
         records = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
-        halves = [(bytes(one[1]), stored_half(one)) for one in records if proof.good(one)]
-        waiting = tuple(one for one in halves if one[1].half is Half.PREDICTION)
-        return Predicted(waiting, float(records[-1][sql.TAKEN_AT]) if records else None)
+        if not records:
+            return Predicted((), None)
+        (named,) = self._file.query(sql.NAMED, (model,))
+        running = proof.as_model(named).running if proof.good(named) else 0
+        waiting, ran_ms = [], []
+        for one in records:
+            if proof.good(one) and (half := stored_half(one)).half is Half.PREDICTION:
+                waiting.append((bytes(one[1]), half))
+                ran = one[sql.HALF_RAN]
+                ran_ms.append(0 if ran is None else max(running - ran, 0))
+        return Predicted(tuple(waiting), float(records[-1][sql.TAKEN_AT]), tuple(ran_ms))
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         with self._file.write() as db:

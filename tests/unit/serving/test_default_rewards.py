@@ -204,6 +204,33 @@ def test_what_was_chosen_before_a_start_waits_anew_whatever_the_clock_says(tmp_p
     worlds.play(tmp_path, scene)
 
 
+def test_a_start_does_not_begin_a_wait_again_that_both_clocks_of_the_store_say_is_over(
+    tmp_path: Path,
+) -> None:
+    """Otherwise a service that starts more often than the wait is long would give no default."""
+
+    async def scene(world: Any) -> None:
+        one = await shop(world, "one")
+        chosen = await one.choose()
+        await one.replica.stop(1)
+        for i, (ran_s, later_s, given) in enumerate(
+            ((WAIT_S, WAIT_S + 60, 0), (59.0, WAIT_S + 60, 0), (1.0, 0.0, 0), (0.0, WAIT_S + 1, 1))
+        ):
+            with contextlib.closing(world.journal()) as journal:
+                epoch = journal.head("m", worlds.SPEC).epoch
+                journal.run("m", worlds.SPEC, epoch, int(1000 * ran_s))
+            wall = worlds.Clock()
+            wall.s = one.wall.s + later_s
+            two = await shop(world, f"two-{i}", wall)
+            assert await two.give(1.0) == given, (ran_s, later_s)
+            if given:
+                assert await two.reward(chosen, 1.0) == "conflict"
+            await two.replica.stop(1)
+        assert list(rewards(world).values()) == [0.25]
+
+    worlds.play(tmp_path, scene)
+
+
 def test_at_the_bound_a_choice_that_may_need_a_default_is_refused(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await shop(world, limits=Limits(feedback_wait_s=60, joins_queue_max=2))
