@@ -109,6 +109,7 @@ class Limited(FeatureStatistics):
     def learn(self, x: dict[str, Any]) -> dict[str, Any]:
         """Update the moments with a row, then return it standardised.  Raises StateNotFinite."""
         now, moments, out = self._now, self._open, {}
+        complete = not self._scaler.lacking and len(x) >= len(now)  # and if new names come: below
         for name, value in x.items():
             n, mean, m2, inverse = now.get(name, _NONE)
             off = value - mean
@@ -122,8 +123,9 @@ class Limited(FeatureStatistics):
                 raise StateNotFinite(m2)
             inverse = _inverse(n, m2)
             now[name] = [n, mean, m2, inverse]
-            z = (value - mean) * inverse
-            out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
+            if complete:
+                z = (value - mean) * inverse
+                out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
             if (mine := moments.get(name)) is None:
                 moments[name] = [1.0, near, 0.0]
                 continue

@@ -105,9 +105,14 @@ def _unusable(state_dir: Path, error: OSError) -> StartRefused:
     )
 
 
+def private_path(state_dir: Path) -> Path:
+    """Return the short private folder of this service's processes; it may not exist."""
+    return Path(tempfile.gettempdir()) / _private_name(state_dir)
+
+
 def private_dir(state_dir: Path) -> Path:
     """Make the short private folder of this service's processes: socket paths are limited."""
-    path = Path(tempfile.gettempdir()) / _private_name(state_dir)
+    path = private_path(state_dir)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -126,10 +131,7 @@ def shared_dir(state_dir: Path) -> Path:
 def remove_private(state_dir: Path) -> None:
     """Remove the private folders of this service's processes, which have ended."""
     shared = shared_dir(state_dir)
-    for path in (
-        Path(tempfile.gettempdir()) / _private_name(state_dir),
-        shared / socket.gethostname(),
-    ):
+    for path in (private_path(state_dir), shared / socket.gethostname()):
         shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):  # another container may have its own there
         shared.rmdir()

@@ -192,7 +192,7 @@ class Service:
         self._given = settings  # as in the file; promotions since may have changed what is served
         self._challengers = Challengers()
         self._owner: processes.Owner | None = None
-        self._private = processes.private_dir(settings.state_dir)
+        self._private = processes.private_path(settings.state_dir)
         self._loaded: dict[str, Loaded] = {}
         self._ports: processes.PortRange | None = None
         self._vital: list[psutil.Process] = []

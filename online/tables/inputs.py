@@ -22,6 +22,7 @@ from online.tables.actions import NULLS
 from online.tables.columns import Kind
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
+from online.tables.line_ends import LineEnds
 from online.tables.logged_choices import ABOUT, NoChoice, row_of
 from online.tables.places import Location, failures, without_keys
 from refusals import reason
@@ -382,11 +383,12 @@ def _cut_parquet(place: int, one: Input) -> Iterator[Shard]:
 
 
 def _cut_text(place: int, one: Input) -> Iterator[Shard]:
-    quoted = one.form == "csv"  # JSON values contain no line ends
+    quoted = one.form == "csv"
+    line_ends = LineEnds(quoted=quoted)
     with failures(one.path), opened(one) as stream:
-        begin, first, open_quote, lines, at, last = 0, 0, False, 0, 0, b""
+        begin, first, lines, at, last = 0, 0, 0, 0, b""
         while data := stream.read(TEXT_BYTES):
-            ends, open_quote = _line_ends(data, open_quote and quoted, quoted=quoted)
+            ends = line_ends.within(data)
             if first == 0 and lines == 0 and begin == 0 and quoted:  # the header is no row
                 if not len(ends):
                     raise InputRefused(one.path, "no line ends its header", "Write it again")
@@ -400,17 +402,6 @@ def _cut_text(place: int, one: Input) -> Iterator[Shard]:
             at, last = at + len(data), data[-1:]
         if at > begin and last != b"\n":
             yield Shard(0, place, 0, begin, at, first, 1)
-
-
-def _line_ends(data: bytes, inside: bool, *, quoted: bool) -> tuple[np.ndarray, bool]:
-    """Positions of line ends outside quotes, and whether the data ends inside quotes."""
-    numbers = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(numbers == 10)
-    if not quoted or (b'"' not in data and not inside):
-        return ends, False
-    quotes = np.flatnonzero(numbers == 34)
-    before = np.searchsorted(quotes, ends) + inside
-    return ends[before % 2 == 0], bool((len(quotes) + inside) % 2)
 
 
 def header(one: Input) -> list[str]:

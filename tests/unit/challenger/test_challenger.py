@@ -197,6 +197,27 @@ def test_labels_that_come_after_the_delay_are_learned_and_not_compared(tmp_path:
     assert "challenger.delay" in now.lacking[-1]
 
 
+def test_a_clock_that_was_set_back_does_not_stop_it(tmp_path: Path) -> None:
+    world = equal_pair(tmp_path)
+    world.now_s += 1e6
+    for features, label in stream(40):
+        world.feed(features, label)
+    shadow = world.shadow()
+    world.catch_up(shadow)
+    for features, label in stream(10, seed=2):
+        world.feed(features, label)
+    shadow.step()
+    world.now_s -= 1e6
+    for seed in (3, 4):
+        for features, label in stream(40, seed=seed):
+            world.feed(features, label)
+        world.now_s += 10.0
+        for _ in range(10):
+            shadow.step()
+    assert shadow.learner.tally.digest[0] == 130
+    assert shadow.standing().rows >= 90, "those after it are compared again"
+
+
 def test_answers_of_what_served_before_are_not_compared(tmp_path: Path) -> None:
     """Written by replicas of another spec, or given before the promotion and labelled since."""
     world = equal_pair(tmp_path)

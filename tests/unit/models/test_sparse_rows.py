@@ -103,6 +103,26 @@ def test_replicas_agree_on_which_numbers_are_rare() -> None:
     assert again.transform(rows[0]) == pytest.approx(replicas[0].transform(rows[0]))
 
 
+class Counted(float):
+    """A number that counts how often something is subtracted from it."""
+
+    taken = 0
+
+    def __sub__(self, other: float) -> float:
+        Counted.taken += 1
+        return float(self) - other
+
+
+@pytest.mark.parametrize("others", [{}, {"c": 1.0}], ids=["complete", "sparse"])
+def test_a_row_is_standardised_once_while_it_is_learned(others: dict[str, float]) -> None:
+    scaler = Limited("scaler")
+    for i in range(9):
+        scaler.learn({"a": float(i), "b": 2.0 * i, **others})
+    Counted.taken = 0
+    scaler.learn({"a": Counted(3.0), "b": Counted(4.0)})
+    assert Counted.taken == 2 * 2, "each number once for its moments, once to be standardised"
+
+
 def test_columns_are_scaled_as_rows_are() -> None:
     scaler = Limited("scaler")
     for x, _ in words(300):
