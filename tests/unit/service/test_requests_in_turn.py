@@ -150,3 +150,35 @@ def test_the_parser_says_where_an_offer_ends() -> None:
     with pytest.raises(httptools.HttpParserUpgrade) as offer:
         parser.feed_data(head + b"ab")
     assert offer.value.args == (len(head),)
+
+
+@KINDS
+def test_nothing_is_written_for_a_caller_that_left_with_more_requests_under_way(
+    kind: type[HttpToolsProtocol],
+) -> None:
+    async def left(kind: type[HttpToolsProtocol]) -> tuple[bytes, list[str]]:
+        begun, gone, paths = asyncio.Event(), asyncio.Event(), list[str]()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            paths.append(scope["path"])
+            begun.set()
+            await gone.wait()
+            await _send(send, 200, b"text/plain", b"late", [])
+
+        config = uvicorn.Config(app, lifespan="off", log_config=None)
+        config.load()
+        wire, state = Wire(), ServerState()
+        protocol: Any = kind(config, state, {})
+        protocol.access_log = False
+        protocol.connection_made(wire)
+        protocol.data_received(3 * GET)
+        await begun.wait()
+        wire.closed = True
+        protocol.connection_lost(ConnectionResetError())
+        gone.set()
+        while state.tasks:
+            await asyncio.sleep(0)
+        return wire.said, paths
+
+    assert asyncio.run(left(kind)) == (b"", ["/"])
+    assert asyncio.run(left(HttpToolsProtocol))[0] != b"", "control: uvicorn writes"
