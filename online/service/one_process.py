@@ -35,6 +35,7 @@ from online.service.parts.assembly import Assembly, ProcessContext, nobody
 from online.service.state import server_count
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
+from online.service.state.journal_upkeep import JournalUpkeep
 from online.service.state.parameter_servers import settings_of, shard_of
 from online.settings import config
 from online.settings import file_modes as modes
@@ -52,7 +53,6 @@ from paramserver.clients.in_process import InProcess, InProcessClient
 from paramserver.core.shards import shard_name
 from paramserver.errors import ParamServerError
 from paramserver.process.lineage import Lineage
-from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,6 @@ Ready = Callable[[], None]
 T = TypeVar("T")
 
 _TEND_S: Final = 0.25
-_TEND_WAIT_S: Final = 0.5  # for the journal's lock, at a checkpoint of its WAL
 _LOOK_S: Final = 0.002  # between two polls whether something has started
 _LAST_SNAPSHOT_S: Final = 2.0
 _STOP_S: Final = 5.0
@@ -298,21 +297,9 @@ class OneProcess:
 
     def _tend(self) -> None:
         """Checkpoint the journal's WAL in small steps until the service stops."""
-        try:
-            journal = journal_opener(self.settings, lock_wait_s=_TEND_WAIT_S)()
-        except ReplayError as error:
-            log.warning("journal: %s", error)
-            return
-        problem: str | None = None
-        with contextlib.closing(journal):
+        with contextlib.closing(JournalUpkeep(self._progress)) as upkeep:
             while not self._stopping.wait(_TEND_S):
-                try:
-                    journal.checkpoint()
-                    problem = None
-                except ReplayError as error:
-                    if str(error) != problem:
-                        log.warning("journal: %s", error)
-                    problem = str(error)
+                upkeep.once(self.settings, None)
 
     # -- stop --------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import tomllib
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,6 +81,14 @@ def test_many_rows_are_one_commit_and_their_repeats_are_known(state: Path) -> No
         refused = learner.learn_many([({"x": 1.0}, True), ({}, True), ({"x": 2.0}, False)])
         assert [r.status for r in refused] == ["learned", "refused", "learned"]
         assert learner.report()["learned"] == 42
+
+
+def test_a_row_for_which_there_is_no_id_is_not_left_out_in_silence(state: Path) -> None:
+    with online.Learner(model(), state, settings={"limits": {"rows_max": 16}}) as learner:
+        with pytest.raises(ValueError, match=r"rows\[20\] has no id"):
+            learner.learn_many(rows(), event_ids=map(str, range(20)))
+        assert learner.report()["learned"] == 16, "the commit before"
+        assert len(learner.learn_many(rows(), event_ids=map(str, count()))) == 40
 
 
 def test_values_of_numpy_are_numbers_and_what_is_none_is_refused_by_name(state: Path) -> None:
