@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import cycle, takewhile
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,6 +64,8 @@ class Oracle:
         self.sealed: set[int] = set()
         self.halves: dict[tuple[str, int], NewRow] = {}
         self.owner: dict[tuple[str, int], tuple[int, int]] = {}  # partition and offset of a key
+        self.owner_then: dict[tuple[str, int], tuple[int, int]] = {}
+        self.turns = cycle((1, 0))  # which process is compared
         self.heads: dict[tuple[str, str], tuple[int, str | None]] = {}
         self.changes: list[tuple[str, str]] = []
         self.controls: dict[str, list[tuple[str, str, bytes]]] = {m: [] for m in MODELS}
@@ -135,6 +137,11 @@ class Oracle:
             owner = self.owner.get((model, key))
             assert (found and (found.partition, found.offset)) == owner
 
+    def changed(self) -> set[tuple[str, int]]:
+        """Each model's keys whose rows are others than when this was asked last."""
+        before, self.owner_then = self.owner_then, dict(self.owner)
+        return {key for key, _ in before.items() ^ self.owner.items()}
+
     def keys(self) -> set[tuple[str, int]]:
         """Each model's keys that have ever been in a row."""
         return {(self.model_of[p], e.key) for p, events in self.events.items() for e in events}
@@ -157,20 +164,19 @@ class JournalMachine(RuleBasedStateMachine):
         self.told: dict[int, tuple[Outcome, ...]] = {}  # what the lost answer said
         self.claims: dict[tuple[int, int], int] = {}
         self.serial = 0
-        self.steps = 0
-        self.owners: dict[tuple[str, int], tuple[int, int]] = {}  # as they were compared last
 
     def make(self) -> Journal:
         return type(self).open_journal(self.folder)
 
     def teardown(self) -> None:
-        for journal in self.open:
-            self.oracle.compare(journal, self.oracle.keys())
-        damage = self.open[0].examine(lambda done, total: None).damage if self.open else ()
-        for journal in self.open:
-            journal.close()
-        shutil.rmtree(self.folder)
-        assert damage == ()
+        try:
+            for journal in self.open:
+                self.oracle.compare(journal, self.oracle.keys())
+            assert self.open[0].examine(lambda done, total: None).damage == ()
+        finally:
+            for journal in self.open:
+                journal.close()
+            shutil.rmtree(self.folder)
 
     def fresh(
         self, p: int, key: int, side: Half | None = None, at: int = 1, over: bytes | None = None
@@ -438,7 +444,4 @@ class JournalMachine(RuleBasedStateMachine):
     @invariant()
     def both_processes_tell_the_same_story(self) -> None:
         """By turns, with the keys whose rows are others now; at the end both tell all of it."""
-        self.steps += 1
-        before, self.owners = self.owners, dict(self.oracle.owner)
-        changed = {key for key, _ in before.items() ^ self.owners.items()}
-        self.oracle.compare(self.open[self.steps % 2], changed)
+        self.oracle.compare(self.open[next(self.oracle.turns)], self.oracle.changed())
