@@ -247,7 +247,8 @@ def test_actions_count_as_names_of_which_a_model_keeps_no_more_than_the_setting_
             assert status == "learned" or "names_full" in str(reason)
             told[status] += 1
         assert told == {"learned": 9, "clipped": 22}  # "x", "@y" and eight actions
-        assert (len(names), len(learner.serving._arms._each)) == (10, 9)  # one without an id
+        model: Any = learner.serving
+        assert (len(names), len(model._arms._each)) == (10, 9)  # one without an id
         assert learner.tally.digest[0] == 31
         await choosing.serving.replica.stop(1)
 
