@@ -214,7 +214,10 @@ def test_ids_that_take_much_are_not_kept_for_the_next_choice(
             actions = [Action(f"{i:0{size}}", {"y": float(i)}) for i in range(20)]
             answer = await choosing.choose(ChooseRequest(actions, {"x": 1.0}))
             assert len(answer.action) == size
-            return choosing._named.cache_info().currsize, interactions._hashes.cache_info().currsize
+            return (
+                choosing._reader._named.cache_info().currsize,
+                interactions._hashes.cache_info().currsize,
+            )
 
         assert await kept(10) == (1, 1)
         assert await kept(1000) == (1, 1)

@@ -424,9 +424,9 @@ def test_flipped_labels_are_learned_without_filters_and_not_with_them(filters: A
         right += n >= 1500 and (model.predict(example.features).label is true)
         if made is not None:
             (new,) = made.judge([new])
-            made.committed([new], [SimpleNamespace(new=True, row=SimpleNamespace(
-                partition=1, offset=n + 1))])  # type: ignore[list-item]  # fmt: skip
-            made.passed(SimpleNamespace(key=new.key, source=source), None)  # type: ignore[arg-type]
+            stored = SimpleNamespace(key=new.key, source=source, partition=1, offset=n + 1)
+            made.committed([new], [SimpleNamespace(new=True, row=stored)])  # type: ignore[list-item]
+            made.passed(stored, None)  # type: ignore[arg-type]
         if new.verdict is Verdict.QUARANTINED:
             set_aside[source] += 1
         else:
