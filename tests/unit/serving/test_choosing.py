@@ -20,7 +20,7 @@ from online.errors import RequestError
 from online.http.routes import decide
 from online.messages.choices import Action, ChooseRequest, Reward, RewardRequest, Slot
 from online.models.choices import interactions
-from online.models.rewards import RewardModel, Rewards
+from online.models.rewards import Rewards
 from online.rows.validator import Validator
 from online.serving.choices.batcher import Batcher
 from online.serving.choices.choosing import Choosing
@@ -247,8 +247,8 @@ def test_actions_count_as_names_of_which_a_model_keeps_no_more_than_the_setting_
             assert status == "learned" or "names_full" in str(reason)
             told[status] += 1
         assert told == {"learned": 9, "clipped": 22}  # "x", "@y" and eight actions
-        assert isinstance(learner.serving, RewardModel)
-        assert (len(names), len(learner.serving._arms._each)) == (10, 9)  # one without an id
+        model: Any = learner.serving
+        assert (len(names), len(model._arms._each)) == (10, 9)  # one without an id
         assert learner.tally.digest[0] == 31
         await choosing.serving.replica.stop(1)
 
