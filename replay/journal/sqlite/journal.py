@@ -329,17 +329,7 @@ class SqliteJournal(Journal):
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
         records = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
-        if not records:
-            return Predicted((), None)
-        (named,) = self._file.query(sql.NAMED, (model,))
-        running = proof.as_model(named).running if proof.good(named) else 0
-        waiting, ran_ms = [], []
-        for one in records:
-            if proof.good(one) and (half := stored_half(one)).half is Half.PREDICTION:
-                waiting.append((bytes(one[1]), half))
-                ran = one[sql.HALF_RAN]
-                ran_ms.append(0 if ran is None else max(running - ran, 0))
-        return Predicted(tuple(waiting), float(records[-1][sql.TAKEN_AT]), tuple(ran_ms))
+        return _predicted(records, self._file.query(sql.NAMED, (model,)))
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         with self._file.write() as db:
@@ -355,6 +345,19 @@ class SqliteJournal(Journal):
         size = self._file.size()
         rows, halves = self._file.query(sql.ROWS_AND_HALVES, (model,))[0]
         return Usage(size, self._size_max, rows, halves)
+
+
+def _predicted(records: Sequence[proof.Record], named: Sequence[proof.Record]) -> Predicted:
+    """Return the predictions among halves; ``named`` is the entry of their model."""
+    running = proof.as_model(named[0]).running if named and proof.good(named[0]) else 0
+    halves = [(one, stored_half(one)) for one in records if proof.good(one)]
+    waiting = [(one, half) for one, half in halves if half.half is Half.PREDICTION]
+    ran = [one[sql.HALF_RAN] for one, _ in waiting]
+    return Predicted(
+        tuple([(bytes(one[1]), half) for one, half in waiting]),
+        float(records[-1][sql.TAKEN_AT]) if records else None,
+        tuple([0 if ms is None else max(running - ms, 0) for ms in ran]),
+    )
 
 
 def _free_mb(folder: Path) -> float:
