@@ -245,6 +245,26 @@ def test_at_the_bound_a_choice_that_may_need_a_default_is_refused(tmp_path: Path
     worlds.play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("record", ["behind", "before"])
+def test_a_choice_may_be_written_before_its_answer(tmp_path: Path, record: str) -> None:
+    """Then none that was answered is lost in a kill."""
+
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose={"record": record})
+        answer = await one.choosing.choose(ChooseRequest(ACTIONS, {"x": 1.0}))
+        with contextlib.closing(world.journal()) as journal:
+            assert journal.usage("m").halves >= (record == "before")
+        await worlds.until(lambda: one.replica.writer.idle)
+        assert await one.reward(answer.id, 1.0) == "learned"
+        late = await one.choose()
+        assert await one.give(WAIT_S + 60) == 1
+        assert await one.reward(late, 1.0) == "conflict"
+        assert sorted(rewards(world).values()) == [0.25, 1.0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_without_a_default_nothing_is_written_and_nothing_given(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await shop(world, choose={"default_reward": None})
@@ -264,6 +284,7 @@ def test_without_a_default_nothing_is_written_and_nothing_given(tmp_path: Path) 
         ({"default_reward": 2}, {}, "not in reward_range"),
         ({"reward_wait": "4d"}, {}, "longer than half of token_lifetime"),
         ({"reward_range": [1, 1]}, {}, "no range"),
+        ({"record": "before"}, {}, "no choice is written"),
         ({}, {"features": {"x": "number"}}, "leave `features` out"),
     ],
 )
