@@ -50,6 +50,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what these tests cost, whatever else the machine does: a lane of `make test`, say."""
+    used = os.times()
+    given = terminalreporter.config.args
+    what = " ".join(given if len(given) < 4 else [given[0], "…", given[-1]])
+    terminalreporter.write_line(
+        f"CPU time of {what}: {used.user + used.system:.0f} s, and"
+        f" {used.children_user + used.children_system:.0f} s of processes that they started"
+    )
+
+
 @pytest.fixture(scope="module")
 def redis_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Redis or Valkey server of the module's own, as its journal needs it."""

@@ -323,10 +323,14 @@ class ReadAhead:
         return first
 
     def due(self) -> bool:
-        """Return whether the next row may be learned, since labels had ``delay_s`` to arrive."""
+        """Return whether the next row may be learned, since labels had ``delay_s`` to arrive.
+
+        A row that was received more than ``delay_s`` after the present does not wait for that time:
+        the clock was set back.
+        """
         if not self.rows:
             return False
-        return self.rows[0].at + self._delay_s <= self._seen_at or self.room < 1
+        return abs(self._seen_at - self.rows[0].at) >= self._delay_s or self.room < 1
 
     def learn(self, give_up: Callable[[Row], str | None]) -> Failed | None:
         """Learn the next row, after predicting the rows that are due before it."""
@@ -341,5 +345,6 @@ class ReadAhead:
             del self._ahead[row.partition][0]
             self._last[row.partition] = row.offset
         failed = self._learner.learn(row, give_up(row))
-        self._learned_at = max(self._learned_at or -math.inf, row.at)
+        last = -math.inf if self._learned_at is None else self._learned_at
+        self._learned_at = row.at if last - row.at >= self._delay_s else max(last, row.at)
         return failed

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from itertools import islice
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgspec
 import numpy as np
@@ -41,6 +41,9 @@ REQUESTED_MAX: Final = 1_024
 AGAIN_MAX: Final = 512
 """Greatest number of held rows in one request: to take these needs half a millisecond."""
 
+LEFT_MAX: Final = 8_192
+"""Greatest number of rows in one request that are reported as dropped."""
+
 LOOKED_AT_MAX: Final = 2_048
 """Greatest number of rows that are looked at to find some to evict, between two exchanges."""
 
@@ -62,6 +65,7 @@ class CachedRows:
         soon: Rows that are about to be learned, which are not evicted.
         missed, fetched, evicted: Uses of missing rows, rows that were requested and came, and rows
             that were evicted.
+        received: Rows in replies, changed ones and requested ones.
         learned_without: Events that were learned while rows were missing.
     """
 
@@ -73,9 +77,13 @@ class CachedRows:
         self._sent: frozenset[int] = frozenset()
         self._partial: set[int] = set()  # learned while missing
         self._again: list[int] = []  # rows held here that the newest request was for
+        self._left: dict[int, None] = {}  # requested before, not held, and not reported yet
+        self._reported: list[int] = []  # of these, in the newest request
+        self._serial = 0
         self._lacking = 0  # held rows that the arriving values lack: the first of _uses
         self.soon: Collection[int] = ()
         self.replies = self.missed = self.fetched = self.evicted = self.learned_without = 0
+        self.received = 0
 
     def report(self) -> dict[str, float]:
         """Return the counters, and the number of rows that are held, by name."""
@@ -83,6 +91,7 @@ class CachedRows:
             "rows_held": len(self._uses),
             "rows_missed": self.missed,
             "rows_fetched": self.fetched,
+            "rows_received": self.received,
             "rows_evicted": self.evicted,
             "learned_without_rows": self.learned_without,
         }
@@ -115,8 +124,8 @@ class CachedRows:
         self._partial.update(missing)
         self.learned_without += bool(missing)
 
-    def request(self, server: ServerView, catching_up: bool) -> dict[str, bytes]:
-        """Return the ids to request.
+    def request(self, server: ServerView, catching_up: bool) -> dict[str, Any]:
+        """Return the fields of a request: the ids to request, and those that are not held any more.
 
         With twice as many rows as the bound, only what is about to be learned is requested.
 
@@ -128,11 +137,28 @@ class CachedRows:
         lacking = 0
         if catching_up:
             lacking = len(self._uses) if server.values is None else self._lacking
+        self._leave(self._sent)  # there was no reply
         self._again = [*islice(self._uses, min(lacking, AGAIN_MAX))]
         missing = [] if lacking > AGAIN_MAX else self._missing()
         ids = [*missing, *self._again]
         self._sent = frozenset(ids)
-        return {self.block: np.array(ids, dtype=ID).tobytes()}
+        for i in ids:
+            self._left.pop(i, None)
+        self._reported = [*islice(self._left, LEFT_MAX)]
+        self._serial += 1
+        rows, left = {self.block: _bytes_of(ids)}, {self.block: _bytes_of(self._reported)}
+        return {"rows": rows, "serial": self._serial, "left": left if self._reported else {}}
+
+    def _leave(self, ids: Iterable[int]) -> None:
+        """Report with the next request that these are not held, unless they are."""
+        self._left.update(dict.fromkeys(i for i in ids if i not in self._uses))
+
+    def _note_answered(self, reply: SyncReply) -> None:
+        if (block := reply.rows.get(self.block)) is not None:
+            self.received += len(block.data["ids"]) // ID.itemsize
+        for i in self._reported:
+            self._left.pop(i, None)
+        self._reported = []
 
     def _missing(self) -> list[int]:
         asked = dict.fromkeys(i for i in self.soon if i not in self._uses)
@@ -159,6 +185,7 @@ class CachedRows:
 
     def part_of(self, reply: SyncReply, server: ServerView) -> SyncReply:
         """Return a reply for which :meth:`is_part` holds, as the part that is taken now."""
+        self._note_answered(reply)
         if reply.kind == "part":
             if reply.start is None:
                 self._lacking = len(self._uses)
@@ -166,6 +193,7 @@ class CachedRows:
         self._lacking, version = self._lacking_after(reply, server), (reply.epoch, reply.count)
         for i in self._again:
             self._uses.move_to_end(i)  # so those that are lacking stay the first ones
+        self._leave(self._sent)
         self._sent = frozenset()  # rows that are not held are requested when these are complete
         since = version if reply.kind == "all" else reply.since
         if reply.kind == "changes" and server.values is not None:
@@ -191,6 +219,7 @@ class CachedRows:
         if reply.kind == "none":
             return
         self.replies += 1
+        self._note_answered(reply)
         if not self._sent:
             return  # however many changed rows the reply has
         rows = self._rows_of(reply)
@@ -201,6 +230,7 @@ class CachedRows:
             self._uses.setdefault(i, 1)
             self.fetched += self._asked.pop(i, 0) is None
         self._partial -= fetched
+        self._leave(self._sent)
         self._sent = frozenset()
 
     def _rows_of(self, reply: SyncReply) -> Rows | None:
@@ -248,8 +278,13 @@ class CachedRows:
         for i in gone:
             changed.pop(i, None)
         self._sent -= {*gone}  # what was requested beside held rows does not come back
+        self._leave(gone)
         self.evicted += len(gone)
         return np.array(gone, dtype=np.uint64)
+
+
+def _bytes_of(ids: list[int]) -> bytes:
+    return np.array(ids, dtype=ID).tobytes()
 
 
 def cache_for(most: int | None, serving: Callable[[], Model]) -> CachedRows | None:

@@ -71,7 +71,7 @@ class Conditions:
         seen = {one.key: one for one in _conditions(look, stale_s)}
         for key, one in seen.items():
             was = self._held.get(key)
-            since = look.at if was is None else was.since
+            since = look.at if was is None else min(was.since, look.at)  # the clock may be set back
             sent = was is not None and was.told
             if not sent and look.at - since >= one.hold_s:
                 out.append(Alert(one.kind, one.model, "raised", one.text, look.at, look.service))

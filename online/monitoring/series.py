@@ -77,13 +77,14 @@ class Series:
     def add(self, status: dict[str, Any], at: float) -> tuple[Mark, ...]:
         """Add a status of the model (``GET /v1/models/NAME``) as of ``at`` (POSIX seconds).
 
-        A status that is not newer than the last one is ignored: the clock was set back.
+        A status of the same time as the last one is ignored.  If the clock was set back, the
+        samples from times that have not come yet are deleted, and their events moved to ``at``.
 
         Returns the events since the last sample; none for the very first.  If the file can't be
         written, the chart has a gap.
         """
         before = self._last
-        if before is not None and at <= before.at:
+        if before is not None and at == before.at:
             return ()
         taken = sample(status, at, before)
         marks = tuple(happened(before, taken))
@@ -101,10 +102,13 @@ class Series:
             if self._last is not None:
                 bare = msgspec.structs.replace(self._last, seen={}, raw={})
                 self._db.execute("UPDATE samples SET body = ? WHERE at = ?", _row(bare)[::-1])
+            if self._last is not None and taken.at < self._last.at:
+                self._db.execute("DELETE FROM samples WHERE at >= ?", (taken.at,))
+                self._db.execute("UPDATE OR IGNORE marks SET at = ? WHERE at > ?", (taken.at,) * 2)
             self._db.execute("INSERT INTO samples VALUES (?, ?)", _row(taken))
             rows = [(mark.at, mark.kind, mark.text) for mark in marks]
             self._db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", rows)
-        if taken.at >= self._thinned_at + _THIN_S:
+        if not self._thinned_at <= taken.at < self._thinned_at + _THIN_S:
             self.thin(taken.at)
 
     def thin(self, now: float) -> None:
@@ -113,7 +117,8 @@ class Series:
             self._db.execute("BEGIN")
             for (young, _), (old, step) in pairwise(_AGES_S):
                 # Samples that were this old at the last run were thinned then.
-                span = (max(now - old, self._thinned_at - young - step), now - young)
+                thinned_at = self._thinned_at if self._thinned_at <= now else -math.inf
+                span = (max(now - old, thinned_at - young - step), now - young)
                 self._db.execute(
                     "DELETE FROM samples WHERE at > ? AND at <= ? AND at NOT IN (SELECT max(at) "
                     "FROM samples WHERE at > ? AND at <= ? GROUP BY CAST(at / ? AS INTEGER))",

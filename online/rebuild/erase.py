@@ -95,14 +95,16 @@ def decide(
     journal: Journal, model: str, source: str, since: float | None, forget: int, now_s: float
 ) -> tuple[int, Decision]:
     """Decide to erase, or find the same unfinished decision; returns row number and decision."""
-    for seq, decision in unfinished(journal, model):
-        if (decision.source, decision.since) == (source, since) and decision.forget == forget:
-            return seq, decision
-    upto = journal.follow(model, 2**62, 1).upto
-    decision = Decision(source, since, upto, now_s, forget)
-    key = f"{ERASE}:{len(journal.controls(model, 0))}"
-    row, _ = journal.write_control(model, ERASE, key, msgspec.json.encode(decision))
-    return row.seq, msgspec.json.decode(row.payload, type=Decision)
+    while True:
+        for seq, decision in unfinished(journal, model):
+            if (decision.source, decision.since) == (source, since) and decision.forget == forget:
+                return seq, decision
+        upto = journal.follow(model, 2**62, 1).upto
+        decision = Decision(source, since, upto, now_s, forget)
+        key = f"{ERASE}:{len(journal.controls(model, 0))}"
+        row, written = journal.write_control(model, ERASE, key, msgspec.json.encode(decision))
+        if written:  # otherwise another operator has just decided to erase something else
+            return row.seq, decision
 
 
 @dataclass(slots=True)

@@ -226,7 +226,9 @@ class Answers:
             row = await self._store.read_retrying(
                 self._store.journal.find, self._model, waiting.keys[i]
             )
-            if row is not None:
+            if row is None:  # it was trimmed, or the store has lost it
+                self._end(waiting, [i], unanswered_in_time())
+            else:
                 await self._answer_unlearned(waiting, i, Outcome(not waiter.repeat, row))
         except JournalDamaged as error:
             self._answer_damaged(waiting, i, error)
@@ -236,10 +238,15 @@ class Answers:
         now = self._learner.stamp
         for waiter in waiters:
             waiting, i, repeat = waiter.waiting, waiter.i, waiter.repeat
-            standing = await self._store.read_retrying(
-                self._store.journal.find, self._model, waiting.keys[i]
-            )
-            if standing is not None:
+            find = self._store.journal.find
+            try:
+                standing = await self._store.read_retrying(find, self._model, waiting.keys[i])
+            except JournalDamaged as error:
+                self._answer_damaged(waiting, i, error)
+                continue
+            if standing is None:  # it was trimmed, or the store has lost it
+                self._end(waiting, [i], unanswered_in_time())
+            else:
                 # The adopter learns it, so its final outcome is not known here yet.
                 learned = standing.verdict in LEARNED
                 status = "queued" if learned else self._statuses.status(standing, None)

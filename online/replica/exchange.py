@@ -162,7 +162,7 @@ class Exchange:
             state=state,
             marks=self._marks(pushes),
             waits=sorted(learner.waits),
-            rows=None if cache is None else cache.request(learner.server, learner.catching_up),
+            **({} if cache is None else cache.request(learner.server, learner.catching_up)),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)

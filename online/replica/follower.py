@@ -23,7 +23,7 @@ from online.replica.shared import ReplicaParts
 from online.replica.writer import Writer
 from online.rows.history import is_again
 from online.watch.drift import DriftMonitor
-from replay.errors import JournalDamaged, JournalUnavailable
+from replay.errors import JournalDamaged, JournalUnavailable, ReplayError
 from replay.journal.base import Row
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Follower:
         """Why existing rows are not learned; None if there is no such reason."""
         return next(iter(self._damaged.values()), None)
 
-    def _note_damaged(self, partition: int, error: JournalDamaged) -> None:
+    def _note_damaged(self, partition: int, error: ReplayError) -> None:
         if self._damaged.get(partition) != str(error):
             log.error("%s", error)
         self._damaged[partition] = str(error)
@@ -320,7 +320,8 @@ class Follower:
             try:
                 await self._control.write_failed(row, reason)
                 break
-            except JournalUnavailable as error:
-                log.warning("journal: %s", error)
+            except ReplayError as error:  # the record may be there and damaged, too
+                self._note_damaged(0, error)
                 await asyncio.sleep(_UNWRITTEN_S)
         self.failure_unwritten = False
+        self._damaged.pop(0, None)

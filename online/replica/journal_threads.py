@@ -38,7 +38,12 @@ class OneThread:
         self._end = weakref.finalize(self, self._steps.put, None)
 
     def do(self, step: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Queue an operation; one that is cancelled before it begins is skipped."""
+        """Queue an operation; one that is cancelled before it begins is skipped.
+
+        Raises RuntimeError after :meth:`stop`: nobody would do it.
+        """
+        if not self._end.alive:
+            raise RuntimeError("the journal is closed")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
         self._steps.put((loop, done, step, args))

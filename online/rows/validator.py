@@ -26,6 +26,8 @@ INTEGER_MAX: Final = 2**53
 """Largest integer: beyond it a JSON number may not be the integer that was written."""
 NUMBER_MAX: Final = 1e100
 """Largest feature value: squares, and sums of squares over all rows, stay finite."""
+TIME_MAX: Final = 1e14
+"""Largest distance of an event's time from 1970 in seconds; calendars of programs end beyond it."""
 _NUMBERS: Final[frozenset[type]] = frozenset({float, int, bool})
 _DECLARED_NUMBERS: Final[frozenset[type]] = frozenset({float, int})
 _NUMBERS_ONLY: Final = (
@@ -231,6 +233,11 @@ def not_plain(field: str, what: str, text: str) -> RequestError:
     """Return the error 422 for text with control characters, which affect terminals and logs."""
     hint = "Leave control characters out: line breaks, tabs, escapes, marks of direction"
     return invalid(field, f"{what} with control characters: {plain(text[:80])}", hint)
+
+
+def is_time(value: float) -> bool:
+    """Whether the number may be the time of an event; NaN and infinities may not."""
+    return -TIME_MAX <= value <= TIME_MAX
 
 
 def _kind(value: Any) -> str:

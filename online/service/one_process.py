@@ -35,6 +35,7 @@ from online.service.parts.assembly import Assembly, ProcessContext, nobody
 from online.service.state import server_count
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
+from online.service.state.journal_upkeep import JournalUpkeep
 from online.service.state.parameter_servers import settings_of, shard_of
 from online.settings import config
 from online.settings import file_modes as modes
@@ -52,7 +53,6 @@ from paramserver.clients.in_process import InProcess, InProcessClient
 from paramserver.core.shards import shard_name
 from paramserver.errors import ParamServerError
 from paramserver.process.lineage import Lineage
-from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,6 @@ Ready = Callable[[], None]
 T = TypeVar("T")
 
 _TEND_S: Final = 0.25
-_TEND_WAIT_S: Final = 0.5  # for the journal's lock, at a checkpoint of its WAL
 _LOOK_S: Final = 0.002  # between two polls whether something has started
 _LAST_SNAPSHOT_S: Final = 2.0
 _STOP_S: Final = 5.0
@@ -180,7 +179,7 @@ class OneProcess:
         for place in {settings.state_dir, Path(snapshots_path(settings))}:
             if (loose := modes.looser(place, settings.umask)) is not None:
                 self._progress(loose)
-        private = processes.private_dir(settings.state_dir)
+        private = processes.private_path(settings.state_dir)
         if left := list(processes.leftovers(run_path(settings), private)):
             self._progress(f"ended {processes.end(left)} processes left over from a crash")
         processes.remove_private(settings.state_dir)
@@ -284,9 +283,9 @@ class OneProcess:
             lambda name, _: nobody(name),
         )
         assembly = Assembly(settings, keys, lambda model: self._loaded[model.name], context)
-        await assembly.start()
-        self._running = asyncio.get_running_loop(), assembly
         try:
+            await assembly.start()
+            self._running = asyncio.get_running_loop(), assembly
             if self._stopping.is_set():  # the start was cancelled
                 return
             await self._front.serve(assembly, ready.set)
@@ -298,21 +297,9 @@ class OneProcess:
 
     def _tend(self) -> None:
         """Checkpoint the journal's WAL in small steps until the service stops."""
-        try:
-            journal = journal_opener(self.settings, lock_wait_s=_TEND_WAIT_S)()
-        except ReplayError as error:
-            log.warning("journal: %s", error)
-            return
-        problem: str | None = None
-        with contextlib.closing(journal):
+        with contextlib.closing(JournalUpkeep(self._progress)) as upkeep:
             while not self._stopping.wait(_TEND_S):
-                try:
-                    journal.checkpoint()
-                    problem = None
-                except ReplayError as error:
-                    if str(error) != problem:
-                        log.warning("journal: %s", error)
-                    problem = str(error)
+                upkeep.once(self.settings, None)
 
     # -- stop --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ time in ``run.json``, and by their private folder on the command line.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -105,9 +106,14 @@ def _unusable(state_dir: Path, error: OSError) -> StartRefused:
     )
 
 
+def private_path(state_dir: Path) -> Path:
+    """Return the short private folder of this service's processes; it may not exist."""
+    return Path(tempfile.gettempdir()) / _private_name(state_dir)
+
+
 def private_dir(state_dir: Path) -> Path:
     """Make the short private folder of this service's processes: socket paths are limited."""
-    path = Path(tempfile.gettempdir()) / _private_name(state_dir)
+    path = private_path(state_dir)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -126,10 +132,7 @@ def shared_dir(state_dir: Path) -> Path:
 def remove_private(state_dir: Path) -> None:
     """Remove the private folders of this service's processes, which have ended."""
     shared = shared_dir(state_dir)
-    for path in (
-        Path(tempfile.gettempdir()) / _private_name(state_dir),
-        shared / socket.gethostname(),
-    ):
+    for path in (private_path(state_dir), shared / socket.gethostname()):
         shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):  # another container may have its own there
         shared.rmdir()
@@ -182,12 +185,14 @@ class PortRange:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether nothing listens on the port."""
-    with socket.socket() as s:
+    """Whether nothing listens on the port.  Raises OSError if this machine has no such host."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections
         try:
             s.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
         return True
 

@@ -27,10 +27,9 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final, Protocol
 
-from online.errors import RequestError
 from online.replica.replica import ModelReplica
 from replay import codec
-from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
+from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import PredictionHalf
 from replay.journal.base import NewRow, Stored
 
@@ -198,5 +197,5 @@ async def give_for_ever(models: Mapping[str, Defaults]) -> None:
         for name, model in list(models.items()):
             try:
                 await model.give()
-            except (RequestError, ReplayError) as error:
-                log.warning("defaults of %s: %s", name, error)
+            except Exception as error:  # also of a replica that was replaced meanwhile
+                log.warning("defaults of %s: %r", name, error)

@@ -22,6 +22,7 @@ from online.tables.actions import NULLS
 from online.tables.columns import Kind
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
+from online.tables.line_ends import LineEnds
 from online.tables.logged_choices import ABOUT, NoChoice, row_of
 from online.tables.places import Location, failures, without_keys
 from refusals import reason
@@ -133,7 +134,7 @@ def kinds(one: Input) -> dict[str, Kind | str]:
     except pa.ArrowException as error:
         raise InputRefused(one.path, f"no CSV with a header ({error})", "Write it again") from error
     read = table.read_all()
-    return {name: _csv_kind(read[name]) for name in read.column_names}
+    return {name: _csv_kind(of) for name, of in zip(read.column_names, read.columns, strict=True)}
 
 
 def _head(one: Input) -> bytes:
@@ -242,12 +243,12 @@ def layout(
         declared = {name: column for name, column in declared.items() if name != action}
     for one in inputs:
         own = kinds(one)
-        if own.get(action or "") in ("number", "integer", "bool"):
-            own[str(action)] = "text"
+        if action is not None and own.get(action) in ("number", "integer", "bool"):
+            own[action] = "text"
         for name in (key, time, label):
             if name is not None and name not in own:
                 raise _column(one, name, "it is missing", f"It has: {', '.join(own)[:300]}")
-        left = (key, time, *ignored, *(ABOUT if one.form == "dsjson" else ()))
+        left = (key, time, "", *ignored, *(ABOUT if one.form == "dsjson" else ()))  # "": no name
         taken = {n: k for n, k in own.items() if n not in left}
         if declared is not None:
             taken = _as_declared(one, taken, declared, (label, action))
@@ -382,11 +383,12 @@ def _cut_parquet(place: int, one: Input) -> Iterator[Shard]:
 
 
 def _cut_text(place: int, one: Input) -> Iterator[Shard]:
-    quoted = one.form == "csv"  # JSON values contain no line ends
+    quoted = one.form == "csv"
+    line_ends = LineEnds(quoted=quoted)
     with failures(one.path), opened(one) as stream:
-        begin, first, open_quote, lines, at, last = 0, 0, False, 0, 0, b""
+        begin, first, lines, at, last = 0, 0, 0, 0, b""
         while data := stream.read(TEXT_BYTES):
-            ends, open_quote = _line_ends(data, open_quote and quoted, quoted=quoted)
+            ends = line_ends.within(data)
             if first == 0 and lines == 0 and begin == 0 and quoted:  # the header is no row
                 if not len(ends):
                     raise InputRefused(one.path, "no line ends its header", "Write it again")
@@ -400,17 +402,6 @@ def _cut_text(place: int, one: Input) -> Iterator[Shard]:
             at, last = at + len(data), data[-1:]
         if at > begin and last != b"\n":
             yield Shard(0, place, 0, begin, at, first, 1)
-
-
-def _line_ends(data: bytes, inside: bool, *, quoted: bool) -> tuple[np.ndarray, bool]:
-    """Positions of line ends outside quotes, and whether the data ends inside quotes."""
-    numbers = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(numbers == 10)
-    if not quoted or (b'"' not in data and not inside):
-        return ends, False
-    quotes = np.flatnonzero(numbers == 34)
-    before = np.searchsorted(quotes, ends) + inside
-    return ends[before % 2 == 0], bool((len(quotes) + inside) % 2)
 
 
 def header(one: Input) -> list[str]:

@@ -146,7 +146,8 @@ def _csv(
     if len(numbers) != table.num_rows:
         raise InputRefused(
             f"{one.path}, rows {shard.first} to {shard.first + shard.rows - 1}",
-            f"{table.num_rows} rows where there were {len(numbers)}", "Begin a new run",
+            f"{table.num_rows} rows where there were {len(numbers)}",
+            "Put values that contain carriage returns between quotes; begin a new run",
         )  # fmt: skip
     bad = [Bad(shard.first + line, "", why) for line, why in bad_lines]
     wrong = np.ones(len(numbers), dtype=np.bool_)

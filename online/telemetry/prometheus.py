@@ -139,6 +139,7 @@ _COUNTERS: Final = {
     "replay_rows": "Rows that were rehearsed.",
     "rows_missed": "Uses of a table's rows that were not held.",
     "rows_fetched": "Rows of a table that were fetched from the parameter server.",
+    "rows_received": "Rows of a table in the parameter server's replies: fetched and changed ones.",
     "rows_evicted": "Rows of a table that were dropped because others are used more.",
     "learned_without_rows": "Events learned before the rows of a table that they need had come.",
     "replay_purged": "Rehearsal rows dropped because their source was quarantined.",

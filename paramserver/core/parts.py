@@ -15,12 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-import numpy as np
-
 from paramserver.core.applied import PartialPulls
 from paramserver.core.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
-from paramserver.core.tables.ids import distinct
-from paramserver.core.tables.row_message import ID
+from paramserver.core.holdings import Held, Holdings, read_ids, select_held
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Place, SyncRequest, Version, encode_piece
 
@@ -157,7 +154,7 @@ class WalkedParts(Parts):
 
     def __init__(self, keys_max: int, behind_max: int) -> None:
         super().__init__(keys_max, behind_max)
-        self._pulls = PartialPulls()
+        self._pulls, self._holdings = PartialPulls(), Holdings()
 
     def note(self, touched: Touched) -> None:
         """Record the keys that a push has touched."""
@@ -173,8 +170,11 @@ class WalkedParts(Parts):
         """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request."""
         pulls, reader, every = self._pulls, request.replica, values
         pulls.ask(reader, request.since)
+        held = None
         if request.rows is not None:
             values = {name: block for name, block in every.items() if block.kind != ROWS}
+            rows = sum(len(block.data) for block in every.values() if block.kind == ROWS)
+            held = self._holdings.note(request, rows)
 
         def known_since(since: Version | None) -> Touched | None:
             known = pulls.touched_since(reader, since)
@@ -185,17 +185,19 @@ class WalkedParts(Parts):
             pulls.begin(reader, version)
         if request.rows is not None and fields["kind"] in ("changes", "all"):
             touched = known_since(request.since) if fields["kind"] == "changes" else None
-            fields["rows"] = to_wire(_chosen_rows(every, request.rows, touched or {}))
+            fields["rows"] = to_wire(_chosen_rows(every, request.rows, touched or {}, held))
         return fields
 
 
-def _chosen_rows(values: Blocks, asked: Mapping[str, bytes], touched: Touched) -> Blocks:
-    """Return the rows of tables that were asked for or touched."""
-    chosen: Touched = {}
-    for name, block in values.items():
-        if block.kind == ROWS:
-            ids = np.frombuffer(asked.get(name, b""), dtype=ID).astype(np.uint64)
-            chosen[name] = [distinct(ids), *(touched.get(name) or ())]
+def _chosen_rows(
+    values: Blocks, asked: Mapping[str, bytes], touched: Touched, held: Held | None
+) -> Blocks:
+    """Return the rows of tables that were asked for or, of those that may be held, touched."""
+    chosen: Touched = {
+        name: [read_ids(asked.get(name, b"")), *select_held(touched, name, held)]
+        for name, block in values.items()
+        if block.kind == ROWS
+    }
     return select(values, chosen)
 
 

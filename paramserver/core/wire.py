@@ -104,6 +104,9 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
             they are finished, and orphans among them are adopted in addition to others.
         rows: By table, ids (eight bytes each, little-endian) of rows that are requested; the reply
             then has no other rows of tables but changed ones.  None: the replica holds all rows.
+        serial: With ``rows``: number of the request, which rises; 0: the replica does not report
+            what it drops, and so receives all changed rows.
+        left: By table, ids of rows that were requested before, and are not held any more.
     """
 
     format: int
@@ -122,6 +125,8 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     marks: list[Mark] = []
     waits: list[int] = []
     rows: dict[str, bytes] | None = None
+    serial: int = 0
+    left: dict[str, bytes] = {}
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -170,8 +175,8 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         peer: Name of the replica that answers in the server's place, with the values of its last
             pull; it applies no push and makes nothing durable.  Empty: the server answers.
         marks: Trace contexts of other replicas' rows that were applied since ``since``.
-        rows: If rows were requested by id: those, and the rows changed since ``since``; blocks has
-            none.  Requested ids without a row are in ``gone``.
+        rows: If rows were requested by id: those, and the rows changed since ``since`` that the
+            replica may hold; blocks has none.  Requested ids without a row are in ``gone``.
     """
 
     format: int

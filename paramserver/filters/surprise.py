@@ -265,7 +265,8 @@ class Surprise(Filter):
         if small or source.taken < EARNED:
             self._new.note(denied=denied)
         if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
-            self.arrivals.denied += (denied - self.arrivals.denied) / _DENIED_LATELY
+            usual = self.arrivals.denied
+            self.arrivals.denied += (max(denied, _DENIED_MIN) - usual) / _DENIED_LATELY
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Learn from an event that another replica has taken.

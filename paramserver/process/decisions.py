@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -85,8 +86,9 @@ class Decisions:
             server = now.server
             if wanted.before != server.spec or wanted.after == server.spec:
                 raise PromoteRefused(wanted.before, wanted.after, server.spec)
-            done = rewrites.promoted(_controls(now))
+            done = rewrites.promoted(controls := _controls(now))
             seq = 0 if done is None else done[0]
+            self._catch_up(now, controls, seq)
             if done is None or done[1].after != wanted.after:
                 key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
                 decided = msgspec.structs.replace(wanted, epoch=server.epoch)
@@ -116,8 +118,9 @@ class Decisions:
         wanted = msgspec.json.decode(note, type=Answers)
         with self._running.decision() as now:
             server = now.server
-            last = newest(_controls(now), ANSWERS, Answers)
+            last = newest(controls := _controls(now), ANSWERS, Answers)
             seq = 0 if last is None else last[0]
+            self._catch_up(now, controls, seq)
             if wanted.itself != (last is not None and last[1].itself):
                 self._decide(now, ANSWERS, f"{ANSWERS}:{seq}", wanted)
                 seq = server.control
@@ -140,8 +143,9 @@ class Decisions:
         """
         wanted = msgspec.json.decode(note, type=Upgrade)
         with self._running.decision() as now:
-            last = newest(_controls(now), UPGRADE, Upgrade)
+            last = newest(controls := _controls(now), UPGRADE, Upgrade)
             seq, stands = last or (0, Upgrade(on=False))
+            self._catch_up(now, controls, seq)
             if wanted != stands:
                 self._decide(now, UPGRADE, f"{UPGRADE}:{seq}", wanted)
                 seq = now.server.control
@@ -166,12 +170,14 @@ class Decisions:
             server = now.server
             controls = _controls(now)
             known = rewrites.banned(controls)
-            control = rewrites.decided_about(controls, source) or server.control
+            control = rewrites.decided_about(controls, source)
+            self._catch_up(now, controls, control)
+            control = control or server.control
             if banned != (source in known):
                 if banned and len(known) >= self._running.settings.banned_max:
                     raise BanRefused(source, self._running.settings.banned_max)
                 note = rewrites.Source(source, banned)
-                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}"
+                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}:{source}"
                 self._decide(now, rewrites.SOURCE, key, note)
                 control = server.control
             version = list(server.version)
@@ -179,16 +185,25 @@ class Decisions:
 
     def _decide(self, now: Serving, kind: str, key: str, note: msgspec.Struct) -> None:
         """Write a control row that does not change the values, and act on it."""
-        server, store, history = now
         try:
-            controls = decide(store, server, kind, key, msgspec.json.encode(note))
-            state = server.state(0.0, None, {})
-            state = replayed(state, controls, lambda name: needed(history, name))
+            controls = decide(now.store, now.server, kind, key, msgspec.json.encode(note))
         except Superseded as error:
             self._running.end(error)
             raise
+        self._act_on(now, controls)
+
+    def _catch_up(self, now: Serving, controls: Sequence[ControlInfo], seq: int) -> None:
+        """Act on row ``seq`` if it was written, but its answer was lost: its repeat writes none."""
+        if seq > now.server.control:
+            self._act_on(now, [control for control in controls if control.seq > now.server.control])
+
+    def _act_on(self, now: Serving, controls: Sequence[ControlInfo]) -> None:
+        server, _, history = now
+        state = server.state(0.0, None, {})
+        state = replayed(state, controls, lambda name: needed(history, name))
         if state.rewrite != server.rewrite:  # another lineage's rewrite: only a start applies it
-            uncertain = DecisionUncertain(kind, key, f"control row {state.rewrite} rewrote values")
+            reason = f"control row {state.rewrite} rewrote values"
+            uncertain = DecisionUncertain(controls[-1].kind, controls[-1].key, reason)
             self._running.end(uncertain, "ended")
             raise uncertain
         with self._running.lock:

@@ -113,7 +113,7 @@ def test_resumed_after_sigkill(place: Path, whole: dict[str, str], target: str, 
         assert after <= len(finished) < SHARDS
     assert worlds.digests(place / output) == whole
     run = next((place / output / "runs").iterdir()).name
-    private = processes.private_dir(place / output / run)
+    private = processes.private_path(place / output / run)
     lines = (" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
     assert not [line for line in lines if str(private) in line]
 

@@ -137,6 +137,8 @@ class World:
         self.summed: Numbers = {}  # what was applied, added up
         self.bodies: dict[tuple[int, int, int], bytes] = {}  # content of each push, when first sent
         self.repeats = self.restarts = self.parts = 0
+        self.late = list[bytes]()  # requests that arrive later, once more or for the first time
+        self.unread = 0  # changed rows that a replica received and did not hold
         self.saved: tuple[SnapshotState, Numbers] = self._state()
         for replica in self.replicas:
             self.exchange(replica)
@@ -144,34 +146,31 @@ class World:
     def _state(self) -> tuple[SnapshotState, Numbers]:
         return self.server.begin_snapshot(0.0, None, {}), dict(self.summed)
 
-    def exchange(self, replica: Replica, *, lost: bool = False) -> None:
+    def exchange(self, replica: Replica, *, lost: bool = False, late: bool = False) -> None:
+        """Push and pull; ``late``: the request arrives later, and nobody awaits the reply."""
         learner, cache = replica.learner, replica.learner.cache
         pushes = learner.pushes(9)
         if learner.up_to_date:
             self._check_known(learner)
         for push in pushes:
             self._check_sent(learner, push)
-        request = wire.decode_request(
-            wire.encode(
-                wire.SyncRequest(
-                    wire.FORMAT,
-                    "r",
-                    replica.partition,
-                    pushes,
-                    learner.since,
-                    True,
-                    [],
-                    rows=cache and cache.request(learner.server, learner.catching_up),
-                )
+        request = wire.encode(
+            wire.SyncRequest(
+                wire.FORMAT,
+                f"r{replica.partition}",
+                replica.partition,
+                pushes,
+                learner.since,
+                True,
+                [],
+                **(cache.request(learner.server, learner.catching_up) if cache else {}),
             )
         )
-        acks = []
-        for push in request.pushes:
-            acks.append(self.server.push(push, lambda _: Info))  # type: ignore[arg-type,return-value]
-            if acks[-1].status == "applied" and TABLE in push.blocks:
-                add(self.summed, from_wire(push.blocks)[TABLE].data)
-        reply = wire.decode_reply(wire.encode(self.server.reply(request, acks, [], 0.0)))
-        assert same(numbers_of(self.server.values), self.summed), "the sum of what was sent"
+        if late:
+            self.late.append(request)
+            return
+        reply = self._served(request)
+        self._check_unread(learner, reply)
         if not lost:
             stays = 0
             if cache is not None:
@@ -187,6 +186,23 @@ class World:
             replica.catch_up()
             if learner.up_to_date:
                 self._check_known(learner)
+
+    def _served(self, data: bytes) -> wire.SyncReply:
+        """Let a request arrive at the server."""
+        request, acks = wire.decode_request(data), []
+        for push in request.pushes:
+            acks.append(self.server.push(push, lambda _: Info))  # type: ignore[arg-type,return-value]
+            if acks[-1].status == "applied" and TABLE in push.blocks:
+                add(self.summed, from_wire(push.blocks)[TABLE].data)
+        reply = wire.decode_reply(wire.encode(self.server.reply(request, acks, [], 0.0)))
+        assert same(numbers_of(self.server.values), self.summed), "the sum of what was sent"
+        return reply
+
+    def _check_unread(self, learner: Learner, reply: wire.SyncReply) -> None:
+        """Count rows that the replica neither holds nor has requested."""
+        if (cache := learner.cache) is not None and TABLE in reply.rows:
+            ids = {*from_wire(reply.rows)[TABLE].data.ids.tolist()}
+            self.unread += len(ids - cache._uses.keys() - cache._sent)
 
     def _check_sent(self, learner: Learner, push: wire.Push) -> None:
         """The own delta has the numbers that are sent, each time the same ones."""
@@ -235,6 +251,14 @@ class World:
         self.summed = dict(summed)
         self.restarts += 1
 
+    def _meet_late(self, replica: Replica, faults: bool) -> None:
+        """Let a request be late, or an earlier one arrive."""
+        if not faults or replica.learner.cache is None or self.draw.random() < 0.6:
+            return
+        self.exchange(replica, late=True)
+        if len(self.late) > 6 or self.draw.random() < 0.5:
+            self._served(self.late.pop(self.draw.randrange(len(self.late))))
+
     def run(self, steps: int = 120, *, faults: bool) -> None:
         for _ in range(steps):
             replica = self.draw.choice(self.replicas)
@@ -244,6 +268,7 @@ class World:
                 if replica.learner.cache is not None and what > 1:  # otherwise it is not waited for
                     replica.ask()
                     self.exchange(replica, lost=what == 2)
+                    self._meet_late(replica, faults)
                 replica.catch_up()
             elif what < 10:
                 self.exchange(replica, lost=what == 9)

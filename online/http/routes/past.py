@@ -23,6 +23,7 @@ Since = Annotated[float | None, Query(description="POSIX seconds; default: a day
 Until = Annotated[float | None, Query(description="POSIX seconds; default: now")]
 
 _DAY_S: Final = 86_400.0
+_YEARS_S: Final = 6e10  # nineteen centuries around 1970, which all calendars can express
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -32,7 +33,7 @@ def _span(since: float | None, until: float | None) -> tuple[float, float]:
     begin = end - _DAY_S if since is None else since
     if not begin < end:  # NaN too
         raise invalid("since", f"{begin:g} is not before {end:g}", "Give an earlier time")
-    return begin, end
+    return max(begin, -_YEARS_S), min(end, _YEARS_S)
 
 
 def history_routes(folder: Path) -> APIRouter:

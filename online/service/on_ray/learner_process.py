@@ -87,7 +87,12 @@ class LearnerActor:
         if self._starting is None:
             self._starting = asyncio.create_task(self._replica.start())
             collect_seldom()
-        await asyncio.shield(self._starting)
+        starting = self._starting
+        try:
+            await asyncio.shield(starting)
+        except Exception:
+            self._starting = None  # the next call begins again
+            raise
         self._replica.follow(partition)
 
     async def stop(self) -> None:

@@ -18,7 +18,7 @@ from online.replica.replica import ModelReplica
 from online.rows.finals import final_key, has_provisional
 from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
-from online.rows.validator import Validator, not_plain
+from online.rows.validator import Validator, is_time, not_plain
 from online.serving.answer_ids import AnswerIds, as_sent, notes_of
 from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
 from online.settings.limits import RETRY_WINDOW_S, Limits
@@ -217,7 +217,7 @@ class Events:
         return await self._find(final_key(row.key), field) is not None
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
-        """Check the weight's bound, and all texts for terminal control characters."""
+        """Check the bounds of weight and time, and all texts for terminal control characters."""
         most = self._validator.weight_max
         if weight > most:
             message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
@@ -231,6 +231,9 @@ class Events:
             return not_plain(f"{field}label", "a class", event.label)
         if (odd := self._validator.odd_name(event.features)) is not None:
             return not_plain(f"{field}features", "a name", odd)
+        if event.event_time is not None and not is_time(event.event_time):
+            hint = "Send POSIX seconds, or no event_time"
+            return invalid(f"{field}event_time", f"not a time: {event.event_time:g}", hint)
         return self._validator.undeclared(event.features, f"{field}features")
 
     def _crowded(self, label: Label, field: str) -> RequestError | None:

@@ -25,7 +25,7 @@ from online.messages.structs import Event
 from online.models.base import Prediction as Answer
 from online.models.state.scalers import Columns
 from online.replica.replica import ModelReplica
-from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator
+from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator, is_time
 from online.settings.limits import RETRY_WINDOW_S
 from online.sure.views import calibration_in, confidence_in, stamp_of
 from replay import codec
@@ -207,11 +207,13 @@ class Ordinary:
                 hashed = sources[source] = self._source(source)
             if type(weight) is not float or weight != 1.0 or hashed is None:
                 continue
+            at = event.event_time
             if event_id is None:
                 name = uuid.uuid4().hex
+                if at is not None and not is_time(at):
+                    continue
             elif event_id.isprintable():
                 name = event_id
-                at = event.event_time
                 if at is not None and not begun_s <= at <= now_s + RETRY_WINDOW_S:
                     continue
             else:

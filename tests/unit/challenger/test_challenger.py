@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,6 +196,27 @@ def test_labels_that_come_after_the_delay_are_learned_and_not_compared(tmp_path:
     assert 0 < now.rows <= 5, "those that were asked before the first label had come"
     assert now.verdict == "not enough data"
     assert "challenger.delay" in now.lacking[-1]
+
+
+def test_a_clock_that_was_set_back_does_not_stop_it(tmp_path: Path) -> None:
+    world = equal_pair(tmp_path)
+    world.now_s += 1e6
+    for features, label in stream(40):
+        world.feed(features, label)
+    shadow = world.shadow()
+    world.catch_up(shadow)
+    for features, label in stream(10, seed=2):
+        world.feed(features, label)
+    shadow.step()
+    world.now_s -= 1e6
+    for seed in (3, 4):
+        for features, label in stream(40, seed=seed):
+            world.feed(features, label)
+        world.now_s += 10.0
+        for _ in range(10):
+            shadow.step()
+    assert shadow.learner.tally.digest[0] == 130
+    assert shadow.standing().rows >= 90, "those after it are compared again"
 
 
 def test_answers_of_what_served_before_are_not_compared(tmp_path: Path) -> None:
@@ -453,3 +475,11 @@ def test_rows_of_other_models_are_not_counted_as_those_it_has_to_learn(tmp_path:
     shadow = world.shadow()
     learned = shadow.step()
     assert 0 < shadow.behind == 2 * PAGE_ROWS - learned
+
+
+def test_beginning_again_opens_nothing_more(tmp_path: Path) -> None:
+    """It begins again after every error, so once a second while a journal does not answer."""
+    shadow = equal_pair(tmp_path).shadow()
+    opened = len(os.listdir("/proc/self/fd"))
+    shadow.begin()
+    assert len(os.listdir("/proc/self/fd")) == opened

@@ -104,8 +104,8 @@ def test_who_does_not_answer_for_a_moment_is_not_told_of() -> None:
     found = Conditions()
     for at, failed in (
         (0.0, "gone"),
-        (30.0, "gone"),
         (45.0, None),
+        (1e6, "gone"),  # then the clock is set back
         (60.0, "gone"),
         (119.0, "gone"),
     ):

@@ -96,10 +96,30 @@ def test_another_process_goes_on_where_one_ended(tmp_path: Path) -> None:
     assert [m["kind"] for m in course(tmp_path)["marks"]] == ["model", "start"], "the first only"
 
 
-def test_a_clock_that_was_set_back_adds_nothing(series: Series, tmp_path: Path) -> None:
-    for at in (5.0, 6.0, 2.0, 6.0, 7.0):
-        series.add(status(1, 1, {}), BEGIN + at)
-    assert course(tmp_path)["columns"]["at"] == [BEGIN + 6, BEGIN + 7]
+def test_a_clock_that_was_set_back_takes_the_samples_of_its_future_with_it(tmp_path: Path) -> None:
+    month_s = 30 * DAY_S
+    with contextlib.closing(Series(tmp_path, "m")) as series:
+        series.add(status(10, 10, {}), BEGIN)
+        series.add(status(20, 20, {}, incidents=["a disk"]), BEGIN + month_s)
+        series.add(status(20, 20, {}, incidents=["a disk"]), BEGIN + month_s)
+        marks = series.add(status(30, 25, {}, server={"epoch": 2}), BEGIN + 15)
+        assert [mark.kind for mark in marks] == ["start"], "alerts go on"
+    with contextlib.closing(Series(tmp_path, "m")) as series:
+        series.add(status(40, 35, {}), BEGIN + 30)
+    found = read(tmp_path, "m", BEGIN, BEGIN + 2 * month_s, None)
+    assert found["columns"]["at"] == [BEGIN + 15, BEGIN + 30]
+    assert found["columns"]["accuracy"] == [pytest.approx(0.75), pytest.approx(1.0)]
+    assert [(m["kind"], m["at"]) for m in found["marks"]] == [
+        ("incident", BEGIN + 15), ("start", BEGIN + 15), ("start", BEGIN + 30),
+    ]  # fmt: skip
+
+
+def test_after_a_clock_was_set_back_samples_are_thinned_as_before(tmp_path: Path) -> None:
+    with contextlib.closing(Series(tmp_path, "m")) as series:
+        series.add(status(1, 1, {}), BEGIN + 30 * DAY_S)
+        for i in range(0, 7200, 15):
+            series.add(status(i, i, {}), BEGIN + i)
+    assert len(course(tmp_path, BEGIN - 1, BEGIN + 2000)["columns"]["at"]) < 60
 
 
 def test_a_rollback_has_no_score_and_a_mark(series: Series, tmp_path: Path) -> None:

@@ -121,6 +121,23 @@ def test_snapshots_that_hold_what_it_has_taught_are_found(world: World) -> None:
     assert tainted(world, world.erasure(forget)) == ["1-1", "1-2", "1-3"], "nobody can tell"
 
 
+def test_two_operators_who_decide_at_once_get_their_own_decisions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, others = world.journal.write_control, list[tuple[int, Decision]]()
+
+    def late(*args: Any) -> Any:
+        if not others:  # the other one is first
+            others.append((0, Decision("", None, 0, 0.0, 0)))
+            others[0] = erase.decide(world.journal, "m", "other", None, 0, 10.0)
+        return write(*args)
+
+    monkeypatch.setattr(world.journal, "write_control", late)
+    seq, decision = erase.decide(world.journal, "m", "bot", None, 0, 11.0)
+    assert (decision.source, others[0][1].source) == ("bot", "other")
+    assert [(seq, decision), others[0]] == erase.unfinished(world.journal, "m")[::-1]
+
+
 def test_what_nobody_learned_taints_nothing(world: World) -> None:
     failed = world.control("failed", b"why", f"failed:{SPEC[:16]}:{world.rows[2].key.hex()}")
     world.snapshot("1-1", 4, failed)

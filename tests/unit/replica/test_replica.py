@@ -390,3 +390,15 @@ def test_a_model_that_stops_closes_its_journal_aside(tmp_path: Path) -> None:
     worlds.play(tmp_path, scene)
     assert threads
     assert threading.main_thread() not in threads
+
+
+def test_what_is_asked_of_a_closed_journal_fails_at_once(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        replica = await world.replica()
+        await replica.stop(5)
+        for step in (replica.store.write, replica.store.read):
+            with pytest.raises(RuntimeError):
+                async with asyncio.timeout(worlds.PATIENCE_S):  # it would wait for ever
+                    await step(lambda: None)
+
+    worlds.play(tmp_path, scene)

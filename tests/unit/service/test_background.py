@@ -12,8 +12,9 @@ import replica_world as worlds
 
 from online.errors import RequestError
 from online.models.adapters.linear import Linear
+from online.service.on_ray.learner_process import LearnerActor
 from online.settings.limits import Limits
-from replay.errors import JournalUnavailable
+from replay.errors import JournalDamaged, JournalUnavailable
 
 
 def test_rows_are_queued_learned_elsewhere_and_come_back(tmp_path: Path) -> None:
@@ -243,3 +244,29 @@ def test_who_does_not_learn_is_not_asked_to_adopt(tmp_path: Path, learns: bool) 
         await replica.stop(1)
 
     worlds.play(tmp_path, scene)
+
+
+def test_a_learner_process_that_could_not_start_tries_again() -> None:
+    class Replica:
+        starts = 0
+        followed: int | None = None
+
+        async def start(self) -> None:
+            self.starts += 1
+            if self.starts == 1:
+                raise JournalDamaged("a control row")
+
+        def follow(self, partition: int) -> None:
+            self.followed = partition
+
+    async def scene() -> None:
+        actor = LearnerActor.__new__(LearnerActor)
+        actor._replica, actor._starting = replica, None  # type: ignore[assignment]
+        with pytest.raises(JournalDamaged):
+            await actor.follow(3)
+        await actor.follow(3)  # as the one who supervises it does
+        await actor.follow(4)
+
+    replica = Replica()
+    asyncio.run(scene())
+    assert (replica.starts, replica.followed) == (2, 4)

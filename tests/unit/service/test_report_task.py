@@ -212,3 +212,5 @@ def test_the_page_comes_whole_and_loads_nothing() -> None:
     for odd in ("since=20&until=10", "since=nan", "since=x"):
         assert ask(app, f"/v1/models/m/report?{odd}").status_code == 422
     assert len(spans) == 2
+    assert ask(app, "/v1/models/m/report?since=-inf&until=1e308").status_code == 200
+    assert spans[2] == ("m", -6e10, 6e10)

@@ -344,3 +344,27 @@ def test_a_model_that_takes_no_lesson_back_is_refused(tmp_path: Path) -> None:
     settings = Settings.model_validate({"state_dir": tmp_path, "models": [model]})
     with pytest.raises(LearnerUnusable, match="conversion_window is 3600 s"):
         load_model(settings.models[0], settings, bytes(32))
+
+
+def test_a_replica_that_was_replaced_does_not_end_the_defaults_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "_LOOK_S", 0.001)
+
+    async def scene(world: Any) -> None:
+        old, new = await site(world, "old"), await site(world, "new")
+        await new.predict("a")
+        await old.replica.stop(5)
+        for one in (old, new):
+            one.clock.s += 3 * WINDOW_S
+        giving = asyncio.create_task(
+            defaults.give_for_ever({"old": old.defaults, "new": new.defaults})
+        )
+        await worlds.until(lambda: giving.done() or new.replica.counts["labels_defaulted"])
+        assert new.replica.counts["labels_defaulted"] == 1
+        giving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await giving
+        await new.replica.stop(5)
+
+    worlds.play(tmp_path, scene)

@@ -82,6 +82,33 @@ def test_an_event_whose_repeats_would_never_expire_is_refused(tmp_path: Path) ->
     worlds.play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("at", [float("nan"), float("inf"), -float("inf"), 1e15, -1e308])
+def test_a_number_that_is_no_time_is_refused_whatever_the_event_is_about(
+    tmp_path: Path, at: float
+) -> None:
+    """With msgpack NaN arrives; it is in no window, so a repeat of it would never expire."""
+
+    async def scene(world: Any) -> None:
+        replica = await world.replica(now_s=lambda: NOW)
+        serving = world.serving(replica)
+        token = serving.predict(PredictRequest(features={"a": 1.0})).id
+        sealed = FeedbackRequest(id=token, label=1.0, event_time=at)
+        own = FeedbackRequest(id="order-1", label=1.0, event_time=at)
+        for request in (event("named", at), event(None, at), sealed, own):
+            with pytest.raises(RequestError, match="not a time") as refused:
+                await serving.feedback(request)
+            assert (refused.value.status, refused.value.field) == (422, "event_time")
+        many = FeedbackRequest(
+            events=[Event(features={"a": 1.0}, label=1.0, event_time=x) for x in (at, NOW)]
+        )
+        _, answer = await serving.feedback(many)
+        assert [receipt.status for receipt in answer.events] == ["refused", "learned"]
+        assert await sent(serving, FeedbackRequest(id=token, label=1.0)) == (200, "learned")
+        await replica.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_duplicates_are_looked_up_before_the_window(tmp_path: Path) -> None:
     now = [NOW]
 

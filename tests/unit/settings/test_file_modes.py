@@ -22,6 +22,7 @@ from online.errors import ConfigError, StartRefused
 from online.rescore.published import Current
 from online.rescore.stores import SqliteScores
 from online.service.processes import Owner, leftovers, note, private_dir
+from online.service.service import Service
 from online.service.state.run_file import running
 from online.settings import config
 from online.settings.file_modes import looser, umask_of
@@ -169,6 +170,22 @@ def test_a_link_in_the_place_of_the_private_folder_is_not_followed(
     with pytest.raises(StartRefused, match="or is a link"):
         private_dir(tmp_path / "state")
     assert modes(tmp_path / "home")["."] == 0o755
+
+
+def test_a_service_that_may_not_start_leaves_no_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start that was refused left an empty one among the temporary files."""
+    (place := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    owner = Owner(tmp_path / "state")
+    settings = config.load(None, {"state_dir": str(tmp_path / "state")}, {})
+    service = Service(settings, print)
+    with pytest.raises(StartRefused):
+        service.start(fresh=False, relearn=False)
+    service.kill()
+    owner.release()
+    assert [*place.iterdir()] == []
 
 
 def test_who_reads_the_logs_of_a_dead_service_is_not_ended(tmp_path: Path) -> None:

@@ -234,14 +234,18 @@ def test_a_test_about_a_label_is_of_what_was_sent_with_it() -> None:
     assert not test._concerns("true", "false"), "that is for the test of what was answered so"
 
 
-def beside_new_names(share: float) -> float:
-    """Weight learned of a large honest source while new names send lies, as a share of its rows."""
+def beside_new_names(share: float, *, small: float = 0.1, big: float = 0.1) -> float:
+    """Weight learned of a large honest source while new names send lies, as a share of its rows.
+
+    ``small``, ``big``: the shares of their rows for which the other label is the likelier one.
+    """
     chain = by_name(("rate", "samples", "surprise"), None, None, answers=LABELS[::-1])
     draw, taken, rows = random.Random(7), 0.0, 0
     for i in range(3_000):
         lies = i >= 1_000 and draw.random() < share
         source = f"n{i}" if lies else draw.choice(["big", draw.choice(SMALL)])
-        denied, label = (draw.random() < 0.1) is not lies, draw.choice(LABELS)
+        hard = big if source == "big" else small
+        denied, label = (draw.random() < hard) is not lies, draw.choice(LABELS)
         odds = 1.0 / (1.0 + exp(draw.gauss(-2.0, 0.5)))
         loss = -log(1.0 - odds if denied else odds)
         answer = label if loss < log(2.0) else LABELS[label == "false"]
@@ -265,6 +269,16 @@ def test_names_that_somebody_makes_up_cost_a_large_source_nothing(
 
     monkeypatch.setattr(Surprise, "_note_denied", all_alike)  # the mutant
     assert beside_new_names(0.4) < 0.5
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_large_source_may_be_denied_a_little_while_small_ones_never_are(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:
+        monkeypatch.setattr(surprise, "_DENIED_MIN", 0.0)
+    share = beside_new_names(0.0, small=0.0, big=0.2)
+    assert (share > 0.8) is works, share
 
 
 @pytest.mark.parametrize("heard", [True, False])
