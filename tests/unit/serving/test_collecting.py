@@ -414,5 +414,5 @@ def test_a_label_settles_a_choice_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rewards_", [{"": 1.0}, {"a\n": 1.0}, {"a": 1e10}, {"a": float("nan")}])
 def test_weights_are_numbers_by_name(rewards_: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="no name with a weight|a finite number"):
+    with pytest.raises(ValueError, match=r"no name with a weight|a finite number"):
         Choose(rewards=rewards_)
