@@ -19,7 +19,7 @@ from online.models.loaded import Loaded
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
-from online.settings.places import history_of, journal_opener, retention_of, snapshots_path
+from online.settings.places import history_of, retention_of, snapshots_path
 from paramserver.core import rewrites, wire
 from paramserver.core.state import SnapshotState
 from paramserver.core.wire import FORMAT, OrderedState, SyncRequest
@@ -39,7 +39,7 @@ _PARTS_MAX: Final = 1_000_000
 
 
 class Shadow:
-    """A challenger on one journal, a step at a time.
+    """A challenger and its server on one journal, a step at a time.
 
     Parameters:
         model: The served model with its challenger.
@@ -162,7 +162,7 @@ class Shadow:
         loaded = self._loaded
         return ParameterServer(
             Lineage(self._model.name, loaded.spec_hash, loaded.spec_text, "ordered"),
-            journal_opener(self._settings),
+            lambda: self._journal,
             snapshots_path(self._settings),
             ServerSettings(
                 interval_s=self._model.snapshots.interval_s,

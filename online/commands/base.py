@@ -6,11 +6,12 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -28,7 +29,7 @@ import typer
 
 from online.client.simple_client import Answer, SimpleClient
 from online.errors import ConfigError, StartRefused
-from refusals import installing, meant
+from refusals import installing, meant, reason
 from replay.plain import PlainStream, plain
 
 if TYPE_CHECKING:  # imported where they are used, because most commands need few of them
@@ -324,16 +325,56 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-_UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_POSIX: Final = re.compile(r"\d{9,11}|-?\d+\.\d+")  # 20260131 is a date, and 2026 is neither
 
 
-def moment(option: str, text: str) -> float:
-    """Parse a time, or a duration before now, into POSIX seconds.  Raises ConfigError."""
-    unit = _UNITS.get(text[-1:])
+def duration(option: str, text: str) -> float:
+    """Parse a duration such as ``90s`` or ``7d`` into seconds.  Raises ConfigError."""
+    match = _LENGTH.fullmatch(text.strip())
+    value = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
+    if not 0 < value < 1e10:
+        raise ConfigError(option, f"{text!r} is no length of time", "Write 90s, 30m, 1h or 7d")
+    return value
+
+
+def moment(option: str, text: str, zone: tzinfo | None = None) -> float:
+    """Parse a duration before now, an ISO 8601 time, or POSIX seconds into POSIX seconds.
+
+    ``zone``: of a time that names none; None: the local one.  Raises ConfigError.
+    """
+    text = text.strip()
+    if _LENGTH.fullmatch(text):
+        return time.time() - duration(option, text)
+    if _POSIX.fullmatch(text):
+        return float(text)
     try:
-        if unit is not None:
-            return time.time() - float(text[:-1]) * unit
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+        when = datetime.fromisoformat(text)
+        return (when if when.tzinfo else when.replace(tzinfo=zone)).timestamp()
+    except (ValueError, OverflowError):
         remedy = "Write it like 90m, 2h, 7d, 4w or 2026-01-31T14:00"
         raise ConfigError(option, f"{text!r} is not a time", remedy) from None
+
+
+@contextlib.contextmanager
+def replacing(option: str, target: Path) -> Iterator[Path]:
+    """Yield the path of a file that replaces the target when the context ends without an error.
+
+    So neither Ctrl-C nor a full disk leaves half a file, or loses the one before.  A pipe or a
+    device is written itself.  Raises ConfigError if the target can't be written.
+    """
+    whole = target.is_file() or not target.exists()
+    file = target.resolve() if whole else target
+    part = file.with_name(f"{file.name}.part") if whole else file
+    try:
+        yield part
+        if whole:
+            part.replace(file)
+    except OSError as error:
+        hint = "Name a file in a writable folder"
+        raise ConfigError(option, f"{target}: {reason(error)}", hint) from None
+    finally:
+        if whole:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)

@@ -28,8 +28,8 @@ _HIGHEST: Final = frozenset((OFFENCES, RELEASES))
 class EvidenceObserver(Protocol):
     """Receives what becomes known about sources."""
 
-    def effects(self, key: bytes) -> Effects | None:
-        """Return the effects of the row with this key if it was judged here; otherwise None."""
+    def effects(self, row: Row) -> Effects | None:
+        """Return the effects of the row if it was judged here; otherwise None."""
 
     def passed(self, row: Row, effects: Effects) -> None:
         """Take note that a row's evidence is counted from now on."""
@@ -61,7 +61,7 @@ class Evidence:
         """Count a row that the pointer has passed, learned or not."""
         if judged is None:
             return
-        effects = None if self.observer is None else self.observer.effects(row.key)
+        effects = None if self.observer is None else self.observer.effects(row)
         if effects is None:
             effects = effects_of(judged, row.source, row.verdict)
         effects.add_to(self._open)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Annotated, Any, Final, Literal
@@ -238,8 +239,24 @@ def _unpacked(tensor: Tensor, raw: memoryview) -> list[Any]:
     return texts
 
 
-def rows(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Make rows of named values from tensors that :func:`parse` has filled.  RequestError."""
+def count_rows(inputs: Sequence[Tensor], most: int, what: str = "rows") -> int:
+    """Return how many rows the tensors have.  RequestError if they differ, or it is not 1 to most.
+
+    Called first: a few bytes may state any number of rows or columns.
+    """
+    if len(lengths := {tensor.shape[0] for tensor in inputs}) > 1:
+        raise invalid("inputs", f"tensors of {sorted(lengths)} rows", "Send as many of each")
+    if not 1 <= (n := max(lengths, default=0)) <= most:
+        raise invalid("rows", f"{n} {what}", f"Send 1 to {most}, or raise limits.rows_max")
+    return n
+
+
+def rows(inputs: Sequence[Tensor], most: int) -> list[dict[str, Any]]:
+    """Make 1 to ``most`` rows of named values from tensors that :func:`parse` has filled.
+
+    Raises RequestError.
+    """
+    n = count_rows(inputs, most)
     names: list[str] = []
     columns: list[list[Any]] = []
     for tensor in inputs:
@@ -253,11 +270,11 @@ def rows(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
             raise invalid(f"inputs.{tensor.name}", message, _NAMES)
         names += own
         columns += [values] if width == 1 else [values[i::width] for i in range(width)]
-    if len(lengths := {tensor.shape[0] for tensor in inputs}) > 1:
-        raise invalid("inputs", f"tensors of {sorted(lengths)} rows", "Send as many of each")
     if len(set(names)) != len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice, _ = Counter(names).most_common(1)[0]
         raise invalid("inputs", f"two columns are called {_value_text(twice)}", _NAMES)
+    if not columns:
+        return [{} for _ in range(n)]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 

@@ -166,7 +166,8 @@ def execute(
             raise RunRefused(made.run, "a store needs keys", "Name their column: --key COLUMN")
         outcome.stored = store.load(run, _parts(made, folder))
         store.point(lambda current: current.to(run, force=request.force))
-    folder.write(POINTER, published.encode(before.to(run, force=request.force)))
+    # Read again: while this run was scored, others may have been published, removed or returned to.
+    folder.write(POINTER, published.encode(pointer(folder).to(run, force=request.force)))
     return outcome
 
 

@@ -25,10 +25,21 @@ from replay.journal.base import Half, NewRow, Outcome, Stored, Verdict
 ROUNDS_MAX: Final = 64
 """Largest number of appends for an event; each further one means another replica was faster."""
 
+NO_HALF: Final = b"?"
+"""A payload that no half has: writing over it changes nothing and returns what is stored."""
+
 
 def join_key(asker: str | None, own: str) -> bytes:
     """Key of the prediction with the id ``own``; ``asker`` None: its token names no source."""
     return event_key("join", own) if asker is None else event_key("join", asker, own)
+
+
+def question(key: bytes, event_id: str, at: float) -> NewRow:
+    """Make a half that is never written: its outcome is what is stored under the key."""
+    empty = codec.encode_prediction(PredictionHalf({}))
+    return NewRow(
+        key, event_id, "", Verdict.ACCEPTED, empty, at, half=Half.PREDICTION, over=NO_HALF
+    )
 
 
 class Entry(Protocol):

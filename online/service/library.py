@@ -204,9 +204,9 @@ class Learner:
         """Record and learn many labelled rows, up to ``limits.rows_max`` per commit.
 
         Returns one receipt per row, in order.  A row that is ``refused`` has the reason in
-        ``error``; the other rows are still learned.
+        ``error``; the other rows are still learned.  Raises ValueError for a row without an
+        id, if there are fewer ids than rows; the commits before are learned.
         """
-        ids: Iterator[str | None] = iter(lambda: None, 0) if event_ids is None else iter(event_ids)
         events = (
             Event(
                 label=plain_value(f"rows[{i}].label", y),
@@ -214,7 +214,7 @@ class Learner:
                 event_id=event_id,
                 source=source,
             )
-            for i, ((x, y), event_id) in enumerate(zip(rows, ids))  # noqa: B905  # ids is endless
+            for i, (x, y, event_id) in enumerate(_with_ids(rows, event_ids))
         )
         receipts: list[Receipt] = []
         while batch := list(islice(events, self._rows_max)):
@@ -228,6 +228,8 @@ class Learner:
     def close(self) -> None:
         """Publish a last snapshot and release the state folder.  Does nothing when repeated."""
         self._parts.stop()
+        if _open.get(self.state_dir) is self:
+            del _open[self.state_dir]
 
     def _record(self, events: list[Event]) -> list[Receipt]:
         with _hinted():
@@ -243,6 +245,18 @@ class Learner:
             answer = self._parts.call(step)
         assert isinstance(answer, Prediction)
         return answer
+
+
+def _with_ids(
+    rows: Iterable[tuple[Mapping[str, Any], Label | None]], ids: Iterable[str] | None
+) -> Iterator[tuple[Mapping[str, Any], Label | None, str | None]]:
+    """Yield the rows with their ids.  Raises ValueError at a row for which there is none."""
+    left = None if ids is None else iter(ids)
+    for i, (x, y) in enumerate(rows):
+        event_id = None if left is None else next(left, None)
+        if left is not None and event_id is None:
+            raise ValueError(f"rows[{i}] has no id: event_ids has {i}, give one for each row")
+        yield x, y, event_id
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ time in ``run.json``, and by their private folder on the command line.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -184,12 +185,14 @@ class PortRange:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether nothing listens on the port."""
-    with socket.socket() as s:
+    """Whether nothing listens on the port.  Raises OSError if this machine has no such host."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections
         try:
             s.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
         return True
 

@@ -85,6 +85,23 @@ def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
         )
 
 
+def check_port(settings: Settings) -> None:
+    """Check that the service can listen on its port.  Raises StartRefused."""
+    at = f"port {settings.port} of {settings.host}"
+    try:
+        free = not settings.port or processes.is_free(settings.host, settings.port)
+    except OSError as error:
+        problem = f"{at} can't be listened on: {error.strerror or error}"
+        raise StartRefused(
+            problem, "Give an address of this machine, and a port above 1023"
+        ) from None
+    if not free:
+        raise StartRefused(
+            f"{at} is taken",
+            "Stop what listens there, or give another: --port 8001, ONLINE_PORT=8001, 0: any",
+        )
+
+
 def check_scores(settings: Settings) -> None:
     """Check that the Redis client is installed if `scores` needs it.  Raises StartRefused."""
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
@@ -221,11 +238,7 @@ class Service:
             self._progress(f"ended {count} processes left over from a crash")
         processes.remove_private(self._settings.state_dir)
         processes.private_dir(self._settings.state_dir)
-        if self._settings.port and not processes.is_free(self._settings.host, self._settings.port):
-            raise StartRefused(
-                f"port {self._settings.port} of {self._settings.host} is taken",
-                "Stop what listens there, or give another: --port 8001, ONLINE_PORT=8001, 0: any",
-            )
+        check_port(self._settings)
         check_scores(self._settings)
         if accept_loss and (why := cut_log(self._settings)) is not None:
             self._progress(f"the journal's log is damaged and was cut there: {why}")

@@ -157,6 +157,7 @@ DEFAULT_MODEL: Mapping[str, Any] = {"name": "phishing", "task": "binary", "learn
 """The model without a settings file, for a first try."""
 
 _PATHS = ("state_dir", "base_dir")
+_MERGE = "tag:yaml.org,2002:merge"
 ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
 """Settings that ``ONLINE_…`` environment variables override."""
 
@@ -214,13 +215,16 @@ def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(encoding="utf-8"), _OnceEach)
     except OSError as error:
         raise ConfigError(
             str(path), error.strerror or "unreadable", "Name an existing file"
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(str(path), f"not YAML: {_place(error)}", "Correct that line") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; a byte
+        what = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it can't be read"
+        raise ConfigError(str(path), f"not YAML: {what}", "Write it as UTF-8 text") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -228,6 +232,19 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), "not a mapping", "Start with `models:`; see `online config show`"
         )
     return data
+
+
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML's loader drops the first value."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen and key.tag != _MERGE:
+                text = f"`{key.value}` stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _place(error: yaml.YAMLError) -> str:

@@ -374,10 +374,12 @@ class ModelSettings(Tree):
                 value = getattr(self, name)
                 if getattr(value, "on", value):
                     raise ValueError(f"{name}: {why}")
-        if self.choose is not None and self.choose.reward_wait > self.token_lifetime:
+        wait_s = 0.0 if self.choose is None else self.choose.reward_wait
+        if wait_s > self.token_lifetime / 2:  # a restart begins the wait of choices again
             raise ValueError(
-                f"choose.reward_wait: {self.choose.reward_wait:g} s is longer than token_lifetime, "
-                f"{self.token_lifetime:g} s, for which a choice is kept: make it shorter"
+                f"choose.reward_wait: {wait_s:g} s is longer than half of token_lifetime, "
+                f"{self.token_lifetime:g} s, for which a choice is kept, and after a restart they "
+                "wait anew: make it shorter, or token_lifetime longer"
             )
         return self
 

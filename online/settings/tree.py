@@ -32,6 +32,6 @@ Seconds = Annotated[
 
 
 class Tree(BaseModel):
-    """Base class of all parts of the settings: immutable; unknown keys are refused."""
+    """Base class of all parts of the settings: immutable, finite; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -29,6 +29,7 @@ _PLAIN: Final[Mapping[str, str]] = {
     "int_from_float": "a whole number is needed",
     "float_type": "a number is needed",
     "float_parsing": "a number is needed",
+    "finite_number": "a finite number is needed",
     "bool_type": "true or false is needed",
     "bool_parsing": "true or false is needed",
     NAME: "letters, digits, `_`, `-` and `.` are needed, at most 64, a letter or digit first",

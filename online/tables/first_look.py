@@ -1,4 +1,4 @@
-"""Reads a table without a description as rows of plain values: CSV, TSV or Parquet.
+"""Reads a table without a description as rows of plain values: CSV, TSV, JSON lines or Parquet.
 
 The delimiter and the presence of a header are inferred from the first lines.
 """
@@ -11,8 +11,11 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from online.tables.actions import NO_REWARD, NULLS, action_in, action_of
 from online.tables.errors import InputRefused
@@ -26,6 +29,7 @@ _LINES: Final = 50  # from which delimiter and header are inferred
 _NAME: Final = re.compile(r"(?=.*[^\W\d_])[^\d\s+-].{0,63}")  # has a letter, begins as no number
 _SUFFIXES: Final = (".csv", ".tsv", ".txt")
 _PARQUET: Final = (".parquet", ".pq")
+_JSON: Final = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,10 @@ class Table:
     """A file of rows.
 
     Attributes:
-        names: Names of its columns; ``c1``, ``c2`` … without a header.
+        names: Names of its columns; ``c1``, ``c2`` … without a header.  A column that has no name
+            in the header, such as a row's number, is called "".
         header: Whether the first line names the columns.
-        delimiter: Delimiter of values; None for Parquet.
+        delimiter: Delimiter of values; None for Parquet and JSON lines.
         action, reward: For a log of choices: columns of the action's name and of the reward.
     """
 
@@ -49,7 +54,7 @@ class Table:
     def rows(self) -> Iterator[dict[str, Value]]:
         """Yield all rows; an empty cell is None.  Raises InputRefused, naming the line."""
         if self.delimiter is None:
-            for row in _parquet_rows(self.path):
+            for row in self._records():
                 if self.action is not None:
                     row[self.action] = action_of(row[self.action])
                 yield row
@@ -67,6 +72,11 @@ class Table:
         except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
             raise _unreadable(self.path, error) from error
 
+    def _records(self) -> Iterator[dict[str, Value]]:
+        if _named(self.path, _PARQUET):
+            return _parquet_rows(self.path)
+        return ({n: _plain(row.get(n)) for n in self.names} for row in _json_rows(self.path))
+
     def _value(self, name: str, cell: str) -> Value:
         if name == self.action:
             return action_in(cell)
@@ -81,12 +91,14 @@ def open_table(path: Path, named: Collection[str] = ()) -> Table:
     Parameters:
         named: Columns that the caller knows: a first line with one of them is the header.
     """
-    name = path.name.lower().removesuffix(".gz")
-    if name.endswith(_PARQUET):
+    if _named(path, _PARQUET):
         names = tuple(str(name) for name in _parquet(path).schema_arrow.names)
         return Table(path, _usable(path, names), True, None)
-    if not name.endswith(_SUFFIXES):
-        remedy = f"Name a file that ends in {', '.join((*_SUFFIXES, *_PARQUET))} (or .gz of a text)"
+    if _named(path, _JSON):
+        return Table(path, _usable(path, _json_names(path)), True, None)
+    if not _named(path, _SUFFIXES):
+        known = ", ".join((*_SUFFIXES, *_JSON, *_PARQUET))
+        remedy = f"Name a file that ends in {known} (or .gz of a text)"
         raise InputRefused(str(path), "no table by its name", remedy)
     try:
         with _text(path) as lines:
@@ -110,7 +122,8 @@ def open_table(path: Path, named: Collection[str] = ()) -> Table:
 def _usable(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of the columns.  Raises InputRefused if they can't be names of features."""
     shown = f"its header is {', '.join(names)!r:.200}"
-    if len(set(names)) != len(names) or not all(names):
+    named = [name for name in names if name]
+    if len(set(named)) != len(named) or not named:
         raise InputRefused(str(path), shown, "Name each column, and each once")
     if not all(map(is_plain, names)):
         raise InputRefused(str(path), shown, "Leave control characters out of names")
@@ -147,12 +160,15 @@ def _quotes(delimiter: str) -> Mapping[str, Any]:
 
 
 def _is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
-    """Whether the first line has names: words that do not occur as values below."""
-    if not all(_NAME.fullmatch(cell) for cell in first):
+    """Whether the first line has names, words that do not occur as values below; some are empty."""
+    named = [(i, cell) for i, cell in enumerate(first) if cell]
+    if not named or not all(_NAME.fullmatch(cell) for _, cell in named):
         return False
-    return not any(
-        cell in (row[i].strip() for row in rest if i < len(row)) for i, cell in enumerate(first)
-    )
+    return not any(cell in (row[i].strip() for row in rest if i < len(row)) for i, cell in named)
+
+
+def _named(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(suffixes)
 
 
 def _text(path: Path) -> Any:
@@ -180,8 +196,33 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Value]]:
             yield {name: _plain(value) for name, value in row.items()}
 
 
+def _json_names(path: Path) -> tuple[str, ...]:
+    """Names in the first lines; those of objects and lists are left out."""
+    names: dict[str, bool] = {}
+    for row in islice(_json_rows(path), _LINES):
+        for name, value in row.items():
+            names[name] = names.get(name, True) and not isinstance(value, dict | list)
+    return tuple(name for name, plain in names.items() if plain and name)
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    number = 0
+    try:
+        with _text(path) as lines:
+            for line in lines:
+                number += 1
+                if line.strip():
+                    yield decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        problem = f"line {number}: no JSON object ({reason(error)})"
+        raise InputRefused(str(path), problem, "Mend or remove the line") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
 def _plain(value: Any) -> Value:
-    """Convert a Parquet cell to a plain value: NaN is missing, a time is text."""
+    """Convert a cell of Parquet or JSON to a plain value: NaN is missing, a time is text."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, float | int | str | bool | None) else str(value)

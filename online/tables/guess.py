@@ -40,7 +40,13 @@ _OWN_MIN: Final = 100  # distinct values without repetition tell nothing about o
 _SINGLE: Final = re.compile(r"[^\s]*\d[^\s]*")  # like order numbers
 _GERMAN: Final = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}( \d{1,2}:\d{2}(:\d{2})?)?")
 _GERMAN_FORM: Final = "%d.%m.%Y %H:%M:%S"
-_COMMA: Final = re.compile(r"[+-]?\d+,\d+")  # as some countries write a decimal point
+_ALMOST: Final = {
+    "a point for the comma": re.compile(r"[+-]?\d+,\d+"),  # as some countries write it
+    "no signs, such as $ and %, and no commas": re.compile(
+        r"[+-]?[$€£¥]? ?\d{1,3}(,?\d{3})*(\.\d+)? ?[%$€£¥]?"
+    ),
+}
+"""Forms of texts that mean numbers, by what such a text should have instead."""
 _WORDS_MIN: Final = 3  # average number of words in a column of texts
 _EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
 
@@ -128,9 +134,11 @@ class _Seen:
         return all(type(value) in (int, float) for value in self.different)
 
     @property
-    def commas(self) -> bool:
-        """Whether the values would be numbers if a comma were a decimal point."""
-        return all(_COMMA.fullmatch(v) for v in self.different if isinstance(v, str))
+    def almost(self) -> str | None:
+        """Return what the texts should have to be numbers; None: they are none."""
+        texts = [value for value in self.different if isinstance(value, str)]
+        found = (want for want, form in _ALMOST.items() if all(map(form.fullmatch, texts)))
+        return next(found, None) if texts else None
 
     @property
     def texts(self) -> bool:
@@ -174,6 +182,8 @@ def guess(table: Table, label: str | None = None, task: Task | None = None) -> G
 
 def _column(name: str, seen: _Seen) -> Column:
     n = len(seen.different)
+    if not name:
+        return Column(name, "left_out", "it has no name, as rows' numbers have none")
     if n == 0:
         return Column(name, "left_out", "it is empty in the rows that were looked at")
     if _ANSWERS.fullmatch(name):
@@ -190,7 +200,7 @@ def _column(name: str, seen: _Seen) -> Column:
         return Column(name, "bool", "true and false")
     if seen.texts:
         return Column(name, "text", "sentences: each word counts")
-    more = "; numbers, if they had a point for the comma" if seen.commas else ""
+    more = f"; numbers, if they had {seen.almost}" if seen.almost else ""
     if seen.all_differ and n >= _OWN_MIN:
         return Column(name, "left_out", f"no value comes twice, {n:,} different ones{more}")
     return Column(name, "category", f"{n:,} different values{more}")
@@ -201,7 +211,7 @@ def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
     if any(column.kind == "event_id" for column in columns.values()):
         return
     for name, column in columns.items():
-        own = column.kind == "left_out" and seen[name].all_differ and not seen[name].commas
+        own = name and column.kind == "left_out" and seen[name].all_differ and not seen[name].almost
         if own and all(_SINGLE.fullmatch(str(value)) for value in seen[name].values):
             columns[name] = Column(name, "event_id", "each row has its own, with a number in it")
             return
@@ -246,7 +256,7 @@ def _task(name: str, seen: _Seen, task: Task | None) -> tuple[Task, tuple[Value,
     chosen = task or guessed
     if chosen == "regression":
         if not seen.numeric:
-            remedy = "Write a point for the comma" if seen.commas else "Say --task multiclass"
+            remedy = f"Write {seen.almost}" if seen.almost else "Say --task multiclass"
             raise ConfigError("--task", f"{name} has texts", f"{remedy}, or --label")
         return chosen, ()
     if len(values) < 2 or len(values) > CLASSES_MAX or (chosen == "binary" and len(values) != 2):

@@ -134,7 +134,7 @@ def kinds(one: Input) -> dict[str, Kind | str]:
     except pa.ArrowException as error:
         raise InputRefused(one.path, f"no CSV with a header ({error})", "Write it again") from error
     read = table.read_all()
-    return {name: _csv_kind(read[name]) for name in read.column_names}
+    return {name: _csv_kind(of) for name, of in zip(read.column_names, read.columns, strict=True)}
 
 
 def _head(one: Input) -> bytes:
@@ -243,12 +243,12 @@ def layout(
         declared = {name: column for name, column in declared.items() if name != action}
     for one in inputs:
         own = kinds(one)
-        if own.get(action or "") in ("number", "integer", "bool"):
-            own[str(action)] = "text"
+        if action is not None and own.get(action) in ("number", "integer", "bool"):
+            own[action] = "text"
         for name in (key, time, label):
             if name is not None and name not in own:
                 raise _column(one, name, "it is missing", f"It has: {', '.join(own)[:300]}")
-        left = (key, time, *ignored, *(ABOUT if one.form == "dsjson" else ()))
+        left = (key, time, "", *ignored, *(ABOUT if one.form == "dsjson" else ()))  # "": no name
         taken = {n: k for n, k in own.items() if n not in left}
         if declared is not None:
             taken = _as_declared(one, taken, declared, (label, action))

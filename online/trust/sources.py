@@ -124,15 +124,21 @@ class Reputations:
                 known.offences = known.releases
         self._update_quarantined(_named(effects))
 
-    def effects(self, key: bytes) -> Effects | None:
+    def effects(self, row: Row) -> Effects | None:
         """Return the effects of a pending row; None if the row is not pending."""
-        pending = self._pending.get(key)
+        pending = self._pending_row(row)
         return None if pending is None else pending.effects
+
+    def _pending_row(self, row: Row) -> _Pending | None:
+        """Return what is pending of the row, and not of a repeat that is being written here."""
+        pending = self._pending.get(row.key)
+        stands = pending is not None and pending.place == (row.partition, row.offset)
+        return pending if stands else None
 
     def passed(self, row: Row, effects: Effects | None) -> None:
         """Record that the learner has passed a row; None: it adds no effects of it."""
-        pending = self._pending.pop(row.key, None)
-        if pending is not None:
+        if (pending := self._pending_row(row)) is not None:
+            del self._pending[row.key]
             if effects is not pending.effects:
                 self._subtract(pending.effects.blocks())
         elif effects is not None:  # a row of another replica, or a replayed one

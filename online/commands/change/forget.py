@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,8 +17,17 @@ import msgspec
 import typer
 
 from online.client.simple_client import SimpleClient
-from online.commands.base import Context, agreed, checked, common, counting, in_private, span
-from online.errors import ConfigError, StartRefused
+from online.commands.base import (
+    Context,
+    agreed,
+    checked,
+    common,
+    counting,
+    in_private,
+    moment,
+    span,
+)
+from online.errors import StartRefused
 
 if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
@@ -39,7 +47,10 @@ def forget(
     source: Annotated[str, typer.Option("--source", help="source to forget")],
     since: Annotated[
         str | None,
-        typer.Option("--since", help="forget events since: POSIX seconds, or 2026-01-31T12:00"),
+        typer.Option(
+            "--since",
+            help="forget events since: 7d, POSIX seconds, or a local time as 2026-01-31T12:00",
+        ),
     ] = None,
     erase: Annotated[
         bool, typer.Option("--erase", help="also erase its events from the disk")
@@ -60,21 +71,8 @@ def forget(
 
     Example: online forget --source bot-7
     """
-    forget_source(
-        context, source, _time(since), None, Options(yes, context.as_json, erase, certificate)
-    )
-
-
-def _time(text: str | None) -> float | None:
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return float(text)
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        remedy = "Give POSIX seconds, or a time like 2026-01-31T12:00"
-        raise ConfigError("--since", f"{text!r} is not a time", remedy) from None
+    begin = None if since is None else moment("--since", since)
+    forget_source(context, source, begin, None, Options(yes, context.as_json, erase, certificate))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.commands.base import Context, common, console, moment, readable, table
+from online.commands.base import Context, common, console, moment, readable, replacing, table
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
@@ -94,9 +94,11 @@ def audit_export(
         writer = csv.DictWriter(text, _COLUMNS)
         writer.writeheader()
         writer.writerows({**one, "about": json.dumps(one["about"])} for one in entries)
-        out.write_text(text.getvalue())
+        written = text.getvalue()
     else:
-        out.write_text("".join(json.dumps(one) + "\n" for one in entries))
+        written = "".join(json.dumps(one) + "\n" for one in entries)
+    with replacing("OUT", out) as part:
+        part.write_text(written)
     print(f"{len(entries):,} decisions are in {out}", file=sys.stderr)
     _end(entries)
 

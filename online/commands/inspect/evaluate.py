@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from online.commands.base import Context, common, console, moment, only, readable, table
+from online.commands.base import Context, common, console, moment, only, readable, replacing, table
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
@@ -118,11 +118,13 @@ def _written(
         feedback = Feedback()
         for one in read_again():
             feedback.add(one.choice, one.reward)
-        feedback.save(obp)
+        with replacing("--obp", obp) as part:
+            feedback.save(part)
     with contextlib.ExitStack() as opened:
         file = None
         if dsjson is not None:
-            file = opened.enter_context(dsjson.open("w", encoding="utf-8"))
+            place = opened.enter_context(replacing("--dsjson", dsjson))
+            file = opened.enter_context(place.open("w", encoding="utf-8"))
         for one in read_again():
             if file is not None:
                 file.write(line(*one) + "\n")

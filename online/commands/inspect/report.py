@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,9 +20,11 @@ from online.commands.base import (
     StateDir,
     bar,
     load_settings,
+    moment,
     pick_model,
+    replacing,
 )
-from online.errors import ConfigError, StartRefused
+from online.errors import StartRefused
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from refusals import installing
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from evaluation.report.values import Report
 
 _OUT = Path("report.html")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _WORDS = {"ok": "OK", "watch": "WATCH", "act": "ACT", "not_enough_data": "NOT ENOUGH DATA"}
 
 Column = Annotated[
@@ -66,7 +66,7 @@ def report(
     ] = 0,
     model: Model = None,
     since: Annotated[
-        str | None, typer.Option(help="labels recorded since: 7d, 2026-05-31, …")
+        str | None, typer.Option(help="labels recorded since: 7d, 2026-05-31 (UTC), …")
     ] = None,
     until: Annotated[str | None, typer.Option(help="and before")] = None,
     out: Annotated[
@@ -107,9 +107,7 @@ def report(
     else:
         settings = load_settings(path, state_dir=state_dir)
         made = _of_journal(settings, pick_model(settings, model), since, until, quiet=as_json)
-    if prometheus is not None:
-        _write("--prometheus", prometheus, gauges(made).encode())
-    _give(made, out, as_json=as_json)
+    _give(made, out, prometheus, as_json=as_json)
     raise typer.Exit(made.verdict.exit_code)
 
 
@@ -138,16 +136,15 @@ def _of_journal(
     from online.rows.journal_rows import JournalRows, open_for_report, origin
     from online.sure.conformal import held
 
-    now = time.time()
     with contextlib.closing(open_for_report(settings)) as journal:
         if not journal.partitions(model.name):
             known = "Name the model with --model, its settings with --config"
             raise StartRefused(f"the journal has nothing of a model {model.name!r}", known)
         span: dict[str, float] = {}
         if since is not None:
-            span["since"] = when(since, now, "--since")
+            span["since"] = moment("--since", since, UTC)
         if until is not None:
-            span["until"] = when(until, now, "--until")
+            span["until"] = moment("--until", until, UTC)
         rows = JournalRows(journal, model, held=held, **span)
         return _made(origin(model), rows, quiet=quiet, newest=rows)
 
@@ -166,33 +163,18 @@ def _made(origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = No
         )
 
 
-def when(text: str, now: float, option: str) -> float:
-    """Parse ``7d`` (ago), an ISO 8601 time (default UTC), or POSIX seconds into POSIX seconds.
-
-    A number without a point has nine or ten digits, because ``20260531`` is a date.
-
-    Raises ConfigError naming the option.
-    """
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip()):
-        return now - float(match[1]) * _UNITS[match[2]]
-    if re.fullmatch(r"\d{9,10}|-?\d+\.\d+", text.strip()):
-        return float(text)
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        hint = "Write 7d, 12h, 2026-05-31 or 2026-05-31T08:00:00+02:00"
-        raise ConfigError(option, f"{text!r} is no time", hint) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
+def _give(made: Report, out: Path | None, prometheus: Path | None, *, as_json: bool) -> None:
     from evaluation.report.page.render import render
     from evaluation.report.values import to_json
 
+    if prometheus is not None:
+        with replacing("--prometheus", prometheus) as part:
+            part.write_text(gauges(made), encoding="utf-8")
     target = out if out is not None or as_json else _OUT
     if target is not None:
         data = to_json(made) if target.suffix == ".json" else render(made).encode()
-        _write("--out", target, data)
+        with replacing("--out", target) as part:
+            part.write_bytes(data)
     if as_json:
         sys.stdout.write(to_json(made).decode() + "\n")
         return
@@ -202,18 +184,6 @@ def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
     for reason in verdict.reasons[1:]:
         print(f"  also {_WORDS[reason.state].lower()}: {reason.text}")
     print(f"{target}: {len(data):,} bytes")
-
-
-def _write(option: str, target: Path, data: bytes) -> None:
-    """Write the file atomically.  Raises ConfigError."""
-    part = target.with_name(target.name + ".part")
-    try:
-        part.write_bytes(data)
-        part.replace(target)
-    except OSError as error:
-        raise ConfigError(
-            option, f"{target}: {error.strerror}", "Name a file in a writable folder"
-        ) from None
 
 
 def gauges(made: Report) -> str:

@@ -13,7 +13,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from online.commands.base import Context, common, console, moment, pick_model, readable, table
+from online.commands.base import (
+    Context,
+    common,
+    console,
+    moment,
+    pick_model,
+    readable,
+    replacing,
+    table,
+)
 from online.errors import ConfigError, StartRefused
 from refusals import installing
 
@@ -22,6 +31,7 @@ _SHOWN: Final = (
     "refused_per_s", "predict_p99_s", "age_ms", "drift_state",
 )  # fmt: skip
 _MARKS: Final = 20
+_SUFFIXES: Final = (".parquet", ".csv", ".json")
 
 
 @common(model=False)
@@ -51,6 +61,9 @@ def history(
     """
     from online.monitoring import series
 
+    if out is not None and out.suffix not in _SUFFIXES:
+        problem = f"{out} is none of {', '.join(_SUFFIXES)}"
+        raise ConfigError("--out", problem, "Use one of these endings")
     settings = context.settings()
     name = pick_model(settings, model).name
     begin = moment("--since", since)
@@ -69,7 +82,8 @@ def history(
             "It is recorded where `online serve` runs: name its folder with --state-dir",
         )
     if out is not None:
-        _write(out, name, recorded)
+        with replacing("--out", out) as part:
+            _write(part, out.suffix, name, recorded)
         print(f"{len(recorded['columns']['at']):,} steps are in {out}", file=sys.stderr)
     elif context.as_json:
         print(json.dumps(recorded))
@@ -90,21 +104,17 @@ def table_of(model: str, recorded: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {**columns, "marks": ["; ".join(words) or None for words in texts]}
 
 
-def _write(out: Path, model: str, recorded: Mapping[str, Any]) -> None:
+def _write(out: Path, suffix: str, model: str, recorded: Mapping[str, Any]) -> None:
     columns = table_of(model, recorded)
-    if out.suffix == ".json":
+    if suffix == ".json":
         out.write_text(json.dumps(columns))
-    elif out.suffix == ".csv":
+    elif suffix == ".csv":
         with out.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
-    elif out.suffix == ".parquet":
-        _write_parquet(out, columns)
     else:
-        raise ConfigError(
-            "--out", f"{out} is none of .parquet, .csv, .json", "Use one of these endings"
-        )
+        _write_parquet(out, columns)
 
 
 def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:

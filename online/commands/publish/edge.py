@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -171,23 +170,25 @@ def publish(
     place = _keys_place(settings, keys)
     signing_key(place / "signing.pem", "--keys")
     last: Any = None
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            state, built = restored(settings, served, snapshot)
-            if state.version != last:
-                last = state.version
-                rows = golden_rows(settings, served, stream)
-                origin = "journal" if stream is None else "stream"
-                golden = _asked(_folder(settings, served), origin)
-                made = _exported(settings, served, state, built, rows, wanted, golden, steps=steps)
-                channel, whole = _publish(settings, served, place, made, percent, valid_days)
-                _say(channel, context.as_json, served.name)
-                if not context.as_json:
-                    _say_left_out(made, whole)
-            if every is None:
-                break
+    while True:
+        state, built = restored(settings, served, snapshot)
+        if state.version != last:
+            last = state.version
+            rows = golden_rows(settings, served, stream)
+            origin = "journal" if stream is None else "stream"
+            golden = _asked(_folder(settings, served), origin)
+            made = _exported(settings, served, state, built, rows, wanted, golden, steps=steps)
+            channel, whole = _publish(settings, served, place, made, percent, valid_days)
+            _say(channel, context.as_json, served.name)
+            if not context.as_json:
+                _say_left_out(made, whole)
+        if every is None:
+            return
+        try:
             time.sleep(every)
-            _halt_if_bad(settings, served, place, valid_days, context.as_json)
+        except KeyboardInterrupt:  # between two releases: there is nothing that it cuts off
+            return
+        _halt_if_bad(settings, served, place, valid_days, context.as_json)
 
 
 def _say_left_out(made: Exported, whole: Mapping[int, str]) -> None:

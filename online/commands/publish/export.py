@@ -272,9 +272,9 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
     from online.settings.places import open_journal
     from replay import codec
 
-    rows: list[Features] = []
-    if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
-        return rows
+    if not _has_journal(settings):
+        return []
+    rows: list[tuple[int, Features]] = []
     with contextlib.closing(open_journal(settings)) as journal:
         parts = sorted(journal.partitions(served.name), key=lambda p: -p.id)
         for part in parts:
@@ -282,10 +282,11 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
             for row in journal.read(part.id, first, part.end - first + 1):
                 if row.verdict in ("accepted", "clipped") and not codec.is_erased(row.payload):
                     example = codec.decode(row.payload)
-                    rows += [example.features] if example.moved is None else []
+                    rows += [(row.seq, example.features)] if example.moved is None else []
             if len(rows) >= _GOLDEN_ROWS:
                 break
-    return rows[-_GOLDEN_ROWS:]
+    newest = sorted(rows, key=lambda row: row[0])[-_GOLDEN_ROWS:]
+    return [features for _, features in newest]
 
 
 def labels_outside(served: ModelSettings) -> dict[Label, Label]:

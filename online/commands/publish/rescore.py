@@ -21,6 +21,7 @@ from online.commands.base import (
     Model,
     common,
     counting,
+    duration,
     in_private,
     need_table_packages,
     pick_model,
@@ -115,14 +116,14 @@ def rescore(
     if any(place.resolve().is_relative_to(settings.state_dir) for place in places):
         in_private(settings)  # permissions of other folders are the user's choice
     chosen = pick_model(settings, model)
-    ttl_s = None if ttl is None else seconds("--ttl", ttl)
+    ttl_s = None if ttl is None else duration("--ttl", ttl)
     if actions is not None and chosen.choose is None:
         raise ConfigError("--actions", f"{chosen.name} does not choose", "Set `task: choose`")
     need_table_packages()
     if every is not None:
         if run_id is not None:
             raise ConfigError("--run-id", "a run has its id only once", "Leave it out with --every")
-        repeat(in_child(without(sys.argv[1:], "--every")), seconds("--every", every))
+        repeat(in_child(without(sys.argv[1:], "--every")), duration("--every", every))
     from online.rescore.best import actions_in
     from online.rescore.run import Request
     from online.rows.schema import declared_columns
@@ -221,15 +222,3 @@ def print_outcome(outcome: Outcome, source: Scored, took_s: float, *, as_json: b
         print(f"every row was scored: {outcome.all_because}")
     for warning in (*report.warnings, *report.forced):
         print(f"warning: {warning}", file=sys.stderr)
-
-
-def seconds(option: str, text: str) -> float:
-    """Parse a duration such as ``90s`` or ``7d`` into seconds.  Raises ConfigError."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-    try:
-        value = float(text[:-1]) * units[text[-1:]]
-    except (ValueError, KeyError):
-        value = 0.0
-    if not 0 < value < 1e10:
-        raise ConfigError(option, f"{text!r} is no length of time", "Write 90s, 30m, 1h or 7d")
-    return value

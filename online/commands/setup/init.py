@@ -49,7 +49,7 @@ _SOURCES: Final = {"linear": _LINEAR, "ftrl": _FTRL}
 
 def init(
     table: Annotated[
-        Path | None, typer.Argument(help="rows with labels: .csv, .tsv (.gz) or .parquet")
+        Path | None, typer.Argument(help="rows with labels: .csv, .tsv, .jsonl (.gz) or .parquet")
     ] = None,
     folder: Annotated[Path, typer.Option(help="where the files are written")] = Path(),
     name: Annotated[str | None, typer.Option(help="name of the model")] = None,

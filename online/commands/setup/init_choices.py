@@ -293,6 +293,6 @@ def _backfill(log: Log, settings: Path) -> str:
         kind = kind_of(log, column)
         if kind == "event_id":
             words += ["--event-id", column.name]
-        elif kind not in (*FEATURES, "action", "reward"):
+        elif column.name and kind not in (*FEATURES, "action", "reward"):
             words += ["--ignore", column.name]
     return shlex.join(words)

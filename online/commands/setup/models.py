@@ -16,7 +16,7 @@ import typer
 
 from evaluation.metrics import Task
 from online.client.simple_client import SimpleClient
-from online.commands.base import AsJson, Context, checked, common, load_settings, pick
+from online.commands.base import AsJson, Context, checked, common, load_settings, pick, replacing
 from online.errors import ConfigError, StartRefused
 from online.models.base import Model
 from online.settings.anomaly import Anomaly
@@ -210,9 +210,8 @@ def seal(
     except OSError as error:
         raise ConfigError("FILE", f"{pickled}: {error.strerror}", "Name an existing file") from None
     keys = Keys.from_file(load_settings(settings).key_path)
-    part = out.with_name(out.name + ".part")
-    part.write_bytes(sealed(data, keys.secret))
-    part.replace(out)
+    with replacing("OUT", out) as part:
+        part.write_bytes(sealed(data, keys.secret))
     print(f"{out}: {len(data):,} bytes under the seal of the service's key")
 
 

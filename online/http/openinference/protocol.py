@@ -42,6 +42,7 @@ from online.messages.tensors import (
     Tensor,
     TensorParameters,
     column,
+    count_rows,
     encode,
     parse,
     rows,
@@ -70,7 +71,7 @@ async def infer(serving: Serving, request: InferRequest) -> InferAnswer:
     wanted = [output.name for output in request.outputs]
     options = request.parameters
     asked = PredictRequest(
-        instances=rows(request.inputs),
+        instances=rows(request.inputs, serving.replica.limits.rows_max),
         ids=not wanted or "id" in wanted,  # making a token costs more than an answer
         max_age_ms=options.max_age_ms,
         after=options.after,
@@ -163,10 +164,10 @@ async def feedback(serving: Serving, request: InferRequest) -> InferAnswer:
         own[tensor.name] = tensor.values
     if "label" not in own:
         raise invalid("inputs.label", "no labels", "Send the true labels as a tensor `label`")
+    most = serving.replica.limits.rows_max
+    count_rows(request.inputs, most, "events")
     if features:
-        own["features"] = rows(features)
-    if len(lengths := {len(values) for values in own.values()}) > 1:
-        raise invalid("inputs", f"tensors of {sorted(lengths)} rows", "Send as many of each")
+        own["features"] = rows(features, most)
     events = [dict(zip(own, event, strict=True)) for event in zip(*own.values(), strict=True)]
     try:
         checked = msgspec.convert(events, list[Event])

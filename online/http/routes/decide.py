@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from online.errors import RequestError
 from online.messages.bodies import JSON, decode
+from online.serving.choices.activation import activate as activate_choice
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.personalizer import (
     Personalizer,
@@ -57,7 +58,7 @@ def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
     @made.post("/v1/models/{model}/activate")
     async def activate(model: str, request: Request) -> Response:
         asked: Activation = decode(_ACTIVATION, await request.body())
-        await _of(choosing, model).activate(asked.id)
+        await activate_choice(_of(choosing, model).serving, asked.id)
         return Response(status_code=204)
 
     @made.post("/personalizer/{call:path}")

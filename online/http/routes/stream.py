@@ -9,6 +9,7 @@ requests, streams end first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -70,8 +71,8 @@ class Streams:
                 self._looking = asyncio.create_task(self._watch())
             elif self._newest is not None:
                 mine.put_nowait(self._newest)
-            await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
             async with asyncio.timeout(self._life_s):
+                await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                 await self._tell(mine, gone, send)
         except TimeoutError:  # its life is over, or it takes nothing
             pass
@@ -82,7 +83,9 @@ class Streams:
                 self._looking.cancel()
                 self._looking = self._newest = None
         if not gone.done() or gone.cancelled():
-            await send({"type": "http.response.body", "body": b""})
+            end = {"type": "http.response.body", "body": b""}
+            with contextlib.suppress(TimeoutError):  # one that reads nothing does not take this
+                await asyncio.wait_for(send(end), _STUCK_S)
 
     async def _tell(
         self, mine: asyncio.Queue[bytes | None], gone: asyncio.Future[None], send: Send

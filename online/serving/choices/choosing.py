@@ -13,10 +13,9 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,41 +23,27 @@ import numpy as np
 from online.decide import Decision, Policy, draw, row, uniform
 from online.decide.record import Choice, RecordInvalid, pack, unpack
 from online.decide.scoring import score_many
-from online.errors import RequestError, damaged, invalid
-from online.messages.choices import (
-    Action,
-    ChooseRequest,
-    Chosen,
-    Ranked,
-)
-from online.messages.structs import Event
+from online.errors import RequestError, damaged
+from online.messages.choices import Action, ChooseRequest, Chosen, Ranked
 from online.models.base import Prediction as Answer
-from online.models.choices.interactions import Alike, alike, are_brief
+from online.models.choices.interactions import Alike
 from online.models.choices.scores import Scores
 from online.replica.pending import Recorded
-from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
-from online.rows.validator import NUMBER_MAX, Validator, not_plain
+from online.rows.validator import Validator
 from online.serving.apprentice import CALLER, answering
 from online.serving.choices.batcher import Batcher
 from online.serving.choices.default_rewards import DefaultRewards
+from online.serving.choices.reading import RESERVED, ChoiceReader, Offered
 from online.serving.choices.rewarding import RewardHandler
 from online.serving.defaults import Defaults
-from online.serving.feedback.events import is_join_id
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
 from online.settings.limits import Limits
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, Features, PredictionHalf, Value
-from replay.journal.base import Half, NewRow, Verdict
-from replay.plain import is_plain
-
-_RESERVED: Final = "@"
-"""Prefix of the action's feature names in rows of choices."""
-
-_NO_HALF: Final = b"?"
-"""A payload that no half has: writing over it changes nothing and returns what is stored."""
+from replay.journal.base import NewRow
 
 _TOGETHER_MAX: Final = 512
 """Largest number of values in a choice that is batched with others; larger ones run alone."""
@@ -66,13 +51,17 @@ _TOGETHER_MAX: Final = 512
 _Version = tuple[int, int, int]
 
 
-class _Asked(NamedTuple):
-    """A choice request, the nonce of its draw, its actions as an array, and the caller's id."""
+class Asked(NamedTuple):
+    """A checked request, the nonce of its draw, its actions as an array, and the caller's id.
+
+    ``apprentice``: the caller's own choice is answered.
+    """
 
     choice: Choice
     nonce: bytes
     table: Alike | None
     own: str | None
+    apprentice: bool
 
 
 class _Unwritten(NamedTuple):
@@ -101,13 +90,12 @@ class Choosing:
     ) -> None:
         self.serving = serving
         self._replica, self._answer_ids = serving.replica, serving.answer_ids
-        self._validator, self._limits, self._settings = validator, limits, settings
+        self._settings = settings
         replica = serving.replica
         rule = DefaultRewards(settings)
         self.defaults = Defaults(replica, rule, time.time, time.monotonic)
         self.rewards = RewardHandler(serving, validator, limits, settings)
-        self._takes = lru_cache(maxsize=16)(validator.takes)
-        self._named = lru_cache(maxsize=64)(partial(_are_names, most=limits.text_bytes_max))
+        self._reader = ChoiceReader(validator, limits)
         self._policy = Policy(**settings.policy_parts())
         self._batcher = Batcher(self._decide, self._made)
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
@@ -132,39 +120,31 @@ class Choosing:
 
     # -- choosing ----------------------------------------------------------------------------
 
-    async def choose(self, request: ChooseRequest) -> Chosen:
-        """Choose one of the actions; with a caller's own id the choice is written first."""
+    def offered(self, actions: Sequence[Action]) -> Offered:
+        """Check the actions of a request.  Raises RequestError."""
+        return self._reader.offered(actions)
+
+    def asked(self, request: ChooseRequest, offered: Offered) -> Asked:
+        """Check all other fields of a request.  Raises RequestError."""
         self.serving.check_age(request.max_age_ms)
         if request.id is not None:
             check_own_id(request.id, one=True)
-        context, table = self._context(request.context), self._table(request.actions)
-        actions = self._actions(request.actions, table)
-        if self._validator.crossing is not None:
-            described = [features for _, features in actions]
-            self._validator.crossing.check(context, described, "actions", alike=table is not None)
-        places = {action: i for i, (action, _) in enumerate(actions)}
-        excluded = tuple(sorted({_place(places, x, "exclude") for x in request.exclude}))
-        if len(excluded) == len(actions):
-            hint = "Leave one that may be chosen"
-            raise invalid("exclude", "all actions are excluded", hint)
-        baseline = None
-        if request.baseline is not None:
-            baseline = _place(places, request.baseline, "baseline")
-        elif self.apprentice:
-            hint = "Send the action that you take, or let the model answer: `online promote`"
-            raise invalid("baseline", "no baseline, and the model is an apprentice", hint)
-        if self.apprentice and baseline in excluded:
-            hint = "Take another one, or do not exclude it"
-            raise invalid("baseline", "it is excluded", hint)
-        asked = Choice(
-            context, actions, excluded, 0, (), (), self._called, baseline, deferred=request.defer
-        )
-        one = _Asked(asked, self._answer_ids.tokens.nonce(), table, request.id)
+        apprentice, nonce = self.apprentice, self._answer_ids.tokens.nonce()
+        choice = self._reader.choice(request, offered, self._called, apprentice=apprentice)
+        return Asked(choice, nonce, offered.table, request.id, apprentice)
+
+    async def choose(self, request: ChooseRequest) -> Chosen:
+        """Choose one of the actions; with a caller's own id the choice is written first."""
+        return await self.answer(self.asked(request, self.offered(request.actions)))
+
+    async def answer(self, one: Asked) -> Chosen:
+        """Answer a checked request.  Raises RequestError."""
+        actions, context = one.choice.actions, one.choice.context
         small = len(actions) * (len(context) + len(actions[0][1])) <= _TOGETHER_MAX
         made = await self._batcher.ask(one) if small else self._made(one, *self._decide([one]))
         return made if isinstance(made, Chosen) else await self._written(made)
 
-    def _made(self, one: _Asked, decided: tuple[Scores, Decision]) -> Chosen | _Unwritten:
+    def _made(self, one: Asked, decided: tuple[Scores, Decision]) -> Chosen | _Unwritten:
         """Make the answer, or the choice that has to be written before it."""
         choice, answer = self._chosen(one, *decided)
         features = row(choice.context, *choice.actions[choice.chosen])
@@ -199,10 +179,10 @@ class Choosing:
         self._replica.counts["choices_repeated"] += repeated
         return self._answer(own, standing, version, repeated=repeated)
 
-    def _decide(self, several: Sequence[_Asked]) -> list[tuple[Scores, Decision]]:
+    def _decide(self, several: Sequence[Asked]) -> list[tuple[Scores, Decision]]:
         """Return the estimates of each choice's actions, and the probability of each action."""
         questions, allowed = [], list[Sequence[bool] | None]()
-        for asked, _, table, _ in several:
+        for asked, _, table, *_ in several:
             if table is not None and not self._inside(table):
                 table = None
             questions.append((*self._bounded(asked, table), table))
@@ -214,14 +194,14 @@ class Choosing:
         scores = score_many(model, questions, *self._settings.reward_range)
         return list(zip(scores, self._policy.decide_many(scores, allowed), strict=True))
 
-    def _chosen(self, one: _Asked, scores: Scores, decision: Decision) -> tuple[Choice, Answer]:
+    def _chosen(self, one: Asked, scores: Scores, decision: Decision) -> tuple[Choice, Answer]:
         """Draw one of the actions; return the choice, and the model's answer about it."""
         asked = one.choice
         u = uniform(self._answer_ids.tokens.drawing_key, one.nonce, 0)
         chosen = draw(decision.probabilities, u)
         estimates = tuple(scores.means.tolist())
         drawn = None
-        if self.apprentice:  # the caller's action is certain, whatever is drawn
+        if one.apprentice:  # the caller's action is certain, whatever is drawn
             assert asked.baseline is not None
             drawn, chosen = chosen, asked.baseline
             alone = np.zeros(len(asked.actions))
@@ -235,9 +215,9 @@ class Choosing:
 
     def _inside(self, table: Alike) -> bool:
         """Whether no value of the actions needs clipping."""
-        ends = self._replica.learner.bounds.ends([_RESERVED + name for name in table.names])
+        ends = self._replica.learner.bounds.ends([RESERVED + name for name in table.names])
         for name, least, most in zip(table.names, table.least, table.most, strict=True):
-            known = ends.get(_RESERVED + name)
+            known = ends.get(RESERVED + name)
             if known is not None and (least < known[0] or most > known[1]):
                 return False
         return True
@@ -254,7 +234,7 @@ class Choosing:
             return context, asked.actions
         actions = []
         for action, features in asked.actions:
-            sent = {_RESERVED + name: value for name, value in features.items()}
+            sent = {RESERVED + name: value for name, value in features.items()}
             taken = bounds.answered(sent)
             if taken is not sent:
                 features = {name[1:]: value for name, value in taken.items()}
@@ -305,99 +285,12 @@ class Choosing:
             replica.exchange.peer is not None, repeated, agreed,
         )  # fmt: skip
 
-    # -- reading requests ---------------------------------------------------------------------
-
-    def _context(self, context: dict[str, Any]) -> Features:
-        for name in context:
-            if name.startswith(_RESERVED):
-                hint = f"Names of actions begin with {_RESERVED!r} here: call it otherwise"
-                raise invalid(f"context.{name[:80]}", f"a name with {_RESERVED!r}", hint)
-        return self._validator.features(context, "context") if context else {}
-
-    def _table(self, actions: list[Action]) -> Alike | None:
-        """Return the features of actions with the same names as an array, if all are valid."""
-        table = alike([action.features for action in actions]) if actions else None
-        if table is None or not self._takes(table.names):
-            return None
-        ends = zip(table.least, table.most, strict=True)
-        return table if all(a >= -NUMBER_MAX and b <= NUMBER_MAX for a, b in ends) else None
-
-    def _actions(
-        self, actions: list[Action], table: Alike | None
-    ) -> tuple[tuple[str, Features], ...]:
-        most = self._limits.actions_max
-        if not 1 <= len(actions) <= most:
-            hint = f"Send 1 to {most}, or raise limits.actions_max"
-            raise invalid("actions", f"{len(actions)} actions", hint)
-        if table is not None:
-            ids = tuple([action.id for action in actions])
-            named = self._named if are_brief(ids) else self._named.__wrapped__
-            if named(ids):
-                return tuple(zip(ids, [action.features for action in actions], strict=True))
-        taken: dict[str, Features] = {}
-        for i, action in enumerate(actions):
-            if len(action.id) > self._limits.text_bytes_max:
-                raise invalid(
-                    f"actions[{i}].id", f"{len(action.id)} characters", "Use a shorter id"
-                )
-            if not is_plain(action.id):
-                raise not_plain(f"actions[{i}].id", "an id", action.id)
-            if action.id in taken:
-                hint = "Send each action once"
-                raise invalid(f"actions[{i}].id", f"{action.id[:80]!r} is there twice", hint)
-            features = action.features
-            if features and table is None:
-                features = self._validator.features(features, f"actions[{i}].features")
-            taken[action.id] = features
-        return tuple(taken.items())
-
-    # -- activation ---------------------------------------------------------------------------
-
-    async def activate(self, id: str, source: str = Event().source) -> None:
-        """Mark a deferred choice as used: from now on it waits for its reward.
-
-        A choice that is not deferred, or has its reward, is left unchanged.  Raises RequestError.
-        """
-        self._replica.counts["choices_activated"] += 1
-        if not is_join_id(id):
-            return  # a token; deferred choices have none
-        payload = codec.encode_prediction(PredictionHalf({}))
-        for key in self.serving.keys_of(id, source):
-            over = _NO_HALF
-            for _ in range(ROUNDS_MAX):
-                now = self._replica.now_s()
-                row = NewRow(
-                    key, id, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION, over=over
-                )
-                recorded = (await self._replica.writer.record([row]))[0]
-                if recorded.met is None or recorded.met.half is not Half.PREDICTION:
-                    break
-                stored = codec.decode_prediction(recorded.met.payload)
-                choice = _opened(stored.choice)
-                if not choice.deferred:
-                    return
-                used = pack(msgspec.structs.replace(choice, deferred=False))
-                over = recorded.met.payload
-                payload = codec.encode_prediction(msgspec.structs.replace(stored, choice=used))
-            if recorded.row is not None or recorded.since is not None:
-                return
-        hint = "Send the id of a choice that was deferred"
-        raise RequestError(404, "unknown_id", "no choice has this id", "id", hint)
-
 
 def columns_of(table: Alike | None) -> tuple[tuple[str, ...], bytes] | None:
     """The features of actions as a choice record stores them; None: they need individual checks."""
     if table is None or table.whole:
         return None
     return table.names, table.numbers.astype("<f8", copy=False).tobytes()
-
-
-def _are_names(ids: tuple[str, ...], most: int) -> bool:
-    """Whether these are valid action ids; cached, because requests often repeat them.
-
-    The caller checks invalid ids one by one to report the error.
-    """
-    return len(set(ids)) == len(ids) and all(len(one) <= most and is_plain(one) for one in ids)
 
 
 def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:
@@ -415,16 +308,9 @@ def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features
             elif value < least[name]:  # type: ignore[operator]
                 least[name] = value
     return (
-        {_RESERVED + name: value for name, value in least.items()},
-        {_RESERVED + name: value for name, value in most.items()},
+        {RESERVED + name: value for name, value in least.items()},
+        {RESERVED + name: value for name, value in most.items()},
     )
-
-
-def _place(places: Mapping[str, int], action: str, field: str) -> int:
-    if (place := places.get(action)) is None:
-        hint = "Name one of the actions that were sent"
-        raise invalid(field, f"no action {action[:80]!r}", hint)
-    return place
 
 
 def _opened(packed: bytes | None) -> Choice:

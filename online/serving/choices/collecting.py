@@ -20,7 +20,7 @@ from online.decide.record import Choice, Given, RecordInvalid, pack, unpack
 from online.errors import RequestError, damaged
 from online.messages.structs import Event, Receipt
 from online.replica.pending import Recorded
-from online.rows.joins import ROUNDS_MAX
+from online.rows.joins import NO_HALF, ROUNDS_MAX, question
 from online.serving.feedback.ordinary import EventRow
 from online.serving.feedback.receipts import refused
 from online.serving.serving import Serving
@@ -29,9 +29,6 @@ from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, PredictionHalf
 from replay.journal.base import Half, NewRow, Stored, Verdict
-
-_NO_HALF: Final = b"?"
-"""A payload that no half has: writing over it changes nothing and returns what is stored."""
 
 _TURN: Final = 16
 """After this many rewards, or choices with rewards, other tasks get a turn of the event loop."""
@@ -135,11 +132,7 @@ class RewardCollector:
         """Return the row to be written next for a choice; None: all its rewards are answered."""
         key, now = one.keys[0], self._replica.now_s()
         if one.seen is None:
-            empty = codec.encode_prediction(PredictionHalf({}))
-            return NewRow(
-                key, one.event_id, "", Verdict.ACCEPTED, empty, now, half=Half.PREDICTION,
-                over=_NO_HALF,
-            )  # fmt: skip
+            return question(key, one.event_id, now)
         made, over = one.seen
         choice = _opened(made.choice)
         rewards = list(choice.rewards)
@@ -156,7 +149,7 @@ class RewardCollector:
         payload = codec.encode_prediction(msgspec.structs.replace(made, choice=packed))
         return NewRow(
             key, one.event_id, over.source, Verdict.ACCEPTED, payload, over.at,
-            half=Half.PREDICTION, over=None if over.payload == _NO_HALF else over.payload,
+            half=Half.PREDICTION, over=None if over.payload == NO_HALF else over.payload,
         )  # fmt: skip
 
     def _known(
@@ -205,7 +198,7 @@ class RewardCollector:
             for i, sent in one.new:
                 results[i] = self._waiting(one, sent)
             return True
-        if one.seen is not None and one.seen[1].payload == _NO_HALF:
+        if one.seen is not None and one.seen[1].payload == NO_HALF:
             self._replica.counts["joins_refused"] += 1
             _fail(one, results, _no_room())
             return True
@@ -268,7 +261,7 @@ def _one(asked: EventRow) -> _One:
 
 
 def _nothing(event_id: str, at: float) -> Stored:
-    return Stored(Half.PREDICTION, event_id, "", _NO_HALF, at)
+    return Stored(Half.PREDICTION, event_id, "", NO_HALF, at)
 
 
 def _half_of(example: Example) -> PredictionHalf:

@@ -8,19 +8,16 @@ as one half of a stored join that no label will complete.
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Final
 
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event
-from online.rows.joins import join_key
+from online.rows.joins import join_key, question
 from online.serving.serving import Serving
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import PredictionHalf
 from replay.journal.base import Half, NewRow, Stored, Verdict
-
-_NO_HALF: Final = b"?"
 
 
 class DeferredSlots:
@@ -39,8 +36,8 @@ class DeferredSlots:
         """Write the slots under an id.  Raises RequestError if others are stored, or no room is."""
         payload = codec.encode_prediction(PredictionHalf(dict.fromkeys(slots, True)))
         source = sender.get().source
-        recorded = await self._append(join_key(source, own), own, source or "", payload, None)
-        if recorded is not None and recorded.payload != payload:
+        stored = await self._append(self._row(join_key(source, own), own, source or "", payload))
+        if stored is not None and stored.payload != payload:
             raise _other_slots()
 
     async def of(self, own: str) -> list[str]:
@@ -51,12 +48,13 @@ class DeferredSlots:
         """Remove the slots that are stored under the id, if all of them have got a reward."""
         stored, slots = await self._found(own)
         if stored is not None and rewarded >= set(slots):
-            await self._append(stored[0], own, stored[1].source, b"", stored[1].payload)
+            key, half = stored
+            await self._append(self._row(key, own, half.source, b"", half.payload))
 
     async def _found(self, own: str) -> tuple[tuple[bytes, Stored] | None, list[str]]:
         """Return the half with its key, and the slots in it."""
         for key in self._serving.keys_of(own, Event().source):
-            stored = await self._append(key, own, "", _NO_HALF, _NO_HALF)
+            stored = await self._append(question(key, own, self._replica.now_s()))
             if stored is not None and stored.half is Half.PREDICTION:
                 try:
                     slots = list(codec.decode_prediction(stored.payload).features)
@@ -65,16 +63,18 @@ class DeferredSlots:
                 return (key, stored), slots
         return None, []
 
-    async def _append(
-        self, key: bytes, own: str, source: str, payload: bytes, over: bytes | None
-    ) -> Stored | None:
-        """Append a half, in place of ``over`` alone if given; return what stands there already."""
-        row = NewRow(
+    def _row(
+        self, key: bytes, own: str, source: str, payload: bytes, over: bytes | None = None
+    ) -> NewRow:
+        return NewRow(
             key, own, source, Verdict.ACCEPTED, payload, self._replica.now_s(),
             half=Half.PREDICTION, over=over,
         )  # fmt: skip
+
+    async def _append(self, row: NewRow) -> Stored | None:
+        """Append a half; return what stands there already.  Raises RequestError without room."""
         recorded = (await self._replica.writer.record([row]))[0]
-        if over is None and recorded.met is None and recorded.since is None:
+        if row.over is None and recorded.met is None and recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             message = "no room for another event that waits for its activation"
             hint = "Send it again after Retry-After; nothing was recorded"

@@ -16,10 +16,13 @@ from typing import Any, Final
 import msgspec
 
 from online.errors import RequestError, invalid
-from online.messages.choices import Action, ChooseRequest, Chosen, RewardRequest
+from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.structs import Receipt
+from online.serving.choices.activation import activate
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.deferred_slots import DeferredSlots
+from online.serving.choices.reading import check_count
+from online.serving.choices.slots import choose_each
 from online.serving.feedback.events import is_join_id
 from online.tables.nested import features_of
 
@@ -91,17 +94,19 @@ class Personalizer:
     async def rank(self, request: RankRequest) -> dict[str, Any]:
         """Return the ranking of the actions; the first one is to be shown."""
         event = _event(request.event_id)
-        answer = await self._choose(
+        excluded = request.excluded_actions or []
+        first = next((x.id for x in request.actions if x.id not in excluded), None)
+        asked = self._request(
             own_id(event), self._named(request.actions), self._flat(request.context_features),
-            request.excluded_actions or [], request.actions[0].id if request.actions else None,
-            defer=bool(request.defer_activation),
+            excluded, first, defer=bool(request.defer_activation),
         )  # fmt: skip
+        answer = await self._choosing.choose(asked)
         ranking = [{"id": x.id, "probability": x.probability} for x in answer.ranking]
         return {"ranking": ranking, "eventId": event, "rewardActionId": answer.action}
 
     async def rank_slots(self, request: SlotsRequest) -> dict[str, Any]:
         """Return an action for each slot, none of them twice."""
-        event, taken = _event(request.event_id), list[str]()
+        event = _event(request.event_id)
         if not 1 <= len(request.slots) <= len(request.actions):
             hint = "Send at least one slot, and as many actions as slots"
             raise invalid("slots", f"{len(request.slots)} slots", hint)
@@ -109,19 +114,23 @@ class Personalizer:
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
         named, context = self._named(request.actions), self._flat(request.context_features)
+        asked = []
+        for slot in request.slots:
+            of_slot = {f"slot.{n}": x for n, x in self._flat(slot.features).items()}
+            one = self._request(
+                own_id(event, slot.id), named, {**context, **of_slot},
+                slot.excluded_actions or [], slot.baseline_action,
+                defer=bool(request.defer_activation),
+            )  # fmt: skip
+            asked.append(one)
         ids = [slot.id for slot in request.slots]
         if request.defer_activation:
             await self._deferred.check(_list_id(event), ids)
-        slots = list[dict[str, str]]()
-        for slot in request.slots:
-            of_slot = {f"slot.{n}": x for n, x in self._flat(slot.features).items()}
-            answer = await self._choose(
-                own_id(event, slot.id), named, {**context, **of_slot},
-                [*(slot.excluded_actions or []), *taken], slot.baseline_action,
-                defer=bool(request.defer_activation),
-            )  # fmt: skip
-            taken.append(answer.action)
-            slots.append({"id": slot.id, "rewardActionId": answer.action})
+        chosen = await choose_each(self._choosing, asked)
+        slots = [
+            {"id": slot, "rewardActionId": answer.action}
+            for slot, answer in zip(ids, chosen, strict=True)
+        ]
         if request.defer_activation:
             await self._deferred.keep(_list_id(event), ids)
         return {"slots": slots, "eventId": event}
@@ -135,13 +144,15 @@ class Personalizer:
     ) -> None:
         """Take rewards of slots; each is written by itself."""
         self._check_slots(rewards.reward, "reward")
+        for i, one in enumerate(rewards.reward):
+            self._choosing.rewards.check(one.value, f"reward[{i}].value")
         for one in rewards.reward:
             await self._reward(own_id(event, one.slot_id), one.value, reward_id)
         await self._deferred.drop(_list_id(event), {one.slot_id for one in rewards.reward})
 
     async def activate(self, event: str) -> None:
         """Record that the deferred answer to an event was shown."""
-        await self._choosing.activate(own_id(event))
+        await activate(self._choosing.serving, own_id(event))
 
     async def activate_slots(self, event: str) -> None:
         """Record that the deferred answers for all slots of an event were shown."""
@@ -150,7 +161,7 @@ class Personalizer:
             hint = "Send the id of a multi-slot event that was deferred"
             raise RequestError(404, "unknown_id", "no deferred event has this id", "eventId", hint)
         for slot in slots:
-            await self._choosing.activate(own_id(event, slot))
+            await activate(self._choosing.serving, own_id(event, slot))
 
     def _check_slots(self, slots: Sized, field: str) -> None:
         most = self._choosing.serving.replica.limits.slots_max
@@ -163,9 +174,10 @@ class Personalizer:
         return features_of(given, limits.features_max, limits.text_bytes_max)
 
     def _named(self, actions: list[RankableAction]) -> list[Action]:
+        check_count(actions, self._choosing.serving.replica.limits)
         return [Action(action.id, self._flat(action.features)) for action in actions]
 
-    async def _choose(
+    def _request(
         self,
         own: str,
         named: list[Action],
@@ -174,13 +186,12 @@ class Personalizer:
         baseline: str | None,
         *,
         defer: bool,
-    ) -> Chosen:
+    ) -> ChooseRequest:
         there = {action.id for action in named}
-        asked = ChooseRequest(
+        return ChooseRequest(
             named, context, [x for x in dict.fromkeys(exclude) if x in there],
             baseline if self._choosing.watches else None, own, defer,
         )  # fmt: skip
-        return await self._choosing.choose(asked)
 
     async def _reward(self, own: str, value: float, reward_id: str | None) -> None:
         status, receipt = await self._choosing.rewards.take(

@@ -77,6 +77,10 @@ class RewardHandler:
         receipt = receipts[0]
         return HTTP[_first(receipt)], receipt
 
+    def check(self, reward: Any, field: str) -> None:
+        """Raise RequestError if a reward can't be one of the model's."""
+        self._sent(Reward("", reward), field, many=False)
+
     def _sent(self, one: Reward, field: str, *, many: bool) -> Sent:
         """Convert a reward into its label event and its named values.  Raises RequestError.
 

@@ -1,20 +1,22 @@
 """Choices for several slots on one page: an action for each, none of them twice.
 
-Slots are chosen one after the other, each without the actions that earlier ones took; the slot's id
-and its features are added to the context.  So each is a choice with an id and a reward of its own,
-and all rules of choices apply.
+Slots are chosen one after the other, each without the actions that earlier ones took or later ones
+need; the slot's id and its features are added to the context.  So each is a choice with an id and a
+reward of its own, and all rules of choices apply.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
-from online.errors import invalid
+from online.errors import RequestError, invalid
 from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRequest, Slot
 from online.messages.structs import Receipt, Receipts
-from online.serving.choices.choosing import Choosing
+from online.serving.choices.choosing import Asked, Choosing
+from online.serving.choices.kept_actions import KeptActions
 
 _SLOT = "slot"
 """Context feature with the slot's id, and prefix of the slot's own features before a dot."""
@@ -38,23 +40,73 @@ async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlot
     """
     slots = request.slots or []
     _check(request, slots, choosing.serving.replica.limits.slots_max)
-    taken: list[str] = []
-    chosen = []
+    asked = []
     for slot in slots:
         own = {f"{_SLOT}.{name}": value for name, value in slot.features.items()}
-        asked = msgspec.structs.replace(
+        one = msgspec.structs.replace(
             request,
             slots=None,
             context={**request.context, _SLOT: slot.id, **own},
-            exclude=list(dict.fromkeys([*request.exclude, *slot.exclude, *taken])),
+            exclude=[*request.exclude, *slot.exclude],
             baseline=slot.baseline,
             id=None if request.id is None else f"{request.id}:{slot.id}",
         )
-        answer = await choosing.choose(asked)
-        taken.append(answer.action)
-        chosen.append(msgspec.structs.replace(answer, slot=slot.id))
+        asked.append(one)
+    chosen = await choose_each(choosing, asked)
+    return ChosenSlots(
+        [
+            msgspec.structs.replace(answer, slot=slot.id)
+            for slot, answer in zip(slots, chosen, strict=True)
+        ],
+        choosing.serving.name,
+    )
+
+
+async def choose_each(choosing: Choosing, requests: Sequence[ChooseRequest]) -> list[Chosen]:
+    """Choose an action for each of several requests about the same actions, none twice.
+
+    All are checked before the first one is chosen.  An action that a later request can't do
+    without is chosen for no earlier one.  Raises RequestError.
+    """
+    offered, asked = choosing.offered(requests[0].actions), list[Asked]()
+    for i, request in enumerate(requests):
+        try:
+            asked.append(choosing.asked(request, offered))
+        except RequestError as error:
+            if error.field in ("exclude", "baseline"):
+                error.field = f"slots[{i}].{error.field}"
+            raise
         await asyncio.sleep(0)  # lets other tasks run between two slots
-    return ChosenSlots(chosen, choosing.serving.name)
+    kept = _kept(asked)
+    taken: list[int] = []
+    chosen = []
+    for i, one in enumerate(asked):
+        excluded = {*one.choice.excluded, *taken, *kept.needed_after(i)}
+        choice = msgspec.structs.replace(one.choice, excluded=tuple(sorted(excluded)))
+        answer = await choosing.answer(one._replace(choice=choice))
+        taken.append(offered.places[answer.action])
+        kept.take(taken[-1])
+        chosen.append(answer)
+        await asyncio.sleep(0)
+    return chosen
+
+
+def _kept(asked: Sequence[Asked]) -> KeptActions:
+    """Assign actions to the slots that may have few.  RequestError 422 if one gets none."""
+    allowed = dict[int, set[int]]()
+    for i, (choice, _, _, _, apprentice) in enumerate(asked):
+        if apprentice and choice.baseline is not None:
+            allowed[i] = {choice.baseline}
+        elif len(choice.actions) - len(choice.excluded) < len(asked):
+            allowed[i] = set(range(len(choice.actions))).difference(choice.excluded)
+    kept = KeptActions(allowed)
+    if (short := kept.short) is None:
+        return KeptActions({}) if asked[0].apprentice else kept
+    if asked[0].apprentice:
+        hint = "Send another baseline for each slot"
+        raise invalid(f"slots[{short}].baseline", "it is that of an earlier slot", hint)
+    message = "no action is left for it, whatever the slots before it get"
+    raise invalid(f"slots[{short}].exclude", message, "Exclude fewer, or send more actions")
 
 
 def _check(request: ChooseRequest, slots: list[Slot], slots_max: int) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from online.commands import base
 from online.commands.change import forget, rewrites
 from online.commands.cli import app
-from online.errors import ConfigError, StartRefused
+from online.errors import StartRefused
 from online.rebuild.forget import Base
 from online.rebuild.rebuild import Built, ForgetScope
 from online.settings.config import load
@@ -260,15 +260,3 @@ def test_nothing_is_built_before_every_replica_knows_the_ban(service: Service) -
     service.answers = [(200, {"complete": False, "missing": ["r2"]})]
     with pytest.raises(StartRefused, match="r2"):
         work.swap(as_json=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [(None, None), ("17.5", 17.5), ("1970-01-01T00:00:07+00:00", 7.0)]
-)
-def test_times(text: str | None, expected: float | None) -> None:
-    assert forget._time(text) == expected
-
-
-def test_what_is_no_time_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not a time"):
-        forget._time("soon")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import stat
@@ -16,8 +17,9 @@ from edge_world import Asked
 from typer.testing import CliRunner
 
 from evaluation.streams import open_stream
+from online.commands.base import load_settings
 from online.commands.cli import app
-from online.commands.publish import edge
+from online.commands.publish import edge, export
 from online.edge import manifest
 from online.edge.errors import ManifestRefused, PublishRefused
 from online.edge.releases import folder, roots
@@ -28,10 +30,13 @@ from online.errors import ConfigError
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.settings import config
-from online.settings.places import snapshots_path
+from online.settings.places import open_journal, snapshots_path
 from paramserver.core.state import SnapshotState
 from paramserver.snapshots.format import encode
 from paramserver.snapshots.places import lineage_place, open_snapshots
+from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
 
 NOW: Final = 1_800_000_000.0
 DOC: Final[dict[str, Any]] = {"spec": 1, "targets": {}}
@@ -365,6 +370,38 @@ def test_a_release_that_fails_on_devices_is_halted(
     assert head(state)["cohort"] == {"percent": 0, "halted": True}
     told = {"used": 0, "failed": 3, "compared": 0, "differing": 0}
     assert run(state, "status")["reports"] == told
+
+
+def test_a_publication_that_is_cut_off_is_not_called_good(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(state, "keygen")
+
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(edge, "restored", cut_off)
+    where = ["--config", str(state / "online.yaml"), "--state-dir", str(state / "state")]
+    done = CliRunner().invoke(app, ["edge", "publish", *where])
+    assert done.exit_code == 130, done.output
+
+
+def test_golden_rows_are_the_newest_of_all_partitions(state: Path) -> None:
+    settings = load_settings(state / "online.yaml", state_dir=state / "state")
+    with contextlib.closing(open_journal(settings)) as journal:
+        for n in (export._GOLDEN_ROWS, 5):  # the later writer has only a few
+            partition = journal.register("mails", f"r{n}", "s" * 64, 0.0)
+            rows = [
+                NewRow(
+                    f"{n}:{i}".encode().ljust(16, b"."), f"{n}:{i}", "s", Verdict.ACCEPTED,
+                    codec.encode(Example({"of": float(n)}, True)), 1.0,
+                )
+                for i in range(n)
+            ]  # fmt: skip
+            journal.append(partition.id, 0, rows)
+    found = export.golden_rows(settings, settings.models[0], None)
+    assert [row["of"] for row in found[-6:]] == [128.0, 5.0, 5.0, 5.0, 5.0, 5.0]
+    assert len(found) == export._GOLDEN_ROWS
 
 
 def test_a_release_that_fails_is_promoted_by_force_only(state: Path) -> None:

@@ -16,6 +16,7 @@ import online
 from online.errors import RequestError
 from online.http.ingress import LIVE, _is_hot
 from online.http.middleware.access import ADMIN, READ, needed
+from online.http.routes import stream
 from online.http.routes.stream import Streams
 
 NEVER_S: Final = 3600.0
@@ -155,6 +156,19 @@ def test_a_stream_has_an_end() -> None:
     play(scene)
 
 
+def test_a_page_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_STUCK_S", 0.0)
+
+    async def scene(models: Models) -> None:
+        streams = Streams(models.look, 2, every_s=NEVER_S)
+        page = Page(streams, slow=True)  # neither an event nor the end of the stream
+        await page.task
+        assert not page.ended
+        assert len(streams) == 0
+
+    play(scene)
+
+
 def test_when_the_models_can_not_be_looked_at_the_stream_ends() -> None:
     async def scene(models: Models) -> None:
         async def broken() -> Any:
@@ -208,8 +222,8 @@ def models_of(lines: Iterator[str]) -> list[dict[str, Any]]:
 
 
 def test_a_page_hears_of_what_is_learned(served: Any) -> None:
-    with ask(served.url) as client, client.stream("GET", LIVE) as stream:
-        lines = stream.iter_lines()
+    with ask(served.url) as client, client.stream("GET", LIVE) as page:
+        lines = page.iter_lines()
         assert [model["model"] for model in models_of(lines)] == ["m"]
         with ask(served.url) as other:  # the one stream takes no place of the two requests
             body = {"features": {"a": 1.0}, "label": True, "event_id": "one"}
@@ -226,14 +240,14 @@ def test_a_page_hears_of_what_is_learned(served: Any) -> None:
 def test_a_service_that_stops_does_not_wait_for_its_pages(tmp_path: Path) -> None:
     said: list[str] = []
     service = online.serve("logreg", task="binary", name="n", state_dir=tmp_path, say=said.append)
-    with httpx.stream("GET", f"{service.url}{LIVE}", timeout=240) as stream:
-        lines = stream.iter_lines()
+    with httpx.stream("GET", f"{service.url}{LIVE}", timeout=240) as page:
+        lines = page.iter_lines()
         models_of(lines)
         stopping = threading.Thread(target=service.stop)
         stopping.start()
         assert not [line for line in lines if line.startswith("event")], "it ends as it should"
         stopping.join()
-    assert stream.status_code == 200
+    assert page.status_code == 200
 
 
 def test_without_a_token_nobody_is_told(served: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from online.errors import RequestError
 from online.messages.tensors import InferAnswer, Tensor, column, encode, parse, rows
 
+MOST = 8
+
 
 def tensor(name: str, shape: list[int], datatype: str, data: Any, **parameters: Any) -> Any:
     made = {"name": name, "shape": shape, "datatype": datatype, "data": data}
@@ -21,7 +24,7 @@ def tensor(name: str, shape: list[int], datatype: str, data: Any, **parameters: 
 
 
 def rows_of(*inputs: Any) -> list[dict[str, Any]]:
-    return rows(parse(json.dumps({"inputs": inputs}).encode(), None).inputs)
+    return rows(parse(json.dumps({"inputs": inputs}).encode(), None).inputs, MOST)
 
 
 def refusal(call: Callable[..., Any], *args: Any) -> RequestError:
@@ -199,6 +202,26 @@ def test_bytes_that_are_not_as_they_say(
 @pytest.mark.parametrize("shift", [-1, 1, 10**6])
 def test_a_wrong_length_of_the_json_text_is_malformed(shift: int) -> None:
     assert refusal(in_bytes, "INT8", [1], b"\x01", 1, shift).status == 400
+
+
+def test_a_shape_alone_costs_nothing() -> None:
+    """A tensor without rows may state any width: its columns are not named, nor its rows made."""
+    for shape in ([0, 10**12], [0]):
+        assert "0 rows" in refusal(rows_of, tensor("a", shape, "FP64", [])).message
+    assert "1000000000000 rows" in refusal(rows_of, tensor("a", [10**12, 0], "FP64", [])).message
+    assert rows_of(tensor("a", [2, 0], "FP64", [])) == [{}, {}]
+    assert len(rows_of(tensor("a", [MOST], "BOOL", [True] * MOST))) == MOST
+    error = refusal(rows_of, tensor("a", [MOST + 1], "BOOL", [True] * (MOST + 1)))
+    assert (error.field, error.hint) == ("rows", "Send 1 to 8, or raise limits.rows_max")
+
+
+def test_a_name_that_is_sent_twice_is_found_at_once() -> None:
+    n = 50_000
+    names = ",".join([*(f"a{i}" for i in range(n)), f"a{n - 1}"])
+    wide = tensor("a", [1, n + 1], "BOOL", [True] * (n + 1), names=names)
+    begun_s = time.process_time()
+    assert f'"a{n - 1}"' in refusal(rows_of, wide).message
+    assert time.process_time() - begun_s < 2.0, "each name is looked up once, not in all before it"
 
 
 # -- answers to tensors ----------------------------------------------------------------------

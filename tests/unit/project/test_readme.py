@@ -267,7 +267,7 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
         at = f"http://{settings.host}:{settings.port}/{_VERSIONS[action]}/models/{model}/{action}"
         assert url == at
         if action == "infer":
-            assert tensors.rows(tensors.parse(body.encode(), None).inputs)
+            assert tensors.rows(tensors.parse(body.encode(), None).inputs, settings.limits.rows_max)
             continue
         request: Any = msgspec.json.decode(body, type=_BODIES[action])
         for one in getattr(request, "events", None) or [request]:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online.rescore import audit, errors
+from online.rescore import run as runs
 from online.rescore.errors import AuditFailed, RunRefused
 from online.rescore.run import pointer
 from online.tables import inputs, places
@@ -346,6 +347,22 @@ def test_older_features_replace_nothing(tmp_path: Path) -> None:
     assert published(tmp_path / "out") == "new"
     worlds.run([older], tmp_path / "out", run="old", time="at", force=True)
     assert published(tmp_path / "out") == "old"
+
+
+def test_what_is_published_while_a_run_is_scored_stays(tmp_path: Path, monkeypatch: Any) -> None:
+    slow, quick = (worlds.write(tmp_path / f"{n}.parquet", worlds.table(n)) for n in (300, 200))
+    audited, out = runs._audited, tmp_path / "out"
+
+    def meanwhile(*args: Any, **more: Any) -> audit.Report:
+        monkeypatch.setattr(runs, "_audited", audited)
+        worlds.run([quick], out, run="quick")
+        return audited(*args, **more)
+
+    monkeypatch.setattr(runs, "_audited", meanwhile)
+    worlds.run([slow], out, run="slow", force=True)
+    now = pointer(Folder(Location(str(out))))
+    assert [one.name for one in now.history] == ["quick", "slow"]
+    assert now.back(None).run == now.named("quick")
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:

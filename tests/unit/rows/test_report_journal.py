@@ -17,7 +17,6 @@ from evaluation.report.build import report_on
 from evaluation.report.page.render import render
 from evaluation.report.values import to_json
 from online.commands.cli import app
-from online.commands.inspect.report import when
 from online.errors import ConfigError
 from online.rows.journal_rows import JournalRows, origin
 from online.settings.model import ModelSettings
@@ -264,15 +263,3 @@ def test_a_journal_without_rows_is_not_enough(journal: SqliteJournal) -> None:
     assert made.verdict.state == "not_enough_data"
     assert made.verdict.exit_code == 3
     assert "Not enough data" in render(made)
-
-
-def test_times_are_given_as_people_write_them() -> None:
-    assert when("7d", 1e6, "--since") == 1e6 - 7 * 86_400
-    assert when("1.5h", 1e6, "--since") == 1e6 - 5400
-    for seconds in (0.0, -6e10, 6e10, 1_780_185_600.5):  # as the route to a report writes them
-        assert when(f"{seconds:.3f}", 1e6, "--since") == seconds
-    assert when("20260531", 0.0, "--since") == 1_780_185_600.0
-    assert when("2026-05-31", 0.0, "--since") == 1_780_185_600.0
-    assert when("2026-05-31T02:00:00+02:00", 0.0, "--since") == 1_780_185_600.0
-    with pytest.raises(ConfigError, match="--until: 'soon' is no time"):
-        when("soon", 0.0, "--until")

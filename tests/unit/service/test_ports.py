@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from online.errors import StartRefused
 from online.service import processes
 from online.service.processes import PortRange, free_port, is_free
+from online.service.service import check_port
+from online.settings import config
 
 
 def test_two_never_have_the_same_ports_though_neither_listens_yet() -> None:
@@ -55,3 +58,31 @@ def test_none_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_free_port_is_none_that_the_kernel_or_ray_gives_out() -> None:
     assert 5_000 <= free_port() < 10_000
+
+
+def test_a_port_is_looked_at_where_the_service_listens() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    with socket.socket(socket.AF_INET6) as listener:
+        try:
+            listener.bind(("::1", 0))
+        except OSError:
+            pytest.skip("there is no ::1 here")
+        listener.listen()
+        taken = listener.getsockname()[1]
+        assert not is_free("::1", taken)
+    assert is_free("::1", taken)
+
+
+def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> None:
+    settings = config.load(None, {"state_dir": tmp_path, "port": 8000}, {})
+    for host in ("192.0.2.1", "no.such.host.example"):
+        with pytest.raises(StartRefused, match="can't be listened on"):
+            check_port(settings.model_copy(update={"host": host}))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(StartRefused, match="is taken"):
+            check_port(settings.model_copy(update={"port": port}))
+    check_port(settings.model_copy(update={"port": 0, "host": "192.0.2.1"}))

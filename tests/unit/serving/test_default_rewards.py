@@ -17,6 +17,7 @@ from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import RewardModel, Rewards
 from online.rows.prediction_ids import event_key
 from online.rows.validator import Validator
+from online.serving.choices.activation import activate
 from online.serving.choices.choosing import Choosing
 from online.serving.choices.default_rewards import DefaultRewards
 from online.serving.defaults import PAGE, Defaults
@@ -107,18 +108,18 @@ def test_a_deferred_choice_gets_its_default_only_once_it_is_activated(tmp_path: 
         assert rewarded.startswith("choice-")
         assert await one.give(WAIT_S + 60) == 0
         one.wall.s += WAIT_S + 60
-        await one.choosing.activate(used)
+        await activate(one.choosing.serving, used)
         assert await one.give(WAIT_S - 1) == 0
         assert await one.give(60.0) == 1
         for _ in range(2):
-            await one.choosing.activate(used)
+            await activate(one.choosing.serving, used)
         assert await one.reward(rewarded, 1.0) == "learned"
-        await one.choosing.activate(rewarded)
+        await activate(one.choosing.serving, rewarded)
         assert await one.give(WAIT_S) == 0
         assert rewards(world) == {used: 0.25, rewarded: 1.0}
         assert await one.reward(unused, 0.5) == "learned"
         with pytest.raises(RequestError, match="no choice has this id"):
-            await one.choosing.activate("nothing")
+            await activate(one.choosing.serving, "nothing")
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)
@@ -234,7 +235,7 @@ def test_without_a_default_nothing_is_written_and_nothing_given(tmp_path: Path) 
     ("choose", "more", "said"),
     [
         ({"default_reward": 2}, {}, "not in reward_range"),
-        ({"reward_wait": "8d"}, {}, "longer than token_lifetime"),
+        ({"reward_wait": "4d"}, {}, "longer than half of token_lifetime"),
         ({"reward_range": [1, 1]}, {}, "no range"),
         ({}, {"features": {"x": "number"}}, "leave `features` out"),
     ],

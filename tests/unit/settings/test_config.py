@@ -140,6 +140,41 @@ def test_a_file_that_is_no_yaml(file: Path) -> None:
     assert "not YAML" in refusal(file, "models: [").problem
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("models: []\nport: 1\nport: 2\n", "`port` stands there twice, line 3"),
+        ("models:\n- name: m\n  filters: default\n  filters: none\n", "`filters` stands there"),
+        ("models: " + "[" * 2000, "can't be read"),
+        ("port: " + "9" * 5000, "can't be read"),
+        ("models: [] # \xe9", "not UTF-8"),
+        ("? [1, 2]\n: 3\n", "unhashable key"),
+    ],
+)
+def test_a_file_that_can_not_be_meant(tmp_path: Path, text: str, says: str) -> None:
+    """Of two values under one key YAML's loader keeps the last, and says nothing of it."""
+    place = tmp_path / "online.yaml"
+    place.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load(place, {}, {})
+    assert says in caught.value.problem
+
+
+def test_parts_that_are_merged_may_be_overridden(tmp_path: Path) -> None:
+    place = tmp_path / "online.yaml"
+    model = "{<<: &m {name: a, task: binary, learner: logreg}, learner: linear}"
+    place.write_text(f"models:\n- {model}\n- {{<<: *m, name: b}}\n")
+    models = load(place, {}, {}).models
+    assert [(model.name, model.learner) for model in models] == [("a", "linear"), ("b", "logreg")]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_no_bound_is_endless(file: Path, value: float) -> None:
+    error = refusal(file, {"models": [MODEL], "limits": {"feedback_wait_s": value}})
+    assert (error.field, "a finite number" in str(error)) == ("limits.feedback_wait_s", True)
+    assert refusal(file, with_model(dedupe_window=value)).field == "models.0.dedupe_window"
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "none.yaml", {}, {})

@@ -42,6 +42,8 @@ def kinds(found: Guess) -> dict[str, str]:
         ("@price,Q&A,price (€)\n1,x,2\n2,y,3\n", "t.csv", ("@price", "Q&A", "price (€)"), True),
         ("+49 30,-x\n+49 31,-y\n", "t.csv", ("c1", "c2"), False),
         ("😀,--\nx,y\n", "t.csv", ("c1", "c2"), False),
+        (",size,label,\n0,2.5,yes,\n1,3.5,no,\n", "t.csv", ("", "size", "label", ""), True),
+        (",red,1\n,blue,2\n", "t.csv", ("c1", "c2", "c3"), False),
     ],
 )
 def test_delimiter_and_header_are_told(
@@ -96,9 +98,8 @@ def test_damaged_and_strange_files_are_refused_with_the_place(tmp_path: Path) ->
         open_table(tmp_path / "absent.csv")
     with pytest.raises(InputRefused, match="it has no rows"):
         open_table(written(tmp_path, "a,b\n"))
-    for header in ("a,a", "a,"):
-        with pytest.raises(InputRefused, match="Name each column, and each once"):
-            open_table(written(tmp_path, f"{header},label\n1,2,3\n"), {"label"})
+    with pytest.raises(InputRefused, match="Name each column, and each once"):
+        open_table(written(tmp_path, "a,a,label\n1,2,3\n"), {"label"})
     with pytest.raises(InputRefused, match=r"'a.x1b., label'\. Leave control characters out"):
         open_table(written(tmp_path, "a\x1b[,label\n1,2\n"), {"label"})
     written(tmp_path, "no gzip", "t.csv.gz")
@@ -160,6 +161,34 @@ def test_numbers_with_a_comma_are_named_as_such(tmp_path: Path) -> None:
         guessed(tmp_path, f"a;b;c;y\n{rows}", label="a", task="regression")
     mixed = guessed(tmp_path, "a,y\n" + "".join(f"{'uv'[i % 2]},{i % 2}\n" for i in range(200)))
     assert mixed.columns[0].why == "2 different values"
+
+
+def test_a_column_without_a_name_is_left_out(tmp_path: Path) -> None:
+    lines = "".join(f"{i},{i % 7}.5,{i % 2}\n" for i in range(30))
+    found = guessed(tmp_path, f",size,label\n{lines}")
+    assert kinds(found) == {"": "left_out", "size": "number", "label": "label"}
+    assert next(found.rows()).features == {"size": 0.5}
+
+
+@pytest.mark.parametrize("cells", [("$1,200.50", "$80"), ("12.5%", "7 %"), ("1,000", "€2")])
+def test_numbers_with_signs_are_named_as_such(tmp_path: Path, cells: tuple[str, str]) -> None:
+    lines = "".join(f'"{cells[i % 2]}",{i % 2}\n' for i in range(30))
+    found = guessed(tmp_path, f"amount,label\n{lines}")
+    assert found.columns[0].why.endswith(
+        "numbers, if they had no signs, such as $ and %, and no commas"
+    )
+
+
+def test_json_lines_are_read_like_a_table(tmp_path: Path) -> None:
+    line = '{{"size": {}.5, "of": {{"a": 1}}, "colour": "{}", "label": {}}}\n\n'
+    text = "".join(line.format(i, "red" if i % 3 else "blue", i % 2) for i in range(30))
+    found = guessed(tmp_path, text + '{"label": 1, "size": null}\n', "t.jsonl")
+    assert kinds(found) == {"size": "number", "colour": "category", "label": "label"}
+    rows = list(found.rows())
+    assert (rows[0].features, rows[0].label) == ({"size": 0.5, "colour": "blue"}, 0)
+    assert rows[-1].features == {}
+    with pytest.raises(InputRefused, match="line 2: no JSON object"):
+        open_table(written(tmp_path, '{"a": 1}\n[1]\n', "b.ndjson"))
 
 
 def test_a_name_of_time_without_times_is_a_number(tmp_path: Path) -> None:

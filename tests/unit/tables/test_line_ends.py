@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from online.tables.inputs import cut, files_of, layout
+from online.tables.layout import Layout
 from online.tables.line_ends import LineEnds
 from online.tables.readers import read
 
@@ -84,10 +85,7 @@ def test_an_inch_in_a_text_is_no_quoted_value(
     file = tmp_path / "pipes.csv"
     lines = [f'{i},{i} inch" pipe' if i % 7 == 3 else f'{i},"plain, {i}"' for i in range(50)]
     file.write_text("\n".join(["size,text", *lines, ""]))
-    found = layout(
-        files_of([str(file)]), key=None, time=None, ignored=(), known=(), numeric_only=False,
-        missing_ok=False, text_bytes_max=1000,
-    )  # fmt: skip
+    found = of_any(file)
     counted, shards = cut(files_of([str(file)]), np.random.default_rng(0))
     rows = [
         row
@@ -98,3 +96,19 @@ def test_an_inch_in_a_text_is_no_quoted_value(
     assert [row["size"] for row in rows] == list(range(50))
     assert rows[3]["text"] == '3 inch" pipe'
     assert rows[4]["text"] == "plain, 4"
+
+
+def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "indexed.csv"
+    file.write_text(",size,\n0,1.5,\n1,2.5,\n")
+    counted, shards = cut(files_of([str(file)]), np.random.default_rng(0))
+    (piece,) = read(counted[0], shards[0], of_any(file))
+    assert piece.rows.dicts() == [{"size": 1.5}, {"size": 2.5}]
+
+
+def of_any(file: Path) -> Layout:
+    """The layout of a file whose columns are all features."""
+    return layout(
+        files_of([str(file)]), key=None, time=None, ignored=(), known=(), numeric_only=False,
+        missing_ok=False, text_bytes_max=1000,
+    )  # fmt: skip

@@ -424,9 +424,9 @@ def test_flipped_labels_are_learned_without_filters_and_not_with_them(filters: A
         right += n >= 1500 and (model.predict(example.features).label is true)
         if made is not None:
             (new,) = made.judge([new])
-            made.committed([new], [SimpleNamespace(new=True, row=SimpleNamespace(
-                partition=1, offset=n + 1))])  # type: ignore[list-item]  # fmt: skip
-            made.passed(SimpleNamespace(key=new.key, source=source), None)  # type: ignore[arg-type]
+            stored = SimpleNamespace(key=new.key, source=source, partition=1, offset=n + 1)
+            made.committed([new], [SimpleNamespace(new=True, row=stored)])  # type: ignore[list-item]
+            made.passed(stored, None)  # type: ignore[arg-type]
         if new.verdict is Verdict.QUARANTINED:
             set_aside[source] += 1
         else:
@@ -445,6 +445,8 @@ def test_losses() -> None:
     assert loss_of(Example({}, True, score={"true": 1.0})) == 0.0
     assert loss_of(Example({}, True, score={"true": 0.0})) == pytest.approx(34.5, abs=0.1)
     assert loss_of(Example({}, 1e300, score={"": -1e300})) == pytest.approx(691, abs=1)
+    assert loss_of(Example({}, "a", score={"": 2.5})) is None, "its task was another one"
+    assert reported_label(Example({}, "a", score={"": 2.5}), numbers=True) is None
 
 
 # -- labels that change --------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 import replica_world
-from replica_world import World, play, until
+from replica_world import Held, World, play, until
 from test_filtering import HONEST, Told, counted, nats, opened, rows_of, told
 
 from online.trust import sources
@@ -169,6 +170,29 @@ def test_a_model_learned_in_order_counts_all_rows(tmp_path: Path) -> None:
             await replica.writer.record(rows_of("x", 2, 2 * i))
         for replica in pair:
             await until(lambda r=replica: nats(r) == -4.0)
+            await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_a_repeat_is_answered_although_its_first_row_is_learned_meanwhile(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        Held.open.set()
+        held = Held(world.folder / "journal.db", disk_low_mb=0)
+        one = await world.replica("a", filters=told, ordered=True)
+        two = await world.replica("b", filters=told, ordered=True, journal=held)
+        for replica in (one, two):
+            await opened(replica)
+        Held.open.clear()
+        same, appends = rows_of("x", 1), Held.appends
+        repeated = asyncio.create_task(two.writer.record([*same, *rows_of("h", 1)]))
+        await until(lambda: Held.appends > appends)
+        await one.writer.record(same)
+        await until(lambda: two.learner.includes(one.writer.partition, one.writer.known))
+        Held.open.set()
+        assert [found.repeat for found in await repeated] == [True, False]
+        assert (nats(one), nats(two)) == (-1.0, -1.0)
+        for replica in (one, two):
             await replica.stop(2)
 
     play(tmp_path, scene)

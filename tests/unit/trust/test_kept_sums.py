@@ -45,7 +45,9 @@ class World:
 
     def learn(self) -> None:
         key, source, effects = self.waiting.pop(0)
-        row: Any = SimpleNamespace(key=key, source=source, verdict=Verdict.ACCEPTED)
+        place = {"partition": 1, "offset": int.from_bytes(key, "little")}
+        row: Any = SimpleNamespace(key=key, source=source, verdict=Verdict.ACCEPTED, **place)
+        self.reputations.stands(key, (row.partition, row.offset))
         self.learner.add(row, judged_of(effects, 0.0, ""))
 
     def take_back(self) -> None:
