@@ -262,7 +262,12 @@ class Calls:
         begun = self._monotonic_s()
         for attempt in range(1, self._retry.attempts + 1):
             body = _json({"events": [_body(named[i]) for i in left]})
-            reply = yield from self.send(Request("POST", _feedback(model), body))
+            try:
+                reply = yield from self.send(Request("POST", _feedback(model), body))
+            except (ServiceRefused, ServiceUnavailable) as error:
+                if attempt == 1 or not error.definite:
+                    raise
+                break  # of these nothing was recorded, as their receipts say; of the others it was
             receipts = msgspec.json.decode(reply.body, type=Receipts).events
             for i, receipt in zip(left, receipts, strict=True):
                 answered[i] = receipt

@@ -306,6 +306,7 @@ class Pending:
     def __init__(self, calls: Calls, rows: int, kept_max: int) -> None:
         self._calls, self._rows, self.kept_max = calls, rows, kept_max
         self._events: list[Event] = []
+        self._receipts: list[Receipt] = []  # of events that were sent, not returned yet
 
     def __len__(self) -> int:
         return len(self._events)
@@ -321,17 +322,24 @@ class Pending:
 
     def sent(self, events: Sequence[Event], receipts: Sequence[Receipt]) -> bool:
         """Remove events that have an outcome; returns whether there were any."""
+        self._receipts += receipts
         done = [not waits(receipt) for receipt in receipts]
         unsent = [event for event, over in zip(events, done, strict=True) if not over]
         self._events[: len(events)] = unsent
         return any(done)
+
+    def answered(self) -> list[Receipt]:
+        """Return the receipts since the last call."""
+        receipts, self._receipts = self._receipts, []
+        return receipts
 
 
 class BatchVerbs:
     """A batch of events that are sent ``rows`` at a time, and completely at the end of a ``with``.
 
     If :meth:`add` or :meth:`flush` raises, the events stay in the batch: flush again, with the same
-    ids.  ``add`` refuses events beyond ``kept_max``.
+    ids; the receipts of those that were sent come with the next.  ``add`` refuses events beyond
+    ``kept_max``.
     """
 
     def __init__(self, model: ModelVerbs, pending: Pending) -> None:
@@ -345,19 +353,19 @@ class BatchVerbs:
         """Add an event; returns receipts of events that were sent, usually none."""
         event = _plain(event, "")
         if len(self.pending) >= self.pending.kept_max:
-            yield from self._flush()
-        return (yield from self._flush()) if self.pending.put(event) else []
+            yield from self._send()
+        if self.pending.put(event):
+            yield from self._send()
+        return self.pending.answered()
 
     @verb
     def flush(self) -> Steps[list[Receipt]]:
         """Send all events; returns their receipts in order.  Raises ClientError."""
-        return (yield from self._flush())
+        yield from self._send()
+        return self.pending.answered()
 
-    def _flush(self) -> Generator[Request | float, Reply | None, list[Receipt]]:
-        taken: list[Receipt] = []
+    def _send(self) -> Generator[Request | float, Reply | None, None]:
         while events := self.pending.next():
             receipts = yield from ModelVerbs.feedback_many(self._model, events)
-            taken += receipts
             if not self.pending.sent(events, receipts):
-                break
-        return taken
+                return

@@ -217,7 +217,7 @@ class OutputPerClass:
     def add_contributions(self, row: Owned, worths: Floats, added: dict[str, float]) -> None:
         """Add to ``added`` each feature's contribution, with each expert weighted by ``worths``."""
         held = self._now[[self._at.get(key, 0) for key in row.keys], :EXPERTS]
-        each = held.reshape(len(held), -1) @ worths.ravel()
+        each = held.reshape(len(held), worths.size) @ worths.ravel()  # also of no feature
         for name, worth, x in zip(row.names, each.tolist(), row.numbers, strict=True):
             added[name] += worth * x
 

@@ -243,6 +243,39 @@ def test_only_those_of_many_that_found_no_room_are_sent_again(call: Call) -> Non
     assert [len(b["events"]) for b in service.bodies] == [3, 1]
 
 
+@pytest.mark.parametrize("then", [error(503, "stopping"), error(401, "no_token")])
+def test_what_was_recorded_of_many_is_told_whatever_becomes_of_the_rest(
+    call: Call, then: Answer
+) -> None:
+    service = Service((200, _full_for("e1"), {}), then=then)
+    events = [Event(label=True, features={}, event_id=f"e{i}") for i in range(3)]
+    receipts = call(service, "feedback_many", ("m", events), {})
+    assert [r.status for r in receipts] == ["learned", "refused", "learned"]
+    with pytest.raises((ServiceRefused, ServiceUnavailable)):
+        call(Service(then=then), "feedback_many", ("m", events), {})
+    unknown = Service((200, _full_for("e1"), {}), then=httpx.ReadError)
+    with pytest.raises(ServiceUnavailable, match="may have been recorded"):
+        call(unknown, "feedback_many", ("m", events), {})
+
+
+def test_receipts_of_a_batch_are_not_lost_with_its_rest() -> None:
+    service = Service((200, _full_for(), {}), then=error(401, "no_token"))
+    with client(service) as c:
+        batch = c.batch("m", rows=2)
+        for i in range(3):
+            batch.pending.put(Event(label=True, features={}, event_id=f"e{i}"))
+        with pytest.raises(ServiceRefused):
+            batch.flush()
+        assert len(batch.pending) == 1
+        service.then = (200, _full_for("e2"), {})
+        assert [r.status for r in batch.flush()] == ["learned", "learned", "refused"]
+        service.then = (200, _full_for(), {})
+        assert [r.status for r in batch.flush()] == ["learned"]
+        batch = c.batch("m", rows=9, kept_max=1)
+        assert batch.add(Event(label=True, features={})) == []
+        assert [r.status for r in batch.add(Event(label=True, features={}))] == ["learned"]
+
+
 def test_a_batch_keeps_what_has_no_outcome() -> None:
     service = Service(*[httpx.ReadError] * 2, then=(200, _full_for(), {}))
     with client(service, attempts=2) as c:

@@ -62,6 +62,17 @@ def output(answer: Prediction, of: Label | None) -> float:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", list(KINDS))
+def test_a_row_of_nothing_known_is_explained(kind: str, task: str) -> None:
+    model = taught(kind, task, 30)
+    for x in ({"new": 1.0}, {"new": 1.0, "other": 2}):
+        answer, found = told(model, x)
+        assert answer == model.predict(x)
+        assert found.added == dict.fromkeys(x, 0.0)
+        assert found.base == pytest.approx(found.output)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_it_adds_up_to_the_very_answer(kind: str, task: str) -> None:
     model, rng = taught(kind, task), random.Random(3)
     for i in range(40):
