@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -364,3 +367,25 @@ def test_pages_go_on_where_they_ended(world: World, monkeypatch: pytest.MonkeyPa
 def test_other_cursors_are_refused(world: World, cursor: str) -> None:
     with pytest.raises(RequestError, match="not a cursor"):
         walk(world.journal, MODEL, world.decisions(), UNDONE, cursor, 3)
+
+
+def test_bans_are_listed_while_a_thread_reads_decisions() -> None:
+    decisions, over, before = Decisions("f" * 64), threading.Event(), sys.getswitchinterval()
+    decisions.sources = {f"s{i}": (i, True) for i in range(2_000)}
+
+    def read() -> None:
+        for i in itertools.count():
+            if over.is_set():
+                return
+            decisions.sources[f"t{i}"] = i, False
+
+    reading = threading.Thread(target=read)
+    sys.setswitchinterval(1e-5)
+    try:
+        reading.start()
+        for _ in range(30):
+            assert len(decisions.bans) == 2_000
+    finally:
+        over.set()
+        reading.join()
+        sys.setswitchinterval(before)
