@@ -182,6 +182,8 @@ class Learner(LocalModel):
         if all(map(self._caught_up, self._targets)):
             self._targets = {}
             self.serving = self._training
+            if self.cache is not None:
+                self.cache.joined()
 
     def abandon(self, partition: int) -> None:
         """Drop the state of a partition that another process has sealed."""
