@@ -102,8 +102,12 @@ class Slices:
 
 
 def _between(cuts: Floats, i: int) -> str:
+    """Name the i-th part, with as many digits as tell its ends from those of the others."""
+    texts = [f"{cut:.4g}" for cut in cuts]
+    if len(set(texts)) < len(texts):  # such as times in POSIX seconds
+        texts = [f"{cut:.17g}" for cut in cuts]
     if i == 0:
-        return f"< {cuts[0]:.4g}"
-    if i == len(cuts):
-        return f"≥ {cuts[-1]:.4g}"
-    return f"{cuts[i - 1]:.4g} … {cuts[i]:.4g}"
+        return f"< {texts[0]}"
+    if i == len(texts):
+        return f"≥ {texts[-1]}"
+    return f"{texts[i - 1]} … {texts[i]}"

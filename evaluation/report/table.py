@@ -23,6 +23,8 @@ BATCH_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 1 << 20
 _MISSING: Final = ["", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL", "None", "?"]
 _SEPARATORS: Final = ",;\t|"
+_DIGITS: Final = {16: 3, 32: 7, 64: 15}
+"""Significant digits of a float by its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,12 @@ def texts(column: Any) -> list[str | None]:
     if pa.types.is_boolean(column.type):
         return [None if v is None else ("true" if v else "false") for v in column.to_pylist()]
     if pa.types.is_floating(column.type):
-        return [None if v is None or v != v else f"{v:g}" for v in column.to_pylist()]
+        digits = _DIGITS.get(column.type.bit_width, 7)
+        return [None if v is None or v != v else _text(v, digits) for v in column.to_pylist()]
     out: list[str | None] = pc.cast(column, pa.string()).to_pylist()
     return out
+
+
+def _text(value: float, digits: int) -> str:
+    """Write a number with all digits that it has: labels may be long numbers."""
+    return f"{value:.0f}" if value.is_integer() else f"{value:.{digits}g}"

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from evaluation.errors import TableUnusable
+from evaluation.report import of as report_of
 from evaluation.report.build import report_on
 from evaluation.report.columns import Asked, assign
 from evaluation.report.filerows import FileRows
@@ -86,6 +88,32 @@ def test_the_task_follows_from_the_values(
     if task != "regression":
         (part,) = rows.rows()
         assert list(part.label) == list(part.predicted)
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.int64()])
+def test_labels_that_are_long_numbers_are_told_apart(kind: Any) -> None:
+    """A column of whole numbers with a gap is of floats: each digit of them counts."""
+    labels = [1_234_567 + i % 3 for i in range(300)]
+    wrong = [1_234_567 + (i + 1) % 3 for i in range(300)]
+    table = pa.table({"label": pa.array(labels, kind), "prediction": pa.array(wrong, kind)})
+    made = report_of(table)
+    assert set(made.subject.labels) == {"1234567", "1234568", "1234569"}
+    assert made.performance.overall.accuracy == 0.0
+    made = report_of({"label": [0.1, 0.25] * 150, "prediction": [0.1, 0.25] * 150}, task="binary")
+    assert (set(made.subject.labels), made.performance.overall.accuracy) == ({"0.1", "0.25"}, 1.0)
+
+
+def test_quarters_of_large_numbers_are_told_apart() -> None:
+    """Such as times in seconds, whose first four digits are all the same."""
+    n = 400
+    at = [1.7e9 + 1000.0 * i for i in range(n)]
+    right = [i % 2 if i < n // 2 else 1 for i in range(n)]
+    rows: dict[str, list[Any]] = {"label": [1, 0] * (n // 2), "since": at}
+    rows["prediction"] = [y if ok else 1 - y for y, ok in zip(rows["label"], right, strict=True)]
+    made = report_of(rows, time="none").slices
+    assert made is not None
+    quarters = {one.value: one.scores.accuracy for one in made.worst if one.by == "since"}
+    assert list(quarters.values()).count(0.5) == list(quarters.values()).count(1.0) == 2, quarters
 
 
 def test_a_column_that_only_sounds_like_a_time_is_a_feature(tmp_path: Path) -> None:

@@ -163,10 +163,11 @@ def test_numbers_with_a_comma_are_named_as_such(tmp_path: Path) -> None:
     assert mixed.columns[0].why == "2 different values"
 
 
-def test_a_column_without_a_name_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__", "index", "row_number"])
+def test_a_rows_number_is_left_out(tmp_path: Path, name: str) -> None:
     lines = "".join(f"{i},{i % 7}.5,{i % 2}\n" for i in range(30))
-    found = guessed(tmp_path, f",size,label\n{lines}")
-    assert kinds(found) == {"": "left_out", "size": "number", "label": "label"}
+    found = guessed(tmp_path, f"{name},size,label\n{lines}")
+    assert kinds(found) == {name: "left_out", "size": "number", "label": "label"}
     assert next(found.rows()).features == {"size": 0.5}
 
 
