@@ -124,9 +124,10 @@ class Heard:
 
 
 async def learn(replica: ModelReplica, begin: int, end: int) -> None:
-    for i in range(begin, end):
-        given = codec.encode(Example(event(i), float(i % 5)))
-        await replica.writer.record([msgspec.structs.replace(row(f"e{i}"), payload=given)])
+    given = [(i, codec.encode(Example(event(i), float(i % 5)))) for i in range(begin, end)]
+    rows = [msgspec.structs.replace(row(f"e{i}"), payload=payload) for i, payload in given]
+    for at in range(0, len(rows), 10):
+        await replica.writer.record(rows[at : at + 10])
 
 
 def answers(replica: ModelReplica) -> list[float]:
