@@ -23,7 +23,7 @@ from typing import ClassVar, Final
 from evaluation.metrics import Task
 from online.learning.bounds import Bounds, free_names
 from online.learning.cached_rows import CachedRows
-from online.learning.counters import Tally
+from online.learning.counters import TALLIED, Tally
 from online.learning.deltas import Track, Tracks
 from online.learning.scores import increments_of, score_of
 from online.learning.source_evidence import Evidence
@@ -278,6 +278,18 @@ class BaseLearner(ABC):
             return
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)
+
+    def _cut_blocks(self) -> Blocks:
+        """Return the open deltas of the model and of all counters beside it, and reset them.
+
+        Raises ValueError if the model has a block of a name that the counters use.
+        """
+        out = self._training.cut()
+        if taken := out.keys() & TALLIED:
+            raise ValueError(f"a model's block is named {min(taken)!r}, which counters use")
+        for part in (self.tally, self.evidence, self.bounds, self.vocabulary):
+            out |= part.cut()
+        return out
 
     def _reset_to(self, model: Model | None, values: Blocks) -> None:
         """Reset the model (None: it is already), and all counters beside it, to these values."""

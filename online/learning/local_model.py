@@ -216,8 +216,7 @@ class LocalModel(BaseLearner):
         model, curved = self._training, {}
         if isinstance(model, Compensable):
             curved = model.curved()
-        blocks = {**model.cut(), **self.tally.cut(), **self.evidence.cut(), **self.bounds.cut()}
-        blocks |= self.vocabulary.cut()
+        blocks = self._cut_blocks()
         curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         size += sum(len(key) + 20 for keys in curved.values() for key in keys)

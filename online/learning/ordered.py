@@ -231,13 +231,7 @@ class OrderedLearner(BaseLearner):
 
     def _write_down(self) -> None:
         """Copy the present state into the values, from which the model can be restored or sent."""
-        done = {
-            **self._training.cut(),
-            **self.tally.cut(),
-            **self.evidence.cut(),
-            **self.bounds.cut(),
-            **self.vocabulary.cut(),
-        }
+        done = self._cut_blocks()
         left = self._written.add(self.position, done, self.evidence.sources_max, self.tables_keeper)
         if left:
             self._training.rebase(left)
