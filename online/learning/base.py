@@ -279,18 +279,6 @@ class BaseLearner(ABC):
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)
 
-    def _cut_blocks(self) -> Blocks:
-        """Return the open deltas of the model and of all counters beside it, and reset them.
-
-        Raises ValueError if the model has a block of a name that the counters use.
-        """
-        out = self._training.cut()
-        if taken := out.keys() & TALLIED:
-            raise ValueError(f"a model's block is named {min(taken)!r}, which counters use")
-        for part in (self.tally, self.evidence, self.bounds, self.vocabulary):
-            out |= part.cut()
-        return out
-
     def _reset_to(self, model: Model | None, values: Blocks) -> None:
         """Reset the model (None: it is already), and all counters beside it, to these values."""
         if model is not None:
@@ -375,3 +363,16 @@ class BaseLearner(ABC):
     def changes_since(self, version: Version | None) -> Touched | None:
         """Return what has changed in the pulled values after that version; None if unknown."""
         return None
+
+
+def cut_together(learner: BaseLearner) -> Blocks:
+    """Return the open deltas of the model and of all counters beside it, and reset them.
+
+    Raises ValueError if the model has a block of a name that the counters use.
+    """
+    out = learner._training.cut()
+    if taken := out.keys() & TALLIED:
+        raise ValueError(f"a model's block is named {min(taken)!r}, which counters use")
+    for part in (learner.tally, learner.evidence, learner.bounds, learner.vocabulary):
+        out |= part.cut()
+    return out
