@@ -248,22 +248,3 @@ class SettingInvalid(ReplayError):
     value: str
     remedy: str
     text = "{setting} = {value}; {remedy}"
-
-
-class StateMismatch(ReplayError):
-    """A buffer's state belongs to another policy or other settings.  The buffer is unchanged."""
-
-    setting: str
-    found: str
-    expected: str
-    text = (
-        "the buffer's state has {setting} = {found}, this buffer has {expected}; set it back, or "
-        "rebuild the buffer from the journal"
-    )
-
-
-class StateInvalid(ReplayError):
-    """Bytes cannot be decoded as a buffer's state.  The buffer is unchanged."""
-
-    reason: str
-    text = "no buffer's state ({reason}); rebuild the buffer from the journal"

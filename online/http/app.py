@@ -220,17 +220,15 @@ class App:
                 self._access.check(headers_in, READ)
             if scope["method"] != "GET":
                 raise RequestError(405, "method", "this path takes GET", None, "Send a GET")
-            await self._streams(receive, send)
+            await self._streams(receive, partial(self._give, receive, send, scope["path"]))
         except RequestError as error:
             body = JSON.encode(error_body(error))
             await _send(send, error.status, JSON.content_type, body, headers_of(error))
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request that is not on a hot path by the same rules, then pass it to FastAPI.
-
-        Its request id was set by Serve.
-        """
+        """Check a request that is not on a hot path by the same rules, then pass it to FastAPI."""
         method, path = scope["method"], scope["path"]
+        give = partial(self._give, receive, send, path)
         try:
             headers_in, roles = dict(scope["headers"]), needed(method, path)
             if self._browsers is not None:
@@ -246,7 +244,12 @@ class App:
             body = JSON.encode(result if openinference.speaks(path) else error_body(error))
             await _send(send, error.status, JSON.content_type, body, headers_of(error))
             return
-        await self._turns(scope, receive, send)
+        await self._turns(scope, receive, give)
+
+    async def _give(self, receive: Receive, send: Send, path: str, part: dict[str, Any]) -> None:
+        """Send a part of an answer; a caller that does not take it loses its connection."""
+        if not await self._transfers.give(send, part):
+            self._unread.ends(receive, path)
 
     async def _answer_hot(
         self, model: str, action: str, scope: Scope, receive: Receive, send: Send

@@ -67,8 +67,7 @@ class Learner(LocalModel):
         decoded here.
         """
         assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
-        failed, behind = None, None
-        self.latest = None
+        failed = behind = self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if learned and (why := give_up or why_not_taught(row)) is not None:
             failed, learned = Failed(row, why), False
@@ -113,13 +112,14 @@ class Learner(LocalModel):
         if not self.bounds.add_alike(numbers):
             for row, example in zip(rows, examples, strict=True):
                 self.bounds.add(example, row.source)
-        if not (self._task == "binary" and self.tally.add_binary(rows, examples)):
+        together = self._task == "binary" and self.tally.add_binary(rows, examples)
+        if not together:
             for row, example in zip(rows, examples, strict=True):
-                self._count(row, example)
+                self._tally(row, example)
         for row, example in zip(rows, examples, strict=True):
             if example.judged is not None:
                 self.evidence.add(row, example.judged)
-        if self.tally.views:
+        if together and self.tally.views:
             for row, example in zip(rows, examples, strict=True):
                 self.tally.note(example, row.at, row.source)
         opened.rows += [(row, example, ()) for row, example in zip(rows, examples, strict=True)]
@@ -180,8 +180,9 @@ class Learner(LocalModel):
     def _switch(self) -> None:
         """Answer from the copy that learns, as soon as it includes all rows of the old one."""
         if all(map(self._caught_up, self._targets)):
-            self._targets = {}
-            self.serving = self._training
+            self._targets, self.serving = {}, self._training
+            if self.cache is not None:
+                self.cache.joined()
 
     def abandon(self, partition: int) -> None:
         """Drop the state of a partition that another process has sealed."""

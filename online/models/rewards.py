@@ -31,7 +31,7 @@ a row without notes the loss is that of the present answers, and the rivals lear
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -71,11 +71,11 @@ from online.models.choices.mixture import Mixture
 from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.experts.linear import EXPERTS, Floats
-from online.models.features.hashed import check_hashing
+from online.models.features.hashed import Words, check_hashing
 from online.models.state.composite import Composite
 from paramserver.core.sums import Sums
 from paramserver.core.tables.pages import Floats32
-from replay.example import Example, Features, Label
+from replay.example import Example, Features, Label, Value
 
 Action = tuple[str, Features]
 """An action's id and its features."""
@@ -172,6 +172,7 @@ class RewardModel(Composite):
         self._arms, self._tried = Arms(), Sums("tried")
         self._parts = (self._crossing, self._table, self._mixture, self._arms, self._tried)
         self._cached_weights: tuple[Floats, dict[tuple[bool, bool], Floats]] = (np.zeros(0), {})
+        self.words = _Words()
         self.structure = f"rewards 2, {task}, {recipe!r}"
 
     def __getstate__(self) -> dict[str, object]:
@@ -414,6 +415,21 @@ class RewardModel(Composite):
         rivals = (None if served is None else served.rivals(own)) or [own]
         weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
         return Rewarded(tuple(rivals), rivals.index(own), y, weighs * weight, weight)
+
+
+class _Words(Words):
+    """The names in a row: those of its features, and one for each action, which has counts."""
+
+    def __init__(self) -> None:
+        pass
+
+    def keys(self, name: str, value: Value) -> Sequence[str]:
+        """Return the keys of one value."""
+        return (f"{ACTION}={hash_of(str(value))}",) if name == ACTION else (name,)
+
+    def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:
+        """Return None, because nothing is left of a value without its key."""
+        return None
 
 
 def _sides(features: Features) -> tuple[bool, bool]:

@@ -8,17 +8,15 @@ that decay::
     S_k ← .995 · S_k + (2 · [expert k was wrong] + Brier score of expert k) / 3
     p   = Σ v_k · p_k,   v_k ∝ exp(−S_k)
 
-This gives two thirds of each weight v; one third uses .99967 instead of .995, for long-run losses.
-Regression uses .995 only.
-
-An expert's loss is that of its answer when the row was served.  With late labels its present answer
-would favour high rates, which have learned the neighbouring rows since (Elec2 with labels 200 rows
-late: .7709 against .7221).  So the notes of an answer are the answers of all experts.  For a row
-without notes the loss is that of the present answers.
+This gives two thirds of each weight v; one third uses .99967 instead of .995, except in regression.
+An expert's loss is that of its answer when the row was served, which is noted with it: present
+answers would favour high rates, which have learned the neighbouring rows since (Elec2 with labels
+200 rows late: .7709 against .7221).  For a row without notes they have to do.
 
 The log loss would be the wrong loss: high rates are overconfident, and still right more often.
 In regression a residual is measured in standard deviations of the target and clipped to ±3, and an
-expert's loss is its error in units of the experts' median error, at most 4, divided by 4.
+expert's loss is its error in units of the experts' median error, at most 4, divided by 4.  As far
+as it pays the newest label is mixed in (:mod:`online.models.experts.newest_label`).
 
 Numbers are standardised and clipped to 8 standard deviations; for other values see
 :mod:`online.models.features.hashed`.  The blocks:
@@ -29,6 +27,7 @@ Numbers are standardised and clipped to 8 standard deviations; for other values 
 ``losses``, ``lasting``           local    S.  A replica keeps its own while it learns: sums of
                                            deltas would discount once for each replica
 ``shift``, ``shift/<label>``      local    frequency of labels, of several classes
+``newest_label``                  local    newest label and its share of answers, in regression
 ================================= ======== =======================================================
 """
 
@@ -55,6 +54,7 @@ from online.models.experts.exponential_weights import (
     NotesFormat,
     class_losses,
     logistic,
+    number_losses,
     softmax,
 )
 from online.models.experts.label_shift import ClassExperts
@@ -67,6 +67,7 @@ from online.models.experts.linear import (
     OutputPerClass,
     Owned,
 )
+from online.models.experts.newest_label import NewestLabel
 from online.models.features.hashed import Hashed, Words, check_hashing, counted
 from online.models.gradients import Hashing
 from online.models.limited import Limited
@@ -75,10 +76,8 @@ from paramserver.core.blocks import Blocks
 from replay.example import Example, Features, Label
 
 RESIDUAL_MAX: Final = 3.0
-ERROR_MAX: Final = 4.0
 
 _HALF: Final = np.dtype("<f2")
-_DOUBLE: Final = 8
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
 
@@ -258,10 +257,22 @@ class SelfRateModel(Hashing):
         raise NotImplementedError
 
 
-class Binary(SelfRateModel):
-    """The model for two labels."""
+class _OneAnswer(SelfRateModel):
+    """Base class of the models with one output: log odds, or standard deviations of the target."""
 
     _experts: OneOutput
+
+    def _outputs(self, row: Any) -> Sequence[float]:
+        """Return the output of each expert."""
+        return self._experts.outputs(row)
+
+    def _teach(self, row: Any, slopes: Sequence[float]) -> float:
+        """Do one step with the gradient at each expert's output; the sum is finite if all is."""
+        return self._experts.step(row, slopes)
+
+
+class Binary(_OneAnswer):
+    """The model for two labels."""
 
     def _answer(self, row: Any, by: float = 0.0) -> Prediction:
         shares = self._shares(row, by)
@@ -271,14 +282,6 @@ class Binary(SelfRateModel):
         """Make the answer with ``p`` as the probability of True and ``shares`` as its notes."""
         notes = pack(self.noted.halves[_HALF.itemsize * len(shares)], *shares)
         return Prediction(p > 0.5, {False: 1.0 - p, True: p}, notes)
-
-    def _outputs(self, row: Any) -> Sequence[float]:
-        """Return the output of each expert: log odds of True."""
-        return self._experts.outputs(row)
-
-    def _teach(self, row: Any, slopes: Sequence[float]) -> float:
-        """Do one step with the gradient at each expert's output; the sum is finite if all is."""
-        return self._experts.step(row, slopes)
 
     def _shares(self, row: Any, by: float = 0.0) -> list[float]:
         """Return each expert's probability of True."""
@@ -413,43 +416,43 @@ class Multiclass(SelfRateModel):
         return noted.shares
 
 
-class Regression(SelfRateModel):
+class Regression(_OneAnswer):
     """The model for a number."""
 
     lasting = FADE  # long-run losses were worse where the target drifts
-    _experts: OneOutput
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
         super().__init__(recipe, task)
         self._targets = preprocessing.StandardScaler()
         self._target = Standard(self._targets, _TARGET)
+        self._newest = NewestLabel()
+
+    def plain(self, features: Features) -> Prediction:
+        """Predict without the newest label."""
+        return Prediction(self._mixture.of(self._numbers(self._read(features, learns=False))), None)
 
     def _untrained(self) -> OneOutput:
         return OneOutput(NORMALISED_REGRESSION)
 
     def cut(self) -> Blocks:
-        return {**super().cut(), **self._target.cut()}
+        return {**super().cut(), **self._target.cut(), **self._newest.cut()}
 
     def rebase(self, values: Blocks) -> None:
         super().rebase(values)
         self._target.rebase(values)
+        self._newest.rebase(values)
 
     def reset(self, values: Blocks) -> None:
         super().reset(values)
         self._target.reset(values)
+        self._newest = NewestLabel()
+        self._newest.rebase(values)
 
     def _answer(self, row: Any) -> Prediction:
         numbers = self._numbers(row)
-        notes = pack(self.noted.doubles[_DOUBLE * len(numbers)], *numbers)
-        return Prediction(self._mixture.of(numbers), None, notes)
-
-    def _outputs(self, row: Any) -> Sequence[float]:
-        """Return the output of each expert, in standard deviations of the target."""
-        return self._experts.outputs(row)
-
-    def _teach(self, row: Any, slopes: Sequence[float]) -> float:
-        """Do one step with the gradient at each expert's output; the sum is finite if all is."""
-        return self._experts.step(row, slopes)
+        answer, newest = self._mixture.of(numbers), self._newest
+        noted = (*numbers, *newest.note(answer))
+        return Prediction(newest.mixed_in(answer), None, pack(f"<{len(noted)}d", *noted))
 
     def _numbers(self, row: Any) -> list[float]:
         """Return each expert's prediction of the target."""
@@ -467,18 +470,18 @@ class Regression(SelfRateModel):
             self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
         if _is_final(served):
-            judged = self.noted.numbers(served) or numbers
+            noted = self.noted.numbers(served) or ()
+            experts = len(noted) // EXPERTS * EXPERTS  # what was noted of the newest label follows
+            self._newest.learn(y, noted[experts:], weight)
+            judged = noted[:experts] or numbers
             errors = [abs(number - y) / spread for number in judged]
-            half, ordered = len(errors) // 2, sorted(errors)
-            typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
-            losses = [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
-            self._mixture.judge(losses, weight)
+            self._mixture.judge(number_losses(errors), weight)
         slopes = [_cut((number - y) / spread) * weight for number in numbers]
         if before is not None:
             y, weight = float(before[0]), before[1]
             taken = [_cut((number - y) / spread) * weight for number in numbers]
             slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
-        return self._teach(row, slopes)
+        return self._teach(row, slopes) + self._newest.total
 
 
 def _is_final(served: Example | None) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import os
@@ -78,9 +79,8 @@ class Keys:
         """Read the key file; create it if it is missing."""
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(os.urandom(_KEY_BYTES).hex() + "\n")
+            with contextlib.suppress(FileExistsError):  # another process has just created it
+                _create(path, os.urandom(_KEY_BYTES).hex() + "\n")
         try:
             keys = [bytes.fromhex(line) for line in path.read_text().split()]
         except OSError as error:
@@ -119,6 +119,28 @@ class Keys:
             return nonce, cipher.decrypt(nonce, raw[head:], model)
         except (InvalidTag, ValueError):
             raise TokenInvalid("forged, damaged, or given out for another model") from None
+
+
+def _create(path: Path, text: str) -> None:
+    """Create a file for its owner only, durably; on an error, such as a full disk, there is none.
+
+    Ids that are sealed with a key can't be read without it, so it must outlive a power cut as the
+    events do.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+    except BaseException:
+        path.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _key_id(key: bytes) -> bytes:
@@ -189,7 +211,7 @@ def event_key(kind: str, *parts: str) -> bytes:
 def forward_clock(
     wall_s: Callable[[], float], monotonic_s: Callable[[], float]
 ) -> Callable[[], float]:
-    """Return a wall clock that never goes back during the life of the process.
+    """Return a wall clock that does not follow the wall clock back behind the time since its start.
 
     It is the later of the wall clock and its value at the start plus the monotonic time since.
     After a restart it follows the wall clock, so ids may then come from the future, up to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _LOOK_S: Final = 0.002  # between two polls whether the server listens
 _CATCH_UP_S: Final = 5.0  # a start waits this long; the rest is learned while it answers
 _DRAIN_S: Final = 1  # granted to requests in progress at a stop
+_FILES_MIN: Final = 128  # thirty are its own, and 64 are left for journal and snapshots
 _KEEP_ALIVE_S: Final = 75  # longer than common clients keep an idle connection
 
 
@@ -49,8 +51,14 @@ class _Http:
         self.waits_s: float | None = _CATCH_UP_S
 
     def open(self) -> None:
-        """Bind the port.  Raises StartRefused if it is taken."""
+        """Bind the port.  Raises StartRefused if it is taken, or few files may be open."""
         host, port = self._host, self._port
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if most != resource.RLIM_INFINITY and most < _FILES_MIN:
+            raise StartRefused(
+                f"this process may open {most} files, and needs {_FILES_MIN} or more",
+                "Raise the limit: ulimit -n 1024, or LimitNOFILE in a unit of systemd",
+            )
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # asyncio sets TCP_NODELAY, which small answers need, only if the protocol is given here.
         self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

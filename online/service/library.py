@@ -228,6 +228,8 @@ class Learner:
     def close(self) -> None:
         """Publish a last snapshot and release the state folder.  Does nothing when repeated."""
         self._parts.stop()
+        if _open.get(self.state_dir) is self:
+            del _open[self.state_dir]
 
     def _record(self, events: list[Event]) -> list[Receipt]:
         with _hinted():

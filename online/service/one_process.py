@@ -283,9 +283,9 @@ class OneProcess:
             lambda name, _: nobody(name),
         )
         assembly = Assembly(settings, keys, lambda model: self._loaded[model.name], context)
-        await assembly.start()
-        self._running = asyncio.get_running_loop(), assembly
         try:
+            await assembly.start()
+            self._running = asyncio.get_running_loop(), assembly
             if self._stopping.is_set():  # the start was cancelled
                 return
             await self._front.serve(assembly, ready.set)

@@ -37,7 +37,7 @@ class Limits(Tree):
         description="newest rows that are searched for the nearest ones",
     )
     names_max: int = Field(
-        100_000, ge=1, description="names of which a model keeps state: features, words of text"
+        100_000, ge=1, description="names of which a model keeps state: features, words, actions"
     )
     names_share: float = Field(
         0.5, gt=0, le=1, description="share of names_max that one source may use"

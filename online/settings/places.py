@@ -58,7 +58,7 @@ def journal_opener(
             third of ``limits.feedback_wait_s``, so waiting feedback is answered in time.
 
     Raises:
-        StartRefused: The package for Redis is missing.
+        StartRefused: The package for Redis is missing, or the journal's file is a link.
     """
     bare = _plain_opener(settings, lock_wait_s)
     return partial(open_audited, bare, settings.key_path, settings.limits.audit_lines_max)
@@ -68,9 +68,15 @@ def _plain_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[],
     limits = settings.limits
     bounds = Bounds(max(limits.rows_max, 1024), limits.halves_max)
     if settings.journal == "sqlite":
+        path = settings.state_dir / "journal.db"
+        if path.is_symlink():  # SQLite's log would be beside its target, and the locks beside it
+            raise StartRefused(
+                f"{path} is a link: the journal's log and its locks would be in two folders",
+                "Put the file itself there, with its -wal and -shm, or link the whole state folder",
+            )
         return partial(
             SqliteJournal,
-            settings.state_dir / "journal.db",
+            path,
             disk_low_mb=limits.disk_low_mb,
             bounds=bounds,
             size_mb_max=limits.journal_mb_max,

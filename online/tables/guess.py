@@ -32,6 +32,9 @@ _LABELS: Final = re.compile(
     re.I,
 )
 _IDS: Final = re.compile(r"(.*[a-z0-9])?(_id|ID|Id|_uuid|_key)|id|uuid|guid", re.ASCII)
+_ROWS: Final = re.compile(
+    r"|Unnamed: \d+|__index_level_\d+__|index|row(_?(number|num|no|nr))?", re.I
+)
 _TIMES: Final = re.compile(r".*(time|date|datum|stamp|created|[_ ]at|_ts|ts|when)", re.I)
 _ANSWERS: Final = re.compile(r"pred(ict(ion|ed).*)?|.*_pred|prob(a|ability).*|y_?hat|score", re.I)
 _POSITIVE: Final = ("yes", "true", "1", "y", "positive", "up", "spam", "fraud", "bad", "churn")
@@ -182,8 +185,8 @@ def guess(table: Table, label: str | None = None, task: Task | None = None) -> G
 
 def _column(name: str, seen: _Seen) -> Column:
     n = len(seen.different)
-    if not name:
-        return Column(name, "left_out", "it has no name, as rows' numbers have none")
+    if _ROWS.fullmatch(name) and (not name or seen.all_differ):
+        return Column(name, "left_out", "it has no name, or that of a row's number")
     if n == 0:
         return Column(name, "left_out", "it is empty in the rows that were looked at")
     if _ANSWERS.fullmatch(name):
@@ -211,7 +214,12 @@ def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
     if any(column.kind == "event_id" for column in columns.values()):
         return
     for name, column in columns.items():
-        own = name and column.kind == "left_out" and seen[name].all_differ and not seen[name].almost
+        own = (
+            not _ROWS.fullmatch(name)
+            and column.kind == "left_out"
+            and seen[name].all_differ
+            and not seen[name].almost
+        )
         if own and all(_SINGLE.fullmatch(str(value)) for value in seen[name].values):
             columns[name] = Column(name, "event_id", "each row has its own, with a number in it")
             return

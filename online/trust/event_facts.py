@@ -34,12 +34,20 @@ def reported_label(example: Example, *, numbers: bool) -> str | None:
     The sign says whether the label is above or below the answer.  None for a number without an
     answer.
     """
-    text, score = label_text(example.sent_label), example.score
+    text = label_text(example.sent_label)
     if not numbers:
         return text
-    if not score or "" not in score:
-        return None
-    return ("+" if float(example.sent_label) > score[""] else "-") + text
+    error = _error_of(example)
+    return None if error is None else ("+" if error > 0.0 else "-") + text
+
+
+def _error_of(example: Example) -> float | None:
+    """Return the label minus the answer; None if one of them is no number.
+
+    Then one of them may be older than a change of the model's task.
+    """
+    answer, label = (example.score or {}).get(""), example.sent_label
+    return None if answer is None or isinstance(label, bool | str) else label - answer
 
 
 def unreported_label(example: Example, key: bytes, past: int) -> tuple[str, float] | None:
@@ -77,7 +85,9 @@ def loss_of(example: Example, *, numbers: bool = False) -> float | None:
     if not score:
         return None
     if "" in score:
-        error = abs(score[""] - float(example.sent_label))
-        return error if numbers else log1p(error)
+        error = _error_of(example)
+        if error is None:
+            return None
+        return abs(error) if numbers else log1p(abs(error))
     share = score.get(label_text(example.label))
     return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0

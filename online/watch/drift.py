@@ -223,7 +223,7 @@ class DriftMonitor:
 
     def _look(self, example: Example, at: float) -> list[Alarm]:
         score = example.score
-        if not score:
+        if not score or ("" in score) != (self._task == "regression"):  # or of another task
             return self._watch.served(example.features, at=at)
         if self._task == "regression":
             alarms = self._watch.served(example.features, at=at)
@@ -353,7 +353,7 @@ def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -
     rules: list[float | None] = []
     answers: list[tuple[float, bool, bool]] = []
     for row, example in zip(rows, examples, strict=True):
-        if not (score := example.score):
+        if not (score := example.score) or "" in score:
             return None
         if len(score) == 2:
             (answered, share), (other, of_other) = score.items()

@@ -37,9 +37,6 @@ class ClassBalanced(LongTerm):
     (100, 40)
     """
 
-    def __init__(self, capacity: int, seed: int, *, source_share_max: float = 1.0) -> None:
-        super().__init__(capacity, seed, source_share_max, class_share_min=0.0)
-
     def _displace(self, item: Item, group: Group | None) -> Item:
         slots, rng = self._slots, self._rng
         largest = slots.classes.ranked[0]

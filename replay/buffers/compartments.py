@@ -7,24 +7,11 @@ decided by :class:`replay.retrieval.RecentShare`, not by the buffer.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import msgspec
-
-from replay.buffers.base import Buffer, unpacked
+from replay.buffers.base import Buffer
 from replay.buffers.item import Item
 from replay.buffers.longterm import LongTerm
 from replay.buffers.ring import Ring
 from replay.buffers.slots import Slots
-from replay.errors import StateInvalid, StateMismatch
-
-
-class _Body(NamedTuple):
-    long: bytes
-    recent: bytes
-
-
-_decoder = msgspec.msgpack.Decoder(_Body)
 
 
 class TwoCompartments(Buffer):
@@ -54,9 +41,6 @@ class TwoCompartments(Buffer):
     """
 
     def __init__(self, long: LongTerm, recent: Ring) -> None:
-        of_long = {f"long.{name}": value for name, value in long.settings.items()}
-        of_recent = {f"recent.{name}": value for name, value in recent.settings.items()}
-        super().__init__({**of_long, **of_recent})
         self._long = long
         self._recent = recent
 
@@ -74,16 +58,3 @@ class TwoCompartments(Buffer):
 
     def purge(self, source: str) -> int:
         return self._long.purge(source) + self._recent.purge(source)
-
-    def _body(self) -> _Body:
-        return _Body(self._long.state(), self._recent.state())
-
-    def _restore(self, body: msgspec.Raw) -> None:
-        stored = unpacked(_decoder, body)
-        before = self._long.state()
-        self._long.restore(stored.long)
-        try:
-            self._recent.restore(stored.recent)
-        except (StateInvalid, StateMismatch):
-            self._long.restore(before)
-            raise

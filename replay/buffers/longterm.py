@@ -5,29 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from random import Random
 
-import msgspec
-
-from replay.buffers.base import (
-    NONE,
-    Buffer,
-    checked_capacity,
-    items_of_share,
-    rng_of,
-    rng_state,
-    unpacked,
-)
+from replay.buffers.base import NONE, Buffer, checked_capacity, items_of_share
 from replay.buffers.item import Item
-from replay.buffers.slots import Group, Slots, SlotsState, rescale, scaled
-from replay.errors import StateInvalid
-
-
-class _Body(msgspec.Struct, array_like=True):
-    seen: int
-    rng: list[int]
-    slots: SlotsState
-
-
-_decoder = msgspec.msgpack.Decoder(_Body)
+from replay.buffers.slots import Group, Slots, rescale, scaled
 
 
 class LongTerm(Buffer):
@@ -38,20 +18,10 @@ class LongTerm(Buffer):
         seed: Seed of the generator that decides which items are kept.
         source_share_max: Greatest share of the capacity for one source, in (0, 1], but at least one
             item.  m colluding sources get at most m times that.  1: no cap.
-        class_share_min: See the policies; 0 if a policy has no such setting.
     """
 
-    def __init__(
-        self, capacity: int, seed: int, source_share_max: float, class_share_min: float
-    ) -> None:
+    def __init__(self, capacity: int, seed: int, *, source_share_max: float = 1.0) -> None:
         cap = items_of_share("source_share_max", source_share_max, checked_capacity(capacity))
-        super().__init__(
-            {
-                "capacity": capacity,
-                "source_share_max": source_share_max,
-                "class_share_min": class_share_min,
-            }
-        )
         self._capacity = capacity
         # Without a cap, a single source must be able to fill the buffer by the common rule.
         self._source_max = max(cap, 1) if cap < capacity else capacity + 1
@@ -125,13 +95,3 @@ class LongTerm(Buffer):
         self._seen = scaled(self._seen, len(slots), len(lost))
         rescale(slots.classes, lost)
         return len(lost)
-
-    def _body(self) -> _Body:
-        return _Body(self._seen, rng_state(self._rng), self._slots.state())
-
-    def _restore(self, body: msgspec.Raw) -> None:
-        stored = unpacked(_decoder, body)
-        slots, rng = Slots.restored(stored.slots), rng_of(stored.rng)
-        if not len(slots) <= min(stored.seen, self._capacity):
-            raise StateInvalid(f"{len(slots)} items of {stored.seen} seen, {self._capacity} fit")
-        self._slots, self._rng, self._seen = slots, rng, stored.seen

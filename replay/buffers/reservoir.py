@@ -44,7 +44,7 @@ class Reservoir(LongTerm):
         source_share_max: float = 1.0,
         class_share_min: float = 0.0,
     ) -> None:
-        super().__init__(capacity, seed, source_share_max, class_share_min)
+        super().__init__(capacity, seed, source_share_max=source_share_max)
         self._class_min = items_of_share("class_share_min", class_share_min, capacity)
 
     def _displace(self, item: Item, group: Group | None) -> Item:

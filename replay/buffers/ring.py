@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-import msgspec
-
-from replay.buffers.base import NONE, Buffer, checked_capacity, items_of_share, unpacked
+from replay.buffers.base import NONE, Buffer, checked_capacity, items_of_share
 from replay.buffers.item import Item
-from replay.buffers.slots import Slots, SlotsState
-from replay.errors import StateInvalid
-
-
-class _Body(msgspec.Struct, array_like=True):
-    oldest_first: list[int]  # slots
-    slots: SlotsState
-
-
-_decoder = msgspec.msgpack.Decoder(_Body)
+from replay.buffers.slots import Slots
 
 
 class Ring(Buffer):
@@ -39,7 +28,6 @@ class Ring(Buffer):
 
     def __init__(self, capacity: int, *, source_share_max: float = 1.0) -> None:
         cap = items_of_share("source_share_max", source_share_max, checked_capacity(capacity))
-        super().__init__({"capacity": capacity, "source_share_max": source_share_max})
         self._capacity = capacity
         self._source_max = max(cap, 1)
         self._slots = Slots()
@@ -99,19 +87,3 @@ class Ring(Buffer):
                 self._counts[slot] = moved
                 self._slot_of[moved] = slot
         return len(lost)
-
-    def _body(self) -> _Body:
-        return _Body(list(self._slot_of.values()), self._slots.state())
-
-    def _restore(self, body: msgspec.Raw) -> None:
-        stored = unpacked(_decoder, body)
-        slots = Slots.restored(stored.slots)
-        if len(slots) > self._capacity:
-            raise StateInvalid(f"{len(slots)} items, {self._capacity} fit")
-        if sorted(stored.oldest_first) != list(range(len(slots))):
-            raise StateInvalid("the order of the ring does not name each slot once")
-        self._slots, self._count = slots, 0
-        self._slot_of, self._by_source = OrderedDict(), {}
-        self._counts = [0] * len(slots)
-        for slot in stored.oldest_first:
-            self._enter(slots.items[slot].source, slot)

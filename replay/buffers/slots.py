@@ -7,10 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from random import Random
 
-import msgspec
-
 from replay.buffers.item import Item
-from replay.errors import StateInvalid
 
 
 class Group:
@@ -32,10 +29,6 @@ class Group:
         self.rank = rank
         self.seen = 1
         self.full = False
-
-
-GroupState = tuple[list[int], int, bool]
-"""``members``, ``seen`` and ``full`` of a group."""
 
 
 class Groups:
@@ -100,54 +93,6 @@ class Groups:
         self.ranked[group.rank], other.rank = other, group.rank
         self.ranked[rank], group.rank = group, rank
 
-    def state(self) -> list[GroupState]:
-        """Return the state of the groups by rank."""
-        return [(g.members.tolist(), g.seen, g.full) for g in self.ranked]
-
-    @classmethod
-    def restored(cls, keys: list[Hashable], state: list[GroupState]) -> Groups:
-        """Return groups from the result of :meth:`state`; ``keys`` has each slot's key."""
-        groups = cls()
-        groups._place = array("I", bytes(groups._place.itemsize * len(keys)))
-        free = set(range(len(keys)))
-        largest = len(keys)
-        for members, seen, full in state:
-            if not 0 < len(members) <= largest or not free.issuperset(members) or seen < 1:
-                raise StateInvalid("a group's slots are not its own, or too many or too few")
-            free.difference_update(members)
-            largest = len(members)
-            group = Group(keys[members[0]], len(groups.ranked))
-            if group.key in groups.by_key or any(keys[m] != group.key for m in members):
-                raise StateInvalid("a group has other items than those with its key")
-            group.members, group.seen, group.full = array("I", members), seen, full
-            groups.ranked.append(group)
-            groups.by_key[group.key] = group
-            for place, slot in enumerate(members):
-                groups._place[slot] = place
-        if free:
-            raise StateInvalid("a slot is in no group")
-        groups._reach = _reach([len(g.members) for g in groups.ranked])
-        return groups
-
-
-def _reach(sizes: list[int]) -> list[int]:
-    """Return a list r with r[s] = number of ``sizes`` that are at least s, and r[0] = 0."""
-    reach = [0] * (max(sizes, default=0) + 1)
-    for size in sizes:
-        reach[size] += 1
-    for size in range(len(reach) - 2, 0, -1):
-        reach[size] += reach[size + 1]
-    reach[0] = 0
-    return reach
-
-
-class SlotsState(msgspec.Struct, frozen=True, array_like=True):
-    """The complete state of :class:`Slots`."""
-
-    items: list[Item]
-    classes: list[GroupState]
-    sources: list[GroupState]
-
 
 class Slots:
     """Items in slots 0 … n − 1, with their classes and sources."""
@@ -209,19 +154,6 @@ class Slots:
             n = min(share + (rng.randrange(left) < rest), len(members))
             drawn += [items[slot] for slot in rng.sample(members, n)]
         return drawn
-
-    def state(self) -> SlotsState:
-        """Return the items and their groups."""
-        return SlotsState(self.items, self.classes.state(), self.sources.state())
-
-    @classmethod
-    def restored(cls, state: SlotsState) -> Slots:
-        """Return slots from the result of :meth:`state`; StateInvalid if it is inconsistent."""
-        slots = cls()
-        slots.items = state.items
-        slots.classes = Groups.restored([item.label for item in state.items], state.classes)
-        slots.sources = Groups.restored([item.source for item in state.items], state.sources)
-        return slots
 
 
 def rescale(classes: Groups, lost: Iterable[Hashable]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+import weakref
 from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -25,6 +27,7 @@ import online
 from benchmarks.fixtures.learners import COUNT_LABEL, counting
 from online.client import NotANumber
 from online.errors import ConfigError, RequestError, StartRefused
+from online.replica.replica import ModelReplica
 
 ROOT = Path(__file__).parents[2]
 STEP = 2.0**-10
@@ -155,6 +158,31 @@ def test_it_works_in_a_notebook_and_a_second_one_on_the_folder_closes_the_first(
             return float(second.report()["learned"])
 
     assert asyncio.run(cell()) == 40
+
+
+def test_a_start_that_fails_leaves_nothing_open(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failed(self: ModelReplica) -> None:
+        await begun(self)
+        raise StartRefused("it does not start", "Try again")
+
+    begun, opened = ModelReplica.start, list[int]()
+    monkeypatch.setattr(ModelReplica, "start", failed)
+    for _ in range(2):
+        with pytest.raises(StartRefused, match="it does not start"):
+            online.Learner(model(), state)
+        opened.append(len(os.listdir("/proc/self/fd")))
+    assert opened[0] == opened[1]
+
+
+def test_a_closed_learner_is_not_kept(state: Path) -> None:
+    learner = online.Learner(model(), state)
+    kept = weakref.ref(learner)
+    learner.close()
+    del learner
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_service_takes_the_folder_over_and_gives_it_back(state: Path) -> None:

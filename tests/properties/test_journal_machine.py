@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,44 @@ def test_the_machine_notices_a_changed_statement(
     notices(SqliteJournal)
 
 
-def test_the_machine_notices_a_trim_that_ignores_before(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def ignores_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Changes trimming: rows go at whatever age."""
     whole, rule = Path(sqlitetrim.__file__).read_text(), "if not is_old("
     assert whole.count(rule) == 1
     changed: dict[str, Any] = {"__name__": "changed"}
     exec(whole.replace(rule, "if False and ("), changed)
-    monkeypatch.setattr(sqlite_module, "trim", changed["trim"])
+    return lambda: monkeypatch.setattr(sqlite_module, "trim", changed["trim"])
+
+
+@pytest.mark.long  # chance takes some hundred examples
+def test_the_machine_notices_a_trim_that_ignores_before(ignores_before: Callable[[], None]) -> None:
+    ignores_before()
     notices(SqliteJournal)
+
+
+class OneRow:
+    """Floors of a trim, in place of drawn ones."""
+
+    def draw(self, floors: object) -> int:
+        return 1
+
+
+def young_row(made: Any) -> None:
+    """A server trims up to a row that is not old enough."""
+    try:
+        p = made.first_writer("m")
+        made.send(0, p, 0, [made.fresh(p, 1, at=5)], lost=False)
+        made.trim(0, "m", "x", 0, before=3, n=9, data=OneRow())
+    finally:
+        made.teardown()
+
+
+def test_a_young_row_that_goes_is_noticed(ignores_before: Callable[[], None]) -> None:
+    young_row(machine(SqliteJournal)())
+    ignores_before()
+    with pytest.raises(AssertionError):
+        young_row(machine(SqliteJournal)())
 
 
 SOURCES = [

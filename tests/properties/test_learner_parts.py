@@ -29,7 +29,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteJournal]
     opened.close()
 
 
-@pytest.mark.parametrize("first", range(0, 120, 40))
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (40, 80))])
 def test_each_event_counts_once_of_values_that_come_in_parts(
     journal: SqliteJournal, first: int
 ) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -131,9 +132,9 @@ class Kept:
 
     @property
     def megabytes(self) -> float:
-        """Return the megabytes that the rows, the outputs and the buffer's own state take."""
+        """Return the megabytes that the rows, the outputs and the buffer take."""
         tensors = (self.x, self.y, self.outputs)
-        return (sum(t.nbytes for t in tensors) + len(self.buffer.state())) / 1e6
+        return (sum(t.nbytes for t in tensors) + len(pickle.dumps(self.buffer))) / 1e6
 
 
 class Scaler:

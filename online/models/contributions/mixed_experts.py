@@ -81,7 +81,9 @@ def _ends(shares: Mapping[Label, float], label: Label) -> tuple[float, float]:
 
 
 def _of_number(model: Regression, row: Any, nothing: Any) -> _Contributed:
-    answer, votes, spread = model._answer(row), model._mixture.votes(), model._spread()
+    """The newest label belongs to the base, since it is the same for all rows."""
+    answer, votes, newest = model._answer(row), model._mixture.votes(), model._newest
     assert isinstance(answer.label, float)
-    worths: Sequence[float] = [vote * spread for vote in votes]
-    return answer, mixed(votes, model._numbers(nothing)), answer.label, worths
+    scale = model._spread() * (1.0 - newest.share)
+    worths: Sequence[float] = [vote * scale for vote in votes]
+    return answer, newest.mixed_in(mixed(votes, model._numbers(nothing))), answer.label, worths

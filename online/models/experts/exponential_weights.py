@@ -28,6 +28,9 @@ LONG: Final = 1.0 - 1.0 / 3_000.0
 LONG_SHARE: Final = 1.0 / 3.0
 """Share of each weight that follows from the long-run losses, unless these say more."""
 
+ERROR_MAX: Final = 4.0
+"""Most that an expert's error counts, in median errors of the experts."""
+
 UNANSWERED: Final = b"?"
 """Notes of an answer of several classes that was given before any label was known."""
 
@@ -57,13 +60,14 @@ class NotesFormat:
     """The ``struct`` formats of notes, which hold the experts' answers, by their size in bytes.
 
     Probabilities are stored as half floats, which is exact enough to compute losses.  With several
-    classes the factors of the correction may follow, negative if the answer was corrected.
+    classes the factors of the correction may follow, negative if the answer was corrected; with
+    numbers two that :mod:`online.models.experts.newest_label` notes.
     """
 
     def __init__(self, *experts: int) -> None:
         self.experts = experts
         self.halves = {2 * n: f"<{n}e" for n in experts}
-        self.doubles = {8 * n: f"<{n}d" for n in experts}
+        self.doubles = {8 * n: f"<{n}d" for few in experts for n in (few, few + 2)}
 
     def probabilities(self, row: Example | None) -> Sequence[float] | None:
         """Return the experts' noted probabilities of True; None if the row has none."""
@@ -96,7 +100,7 @@ class NotesFormat:
         return NotedClasses(shares, answer, corrected, own)
 
     def numbers(self, row: Example | None) -> Sequence[float] | None:
-        """Return the experts' noted numbers; None if the row has none."""
+        """Return the noted numbers, those of the experts first; None if the row has none."""
         return _unpack(self.doubles, row)
 
 
@@ -106,6 +110,13 @@ def class_losses(shares: Floats, own: int | None) -> Floats:
     brier = (shares * shares).sum(axis=1) + 1.0 - 2.0 * p
     losses: Floats = (2.0 * (p < shares.max(axis=1)) + brier) / 3.0
     return losses
+
+
+def number_losses(errors: Sequence[float]) -> list[float]:
+    """Return each expert's loss for its absolute error: relative to the median, from 0 to 1."""
+    half, ordered = len(errors) // 2, sorted(errors)
+    typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
+    return [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
 
 
 def _whole(shares: Floats) -> Floats:

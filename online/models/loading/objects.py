@@ -18,6 +18,7 @@ from online.models.structure import steps
 from online.settings.purposes import TaskName
 
 PLACE: Final = "object"
+_BY_ROW: Final = ("learn_one", "predict_one", "predict_proba_one")
 _MANY: Final = ("SoftmaxRegression", "OneVsRestClassifier", "OneVsOneClassifier")
 
 _given: dict[str, Callable[[], Any]] = {}
@@ -91,14 +92,16 @@ def check_recipe(learner: str, made: Any) -> None:
 def recipe_of(made: Any) -> tuple[str, str] | None:
     """Return problem and remedy for a bare scikit-learn estimator or torch module; else None."""
     name = type(made).__name__
-    if (
-        (sklearn := sys.modules.get("sklearn.base"))
-        and isinstance(made, sklearn.BaseEstimator)
-        and hasattr(made, "partial_fit")
-    ):
-        return f"{name} of scikit-learn does not say the names of its features", (
-            f"Wrap it: online.models.estimator.Estimator({name}(…), inputs=[…])"
-        )
+    if (sklearn := sys.modules.get("sklearn.base")) and isinstance(made, sklearn.BaseEstimator):
+        if hasattr(made, "partial_fit"):
+            return f"{name} of scikit-learn does not say the names of its features", (
+                f"Wrap it: online.models.estimator.Estimator({name}(…), inputs=[…])"
+            )
+        if hasattr(made, "fit") and not any(hasattr(made, method) for method in _BY_ROW):
+            return f"{name} has no partial_fit: it can't learn row by row", (
+                "Take an estimator that can, such as SGDClassifier; a fitted one is served "
+                "unchanged from an ONNX file or an MLflow folder"
+            )
     if (
         (torch := sys.modules.get("torch.nn"))
         and isinstance(made, torch.Module)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from online.service.parts.requests_in_turn import RequestsInTurn
+
 if TYPE_CHECKING:
     from online.http.connection.direct import HeadHandler
 
@@ -49,7 +51,7 @@ class _Head:
     handler: HeadHandler | None = None
 
 
-class CachedHeads(HttpToolsProtocol):
+class CachedHeads(RequestsInTurn):
     """A connection that caches two heads; a complete request with one of them skips the parser.
 
     If this version of uvicorn starts requests differently, nothing is cached.
@@ -68,17 +70,15 @@ class CachedHeads(HttpToolsProtocol):
         free = self._caches and len(data) <= _BYTES_MAX and self._free()
         if free and self._start_cached(data):
             return
-        self.parse(data)
+        super().data_received(data)
         if free and self.cycle is not before and not self.cycle.more_body and self.cycle.keep_alive:
             self._cache_head(data)
-
-    def parse(self, data: bytes) -> None:
-        """Let uvicorn parse the bytes."""
-        super().data_received(data)
 
     def _free(self) -> bool:
         """Whether the last request is read and answered, and no byte of the next has arrived."""
         cycle: Any = self.cycle
+        if self._unparsed:
+            return False
         if cycle is None:
             return self.scope is None
         ended: bool = cycle.response_complete and not cycle.more_body and cycle.keep_alive

@@ -89,14 +89,13 @@ class RewardCollector:
                 await asyncio.sleep(0)
             try:
                 asked = await self._read(reward.event, f"rewards[{i}]." if many else "")
+                if isinstance(asked, Receipt):
+                    results[i] = asked
+                else:
+                    name = asked.row.key.hex()
+                    open_.setdefault(name, _one(asked)).sent.append((i, _of(asked, reward)))
             except RequestError as error:
                 results[i] = error
-                continue
-            if isinstance(asked, Receipt):
-                results[i] = asked
-            else:
-                name = asked.row.key.hex()
-                open_.setdefault(name, _one(asked)).sent.append((i, _of(asked, reward)))
         left = list(open_.values())
         for _ in range(ROUNDS_MAX):
             made = []
@@ -252,11 +251,14 @@ def _of(asked: EventRow, sent: Sent) -> Sent:
 
 
 def _one(asked: EventRow) -> _One:
+    """Return the choice of a reward.  Raises RequestError if it is the id of a prediction."""
     row, example = asked.row, asked.example
     if row.half is Half.LABEL:
         (label,) = codec.decode_labels(row.payload)
         return _One(row.event_id, list(label.keys), [], None)
     assert example is not None
+    if example.choice is None:
+        raise _no_choice()
     return _One(row.event_id, [row.key], [], _half_of(example))
 
 
@@ -273,13 +275,16 @@ def _half_of(example: Example) -> PredictionHalf:
 
 def _opened(packed: bytes | None) -> Choice:
     if packed is None:
-        raise RequestError(
-            404, "unknown_id", "no choice has this id", "id", "Send the id of a choice"
-        )
+        raise _no_choice()
     try:
         return unpack(packed)
     except RecordInvalid as error:
         raise damaged(str(error), "id") from None
+
+
+def _no_choice() -> RequestError:
+    hint = "Send the id of a choice"
+    return RequestError(404, "unknown_id", "no choice has this id", "id", hint)
 
 
 def _given(sent: Sent) -> Given:

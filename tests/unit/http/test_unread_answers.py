@@ -23,6 +23,7 @@ from online.http.app import App
 from online.http.connection.unread_answers import UnreadAnswers
 from online.http.middleware.access_log import AccessLog
 from online.messages import bodies
+from online.service.parts.head_cache import CachedHeads
 from online.settings.limits import Limits
 
 ROWS: Final = 1000
@@ -42,6 +43,8 @@ def request(rows: int) -> bytes:
 
 class Service:
     """A replica's application behind uvicorn's protocol, with little room for what is unread."""
+
+    protocol: type[HttpToolsProtocol] = HttpToolsProtocol
 
     def __init__(self, app: App, replica: Any) -> None:
         self.app, self.replica, self.state = app, replica, ServerState()
@@ -68,7 +71,7 @@ class Service:
             listens = socket.create_server(("127.0.0.1", 0))
             listens.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             self._server = await loop.create_server(
-                lambda: HttpToolsProtocol(self._config, self.state, {}), sock=listens
+                lambda: self.protocol(self._config, self.state, {}), sock=listens
             )
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -179,6 +182,49 @@ def test_control_without_it_the_close_waits_to_be_read(tmp_path: Path) -> None:
         await until(lambda: any(c.transport.is_closing() for c in service.connections))
         (left,) = service.connections
         assert left.transport.get_write_buffer_size() > 0
+
+    play(tmp_path, asyncio.new_event_loop, scene)
+
+
+PAGES: Final = ["/", "/openapi.json", "/static-offline-docs/swagger-ui-bundle.js"]
+
+
+async def asks_for(service: Service, path: str) -> None:
+    """Ask for more than there is room for, with requests that nothing but the answer ends."""
+    get = f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    service.keeps_alive()
+    service.sends_itself()
+    service.protocol = CachedHeads  # as the service has it
+    await asyncio.get_running_loop().sock_sendall(await service.caller(), 40 * get)
+
+
+@LOOPS
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_that_nobody_takes_ends_its_connection(
+    tmp_path: Path, loop: Any, errors: Any, path: str
+) -> None:
+    async def scene(service: Service) -> None:
+        await asks_for(service, path)
+        await service.ended()
+        assert errors() == []
+
+    play(tmp_path, loop, scene, Limits(body_wait_s=0.5))
+
+
+def test_control_without_a_bound_a_page_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def given(app: App, receive: Any, send: Any, path: str, part: Any) -> None:
+        await send(part)
+
+    monkeypatch.setattr(App, "_give", given)
+
+    async def scene(service: Service) -> None:
+        await asks_for(service, PAGES[2])
+        await until(lambda: any(c.flow._is_writable_event._waiters for c in service.connections))
+        assert not service.app._transfers._clocks, "nothing ends this wait"
+        for one in service.connections:
+            one.transport.abort()
 
     play(tmp_path, asyncio.new_event_loop, scene)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import pytest
 import torch
+from buffer_checks import state_of
 
 from online.errors import StartRefused
 from online.learning.merged import Learner
@@ -206,11 +208,11 @@ def test_after_a_row_that_raised_everything_is_as_it_was() -> None:
         assert one.learn(row(i, math.sin(i))) is None
     asked = [{"a": math.sin(i / 3), "b": 0.3} for i in range(20)]
     before = [one.predict(x) for x in asked]
-    buffer = memory.buffer.state()
+    buffer = deepcopy(state_of(memory.buffer))
     failed = one.learn(row(30, 1e3))
     assert failed is not None
     assert "too large" in failed.reason
     assert [one.predict(x) for x in asked] == before
-    assert memory.buffer.state() == buffer
+    assert state_of(memory.buffer) == buffer
     assert one.learn(row(31, 0.5)) is None
     assert [one.predict(x) for x in asked] != before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import inspect
 import itertools
 import os
@@ -178,6 +179,26 @@ def test_the_key_file(tmp_path: Path) -> None:
     Tokens(Keys.from_file(path), "m", Nonces(b"123456")).read(
         Tokens(first, "m", Nonces(b"123456")).issue(predicted())
     )
+
+
+def test_a_key_is_on_the_disk_before_it_seals_or_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, sync = tmp_path / "keys", list[str](), os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space is left")
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space is left"):
+        Keys.from_file(path)
+    monkeypatch.setattr("os.fsync", noted)
+    Keys.from_file(path)
+    assert synced == [str(path), str(tmp_path)]
 
 
 @pytest.mark.parametrize("text", ["", "\n", "zz" * 32, "00" * 31, f"{'00' * 32}\n{'00' * 16}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from online.errors import StartRefused
-from online.service import processes
+from online.service import embedded, processes
 from online.service.processes import PortRange, free_port, is_free
 from online.service.service import check_port
 from online.settings import config
@@ -86,3 +87,19 @@ def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> No
         with pytest.raises(StartRefused, match="is taken"):
             check_port(settings.model_copy(update={"port": port}))
     check_port(settings.model_copy(update={"port": 0, "host": "192.0.2.1"}))
+
+
+@pytest.mark.parametrize(("files", "starts"), [(64, False), (128, True)])
+def test_a_service_that_could_take_no_connection_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, files: int, *, starts: bool
+) -> None:
+    """As many files as are left for journal and snapshots would be all there are."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, 4096))
+    front = embedded._Http("127.0.0.1", 0)
+    if starts:
+        front.open()
+        front.close()
+    else:
+        with pytest.raises(StartRefused, match="may open 64 files") as refused:
+            front.open()
+        assert "ulimit -n" in str(refused.value)

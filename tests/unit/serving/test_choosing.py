@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -224,6 +225,32 @@ def test_ids_that_take_much_are_not_kept_for_the_next_choice(
         monkeypatch.setattr(interactions, "_BRIEF", 20_000)  # the control
         assert await kept(1000) == (2, 2)
         await choosing.serving.replica.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_actions_count_as_names_of_which_a_model_keeps_no_more_than_the_setting_says(
+    tmp_path: Path,
+) -> None:
+    """Else whoever makes up ids of actions would fill the memory of all replicas."""
+
+    async def scene(world: Any) -> None:
+        choosing = await chooser(world)
+        learner = choosing.serving.replica.learner
+        names, told = learner.vocabulary, Counter[str]()
+        names.most, names.share = 10, 1.0
+        for i in [*range(30), 0]:  # the first one again: it is known
+            asked = ChooseRequest([Action(f"a{i}", {"y": 1.0})], {"x": 1.0})
+            answer = await choosing.choose(asked)
+            _, receipt = await choosing.rewards.take(RewardRequest(answer.id, 1.0))
+            status, reason = receipt.status, receipt.reason  # type: ignore[union-attr]
+            assert status == "learned" or "names_full" in str(reason)
+            told[status] += 1
+        assert told == {"learned": 9, "clipped": 22}  # "x", "@y" and eight actions
+        model: Any = learner.serving
+        assert (len(names), len(model._arms._each)) == (10, 9)  # one without an id
+        assert learner.tally.digest[0] == 31
+        await choosing.serving.replica.stop(1)
 
     worlds.play(tmp_path, scene)
 

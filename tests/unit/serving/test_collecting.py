@@ -16,7 +16,7 @@ from online.decide.record import unpack
 from online.errors import RequestError
 from online.messages.choices import Reward, RewardRequest
 from online.messages.sender import sender
-from online.messages.structs import Receipt, Receipts
+from online.messages.structs import Prediction, PredictRequest, Receipt, Receipts
 from online.rows.joins import ROUNDS_MAX
 from online.serving import defaults
 from online.serving.choices import collecting
@@ -222,6 +222,23 @@ def test_many_rewards_are_written_together_and_each_is_told_what_became_of_it(
     worlds.play(tmp_path, scene)
 
 
+def test_a_prediction_that_is_no_choice_costs_other_rewards_of_the_body_nothing(
+    tmp_path: Path,
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        asked = one.choosing.serving.predict(PredictRequest(features={"a": 1.0}))
+        assert isinstance(asked, Prediction)
+        given = [Reward(asked.id, 1.0), Reward(await one.choose(), 2.0)]
+        _, receipts = await one.choosing.rewards.take(RewardRequest(rewards=given))
+        assert isinstance(receipts, Receipts)
+        assert [receipt.status for receipt in receipts.events] == ["refused", "waiting"]
+        assert await refused(one, asked.id, 1.0) == (404, "unknown_id")
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_two_replicas_at_once_count_each_reward_once(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one, two = await shop(world, "one", choose=SUM), await shop(world, "two", choose=SUM)
@@ -397,5 +414,5 @@ def test_a_label_settles_a_choice_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rewards_", [{"": 1.0}, {"a\n": 1.0}, {"a": 1e10}, {"a": float("nan")}])
 def test_weights_are_numbers_by_name(rewards_: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="no name with a weight"):
+    with pytest.raises(ValueError, match=r"no name with a weight|a finite number"):
         Choose(rewards=rewards_)

@@ -36,3 +36,23 @@ def test_who_holds_the_journal_is_named_and_the_disk_is_not_blamed(
     with pytest.raises(StartRefused, match=r"held by process 17 \(backup\)\n.*end it") as refused:
         open_journal(settings)
     assert "disk" not in str(refused.value)
+
+
+def test_a_link_in_place_of_the_journal_is_refused_and_a_linked_folder_is_not(
+    tmp_path: Path,
+) -> None:
+    """SQLite would write its log beside the target, where upkeep, checks and copies do not look."""
+    elsewhere, state = tmp_path / "large disk", tmp_path / "state"
+    elsewhere.mkdir()
+    state.mkdir()
+    settings = config.load(None, {"state_dir": str(state)}, {})
+    (state / "journal.db").symlink_to(elsewhere / "journal.db")
+    with pytest.raises(StartRefused, match="is a link") as refused:
+        open_journal(settings)
+    assert "link the whole state folder" in str(refused.value)
+    assert list(elsewhere.iterdir()) == []
+    (state / "journal.db").unlink()
+    state.rmdir()
+    state.symlink_to(elsewhere)
+    with contextlib.closing(open_journal(config.load(None, {"state_dir": str(state)}, {}))):
+        assert (elsewhere / "journal.db").exists()

@@ -163,10 +163,11 @@ def test_numbers_with_a_comma_are_named_as_such(tmp_path: Path) -> None:
     assert mixed.columns[0].why == "2 different values"
 
 
-def test_a_column_without_a_name_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__", "index", "row_number"])
+def test_a_rows_number_is_left_out(tmp_path: Path, name: str) -> None:
     lines = "".join(f"{i},{i % 7}.5,{i % 2}\n" for i in range(30))
-    found = guessed(tmp_path, f",size,label\n{lines}")
-    assert kinds(found) == {"": "left_out", "size": "number", "label": "label"}
+    found = guessed(tmp_path, f"{name},size,label\n{lines}")
+    assert kinds(found) == {name: "left_out", "size": "number", "label": "label"}
     assert next(found.rows()).features == {"size": 0.5}
 
 
@@ -177,6 +178,17 @@ def test_numbers_with_signs_are_named_as_such(tmp_path: Path, cells: tuple[str, 
     assert found.columns[0].why.endswith(
         "numbers, if they had no signs, such as $ and %, and no commas"
     )
+
+
+def test_codes_of_digits_are_categories(tmp_path: Path) -> None:
+    lines = "".join(
+        f"{zip},{i % 3}_{i % 2},{i % 2}\n" for i, zip in enumerate(["01234", "90210"] * 9)
+    )
+    found = guessed(tmp_path, f"zip,part,label\n{lines}")
+    assert kinds(found) == {"zip": "category", "part": "category", "label": "label"}
+    rows = found.rows()
+    assert next(rows).features == {"zip": "01234", "part": "0_0"}
+    assert next(rows).features == {"zip": "90210", "part": "1_1"}
 
 
 def test_json_lines_are_read_like_a_table(tmp_path: Path) -> None:

@@ -445,6 +445,8 @@ def test_losses() -> None:
     assert loss_of(Example({}, True, score={"true": 1.0})) == 0.0
     assert loss_of(Example({}, True, score={"true": 0.0})) == pytest.approx(34.5, abs=0.1)
     assert loss_of(Example({}, 1e300, score={"": -1e300})) == pytest.approx(691, abs=1)
+    assert loss_of(Example({}, "a", score={"": 2.5})) is None, "its task was another one"
+    assert reported_label(Example({}, "a", score={"": 2.5}), numbers=True) is None
 
 
 # -- labels that change --------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from evaluation.drift.alarm import Alarm
+from evaluation.metrics import Task
 from online.models.base import Prediction
 from online.settings.model import Drift
 from online.watch.drift import STATES, DriftMonitor
 from replay.example import Example, Label
+from replay.journal.base import Row, Verdict
 
 SETTINGS = Drift(reference_rows=200, window_rows=200)
 
@@ -64,6 +66,20 @@ def test_a_row_that_is_learned_again_is_judged_once() -> None:
             judge.learned(1, i, example(draw, 0.8), float(i))
             judge.learned(2, i, example(draw, 0.8), float(i))
     assert judge.summary()["judged"] == 20
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "answer"),
+    [("regression", 2.5, {"true": 0.5, "false": 0.5}), ("multiclass", "a", {"": 0.5})],
+)
+def test_an_answer_from_before_a_change_of_the_task_is_no_error(
+    task: Task, label: Label, answer: dict[str, float]
+) -> None:
+    judge = DriftMonitor(SETTINGS, task)
+    judge.learned(1, 1, Example({"x": 1.0}, label, score=answer), 1.0)
+    row = Row(2, 1, 2, b"k" * 16, "e", "s", Verdict.ACCEPTED, 1.0, b"", 2.0)
+    judge.learned_all([row], [Example({"x": 1.0}, label, score=answer)])
+    assert (judge.summary()["served"], judge.summary()["judged"]) == (2, 0)
 
 
 def test_features_that_move_are_named() -> None:

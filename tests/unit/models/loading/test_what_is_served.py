@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from river import linear_model, optim, tree
-from sklearn.linear_model import SGDClassifier
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import online
 from online.errors import ConfigError
@@ -69,6 +72,25 @@ def test_an_object_that_has_to_be_wrapped_is_refused_before_its_task_is_asked_fo
     for bare in (torch.nn.Linear(3, 1), SGDClassifier()):
         with pytest.raises(LearnerUnusable, match=r"Wrap it: online\.models"):
             online.serve(bare)
+
+
+@pytest.mark.parametrize(
+    "made", [LogisticRegression(), make_pipeline(StandardScaler(), SGDClassifier())]
+)
+def test_an_estimator_that_learns_only_all_rows_at_once_is_refused(made: Any) -> None:
+    with pytest.raises(LearnerUnusable, match=r"has no partial_fit.*such as SGDClassifier"):
+        settings_for(made, "binary", "m", None, {}, {})
+
+
+def test_a_class_of_ones_own_may_be_an_estimator_too(tmp_path: Path) -> None:
+    class Own(BaseEstimator):
+        def fit(self, x: Any, y: Any) -> Own:
+            return self
+
+        def predict_one(self, x: Any) -> bool:
+            return True
+
+    assert settings_for(Own(), "binary", "m", tmp_path, {}, {}).models[0].task == "binary"
 
 
 def test_params_are_given_to_what_tells_the_task() -> None:
