@@ -361,12 +361,10 @@ def _move(
     """Change the newest release's share of devices, and sign it."""
     settings = in_private(context.settings())
     served = pick_model(settings, context.model)
-    folder = _folder(settings, served)
-
-    def moved(channel: Channel) -> tuple[Channel, Mapping[str, bytes]]:
-        return change(channel, folder.reports(channel.sequence)), {}
-
-    channel = _changed(folder, _keys_place(settings, keys), valid_days, moved)
+    folder, place = _folder(settings, served), _keys_place(settings, keys)
+    channel = _changed(
+        folder, place, valid_days, lambda old: (change(old, folder.reports(old.sequence)), {})
+    )
     _say(channel, context.as_json, served.name)
 
 
@@ -415,8 +413,7 @@ def _changed(
         channel, files = change(before)
         if channel is not before:
             _publish_roots(folder, place)
-            head = channel.head(time.time(), valid_days * 86_400.0)
-            folder.publish(channel, head, key, files)
+            folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
     return channel
 
 
