@@ -112,7 +112,7 @@ class _Foreground:
             if code:  # a gentle stop, or Ray's own at exit, would wait for processes that are gone
                 _kill(self.running, code)
             print("\nstopping: replicas push what they have learned", flush=True)
-        except (_GivenUp, KeyboardInterrupt):
+        except (_GivenUp, KeyboardInterrupt, SystemExit):  # SystemExit: Ray's own SIGTERM handler
             code = 130
         except Exception as error:
             if self.started or not self.stop.is_set():
