@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import urandom
 from typing import Final
@@ -277,6 +277,26 @@ class Keeper:
             cells = 1 << (_CELLS * self._bounds.rows_max - 1).bit_length()
             sketch = self._sights[_SIGHTS + name] = SightingSketch(self._draw(8 * _HASHES), cells)
         return sketch
+
+
+def joined_ranks(parts: Sequence[Blocks]) -> Blocks:
+    """Join the ranks of the rows of several servers' tables, without what these have sighted.
+
+    A table's rows have ranks on top of its age, so those of a younger one are raised to the oldest.
+    """
+    ages, ranks = dict[str, float](), dict[str, Rows]()
+    for name, block in ((n, b) for part in parts for n, b in part.items() if n.startswith(_AGE)):
+        ages[name] = max(ages.get(name, 0.0), _DOUBLE.unpack(block.data)[0])
+    for part in parts:
+        for name, block in part.items():
+            if name.startswith(_RANKS):
+                own = _AGE + name.removeprefix(_RANKS)
+                mine = part.get(own)
+                younger = ages.get(own, 0.0) - (_DOUBLE.unpack(mine.data)[0] if mine else 0.0)
+                joined = ranks.setdefault(name, Rows.empty(1))
+                joined.put(block.data.ids, block.data.numbers + np.float32(younger))
+    blocks = {name: Block(OPAQUE, _DOUBLE.pack(age)) for name, age in ages.items()}
+    return blocks | {name: Block(ROWS, rows) for name, rows in ranks.items()}
 
 
 def taken_out(values: Blocks) -> Blocks:

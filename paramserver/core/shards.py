@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.core.admission import KEPT
+from paramserver.core.admission import KEPT, joined_ranks
 from paramserver.core.blocks import ADDITIVE, DIGEST, OPAQUE, ROWS, Block, Blocks
 from paramserver.core.rewrites import REWRITES
 from paramserver.core.tables.ids import IdArray, distinct
@@ -174,11 +174,11 @@ def _joined_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined_blocks(parts: Sequence[Blocks]) -> Blocks:
-    """Join the blocks of all shards' states, without the admission state of tables."""
-    out: Blocks = {}
+    """Join the blocks of all shards' states, without what bounded tables have sighted."""
+    out = joined_ranks(parts)
     for part in parts:
         for name, block in part.items():
-            if name.startswith(KEPT) and block.kind == OPAQUE:
+            if name.startswith(KEPT):
                 continue
             mine = out.get(name)
             if mine is None:

@@ -48,6 +48,6 @@ def _epoch(name: str) -> int:
 def whole(parts: Sequence[SnapshotState]) -> SnapshotState:
     """Join the states of an aligned cut; fields other than the values are shard 0's.
 
-    The admission state of bounded tables is left out, because it describes one shard's rows.
+    What bounded tables have sighted is left out, because each shard counts with a key of its own.
     """
     return replace(parts[0], values=joined_blocks([part.values for part in parts]), base=None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from benchmarks.speed.admission import Learning, Partition
@@ -16,9 +17,11 @@ from online.models.state.factors import TABLE, TableLines
 from online.service.state.parameter_servers import settings_of
 from online.settings import config
 from paramserver.core import wire
-from paramserver.core.admission import KEPT, Keeper, SightingSketch, TableBounds
+from paramserver.core.admission import KEPT, Keeper, SightingSketch, TableBounds, taken_out
 from paramserver.core.blocks import ROWS, Block, Blocks, from_wire, to_wire
 from paramserver.core.server import Server
+from paramserver.core.shards import Cut, joined_blocks
+from paramserver.core.tables.ids import IdArray
 from paramserver.core.tables.rows import Rows
 from paramserver.snapshots import format as snapshot_format
 
@@ -147,6 +150,53 @@ def test_a_new_replica_gets_a_bounded_table_in_parts_while_rows_leave() -> None:
     assert keeper is not None
     assert keeper.left > 150, "many have left while it came"
     assert late.blocks[TABLE].data == learning.server.values[TABLE].data
+
+
+def pushed(server: Server, ids: IdArray) -> None:
+    first = server.clock.get(1, 0) + 1
+    delta = {"t": Block(ROWS, Rows(ids, np.ones((len(ids), 1), np.float32)))}
+    push = wire.Push(1, "s", 1, first, first, 1, server.version, to_wire(delta))
+    assert server.push(push, lambda _: None).status in ("applied", "gap")
+
+
+def resharded(before: int, after: int) -> list[Server]:
+    """Servers whose bounded tables have aged under another number of servers."""
+    olds = [bounded({}, before) for _ in range(before)]
+    for i in range(30):
+        for shard, ids in enumerate(split(1 + np.arange(100 * i, 100 * i + 100), before)):
+            pushed(olds[shard], ids[:: 1 + shard])  # so one is younger
+    states = [old.begin_snapshot(0.0, None, {}).values for old in olds]
+    return [bounded(values, after) for values in Cut(after).blocks(joined_blocks(states))]
+
+
+def bounded(values: Blocks, servers: int) -> Server:
+    made = Server.restored(Server("m", "s", "", "sum", 0).state(0.0, None, {}), "sum", 1)
+    kept = taken_out(values)
+    made.values, made._kept, made.clock = values, kept, {1: 0}
+    made.bound(TableBounds(300 // servers))
+    return made
+
+
+def split(ids: npt.NDArray[np.int64], servers: int) -> list[IdArray]:
+    of = Cut(servers).of_ids(ids.astype(np.uint64))
+    return [ids[of == shard].astype(np.uint64) for shard in range(servers)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+def test_what_is_in_use_stays_after_the_number_of_servers_has_changed(
+    before: int, after: int
+) -> None:
+    """Else rows from before stay for ever, and each new one leaves with the next push."""
+    servers, friends = resharded(before, after), split(np.arange(9_000, 9_020), after)
+    assert all(len(server.values["t"].data) for server in servers)
+    for i in range(24):
+        strangers = split(np.arange(10_000 + 20 * i, 10_020 + 20 * i), after)
+        for shard, server in enumerate(servers):
+            pushed(server, np.append(friends[shard], strangers[shard]))
+    for shard, server in enumerate(servers):
+        table = server.values["t"].data
+        assert table.has(friends[shard]).all()
+        assert not table.has(np.arange(1, 3_001, dtype=np.uint64)).any(), "nobody uses these"
 
 
 def test_sights_are_counted_apart_under_a_key_and_half_are_forgotten() -> None:
