@@ -13,10 +13,12 @@ from online.commands.operate.serve import _Foreground, _GivenUp
 from online.service import service
 from online.settings.config import Settings, load
 
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield load(None, {"state_dir": str(tmp_path), "cluster": "embedded"}, {})
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -34,6 +36,19 @@ def _given_up() -> None:
 
 def _interrupted() -> None:
     raise KeyboardInterrupt
+
+
+def test_signals_are_taken_before_the_start_begins(settings: Settings) -> None:
+    """Until then SIGTERM ends the process without a word, and with another exit code."""
+    taken: list[object] = []
+
+    def begin() -> None:
+        taken.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
+        _given_up()
+
+    foreground = _Foreground(settings, lambda: settings)
+    assert foreground.run(begin) == 130
+    assert taken == 2 * [foreground._on_signal]
 
 
 @pytest.mark.parametrize("begin", [_ray_handles_it, _given_up, _interrupted])
