@@ -31,7 +31,8 @@ def by_predictions(
 ) -> Scores:
     """Score actions by a general model's predictions, one row for each action.
 
-    An untrained model may have no answer; then all actions have the same score.
+    An action without an answer, as of an untrained model, or whose answer is no number, gets the
+    middle of the range.
     """
     answers = model.predict_many([row(context, name, features) for name, features in actions])
     means = [
@@ -43,6 +44,7 @@ def by_predictions(
         for answer in answers
     ]
     shares = np.clip(np.array(means, dtype=np.float64), 0.0, 1.0)
+    shares[np.isnan(shares)] = 0.5
     n = len(actions)
     return Scores(
         low=low,

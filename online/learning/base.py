@@ -243,13 +243,18 @@ class BaseLearner(ABC):
             learn_example(self._training, example, row.factor, lesson, self._spec, before)
             self.bounds.add(example, row.source)
             self.vocabulary.add(example, row.source)
-        if example.scored:
-            self._count(row, example)
-        else:
-            self.tally.add(row.key, {}, None, row.at)
-            if example.moved is None and self._task != "regression":
-                self.tally.meet(label_text(example.label))
-        self.tally.note(example, row.at, row.source)
+        self._tally(row, example)
+
+    def _tally(self, row: Row, example: Example) -> None:
+        """Count one learned row."""
+        counts = example.scored and self.tally.counts(example)
+        nothing = self._task == "regression" or is_unlabelled(self._task, example.label)
+        label = None if nothing else label_text(example.label)
+        increments = self._counted(row, example) if counts else {}
+        self.tally.add(row.key, increments, label if counts else None, row.at)
+        if not (counts or label is None or example.moved is not None):
+            self.tally.meet(label)
+        self.tally.note(example, row.at, row.source, counts=counts)
 
     def _before(self, example: Example) -> Before | None:
         """The earlier lesson that the example replaces; None: nothing of it is in the model."""
@@ -261,11 +266,6 @@ class BaseLearner(ABC):
         if self.untaught(first.partition, first.offset, first.key):
             return None
         return first.label, first.weight
-
-    def _count(self, row: Row, example: Example) -> None:
-        nothing = self._task == "regression" or is_unlabelled(self._task, example.label)
-        label = None if nothing else label_text(example.label)
-        self.tally.add(row.key, self._counted(row, example), label, row.at)
 
     def _counted(self, row: Row, example: Example) -> dict[str, float]:
         """Return the row's increments of the prequential counters."""

@@ -38,6 +38,15 @@ COSTS: Final = frozenset({"n", "abs_error", "mean_abs_error", "log_n", "log_loss
 ANOTHERS: Final = "another/"
 """Prefix of the same counters for answers that another model gave before a promotion."""
 
+_WEIGHTS, _SQUARES, _SHARES = ("weight/sum", "weight/squares", "weight/shares")
+"""Counters of rows by weight: discounted sums, and the shares of light rows not counted yet."""
+
+_USUAL_ROWS: Final = 500.0
+"""Rows of the usual weight over which these sums are discounted."""
+
+_WHOLE: Final = 1.0 - 1e-9
+"""Share of the usual weight from which on a row counts whole, despite rounding."""
+
 _NAMES_A_ROW: Final = 16
 """Largest number of new counters that a row of a binary task can add."""
 
@@ -61,6 +70,10 @@ def digest_of(values: Blocks) -> tuple[int, int]:
 
 class View(Protocol):
     """Another sum over the learned rows, with the methods of a tally."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether it scores answers: then only rows that :meth:`Tally.counts` are added."""
 
     @property
     def named(self) -> Touched:
@@ -99,6 +112,41 @@ class Tally:
         self._open_digest = (0, 0)
         self._open_seen: dict[str, tuple[float, float]] = {}
 
+    def counts(self, example: Example) -> bool:
+        """Return whether a row that is learned now counts in scores.
+
+        Senders choose weights, and errors in rows that teach nothing are no evidence against
+        them.  So a row that weighs less than 1, and less than is usual, counts as often as it
+        weighs beside that: the mean weight that a unit of weight comes with.  The service chooses
+        the weight of a default label and of its correction.
+        """
+        weight, held, first = example.weight, self.counters, example.corrects
+        light = _WEIGHTS in held
+        if (weight >= 1.0 and not light) or example.late is not None:
+            return True
+        if first is not None and first.defaulted:
+            return True
+        if not light:
+            before = min(self.digest[0], _USUAL_ROWS)  # rows that weighed 1 or more
+            self._more(_WEIGHTS, before)
+            self._more(_SQUARES, before)
+        total, squares = max(held[_WEIGHTS], 0.0), max(held[_SQUARES], 0.0)
+        usual = (squares / total if total > 0.0 else 0.0) or weight
+        added = min(weight, max(2.0 * usual, 1.0))
+        fades = min(added / (_USUAL_ROWS * usual), 1.0)
+        self._more(_WEIGHTS, added - fades * total)
+        self._more(_SQUARES, added * added - fades * squares)
+        share = weight / min(usual, 1.0)
+        if share >= _WHOLE:
+            return True
+        whole = held.get(_SHARES, 0.0) + share >= 1.0
+        self._more(_SHARES, share - whole)
+        return whole
+
+    def _more(self, name: str, value: float) -> None:
+        self.counters[name] = self.counters.get(name, 0) + value
+        self._open[name] = self._open.get(name, 0) + value
+
     def add(
         self, key: bytes, increments: Mapping[str, float], label: str | None, at: float
     ) -> None:
@@ -119,8 +167,10 @@ class Tally:
         """Count learned rows of a binary task in one pass, with the answers given before.
 
         All counters end up as after :meth:`add` row by row.  False: some row is not an ordinary
-        one, and nothing was counted.
+        one, or some were light, and nothing was counted.
         """
+        if _WEIGHTS in self.counters:
+            return False
         answered = _answered(examples, self.answers_after)
         if answered is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
@@ -219,12 +269,16 @@ class Tally:
         views: Touched = {name: keys for view in self.views for name, keys in view.named.items()}
         return TALLIED | views
 
-    def note(self, example: Example, at: float, source: str = "") -> None:
-        """Pass one learned row to the views, unless another model answered it."""
+    def note(self, example: Example, at: float, source: str = "", *, counts: bool = True) -> None:
+        """Pass one learned row to the views, unless another model answered it.
+
+        ``counts``: whether it :meth:`counts` in scores.
+        """
         if example.version is not None and example.version[0] <= self.answers_after:
             return
         for view in self.views:
-            view.add(example, at, source)
+            if counts or not view.scores:
+                view.add(example, at, source)
 
     def cut(self) -> Blocks:
         """Return the open delta, and reset it."""
@@ -283,7 +337,7 @@ def _answered(examples: Sequence[Example], after: int) -> list[_Answered] | None
     out = []
     for example in examples:
         label, score, version = example.label, example.score, example.version
-        if score is None or len(score) != 2 or type(label) is not bool:
+        if score is None or len(score) != 2 or type(label) is not bool or example.weight < 1.0:
             return None
         p, q = score.get("true", -1.0), score.get("false", -1.0)
         if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):

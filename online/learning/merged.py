@@ -112,13 +112,14 @@ class Learner(LocalModel):
         if not self.bounds.add_alike(numbers):
             for row, example in zip(rows, examples, strict=True):
                 self.bounds.add(example, row.source)
-        if not (self._task == "binary" and self.tally.add_binary(rows, examples)):
+        together = self._task == "binary" and self.tally.add_binary(rows, examples)
+        if not together:
             for row, example in zip(rows, examples, strict=True):
-                self._count(row, example)
+                self._tally(row, example)
         for row, example in zip(rows, examples, strict=True):
             if example.judged is not None:
                 self.evidence.add(row, example.judged)
-        if self.tally.views:
+        if together and self.tally.views:
             for row, example in zip(rows, examples, strict=True):
                 self.tally.note(example, row.at, row.source)
         opened.rows += [(row, example, ()) for row, example in zip(rows, examples, strict=True)]

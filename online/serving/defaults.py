@@ -9,11 +9,12 @@ Halves that a rule leaves alone stay as long as any half does.  To avoid reading
 a scan starts where the last one ended, and at the oldest half only now and then.
 
 The wall clock may be wrong, so waits are measured from the start of the process: halves from before
-wait again in full.  If the clock is set back, it was ahead at the start, and halves written after
-the correction would look old; then all waits begin again.  While it is ahead, the rows of others
-give a bound: the time is at most the newest row's of any other live replica, plus the time passed
-since that row was first seen.  A default may be late, but is never early as far as the clocks of
-the other hosts agree.
+wait again, unless the running time that is summed in the store, and with which each half is
+written, says that they have waited.  If the clock is set back, it was ahead at the start, and
+halves written after the correction would look old; then all waits begin again.  While it is ahead,
+the rows of others give a bound: the time is at most the newest row's of any other live replica,
+plus the time passed since that row was first seen.  A default may be late, but is never early as
+far as the clocks of the other hosts agree.
 
 A half stamped by a clock that was ahead would wait until that time.  So a half from the future
 waits from the moment it is first seen.
@@ -43,6 +44,9 @@ OVERLAP_S: Final = 10.0
 If the clock is set back by more than this, it was ahead before."""
 AHEAD_S: Final = 3600.0
 """A stamp this much later than now is from a wrong clock; trimming uses the same rule."""
+LAG_S: Final = 60.0
+"""The store's running time may be this much older than a half that was written with it: several of
+the steps in which it grows (:mod:`paramserver.process.trimming`)."""
 _MET_MAX: Final = 8192
 """Halves from the future whose wait is tracked at a time; others follow when these are done."""
 SOURCE: Final = "default"
@@ -91,7 +95,7 @@ class Defaults:
         self._replica, self._rule, self._monotonic_s = replica, rule, monotonic_s
         self._now_s, self._began_at, self._began_s = now_s, now_s(), monotonic_s()
         self._latest = self._began_at
-        self._seen = self._whole_at = self._told_at = -inf
+        self._seen = self._whole_at = self._told_at = self._early_at = -inf
         self._others: dict[int, tuple[float, float]] = {}
         self._met: dict[bytes, float] = {}  # halves from the future: monotonic time first seen
 
@@ -105,19 +109,20 @@ class Defaults:
             return 0
         await self._hear_others()
         now_s = self._monotonic_s()
-        if (passed_s := now_s - self._began_s) < wait_s:
-            return 0
+        passed_s = now_s - self._began_s
+        at = min(self._began_at + passed_s, self._by_others(now_s))
+        if passed_s < wait_s:
+            return await self._give_early(now_s, at, wait_s)
         if self._rule.leftovers and now_s < self._whole_at:
             return 0
-        at = min(self._began_at + passed_s, self._by_others(now_s))
         if whole := now_s >= self._whole_at:
             self._seen, self._whole_at = -inf, now_s + WHOLE_S
-        given, after = await self._give(self._seen, at - wait_s, at, lambda key: True)
+        given, after = await self._give(self._seen, at - wait_s, at, lambda key, _: True)
         self._seen = min(after, at - wait_s - OVERLAP_S)
         if whole:
             met, self._met = self._met, {}
 
-            def waited(key: bytes) -> bool:
+            def waited(key: bytes, _: int) -> bool:
                 if (since_s := met.get(key, now_s)) <= now_s - wait_s:
                     return True
                 if len(self._met) < _MET_MAX:
@@ -128,8 +133,17 @@ class Defaults:
         self._replica.counts[self._rule.counted] += given
         return given
 
+    async def _give_early(self, now_s: float, at: float, wait_s: float) -> int:
+        """Give defaults, now and then, to halves that have waited by both clocks of the store."""
+        if now_s < self._early_at:
+            return 0
+        self._early_at, most_ms = now_s + WHOLE_S, 1000 * (wait_s + LAG_S)
+        given, _ = await self._give(-inf, at - wait_s, at, lambda _, ran_ms: ran_ms >= most_ms)
+        self._replica.counts[self._rule.counted] += given
+        return given
+
     async def _give(
-        self, after: float, before: float, at: float, due: Callable[[bytes], bool]
+        self, after: float, before: float, at: float, due: Callable[[bytes, int], bool]
     ) -> tuple[int, float]:
         """Give defaults for due halves in a time range; return how many, and the last time."""
         given, store = 0, self._replica.store
@@ -141,7 +155,8 @@ class Defaults:
             for i, (key, half) in enumerate(page.waiting):
                 if i % _TURN == _TURN - 1:
                     await asyncio.sleep(0)
-                if due(key) and (row := self._settled(key, half, at)):
+                ran_ms = page.ran_ms[i] if page.ran_ms else 0
+                if due(key, ran_ms) and (row := self._settled(key, half, at)):
                     rows.append(row)
             if rows:
                 recorded = await self._replica.writer.record(rows)

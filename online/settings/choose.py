@@ -41,6 +41,11 @@ class Choose(Tree):
     reward_wait: Seconds = Field(
         600, description="how long a choice waits for the default reward, or for all its rewards"
     )
+    record: Literal["behind", "before"] = Field(
+        "behind",
+        description="whether a choice that waits is written behind its answer, or before it: then "
+        "no kill loses one",
+    )
     aggregate: Literal["earliest", "sum", "last"] = Field(
         "earliest",
         description="how several rewards of a choice are combined: earliest: the first, at once; "
@@ -76,6 +81,11 @@ class Choose(Tree):
             raise ValueError(
                 f"default_reward: {self.default_reward:g} is not in reward_range, "
                 f"[{least:g}, {most:g}]"
+            )
+        if self.record == "before" and not self.waits:
+            raise ValueError(
+                "record: before: no choice is written without `default_reward` or `aggregate`: set "
+                "one of them, or leave it out"
             )
         for name, weight in self.rewards.items():
             if not name or not is_plain(name) or not abs(weight) <= _REWARD_MAX:

@@ -69,6 +69,8 @@ Floats = npt.NDArray[np.float64]
 class Calibration(Sums):
     """The sharpness of one model's answers: a view of the learned rows, with an open delta."""
 
+    scores: Final = True
+
     def __init__(self) -> None:
         super().__init__(CALIBRATION)
         self._step: int | None = 0  # None: to be recomputed

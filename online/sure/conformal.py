@@ -102,6 +102,8 @@ class Confidence(Sums):
         most: Most values of each feature; later ones are counted together.
     """
 
+    scores: Final = True
+
     def __init__(self, task: Task, level: float, slices: Sequence[str] = (), most: int = 0) -> None:
         super().__init__(CONFIDENCE)
         self.level = level

@@ -57,6 +57,8 @@ class Delays(Sums):
         window_s: Seconds after which an event without a label gets the default label.
     """
 
+    scores: Final = False
+
     def __init__(self, window_s: float) -> None:
         super().__init__(DELAYS)
         self._window_s = window_s

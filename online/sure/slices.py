@@ -30,6 +30,8 @@ class Slices(Sums):
         most: Most values of each feature; later ones are counted together.
     """
 
+    scores: Final = True
+
     def __init__(self, task: Task, names: Sequence[str], most: int) -> None:
         super().__init__(SLICES)
         self._task, self._values = task, Values(names, most)

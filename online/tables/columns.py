@@ -130,3 +130,13 @@ class Rows:
                     missing = np.ones(out.shape, dtype=np.bool_)
                 missing[:, j] = column.present
         return out, missing
+
+
+def number_of(text: str) -> float:
+    """Parse the number in a cell of a text file.  Raises ValueError, also for ``1_000``.
+
+    Python takes underscores for separators; in a table they stand in codes.
+    """
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)

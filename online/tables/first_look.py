@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from online.tables.actions import NO_REWARD, NULLS, action_in, action_of
+from online.tables.columns import number_of
 from online.tables.errors import InputRefused
 from refusals import installing, reason
 from replay.plain import is_plain
@@ -27,6 +28,7 @@ Value = float | int | str | bool | None
 _DELIMITERS: Final = ",\t;|"
 _LINES: Final = 50  # from which delimiter and header are inferred
 _NAME: Final = re.compile(r"(?=.*[^\W\d_])[^\d\s+-].{0,63}")  # has a letter, begins as no number
+_CODE: Final = re.compile(r"0\d+")
 _SUFFIXES: Final = (".csv", ".tsv", ".txt")
 _PARQUET: Final = (".parquet", ".pq")
 _JSON: Final = (".jsonl", ".ndjson")
@@ -131,15 +133,18 @@ def _usable(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def value_of(cell: str) -> Value:
-    """Parse a cell: a number, true or false, or a text; None if it is missing."""
+    """Parse a cell: a number, true or false, or a text; None if it is missing.
+
+    Digits that begin with a zero, as in a postal code, are a text.
+    """
     text = cell.strip()
     if text in NULLS:
         return None
     try:
-        number = float(text)
+        number = number_of(text)
     except ValueError:
         return {"true": True, "false": False}.get(text.lower(), text)
-    if not math.isfinite(number):
+    if not math.isfinite(number) or _CODE.fullmatch(text):
         return text
     return int(text) if text.lstrip("+-").isdecimal() and abs(number) < 2**53 else number
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from online.tables.actions import NULLS
-from online.tables.columns import Kind
+from online.tables.columns import Kind, number_of
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
 from online.tables.line_ends import LineEnds
@@ -173,7 +173,7 @@ def _csv_kind(values: pa.ChunkedArray) -> Kind:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        number_of(text)
     except ValueError:
         return False
     return True

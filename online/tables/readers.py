@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from online.tables.actions import NULLS, action_in, action_of
-from online.tables.columns import ABSENT, Floats, Index, Numbers, Rows, Text
+from online.tables.columns import ABSENT, Floats, Index, Numbers, Rows, Text, number_of
 from online.tables.errors import InputRefused
 from online.tables.inputs import header, json_kind, json_row, opened, parquet
 from online.tables.layout import Column, Form, Input, Layout, Shard
@@ -211,7 +211,7 @@ def _value(text: str | None, kind: pa.DataType) -> Any:
     if text is None or text in NULLS:
         return None
     if kind == pa.float64():
-        return float(text)
+        return number_of(text)
     if (lower := text.lower()) in ("true", "1", "false", "0"):
         return lower in ("true", "1")
     raise ValueError(text)

@@ -169,11 +169,12 @@ class Predicted:
     """Stored predictions that wait for their label, with their keys, oldest first.
 
     ``upto`` is the time of receipt of the last half examined, of either kind; None: there was none,
-    so the end is reached.
+    so the end is reached.  ``ran_ms`` is the running time since each was written (0 if unknown).
     """
 
     waiting: tuple[tuple[bytes, Stored], ...]
     upto: float | None
+    ran_ms: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

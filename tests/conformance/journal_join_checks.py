@@ -255,6 +255,17 @@ def predictions_that_wait_are_listed(open_: Open) -> None:
         same((late.new, late.row is not None), (False, True), "a row over a half that has gone")
 
 
+def predictions_that_wait_say_for_how_long_the_servers_have_run_since(open_: Open) -> None:
+    with open_() as journal:
+        epoch = journal.begin_epoch("m", "spec", 0)
+        p = register(journal)
+        journal.append(p, 0, [_half("a", Half.PREDICTION, 1.0)])
+        journal.run("m", "spec", epoch, 700)
+        journal.append(p, 0, [_half("b", Half.PREDICTION, 2.0), _half("c", Half.LABEL, 2.5)])
+        journal.run("m", "spec", epoch, 300)
+        same(journal.predicted("m", 0.0, 9.0, 9).ran_ms, (1000, 300), "running time since")
+
+
 def labels_that_wait_do_not_hide_the_predictions_behind_them(open_: Open) -> None:
     with open_() as journal:
         p = register(journal)
@@ -294,6 +305,7 @@ CHECKS: tuple[Callable[[Open], None], ...] = (
     halves_belong_to_a_model,
     halves_expire,
     predictions_that_wait_are_listed,
+    predictions_that_wait_say_for_how_long_the_servers_have_run_since,
     labels_that_wait_do_not_hide_the_predictions_behind_them,
     a_trimmed_join_starts_anew,
 )

@@ -1,6 +1,6 @@
 """Every bad request gets its documented status, names field and remedy, and changes nothing.
 
-One service with one replica and four models; each test compares what a model answers to a probe
+One service in one process with four models; each test compares what a model answers to a probe
 row before and after, exactly.
 """
 
@@ -21,8 +21,6 @@ from bad_requests import CASES, FEEDBACK, GOOD, PREDICT, Case
 
 from benchmarks.fixtures.service import Running, launch, write_settings
 from online.rows.prediction_ids import Keys, Nonces, Predicted, Tokens
-
-pytestmark = pytest.mark.ray
 
 _LEARNERS = '''
 from river import linear_model, optim, preprocessing
@@ -52,7 +50,7 @@ def diverging():
 '''
 
 _SETTINGS: dict[str, Any] = {
-    "replicas": 1,
+    "cluster": "embedded",
     "models": [
         {
             "name": "clicks",

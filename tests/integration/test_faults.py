@@ -163,7 +163,8 @@ def fill(disk: Path, leave_mb: int) -> Path:
 
 def test_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
     before = [f"before-{i}" for i in range(20)]
-    with service(tmp_path, limits={"disk_low_mb": 16}) as running:
+    one_process = {"cluster": "embedded", "replicas": 1}  # two replicas meet the next one
+    with service(tmp_path, limits={"disk_low_mb": 16}, **one_process) as running:
         learn(running, before)
         each_once(running, before)
         filler = fill(small_disk, leave_mb=8)

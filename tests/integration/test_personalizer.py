@@ -222,6 +222,22 @@ def test_an_endpoint_without_a_model_is_told_the_models(shop: Embedded) -> None:
     assert "/v1/models/shop" in answer.json()["error"]["message"]
 
 
+def test_clients_read_the_configuration(shop: Embedded) -> None:
+    headers = {"Ocp-Apim-Subscription-Key": KEY}
+    for version in ("", "v1.0/", "v1.1/"):
+        at = f"{endpoint(shop)}/personalizer/{version}configurations"
+        answer = httpx.get(f"{at}/service", headers=headers)
+        assert answer.status_code == 200
+        assert answer.json() == {
+            "defaultReward": 0.0, "rewardWaitTime": "PT600S", "rewardAggregation": "earliest",
+            "explorationPercentage": 1.0, "learningMode": "Online", "modelExportFrequency": "PT0S",
+            "isAutoOptimizationEnabled": False,
+        }  # fmt: skip
+        assert httpx.get(f"{at}/policy", headers=headers).json()["name"] == "auto"
+        assert httpx.get(f"{at}/service").status_code == 401
+        assert httpx.put(f"{at}/service", json={}, headers=headers).status_code in (404, 405)
+
+
 def test_an_events_id_may_have_a_slash(shop: Embedded) -> None:
     said = post(shop, "v1.0/rank", {"actions": ACTIONS, "eventId": "a/b c"}).json()
     assert post(shop, "v1.0/events/a%2Fb%20c/activate").status_code == 204
@@ -273,6 +289,10 @@ def test_the_client_of_the_preview_ranks_slots(shop: Embedded) -> None:
         client.reward_multi_slot("ai-2", {"reward": [{"slotId": "b", "value": 1.0}]})
         choice, _ = choice_of(shop, own_id("ai-2", "b"))
         assert choice.action == many["slots"][1]["rewardActionId"]
+    administers = clients.PersonalizerAdministrationClient
+    with administers(endpoint(shop), AzureKeyCredential(KEY)) as client:
+        assert client.get_service_configuration()["learningMode"] == "Online"
+        assert client.get_policy()["name"] == "auto"
 
 
 def test_features_are_named_by_where_they_stand() -> None:

@@ -35,7 +35,8 @@ from replay.journal.base import NewRow, Row, Verdict
 from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC = "5" * 64
-SEEDS = 60
+SEEDS, MANY = 25, 60
+"""So many seeds run, and in the long form."""
 STEPS = 160
 
 
@@ -260,7 +261,9 @@ def run(seed: int, learner_class: type[OrderedLearner] = OrderedLearner) -> None
             world.heal()
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize(
+    "seed", [*range(SEEDS), *(pytest.param(n, marks=pytest.mark.long) for n in range(SEEDS, MANY))]
+)
 def test_replicas_learn_the_journal_in_its_order(seed: int) -> None:
     run(seed)
 

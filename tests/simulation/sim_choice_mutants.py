@@ -42,8 +42,8 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
         (
             (
                 "online.serving.defaults",
-                "await self._give(self._seen, at - wait_s, at, lambda key: True)",
-                "await self._give(self._seen, at, at, lambda key: True)",
+                "await self._give(self._seen, at - wait_s, at, lambda key, _: True)",
+                "await self._give(self._seen, at, at, lambda key, _: True)",
             ),
         ),
         climate=CHOICES,

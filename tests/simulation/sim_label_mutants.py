@@ -65,6 +65,7 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         ),
         climate=only("freeze", **_LABELS),
         within=100,
+        begin=3,
     ),
     "a lesson that is forgotten is taken back": Mutant(
         (
@@ -76,6 +77,7 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         ),
         climate={**_LABELS, "forgets": True, "relearns": 0.0},
         within=200,
+        begin=7,
     ),
     "a server has a correction before what it corrects": Mutant(
         ((_LOCAL, "                held.add(delta.partition)\n", "                pass\n"),),
@@ -86,6 +88,7 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         (("online.rows.joins", "        provisional=late is not None,\n", ""),),
         climate=_DEFAULTS,
         within=40,
+        begin=13,
     ),
     "a label by default has a key of its own": Mutant(
         (
@@ -106,5 +109,6 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         ),
         climate=_DEFAULTS,
         within=40,
+        begin=4,
     ),
 }

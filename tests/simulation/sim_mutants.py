@@ -83,8 +83,10 @@ _RECORD = "        waiting = waiting_for(rows, examples, done, decided=decided)\
 
 
 MUTANTS: dict[str, Mutant] = {
-    "a commit is answered before it is synced": Mutant(faulty=Faulty(synchronous="OFF"), within=20),
-    "a disk that syncs nothing": Mutant(faulty=Faulty(lying_disk=True), within=20),
+    "a commit is answered before it is synced": Mutant(
+        faulty=Faulty(synchronous="OFF"), within=20, begin=3
+    ),
+    "a disk that syncs nothing": Mutant(faulty=Faulty(lying_disk=True), within=20, begin=3),
     "learned before the commit": Mutant(
         (
             (
@@ -133,6 +135,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
         climate=only("bad weather", "lost answers", "clock", events=60, feedback_wait_s=0.5),
         within=80,
+        begin=21,
     ),
     "a pass over several rows moves on by one": Mutant(
         (
@@ -173,7 +176,7 @@ MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "a seal does not stop the writer": Mutant(
-        ((_APPEND, "        if state.sealed:\n", "        if False:\n"),), within=10
+        ((_APPEND, "        if state.sealed:\n", "        if False:\n"),), within=10, begin=6
     ),
     "a partition is adopted without a seal": Mutant(
         (
@@ -210,7 +213,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
         climate=only("cancel"),
         within=10,
-        begin=3,
+        begin=5,
     ),
     "who learns nothing adopts": Mutant(
         ((_EXCHANGE, "adopts=self._learns,", "adopts=True,"),),
@@ -250,7 +253,7 @@ MUTANTS: dict[str, Mutant] = {
     "the new copy answers at once": Mutant(
         ((_LEARNER, "if all(map(self._caught_up, self._targets)):", "if True:"),),
         within=100,
-        begin=71,
+        begin=91,
     ),
     "counts of two epochs are compared": Mutant(
         (
@@ -272,7 +275,7 @@ MUTANTS: dict[str, Mutant] = {
             updates=3,
         ),
         within=160,
-        begin=142,
+        begin=38,
     ),
     "the server takes a gap from another epoch": Mutant(
         (

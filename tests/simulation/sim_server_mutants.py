@@ -39,7 +39,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
             ongoing_max=256,
         ),
         within=60,
-        begin=48,
+        begin=4,
     ),
     "the head is moved by whoever wants to": Mutant(
         (
@@ -65,7 +65,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         climate=only("kill server", "bad disk", "kill in a step", sync_ms=20.0, snapshot_s=0.1),
         within=40,
     ),
-    "a snapshot's bytes are not synced": Mutant(((_STORE, _FSYNC, ""),), within=40),
+    "a snapshot's bytes are not synced": Mutant(((_STORE, _FSYNC, ""),), within=40, begin=5),
     "a snapshot's name is not synced": Mutant(
         (
             (
@@ -75,6 +75,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
             ),
         ),
         within=40,
+        begin=5,
     ),
     "a closed partition begins again": Mutant(
         ((_SERVER, "            if partition in self.closed:\n", "            if False:\n"),),
@@ -91,6 +92,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         ),
         climate=only("rollback", "freeze", "kill server", snapshot_s=0.5),
         within=50,
+        begin=15,
     ),
     "a rollback takes the clock back": Mutant(
         (
@@ -118,6 +120,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         ),
         climate=only(**STEADY, forgets=True, sync_ms=20.0),
         within=20,
+        begin=4,
     ),
     "a peer gives its local model": Mutant(
         (
@@ -159,6 +162,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         ((_HISTORY, "for name in asides.difference(held):", "for name in asides:"),),
         climate=only("kill server", forgets=True),
         within=60,
+        begin=7,
     ),
     "a journal that is older than snapshots starts": Mutant(
         ((_SHORTFALL, "    if missing:\n", "    if False:\n"),),
@@ -175,5 +179,6 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         ((_ACCEPTANCE, "<= epochs[1]:", "<= epochs[0]:"),),
         climate=OLDER,
         within=60,
+        begin=15,
     ),
 }

@@ -81,7 +81,7 @@ SHARD_MUTANTS: dict[str, Mutant] = {
             ),
         ),
         climate=TWO,
-        begin=35,
+        begin=17,
     ),
     "a shard keeps its clock beyond a decision": Mutant(
         (
@@ -118,7 +118,6 @@ SHARD_MUTANTS: dict[str, Mutant] = {
     "who makes way for another number of servers decides": Mutant(
         ((_LINEAGE, "    if handed_on(known, server.spec):\n", "    if False:\n"),),
         climate=RESHARDED_AND_DECIDED,
-        begin=22,
         within=120,
     ),
     "a start with another number does not ask": Mutant(

@@ -48,6 +48,7 @@ _LEARN: Final = re.compile(
 _SHOW: Final = re.compile(
     r"/metrics|/v1/live|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/(ready|config|stats))?"
     r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
+    r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/configurations/(service|policy)"
 )
 
 

@@ -78,15 +78,23 @@ def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str
     def of(model: str) -> Personalizer:
         return Personalizer(_of(choosing, model))
 
+    @made.get(f"{at}/configurations/service")
+    async def configuration(model: str) -> Response:
+        return _json(of(model).configuration(), 200)
+
+    @made.get(f"{at}/configurations/policy")
+    async def policy(model: str) -> Response:
+        return _json(of(model).policy(), 200)
+
     @made.post(f"{at}/rank")
     async def rank(model: str, request: Request) -> Response:
         asked: RankRequest = decode(_RANK, await request.body())
-        return _created(await of(model).rank(asked))
+        return _json(await of(model).rank(asked), 201)
 
     @made.post(f"{at}/multislot/rank")
     async def rank_slots(model: str, request: Request) -> Response:
         asked: SlotsRequest = decode(_SLOTS, await request.body())
-        return _created(await of(model).rank_slots(asked))
+        return _json(await of(model).rank_slots(asked), 201)
 
     @made.post(f"{at}/events/{{event:path}}/reward")
     async def reward(model: str, event: str, request: Request) -> Response:
@@ -116,8 +124,8 @@ def _addresses(choosing: Mapping[str, Choosing]) -> str:
     return ", ".join(f"/v1/models/{name}" for name in sorted(choosing)) or "/v1/models/NAME"
 
 
-def _created(answer: dict[str, Any]) -> Response:
-    return Response(JSON.encode(answer), 201, media_type="application/json")
+def _json(answer: Mapping[str, Any], status: int) -> Response:
+    return Response(JSON.encode(answer), status, media_type="application/json")
 
 
 def _request_id(request: Request) -> str | None:

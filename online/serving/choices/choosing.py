@@ -153,17 +153,19 @@ class Choosing:
             token = self._answer_ids.token(features, answer, choice=packed, nonce=one.nonce)
             if token is not None:
                 if self._settings.waits:
-                    self._keep(one.nonce.hex(), features, answer, packed)
+                    half = self._half(one.nonce.hex(), features, answer, packed)
+                    if self._settings.record == "before":
+                        return _Unwritten(token, choice, half, self._answer_ids.version())
+                    self._answer_ids.keep([half], "choice that may need a default reward")
                 return self._answer(token, choice, self._answer_ids.version())
         own = f"choice-{uuid.uuid4().hex}" if one.own is None else one.own
         half = self._answer_ids.half(own, features, answer, choice=packed)
         return _Unwritten(own, choice, half, self._answer_ids.version())
 
-    def _keep(self, named: str, features: Features, answer: Answer, packed: bytes) -> None:
-        """Queue the choice to be written after its answer, under the key of its reward."""
+    def _half(self, named: str, features: Features, answer: Answer, packed: bytes) -> NewRow:
+        """Make the half of a choice with a token, under the key of its reward."""
         key = event_key("token", named)
-        half = self._answer_ids.half(named, features, answer, choice=packed, key=key)
-        self._answer_ids.keep([half], "choice that may need a default reward")
+        return self._answer_ids.half(named, features, answer, choice=packed, key=key)
 
     async def _written(self, made: _Unwritten) -> Chosen:
         """Write the choice under its id and answer with it, or with the one already stored."""

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from online.errors import RequestError, invalid
+from online.messages.bodies import JSON
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.structs import Receipt
 from online.serving.choices.activation import activate
@@ -90,6 +91,9 @@ class Personalizer:
     def __init__(self, choosing: Choosing) -> None:
         self._choosing = choosing
         self._deferred = DeferredSlots(choosing.serving)
+        settings = choosing.serving.replica.settings.choose
+        assert settings is not None
+        self._settings = settings
 
     async def rank(self, request: RankRequest) -> dict[str, Any]:
         """Return the ranking of the actions; the first one is to be shown."""
@@ -162,6 +166,28 @@ class Personalizer:
             raise RequestError(404, "unknown_id", "no deferred event has this id", "eventId", hint)
         for slot in slots:
             await activate(self._choosing.serving, own_id(event, slot))
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the settings, as these clients name them.
+
+        The share of exploration is that of ``epsilon``, otherwise the greatest one allowed.
+        """
+        asked = self._settings
+        shares = {"greedy": 0.0, "epsilon": asked.epsilon}
+        return {
+            "defaultReward": asked.default_reward,
+            "rewardWaitTime": f"PT{asked.reward_wait:g}S",
+            "rewardAggregation": asked.aggregate,
+            "explorationPercentage": min(shares.get(asked.policy, 1.0), asked.budget),
+            "learningMode": "Apprentice" if self._choosing.apprentice else "Online",
+            "modelExportFrequency": "PT0S",  # what is learned counts in the next answer
+            "isAutoOptimizationEnabled": False,
+        }
+
+    def policy(self) -> dict[str, str]:
+        """Return how actions are explored, as these clients name it."""
+        arguments = JSON.encode(self._settings.policy_parts()).decode()
+        return {"name": self._settings.policy, "arguments": arguments}
 
     def _check_slots(self, slots: Sized, field: str) -> None:
         most = self._choosing.serving.replica.limits.slots_max

@@ -329,9 +329,7 @@ class SqliteJournal(Journal):
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
         records = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
-        halves = [(bytes(one[1]), stored_half(one)) for one in records if proof.good(one)]
-        waiting = tuple(one for one in halves if one[1].half is Half.PREDICTION)
-        return Predicted(waiting, float(records[-1][sql.TAKEN_AT]) if records else None)
+        return _predicted(records, self._file.query(sql.NAMED, (model,)))
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         with self._file.write() as db:
@@ -347,6 +345,19 @@ class SqliteJournal(Journal):
         size = self._file.size()
         rows, halves = self._file.query(sql.ROWS_AND_HALVES, (model,))[0]
         return Usage(size, self._size_max, rows, halves)
+
+
+def _predicted(records: Sequence[proof.Record], named: Sequence[proof.Record]) -> Predicted:
+    """Return the predictions among halves; ``named`` is the entry of their model."""
+    running = proof.as_model(named[0]).running if named and proof.good(named[0]) else 0
+    halves = [(one, stored_half(one)) for one in records if proof.good(one)]
+    waiting = [(one, half) for one, half in halves if half.half is Half.PREDICTION]
+    ran = [one[sql.HALF_RAN] for one, _ in waiting]
+    return Predicted(
+        tuple([(bytes(one[1]), half) for one, half in waiting]),
+        float(records[-1][sql.TAKEN_AT]) if records else None,
+        tuple([0 if ms is None else max(running - ms, 0) for ms in ran]),
+    )
 
 
 def _free_mb(folder: Path) -> float:

@@ -175,6 +175,7 @@ WRITE_HEAD = f"INSERT OR REPLACE INTO heads ({HEAD_COLUMNS}) VALUES (?, ?, ?, ?,
 SET_END = 'UPDATE partitions SET "end" = ?, checksum = ? WHERE id = ?'
 HALF_COLUMNS = "model, key, half, event_id, source, payload, at, ran, checksum"
 TAKEN_AT = HALF_COLUMNS.split(", ").index("at")
+HALF_RAN = HALF_COLUMNS.split(", ").index("ran")
 KEPT_HALF = f"SELECT {HALF_COLUMNS} FROM halves WHERE model = ? AND key = ?"
 HALVES_OF = "SELECT key FROM halves WHERE model = ? AND key IN ({})"
 TAKEN_BETWEEN = (

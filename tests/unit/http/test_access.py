@@ -76,6 +76,8 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/personalizer/v1.0/events/a/b/reward"): FEEDBACK,
     ("POST", "/personalizer/v1.0/rank"): PREDICT,  # the answer says what is missing
     ("POST", "/v1/models/{model}/personalizer/multislot/events/a/activate"): FEEDBACK,
+    ("GET", "/v1/models/{model}/personalizer/v1.1/configurations/service"): PREDICT,
+    ("PUT", "/v1/models/{model}/personalizer/v1.1/configurations/service"): ADMIN,
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
     ("GET", "/v1/models/{model}/live"): ADMIN,
     ("GET", "/v1/models/{model}/report"): ADMIN,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -179,6 +180,63 @@ def test_connections_leave_descriptors_for_the_journal_and_snapshots(
         assert answer in await reader.read()
 
     play(talk)
+
+
+async def refusing(scope: Any, receive: Any, send: Any) -> None:
+    """Answer without reading the body, as a request without token is answered."""
+    await send(
+        {"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]}
+    )
+    await send({"type": "http.response.body", "body": b""})
+
+
+ENDLESS: Final = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n"
+
+
+@pytest.mark.parametrize("begin", [ENDLESS, CHUNKED], ids=["of a length", "in pieces"])
+def test_a_body_whose_answer_was_sent_is_not_read_for_ever(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(uvicorn, "Config", lambda _, **given: config(refusing, **given))
+    monkeypatch.setattr(BoundedHeads, "head_s", SHORT_S)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        assert b" 401 " in await reader.readuntil(b"\r\n\r\n")
+        piece, more = b"1\r\nz\r\n" if begin is CHUNKED else b"z", b""
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+            more = await reader.read()
+        assert more == b"", "one answer for one request"
+
+    play(talk)
+
+
+def test_the_rest_of_a_refused_body_may_come_and_then_other_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uvicorn, "Config", lambda _, **given: config(refusing, **given))
+    made = list[BoundedHeads]()
+
+    class Noted(BoundedHeads):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            made.append(self)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(3):
+            writer.write(ENDLESS.replace(b"999999999999", b"200000"))
+            assert b" 401 " in await reader.readuntil(b"\r\n\r\n")
+            assert made[0]._timer is not None
+            writer.write(b"z" * 200_000)
+        writer.write(ASKS + b"\r\n")
+        assert b" 401 " in await reader.readuntil(b"\r\n\r\n")
+        assert made[0]._timer is None
+
+    play(talk, Noted)
 
 
 def test_a_connection_between_two_requests_waits_as_long_as_it_is_kept() -> None:

@@ -204,6 +204,33 @@ def test_what_was_chosen_before_a_start_waits_anew_whatever_the_clock_says(tmp_p
     worlds.play(tmp_path, scene)
 
 
+def test_a_start_does_not_begin_a_wait_again_that_both_clocks_of_the_store_say_is_over(
+    tmp_path: Path,
+) -> None:
+    """Otherwise a service that starts more often than the wait is long would give no default."""
+
+    async def scene(world: Any) -> None:
+        one = await shop(world, "one")
+        chosen = await one.choose()
+        await one.replica.stop(1)
+        for i, (ran_s, later_s, given) in enumerate(
+            ((WAIT_S, WAIT_S + 60, 0), (59.0, WAIT_S + 60, 0), (1.0, 0.0, 0), (0.0, WAIT_S + 1, 1))
+        ):
+            with contextlib.closing(world.journal()) as journal:
+                epoch = journal.head("m", worlds.SPEC).epoch
+                journal.run("m", worlds.SPEC, epoch, int(1000 * ran_s))
+            wall = worlds.Clock()
+            wall.s = one.wall.s + later_s
+            two = await shop(world, f"two-{i}", wall)
+            assert await two.give(1.0) == given, (ran_s, later_s)
+            if given:
+                assert await two.reward(chosen, 1.0) == "conflict"
+            await two.replica.stop(1)
+        assert list(rewards(world).values()) == [0.25]
+
+    worlds.play(tmp_path, scene)
+
+
 def test_at_the_bound_a_choice_that_may_need_a_default_is_refused(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await shop(world, limits=Limits(feedback_wait_s=60, joins_queue_max=2))
@@ -213,6 +240,26 @@ def test_at_the_bound_a_choice_that_may_need_a_default_is_refused(tmp_path: Path
         assert [(x.status, x.code) for x in refused] == [(429, "joins_full")], told
         await worlds.until(lambda: one.replica.writer.idle)
         assert (await one.choosing.choose(ChooseRequest(ACTIONS))).action in ("a", "b")
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("record", ["behind", "before"])
+def test_a_choice_may_be_written_before_its_answer(tmp_path: Path, record: str) -> None:
+    """Then none that was answered is lost in a kill."""
+
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose={"record": record})
+        answer = await one.choosing.choose(ChooseRequest(ACTIONS, {"x": 1.0}))
+        with contextlib.closing(world.journal()) as journal:
+            assert journal.usage("m").halves >= (record == "before")
+        await worlds.until(lambda: one.replica.writer.idle)
+        assert await one.reward(answer.id, 1.0) == "learned"
+        late = await one.choose()
+        assert await one.give(WAIT_S + 60) == 1
+        assert await one.reward(late, 1.0) == "conflict"
+        assert sorted(rewards(world).values()) == [0.25, 1.0]
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)
@@ -237,6 +284,7 @@ def test_without_a_default_nothing_is_written_and_nothing_given(tmp_path: Path) 
         ({"default_reward": 2}, {}, "not in reward_range"),
         ({"reward_wait": "4d"}, {}, "longer than half of token_lifetime"),
         ({"reward_range": [1, 1]}, {}, "no range"),
+        ({"record": "before"}, {}, "no choice is written"),
         ({}, {"features": {"x": "number"}}, "leave `features` out"),
     ],
 )

@@ -180,6 +180,17 @@ def test_numbers_with_signs_are_named_as_such(tmp_path: Path, cells: tuple[str, 
     )
 
 
+def test_codes_of_digits_are_categories(tmp_path: Path) -> None:
+    lines = "".join(
+        f"{zip},{i % 3}_{i % 2},{i % 2}\n" for i, zip in enumerate(["01234", "90210"] * 9)
+    )
+    found = guessed(tmp_path, f"zip,part,label\n{lines}")
+    assert kinds(found) == {"zip": "category", "part": "category", "label": "label"}
+    rows = found.rows()
+    assert next(rows).features == {"zip": "01234", "part": "0_0"}
+    assert next(rows).features == {"zip": "90210", "part": "1_1"}
+
+
 def test_json_lines_are_read_like_a_table(tmp_path: Path) -> None:
     line = '{{"size": {}.5, "of": {{"a": 1}}, "colour": "{}", "label": {}}}\n\n'
     text = "".join(line.format(i, "red" if i % 3 else "blue", i % 2) for i in range(30))
