@@ -45,8 +45,10 @@ class Arrivals:
         weight: Mean weight of an event of the median source.
         shift: Ratio of what the median source's last events weigh to ``weight``: not 1 where all
             have changed their weights, or where the weights of earlier events are not known.
+        large: Number of sources over the budget that are established and not in quarantine.
         denied: Rate at which the model lately found other labels likelier than those of small and
             new sources.
+        denied_long: The same over some 128 of their rows if there are two labels; None: unknown.
     """
 
     def __init__(self, most: int = 4096) -> None:
@@ -60,7 +62,9 @@ class Arrivals:
         self.flooding: frozenset[str] = frozenset()
         self.sizes: dict[str, float] = {}
         self.weight = self.shift = 1.0
+        self.large = 0
         self.denied = 0.5
+        self.denied_long: float | None = None
 
     def __len__(self) -> int:
         return len(self._window)
@@ -125,10 +129,12 @@ class Arrivals:
         names = earned if len(earned) >= EARNED else [s.name for s in known]
         counts = sorted(self.count(name) for name in names)
         if len(counts) < EARNED:
-            self.budget, self.flooding, self.sizes = None, frozenset(), {}
+            self.budget, self.flooding, self.sizes, self.large = None, frozenset(), {}, 0
             return
         twice = 2.0 * counts[len(counts) // 2]
         self.budget = twice + 2.0 * twice**0.5 + _CHANCE
+        able = [s.name for s in known if s.taken >= EARNED and not s.quarantined]
+        self.large = sum([self.count(name) > self.budget for name in able])
         # The usual rate is taken from events before the window, so that a flood does not become
         # usual; if there are few of these, from all events.
         total = sum(s.sent for s in known)

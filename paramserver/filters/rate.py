@@ -17,6 +17,8 @@ _DENIED_MAX: Final = 0.5
 _DENIED_MORE: Final = 0.2
 """Greatest rate at which the model may contradict small sources while a large one has no budget,
 and how much more often that one."""
+_DENIED_LONG_MAX: Final = 0.25
+"""The same over a longer time where several are large, if there are two labels."""
 
 
 class Rate(Filter):
@@ -26,7 +28,9 @@ class Rate(Filter):
     With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the other terms allow for
     chance), the weight is 1/r for r > 1, and events are quarantined from ``refuse_at`` on.  Sources
     in good standing are exempt while the model contradicts them hardly more often than small ones:
-    a model that a flood has taught finds much of what it sends usual.  Sources with fewer than
+    a model that a flood has taught finds much of what it sends usual.  Several large sources can
+    teach it together what each of them says, so it has to agree with small ones for longer and more
+    often before one of these is exempt.  Sources with fewer than
     ``EARNED`` taken events share a pool of ``pool_share`` of the window, once at least eight
     sources are established.
 
@@ -64,7 +68,9 @@ class Rate(Filter):
 
     def _is_agreed(self, source: Source) -> bool:
         """Return whether the model agrees with small sources, and about as often with this one."""
-        usual = self.arrivals.denied
+        usual, long = self.arrivals.denied, self.arrivals.denied_long
+        if self.arrivals.large > 1 and long is not None and long > _DENIED_LONG_MAX:
+            return False
         near = usual <= _DENIED_MAX or usual - source.denied <= _DENIED_MORE
         return near and source.denied <= usual + _DENIED_MORE
 

@@ -267,6 +267,10 @@ class Surprise(Filter):
         if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
             usual = self.arrivals.denied
             self.arrivals.denied += (max(denied, _DENIED_MIN) - usual) / _DENIED_LATELY
+            if self.losses.two:
+                before = self.arrivals.denied_long
+                before = 0.5 if before is None else before
+                self.arrivals.denied_long = before + (denied - before) / _DENIED_LONG
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Learn from an event that another replica has taken.
@@ -320,6 +324,7 @@ class Surprise(Filter):
 
 _NEW_LATELY: Final = 32.0
 _DENIED_LATELY: Final = 16.0
+_DENIED_LONG: Final = 128.0
 _DENIED_MIN: Final = 0.1
 _NEW_SHARE: Final = 0.05
 _FADE: Final = 1.0 - 1.0 / 256.0

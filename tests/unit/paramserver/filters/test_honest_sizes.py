@@ -12,7 +12,7 @@ from online.trust.filtering import _unweighed
 from paramserver.evidence.losses import Losses, Null
 from paramserver.evidence.mixes import Mixes
 from paramserver.evidence.voices import Voices
-from paramserver.filters import surprise
+from paramserver.filters import rate, surprise
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import CLIPPED, PASS, Event, Source
 from paramserver.filters.chain import by_name
@@ -279,6 +279,52 @@ def test_a_large_source_may_be_denied_a_little_while_small_ones_never_are(
         monkeypatch.setattr(surprise, "_DENIED_MIN", 0.0)
     share = beside_new_names(0.0, small=0.0, big=0.2)
     assert (share > 0.8) is works, share
+
+
+def lies_learned(many: int) -> float:
+    """Weight of lies of a few sources that send four of five rows from the first on."""
+    chain = by_name(("rate", "samples", "surprise", "unlikely"), None, None, answers=LABELS[::-1])
+    draw, slope, out = random.Random(5), 0.0, 0.0
+    for i in range(900):
+        lies = draw.random() < 0.8
+        source = f"big {draw.randrange(many)}" if lies else draw.choice(SMALL)
+        x = draw.choice([-1.0, 1.0])
+        label = LABELS[(x > 0.0) is not lies]
+        share = 1.0 / (1.0 + exp(-slope * x - draw.gauss(0.0, 0.3)))
+        loss = -log(share if label == "true" else 1.0 - share)
+        key, answer = i.to_bytes(16, "little"), LABELS[share > 0.5]
+        event = Event(source, key, None, loss, label=label, answer=answer)
+        verdict = chain.decide(event)
+        chain.observe(event, verdict)
+        weight = verdict.factor if verdict.taken else 0.0
+        slope += 0.1 * weight * x * ((label == "true") - share)
+        out += weight if lies else 0.0
+    return out
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_several_large_sources_do_not_free_each_other_of_their_budgets(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:
+        monkeypatch.setattr(rate, "_DENIED_LONG_MAX", 1.0)
+    assert (lies_learned(5) < 350.0) is works
+
+
+@pytest.mark.parametrize(
+    ("large", "long", "exempt"),
+    [(1, 0.4, True), (2, 0.4, False), (2, 0.2, True), (2, None, True)],
+)
+def test_one_large_source_needs_no_long_agreement(
+    large: int, long: float | None, exempt: bool
+) -> None:
+    test, source = Rate(), Source("big", taken=400)
+    source.evidence, source.denied = {"surprise": 8.0}, 0.1
+    test.arrivals.budget, test.arrivals.denied = 2.0, 0.1
+    test.arrivals.large, test.arrivals.denied_long = large, long
+    for _ in range(4):
+        test.arrivals.add("big", new=False)
+    assert (test.judge(Event("big", b""), source).factor == 1.0) is exempt
 
 
 @pytest.mark.parametrize("heard", [True, False])
