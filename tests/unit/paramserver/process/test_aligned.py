@@ -89,15 +89,15 @@ def test_the_parts_of_a_state_make_it_again() -> None:
         "t": Block("rows", Rows(ids, np.arange(200, dtype=np.float32).reshape(100, 2))),
         "n": Block("count", {"rows": 3}),
         "digest": Block("digest", {"count": 2, "sum": 5}),
-        f"{KEPT}age.t": Block("opaque", b"of the server"),
+        f"{KEPT}sights.t": Block("opaque", b"of the server"),
     }
     state = SnapshotState("m", "s" * 64, "{}", (4, 9), values, {1: 7}, control=3, rewrite=2)
     for of in (2, 3, 5):
         parts = [replace(state, values=part) for part in Cut(of).blocks(values)]
         made = whole(parts)
         assert made == replace(state, values=made.values)
-        assert made.values == {name: b for name, b in values.items() if name != f"{KEPT}age.t"}
+        assert made.values == {name: b for name, b in values.items() if name != f"{KEPT}sights.t"}
         again = Cut(4).blocks(made.values)
         assert [part.keys() for part in again] == [
-            part.keys() - {f"{KEPT}age.t"} for part in Cut(4).blocks(values)
+            part.keys() - {f"{KEPT}sights.t"} for part in Cut(4).blocks(values)
         ]
