@@ -4,6 +4,8 @@ The sources choose in turns in a simulated world, and each says what its choice 
 honest ones that of the world, the liars 1 whenever it was one action, and the truth, or nothing,
 of the others.  Regret is that of all choices, by the world's own chances.  In one process, with the
 real replica, journal and filters, and without HTTP.
+
+The ratio of few worlds is mostly chance: its standard error over ten is about a tenth.
 """
 
 from __future__ import annotations
