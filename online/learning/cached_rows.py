@@ -76,6 +76,7 @@ class CachedRows:
         self._asked: dict[int, None] = {}
         self._sent: frozenset[int] = frozenset()
         self._partial: set[int] = set()  # learned while missing
+        self._apart: set[int] = set()  # came, and the copy that answers lacks them
         self._again: list[int] = []  # rows held here that the newest request was for
         self._left: dict[int, None] = {}  # requested before, not held, and not reported yet
         self._reported: list[int] = []  # of these, in the newest request
@@ -97,13 +98,24 @@ class CachedRows:
         }
 
     def use(self, ids: Collection[int]) -> list[int]:
-        """Count a use of each row, and request the missing ones; return them."""
+        """Count a use of each row by an answer, and request the missing ones; return them.
+
+        While rows are learned again, an older copy answers: it lacks rows that have come since.
+        """
+        missing = self._use(ids)
+        return [*missing, *(i for i in ids if i in self._apart)] if self._apart else missing
+
+    def _use(self, ids: Collection[int]) -> list[int]:
         uses, missing = self._uses, self.ask(ids)
         for i in ids:
             if i in uses:
                 uses[i] += 1
         self.missed += len(missing)
         return missing
+
+    def joined(self) -> None:
+        """Note that the copy that learns, to which all rows come, answers from now on."""
+        self._apart.clear()
 
     def ask(self, ids: Iterable[int]) -> list[int]:
         """Request the rows that are not held; return them."""
@@ -119,7 +131,7 @@ class CachedRows:
         Of rows that are missing only its changes are here, and they stay missing until they come.
         """
         ids = self.ids_of(features)
-        missing = self.use(ids)
+        missing = self._use(ids)
         self._changed.update(dict.fromkeys(ids, place))
         self._partial.update(missing)
         self.learned_without += bool(missing)
@@ -230,6 +242,7 @@ class CachedRows:
             self._uses.setdefault(i, 1)
             self.fetched += self._asked.pop(i, 0) is None
         self._partial -= fetched
+        self._apart |= fetched
         self._leave(self._sent)
         self._sent = frozenset()
 
@@ -277,6 +290,7 @@ class CachedRows:
                 gone.append(i)
         for i in gone:
             changed.pop(i, None)
+        self._apart.difference_update(gone)
         self._sent -= {*gone}  # what was requested beside held rows does not come back
         self._leave(gone)
         self.evicted += len(gone)

@@ -67,8 +67,7 @@ class Learner(LocalModel):
         decoded here.
         """
         assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
-        failed, behind = None, None
-        self.latest = None
+        failed = behind = self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if learned and (why := give_up or why_not_taught(row)) is not None:
             failed, learned = Failed(row, why), False
@@ -181,8 +180,9 @@ class Learner(LocalModel):
     def _switch(self) -> None:
         """Answer from the copy that learns, as soon as it includes all rows of the old one."""
         if all(map(self._caught_up, self._targets)):
-            self._targets = {}
-            self.serving = self._training
+            self._targets, self.serving = {}, self._training
+            if self.cache is not None:
+                self.cache.joined()
 
     def abandon(self, partition: int) -> None:
         """Drop the state of a partition that another process has sealed."""

@@ -60,9 +60,11 @@ class Pace:
             # all models of a process poll in the same turns of its loop: waking it costs the most
             half_s = self._idle_s / 2
             timeout = self._idle_s - asyncio.get_running_loop().time() % half_s
-            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+            try:
+                await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
         if waiting():
             least_s = min(max(self._interval_s * _LEAST, cost_s / _SHARE), self._longest_s)
             await self._until_now(least_s)

@@ -191,7 +191,8 @@ class Decisions:
     @property
     def bans(self) -> list[str]:
         """The sources that are banned."""
-        return sorted(name for name in self.sources if self.banned(name))
+        names = list(self.sources)  # a thread may read further ones meanwhile
+        return sorted(name for name in names if self.banned(name))
 
     def choice(self, event: Origin) -> str | None:
         """Return the decision about a quarantined event; None if there is none yet."""
@@ -221,7 +222,7 @@ class Decisions:
         return {
             "frozen": self.frozen, "last": decision, "undone": undone, "banned": self.bans,
             "lost": lost, "failed": len(self.failed),
-            "failed_reason": next(reversed(self.failed.values()), None),
+            "failed_reason": next(reversed(list(self.failed.values())), None),
         }  # fmt: skip
 
     def learned(self, row: Row) -> bool:

@@ -211,7 +211,7 @@ def event_key(kind: str, *parts: str) -> bytes:
 def forward_clock(
     wall_s: Callable[[], float], monotonic_s: Callable[[], float]
 ) -> Callable[[], float]:
-    """Return a wall clock that never goes back during the life of the process.
+    """Return a wall clock that does not follow the wall clock back behind the time since its start.
 
     It is the later of the wall clock and its value at the start plus the monotonic time since.
     After a restart it follows the wall clock, so ids may then come from the future, up to

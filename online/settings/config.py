@@ -158,6 +158,7 @@ DEFAULT_MODEL: Mapping[str, Any] = {"name": "phishing", "task": "binary", "learn
 
 _PATHS = ("state_dir", "base_dir")
 _MERGE = "tag:yaml.org,2002:merge"
+_VALUES_MAX = 1_000_000
 ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
 """Settings that ``ONLINE_…`` environment variables override."""
 
@@ -235,7 +236,29 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _OnceEach(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which YAML's loader drops the first value."""
+    """Refuses what few lines must not mean.
+
+    These are a mapping that has a key twice, of which YAML's loader drops the first value, and
+    aliases by which something contains itself, or by which there are more than a million values.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._values: dict[yaml.Node, int] = {}  # in each node that is composed, with aliases
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark, alias = event.start_mark, isinstance(event, yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if node is not None and not alias:
+            inside = [] if isinstance(node.value, str) else node.value
+            if isinstance(node, yaml.MappingNode):
+                inside = [one for pair in node.value for one in pair]
+            self._values[node] = 1 + sum(self._values[one] for one in inside)
+        # An alias inside what it stands for is not counted yet.
+        if node is not None and self._values.get(node, _VALUES_MAX + 1) > _VALUES_MAX:
+            raise yaml.constructor.ConstructorError(None, None, "values without end", mark)
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -85,7 +85,6 @@ def command(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.ray
 def test_offsets_are_learned_kept_forgotten_bounded_and_scored(tmp_path: Path) -> None:
     write_settings(tmp_path, shown())
     running = launch(tmp_path)

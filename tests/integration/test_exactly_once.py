@@ -49,13 +49,13 @@ def test_every_acknowledged_event_is_learned_exactly_once(
     assert result.statuses["duplicate"] > 0
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.long)])
-def test_so_it_is_in_one_process_without_ray(rounds: int) -> None:
-    result = exactly_once.run(rounds, seed=8, embedded=True, progress=print)
+@pytest.mark.long  # in short: with labels that change, below
+def test_so_it_is_in_one_process_without_ray() -> None:
+    result = exactly_once.run(100, seed=8, embedded=True, progress=print)
     assert result.good, result
-    assert result.rounds == {"all": rounds}
+    assert result.rounds == {"all": 100}
     assert result.in_flight_min >= 8
-    assert result.acknowledged > 20 * rounds
+    assert result.acknowledged > 2000
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.long)])
@@ -63,6 +63,7 @@ def test_no_provisional_lesson_stays_or_counts_twice(rounds: int) -> None:
     result = exactly_once.run(rounds, seed=8, embedded=True, changing=True, progress=print)
     assert result.good, result
     assert result.rounds == {"all": rounds}
+    assert result.in_flight_min >= 8
     assert result.acknowledged > 20 * rounds
     assert result.statuses["duplicate"] > 0
 

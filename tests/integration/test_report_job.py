@@ -118,6 +118,7 @@ def submitted() -> Iterator[Submit]:
         yield submit
 
 
+@pytest.mark.long  # in short: a table that is scored as a job, below
 def test_a_report_as_a_job(submitted: Submit, tmp_path: Path) -> None:
     """The job reads what was submitted, its page is where --out says, and it prints its numbers."""
     folder = tmp_path / "work"

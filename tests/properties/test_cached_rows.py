@@ -148,6 +148,40 @@ def test_a_part_has_no_rows_that_are_not_held() -> None:
     assert part_with_other_rows(broken("t", 9, lambda row: [])) == [2, 9]
 
 
+def answered_while_relearning(world: World) -> tuple[list[int], list[int]]:
+    """Return what an answer lacks of a row that came while an older copy answers, and then."""
+    replica = world.replicas[0]
+    learner, cache = replica.learner, replica.learner.cache
+    assert cache is not None
+    learner._deltas._retain_bytes = 0  # so all rows have to be learned again
+    for _ in range(12):
+        replica.step(world.draw)
+        replica.ask()
+        world.exchange(replica)
+    world.restart()
+    relearn, replica.catch_up = replica.catch_up, lambda: None  # type: ignore[method-assign]
+    while learner.catching_up or learner.up_to_date:
+        world.exchange(replica)
+    new = next(i for i in range(1, 999) if i not in cache._uses)
+    cache.ask([new])
+    world.exchange(replica)
+    assert not learner.up_to_date
+    assert new in cache._uses
+    before = cache.use([new])
+    relearn()
+    return before, cache.use([new])
+
+
+def test_a_row_that_came_while_an_older_copy_answers_is_missing_in_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, after = answered_while_relearning(World(0, most=16, users=300))
+    assert len(before) == 1
+    assert not after
+    monkeypatch.setattr(table_world, "CACHE", _changed("self._apart |= fetched", "pass"))
+    assert not answered_while_relearning(World(0, most=16, users=300))[0]
+
+
 def _mutant(module: ModuleType, old: str, new: str) -> Any:
     source = inspect.getsource(module)
     assert source.count(old) == 1, old

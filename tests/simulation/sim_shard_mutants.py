@@ -94,7 +94,7 @@ SHARD_MUTANTS: dict[str, Mutant] = {
             ),
         ),
         climate=DECIDED,
-        begin=6,
+        begin=10,
     ),
     "a rollback takes any snapshot of another shard": Mutant(
         ((_SHARING, "if one.control == control and self._of(one) == dict(rows):", "if True:"),),
@@ -103,7 +103,7 @@ SHARD_MUTANTS: dict[str, Mutant] = {
     ),
     "another number of servers begins with any snapshots": Mutant(
         (("paramserver.process.aligned", "if (had.control, had.rows(ends)) == wanted)", ")"),),
-        climate=RESHARDED,
+        climate=RESHARDED, begin=4,
     ),
     "another number of servers begins before what it has": Mutant(
         (
@@ -113,12 +113,13 @@ SHARD_MUTANTS: dict[str, Mutant] = {
                 "        replace(replayed(state, after, _none), clock={}),\n",
             ),
         ),
-        climate=RESHARDED,
+        climate=RESHARDED, begin=4,
     ),
     "who makes way for another number of servers decides": Mutant(
         ((_LINEAGE, "    if handed_on(known, server.spec):\n", "    if False:\n"),),
         climate=RESHARDED_AND_DECIDED,
         within=120,
+        begin=27,
     ),
     "a start with another number does not ask": Mutant(
         (
@@ -130,13 +131,13 @@ SHARD_MUTANTS: dict[str, Mutant] = {
                 "    seq = given = None\n",
             ),
         ),
-        climate=BY_SETTINGS,
+        climate=BY_SETTINGS, begin=11,
     ),
     "a server that is replaced removes rows": Mutant(
         ((_PUBLISHING, "if handed_on(store.controls(model, 0), spec):", "if False:"),),
         climate=TRIMMED,
         within=200,
-        begin=55,
+        begin=67,
     ),
     "what one shard has closed is nothing": Mutant(
         (

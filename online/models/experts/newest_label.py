@@ -32,7 +32,7 @@ RIDGE: Final = 20.0
 FAR: Final = 3.0
 """Root mean square errors at which differences are cut."""
 
-_BLOCK: Final = "newest"
+_BLOCK: Final = "newest_label"
 _BEYOND_MAX: Final = 60.0
 
 

@@ -17,10 +17,7 @@ from online.service.parts.head_cache import CachedHeads
 HEAD_BYTES_MAX: Final = 65_536
 """For a head, and between two pieces of a body; one more read may exceed it."""
 HEAD_S: Final = 10.0
-"""For a complete head: from the start of a connection, or from the first byte of a later head.
-
-As long is a body read whose request was already answered, as without a token it is at once.
-"""
+"""For a complete head: from the start of a connection, or from the first byte of a later head."""
 
 
 _FILES_LEFT: Final = 8  # an eighth of the descriptors, or 64, are left for journal and snapshots
@@ -83,18 +80,8 @@ class BoundedHeads(CachedHeads):
 
     def on_message_complete(self) -> None:
         """Note the end of one request."""
-        self._whole()
+        self._pending_bytes = 0
         super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """Bound the rest of a body that was answered before its end, such as one without token."""
-        super().on_response_complete()
-        if self._in_ignored_body and self._timer is None and not self.transport.is_closing():
-            self._wait()
-
-    @property
-    def _in_ignored_body(self) -> bool:
-        return self.cycle.response_complete and self.cycle.more_body and not self._in_head
 
     @property
     def _answered(self) -> bool:
@@ -105,9 +92,7 @@ class BoundedHeads(CachedHeads):
 
     def _end_late(self) -> None:
         """End the connection, unless an answer is pending: nothing is read meanwhile."""
-        if self.cycle is not None and self._in_ignored_body:
-            self.transport.close()
-        elif self._answered:
+        if self._answered:
             self._refuse(b"408 Request Timeout", b"the head did not arrive in time\n")
         else:
             self._wait()

@@ -11,6 +11,7 @@ HTTP/2 with ordinary requests.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import httptools
@@ -19,6 +20,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _PIECE: Final = 4_096
 """Bytes parsed before looking whether a request waits; contains two hundred of the shortest."""
 _OFFERS: Final = (b"upgrade", b"http2-settings")
+IGNORED_S: Final = 10.0
+"""How long the rest of a body is read whose request is answered, as one without token is at once.
+
+Without a bound it would keep the connection for ever: what arrives puts off the end of an idle one.
+"""
 
 
 class _Parser:
@@ -57,11 +63,14 @@ class _Parser:
 class RequestsInTurn(HttpToolsProtocol):
     """A connection whose next requests are parsed once those before them are answered."""
 
+    ignored_s = IGNORED_S
+
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.parser: Any = _Parser(self)
         self._unparsed = b""
         self._answering: Any = None  # the request that was started last
+        self._ignoring: asyncio.TimerHandle | None = None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
@@ -73,6 +82,7 @@ class RequestsInTurn(HttpToolsProtocol):
             self._answering.disconnected = True
             self._answering.message_event.set()
         self.pipeline.clear()
+        self._ignore_no_more()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -103,16 +113,26 @@ class RequestsInTurn(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note the end of a request."""
+        self._ignore_no_more()
         if not self.parser.plain_head:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Begin the next request, if it is parsed, or parse it."""
         super().on_response_complete()
-        if self._unparsed and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self.cycle.response_complete and self.cycle.more_body and self._ignoring is None:
+            self._ignoring = self.loop.call_later(self.ignored_s, self.transport.close)
+        if self._unparsed:
             self.flow.pause_reading()
             if not self.pipeline:
                 self.loop.call_soon(self._parse_rest)
+
+    def _ignore_no_more(self) -> None:
+        if self._ignoring is not None:
+            self._ignoring.cancel()
+            self._ignoring = None
 
     def _parse_rest(self) -> None:
         if self._unparsed and not self.transport.is_closing():

@@ -375,7 +375,9 @@ def test_asleep_it_is_bit_for_bit_what_twelve_experts_would_be(
     short, long = sleeping(task), sleeping(task)
     long._mixture.asleep = False  # all twelve are asked: those that sleep, as the straight ones
     x = {"a": 1.0, "b": 0.0}
-    assert len(long.predict(x).notes) == 3 * len(short.predict(x).notes)
+    newest = 16 if task == "regression" else 0  # bytes noted of the newest label
+    asked, few = (len(model.predict(x).notes) - newest for model in (long, short))
+    assert asked == 3 * few
     first, second = played(short, task), played(long, task)
     assert short._mixture.asleep
     assert first == second

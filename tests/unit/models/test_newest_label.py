@@ -12,6 +12,7 @@ import pytest
 
 from online.edge.lowering.lower import lower
 from online.edge.targets.golden import golden
+from online.learning.counters import TALLIED
 from online.models.auto import Auto
 from online.models.base import learn_example
 from online.models.errors import StateNotFinite
@@ -136,6 +137,13 @@ def test_it_travels_with_the_state() -> None:
     assert other._newest.level == model._newest.level
     other.reset(Blocks())
     assert other._newest.level is None
+
+
+def test_its_block_has_a_name_of_its_own() -> None:
+    """The learner counts events, labels and their times in blocks beside those of the model."""
+    model: Any = SelfRate().model_for("regression")
+    model.learn({"a": 1.0}, 2.0, 1.0)
+    assert not TALLIED.keys() & model.cut().keys()
 
 
 def test_rows_without_notes_are_learned_as_before() -> None:

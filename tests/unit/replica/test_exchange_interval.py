@@ -108,3 +108,15 @@ def test_idle_models_of_a_process_poll_at_the_same_moments(
 
     ends = asyncio.run(once())
     assert max(ends) - min(ends) < 0.06, "they began 0.06 s apart"
+
+
+def test_a_wait_that_is_cancelled_leaves_no_task() -> None:
+    async def scene() -> None:
+        waits = asyncio.create_task(Pace(60.0, 60.0).wait(lambda: False))
+        await asyncio.sleep(0.01)
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1, "this one"
+
+    asyncio.run(scene())

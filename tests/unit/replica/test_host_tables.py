@@ -28,6 +28,7 @@ from online.replica.host_tables import HostTables
 from online.replica.replica import ModelReplica
 from online.settings.config import Settings
 from paramserver.core import wire
+from paramserver.core.blocks import from_wire
 from paramserver.core.tables.layered import LayeredRows
 from paramserver.core.tables.rows import Rows
 from paramserver.process import shared_tables
@@ -117,13 +118,16 @@ class Heard:
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
         reply = await self._client.sync(request, timeout_s)
         self.kinds[f"{reply.kind} {len(reply.pieces) > 0}"] += 1
+        if TABLE in reply.blocks:
+            self.kinds["rows"] += len(from_wire({TABLE: reply.blocks[TABLE]})[TABLE].data)
         return reply
 
 
 async def learn(replica: ModelReplica, begin: int, end: int) -> None:
-    for i in range(begin, end):
-        given = codec.encode(Example(event(i), float(i % 5)))
-        await replica.writer.record([msgspec.structs.replace(row(f"e{i}"), payload=given)])
+    given = [(i, codec.encode(Example(event(i), float(i % 5)))) for i in range(begin, end)]
+    rows = [msgspec.structs.replace(row(f"e{i}"), payload=payload) for i, payload in given]
+    for at in range(0, len(rows), 10):
+        await replica.writer.record(rows[at : at + 10])
 
 
 def answers(replica: ModelReplica) -> list[float]:
@@ -185,6 +189,31 @@ def test_replicas_that_share_a_table_answer_as_one_that_has_its_own(
         await until(lambda: sum(map(own_rows, others)) == 0)
         for one in others:
             assert answers(one) == pytest.approx(answers(first), abs=1e-6)
+        for one in (first, *others):
+            await one.stop(5.0)
+
+    shared(tmp_path, memory, scene)
+
+
+def test_each_replica_of_a_host_pulls_what_has_changed(tmp_path: Path, memory: Path) -> None:
+    """They share the memory of a table, not its messages: there are no relays."""
+
+    async def scene(world: Sharing) -> None:
+        first = await world.joined("a", shares=False)
+        await learn(first, 0, 300)
+        await agreed(first, rows=300)
+        world.server.snapshot_if_due()
+        names = ("b", "c", "d")
+        others = [await world.joined(name) for name in names]
+        await agreed(first, *others, rows=300)
+        before = {name: world.heard[name]["rows"] for name in names}
+        await learn(first, 300, 340)
+        await agreed(first, *others, rows=340)
+        model: Any = first.learner.serving
+        changed = {i for n in range(300, 340) for i in model.row_ids(event(n))}
+        for name in names:
+            assert world.heard[name]["changes False"] > 0
+            assert world.heard[name]["rows"] - before[name] >= len(changed)
         for one in (first, *others):
             await one.stop(5.0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -364,3 +366,22 @@ def test_pages_go_on_where_they_ended(world: World, monkeypatch: pytest.MonkeyPa
 def test_other_cursors_are_refused(world: World, cursor: str) -> None:
     with pytest.raises(RequestError, match="not a cursor"):
         walk(world.journal, MODEL, world.decisions(), UNDONE, cursor, 3)
+
+
+def test_bans_are_listed_while_a_thread_reads_decisions() -> None:
+    decisions, before = Decisions("f" * 64), sys.getswitchinterval()
+    decisions.sources = {f"s{i}": (i, True) for i in range(2_000)}
+
+    def read() -> None:
+        for i in range(50_000):
+            decisions.sources[f"t{i}"] = i, False
+
+    reading = threading.Thread(target=read)
+    sys.setswitchinterval(1e-5)
+    try:
+        reading.start()
+        while reading.is_alive():
+            assert len(decisions.bans) == 2_000
+    finally:
+        reading.join()
+        sys.setswitchinterval(before)

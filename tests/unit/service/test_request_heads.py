@@ -14,7 +14,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from online.service import embedded
+from online.service.parts.head_cache import CachedHeads
 from online.service.parts.request_heads import HEAD_BYTES_MAX, BoundedHeads
+from online.service.parts.requests_in_turn import RequestsInTurn
 
 WAIT_S: Final = 60.0  # what hangs ends
 SHORT_S: Final = 0.05
@@ -193,12 +195,13 @@ async def refusing(scope: Any, receive: Any, send: Any) -> None:
 ENDLESS: Final = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n"
 
 
+@pytest.mark.parametrize("kind", [CachedHeads, BoundedHeads])
 @pytest.mark.parametrize("begin", [ENDLESS, CHUNKED], ids=["of a length", "in pieces"])
 def test_a_body_whose_answer_was_sent_is_not_read_for_ever(
-    monkeypatch: pytest.MonkeyPatch, begin: bytes
+    monkeypatch: pytest.MonkeyPatch, begin: bytes, kind: type[CachedHeads]
 ) -> None:
     monkeypatch.setattr(uvicorn, "Config", lambda _, **given: config(refusing, **given))
-    monkeypatch.setattr(BoundedHeads, "head_s", SHORT_S)
+    monkeypatch.setattr(RequestsInTurn, "ignored_s", SHORT_S)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(begin)
@@ -212,7 +215,7 @@ def test_a_body_whose_answer_was_sent_is_not_read_for_ever(
             more = await reader.read()
         assert more == b"", "one answer for one request"
 
-    play(talk)
+    play(talk, kind)
 
 
 def test_the_rest_of_a_refused_body_may_come_and_then_other_requests(
@@ -230,11 +233,11 @@ def test_the_rest_of_a_refused_body_may_come_and_then_other_requests(
         for _ in range(3):
             writer.write(ENDLESS.replace(b"999999999999", b"200000"))
             assert b" 401 " in await reader.readuntil(b"\r\n\r\n")
-            assert made[0]._timer is not None
+            assert made[0]._ignoring is not None
             writer.write(b"z" * 200_000)
         writer.write(ASKS + b"\r\n")
         assert b" 401 " in await reader.readuntil(b"\r\n\r\n")
-        assert made[0]._timer is None
+        assert made[0]._ignoring is None
 
     play(talk, Noted)
 

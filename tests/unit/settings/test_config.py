@@ -140,6 +140,12 @@ def test_a_file_that_is_no_yaml(file: Path) -> None:
     assert "not YAML" in refusal(file, "models: [").problem
 
 
+LAUGHS = "x0: &x0 [" + "x, " * 9 + "x]\n" + "".join(
+    f"x{i}: &x{i} [{', '.join(10 * [f'*x{i - 1}'])}]\n" for i in range(1, 9)
+)  # fmt: skip
+"""A hundred short words, of which pydantic would read a billion."""
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -149,6 +155,9 @@ def test_a_file_that_is_no_yaml(file: Path) -> None:
         ("port: " + "9" * 5000, "can't be read"),
         ("models: [] # \xe9", "not UTF-8"),
         ("? [1, 2]\n: 3\n", "unhashable key"),
+        ("models: &a\n- *a\n", "values without end, line 2, column 3"),
+        ("models: &a {name: *a}\n", "values without end"),
+        (LAUGHS, "values without end, line 6"),
     ],
 )
 def test_a_file_that_can_not_be_meant(tmp_path: Path, text: str, says: str) -> None:
