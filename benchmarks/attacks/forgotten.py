@@ -39,7 +39,8 @@ class Forgotten:
     """One attack.  ``harm``: as ``apart``, before anybody was forgotten.
 
     ``lies``: that were learned.  ``others``: rows of honest sources that were judged otherwise
-    than in the twin.  ``learned``: rows in the model that the twin has not.
+    than in the twin, by their verdicts: clipped to another weight is not seen.
+    ``learned``: rows in the model that the twin has not.
     """
 
     what: str
