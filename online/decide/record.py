@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from operator import neg
 from typing import Final
 
 import msgspec
@@ -98,8 +99,10 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     def ranking(self) -> Sequence[int]:
         """Return the indices of all actions: the answered one, then by probability and estimate."""
-        chosen, p, means = self.chosen, self.probabilities, self.estimates
-        return sorted(range(len(p)), key=lambda i: (i != chosen, -p[i], -means[i], i))
+        p, means = map(neg, self.probabilities), map(neg, self.estimates)
+        order = [i for _, _, i in sorted(zip(p, means, range(len(self.actions)), strict=True))]
+        order.remove(self.chosen)
+        return [self.chosen, *order]
 
 
 class _Columns(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -23,7 +23,7 @@ from typing import ClassVar, Final
 from evaluation.metrics import Task
 from online.learning.bounds import Bounds, free_names
 from online.learning.cached_rows import CachedRows
-from online.learning.counters import Tally
+from online.learning.counters import TALLIED, Tally
 from online.learning.deltas import Track, Tracks
 from online.learning.scores import increments_of, score_of
 from online.learning.source_evidence import Evidence
@@ -363,3 +363,16 @@ class BaseLearner(ABC):
     def changes_since(self, version: Version | None) -> Touched | None:
         """Return what has changed in the pulled values after that version; None if unknown."""
         return None
+
+
+def cut_together(learner: BaseLearner) -> Blocks:
+    """Return the open deltas of the model and of all counters beside it, and reset them.
+
+    Raises ValueError if the model has a block of a name that the counters use.
+    """
+    out = learner._training.cut()
+    if taken := out.keys() & TALLIED:
+        raise ValueError(f"a model's block is named {min(taken)!r}, which counters use")
+    for part in (learner.tally, learner.evidence, learner.bounds, learner.vocabulary):
+        out |= part.cut()
+    return out

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
-from online.learning.base import BaseLearner
+from online.learning.base import BaseLearner, cut_together
 from online.learning.deltas import (
     Delta,
     Deltas,
@@ -216,8 +216,7 @@ class LocalModel(BaseLearner):
         model, curved = self._training, {}
         if isinstance(model, Compensable):
             curved = model.curved()
-        blocks = {**model.cut(), **self.tally.cut(), **self.evidence.cut(), **self.bounds.cut()}
-        blocks |= self.vocabulary.cut()
+        blocks = cut_together(self)
         curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         size += sum(len(key) + 20 for keys in curved.values() for key in keys)

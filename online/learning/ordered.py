@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
-from online.learning.base import LEARNED, BaseLearner, Failed, why_not_taught
+from online.learning.base import LEARNED, BaseLearner, Failed, cut_together, why_not_taught
 from online.learning.deltas import CLOSED, Track, open_ones
 from online.learning.values_in_parts import PartialValues
 from online.models.base import Model
@@ -231,13 +231,7 @@ class OrderedLearner(BaseLearner):
 
     def _write_down(self) -> None:
         """Copy the present state into the values, from which the model can be restored or sent."""
-        done = {
-            **self._training.cut(),
-            **self.tally.cut(),
-            **self.evidence.cut(),
-            **self.bounds.cut(),
-            **self.vocabulary.cut(),
-        }
+        done = cut_together(self)
         left = self._written.add(self.position, done, self.evidence.sources_max, self.tables_keeper)
         if left:
             self._training.rebase(left)

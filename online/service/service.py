@@ -185,11 +185,14 @@ def needs_restart(names: Sequence[str]) -> list[str]:
 
 def _stopped_gently(settings: Settings, served: Mapping[str, str]) -> list[str]:
     """End replicas and Ray after last snapshots; return a line about each of these."""
+    if "ray" not in sys.modules:  # a signal came before it was imported, or meanwhile
+        return []
     import ray
-    from ray import serve
 
     if not ray.is_initialized():
         return []
+    from ray import serve
+
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # errors of calls to ending actors
     with quiet(settings.state_dir / "stop.log"):
         serve.shutdown()

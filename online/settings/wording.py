@@ -16,7 +16,7 @@ from online.settings.purposes import PURPOSES
 from online.settings.replicas import TAGS
 from refusals import meant
 
-_PLAIN: Final[Mapping[str, str]] = {
+PLAIN: Final[Mapping[str, str]] = {
     "missing": "it is required",
     "tuple_type": "a list is needed: a line each that begins with `-`",
     "list_type": "a list is needed: a line each that begins with `-`",
@@ -64,7 +64,7 @@ def explained(
     value = "" if secret else f", got {hidden(repr(first['input']))}"
     context = first.get("ctx", {})
     kind = context.get("pattern", first["type"])
-    message = _PLAIN.get(kind) or first["msg"].removeprefix("Value error, ")
+    message = PLAIN.get(kind) or first["msg"].removeprefix("Value error, ")
     remedy = "`online config show` prints every default"
     names = re.findall(r"'(.+?)'", context.get("expected", ""))
     if kind == "literal_error" and names:

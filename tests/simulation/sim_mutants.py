@@ -21,6 +21,7 @@ from sim_label_mutants import LABEL_MUTANTS
 from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
 from sim_server_mutants import SERVER_MUTANTS
 from sim_shard_mutants import SHARD_MUTANTS
+from sim_table_mutants import TABLE_MUTANTS
 from sim_world import Faulty
 
 _APPEND = "replay.journal.sqlite.append"
@@ -323,4 +324,5 @@ MUTANTS: dict[str, Mutant] = {
     **LABEL_MUTANTS,
     **CHOICE_MUTANTS,
     **SHARD_MUTANTS,
+    **TABLE_MUTANTS,
 }

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from sim_actor import MODEL, SPEC, Actor
 from sim_disk import SnapshotDisk
 from sim_labels import SOURCES as ALL_LABELS
-from sim_model import SOURCES, Ledger
+from sim_model import SOURCES
 from sim_shards import publish_aside
+from sim_tables import ledger
 
 import online.errors
 import online.rebuild.forget
@@ -107,10 +108,11 @@ class Operator(Actor):
         start = online.rebuild.rebuild.nothing(MODEL, SPEC, "{}", {})
         if base.name is not None:
             start = history.load(base.name)
+        climate = self.world.climate
         method = online.rebuild.rebuild.Method(
-            partial(Ledger, _deadly, counts=self.world.climate.shards > 1),
+            partial(ledger(climate, counts=climate.shards > 1), _deadly),
             "regression",
-            rows_max=self.world.climate.rows_max,
+            rows_max=climate.rows_max,
         )
         rebuild = online.rebuild.rebuild.Rebuild(journal, decisions, wanted, start, method)
         rebuild.run()
@@ -145,8 +147,8 @@ class Operator(Actor):
 
     def _taught(self, journal: Any, aside: str, rewrite: int) -> tuple[Any, float, set[str]]:
         """The state aside, and, found out in another way, the events that are older."""
-        place = lineage_place("/simulated/snapshots", MODEL, SPEC)
-        history = SnapshotHistory(open_snapshots(place, SnapshotDisk(self.world.disk)), Retention())
+        world, place = self.world, lineage_place("/simulated/snapshots", MODEL, SPEC)
+        history = SnapshotHistory(open_snapshots(place, SnapshotDisk(world.disk)), Retention())
         decisions = online.rows.history.Decisions(SPEC)
         decisions.read(journal, MODEL)
         head = journal.head(MODEL, SPEC).snapshot
@@ -155,11 +157,11 @@ class Operator(Actor):
         window = online.rebuild.relearn.window_of(journal, MODEL, decisions, -math.inf, rows)
         work = online.rebuild.relearn.Relearning(
             journal, decisions, window, state,
-            online.rebuild.rebuild.Method(partial(Ledger, _deadly), "regression"),
+            online.rebuild.rebuild.Method(partial(ledger(world.climate), _deadly), "regression"),
             model=MODEL, spec_text="{}",
         )  # fmt: skip
         work.run()
-        made = work.built((0, self._number(aside)), rewrite, self.world.wall())
+        made = work.built((0, self._number(aside)), rewrite, world.wall())
         history.publish(aside, made.state)
         names = set()
         for partition in journal.partitions(MODEL):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import sim_choices
 import sim_defaults
+import sim_tables
 from sim_actor import MODEL, SPEC, Actor
 from sim_disk import DeadProcess, SnapshotDisk
 from sim_labels import Part
-from sim_model import KEEP_ROWS_S, Event, Ledger, counted, sums_of
+from sim_model import KEEP_ROWS_S, Event, counted, sums_of
 from sim_shards import can_roll_back, client, shard_of
 from sim_ways import Client, Peers
 
@@ -56,6 +57,7 @@ class Server(Actor):
             confirm_s=climate.confirm_s,
             keep_rows_s=KEEP_ROWS_S,
             running_s=0.5,
+            shared=str(world.memory.folder) if climate.shared else None,
         )
         clock = world.loop.time
         host = Host(clock, world.wall, self._die, SnapshotDisk(world.disk))
@@ -173,6 +175,7 @@ class Server(Actor):
     def check(self) -> None:
         """Nothing counts twice in what it has at present."""
         if (server := self.real._running.server) is not None:
+            sim_tables.check_server(self, server.values)
             self.world.oracle.at_most_once(sums_of(server.values), self.name)
             if "seen" in server.values:
                 self.world.oracle.at_most_once(server.values["seen"].data, self.name)
@@ -185,15 +188,16 @@ class Learner(Actor):
         self.model: Any = None
         self.ready = False
         self.version, self.spec = (0, 0), world.spec
+        self.pins: list[Any] = []
         super().__init__(world, number)
 
     async def start(self, *, learns: bool) -> None:
         """Build the model and begin."""
         world, climate = self.world, self.world.climate
         journal = await self.thread("main", self.open_journal)
-        several = climate.shards > 1 or climate.reshards
+        make = sim_tables.ledger(climate, counts=climate.shards > 1 or climate.reshards)
         learner = online.learning.merged.Learner(
-            lambda: Ledger(self._die, self._note_twice, counts=several),
+            partial(make, self._die, self._note_twice),
             task="regression",
             spec=self.spec,
             retain_bytes=climate.retain_bytes,
@@ -204,6 +208,7 @@ class Learner(Actor):
             task="regression",
             learner="linreg",
             sync=Sync(interval_ms=climate.sync_ms, updates=climate.updates),
+            cache=sim_tables.hold_some(self, learner),
             choose=sim_choices.settings(climate.aggregate) if climate.choices else None,
         )
         limits = Limits(feedback_wait_s=climate.feedback_wait_s, ongoing_max=climate.ongoing_max)
@@ -216,6 +221,7 @@ class Learner(Actor):
                 journal,
                 client(world, [Client(self, shard) for shard in range(world.shards)], self.spec),
                 Peers(self) if climate.peers and isinstance(self, Replica) else None,
+                tables=world.memory.tables(self, learner) if climate.shared else None,
             ),
             clocks=Clocks(world.wall, world.loop.time),
         )
@@ -261,6 +267,7 @@ class Learner(Actor):
         self.version = learner.version
         is_newest = learner.rewrite == self.world.rewritten
         self.world.oracle.at_most_once(learner.serving.sums, self.name, local=is_newest)
+        sim_tables.check_replica(self, learner)
         self.world.oracle.at_most_once(learner.serving.seen, self.name, local=is_newest)
         errors = self.model.counts["internal_errors"]
         assert not errors, f"{self.name}: {self.model.incidents}"

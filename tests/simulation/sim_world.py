@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import sim_chaos
 import sim_loss
+import sim_tables
 from sim_actor import SPEC, Actor, Observer
 from sim_choices import ChoiceClients, Choices
 from sim_clerk import Clerk, LabelClients
@@ -86,6 +87,8 @@ class Climate:
     shards: int = 1
     reshards: bool = False
     by_settings: bool = False
+    cached: bool = False
+    shared: bool = False
     aggregate: str = "earliest"
 
     @classmethod
@@ -124,7 +127,9 @@ def climate_of(
     drawn: dict[str, Any] = {"background": dice.random() < 0.2}
     drawn |= {"forgets": dice.random() < 0.25}
     drawn |= {"ahead": random.Random(f"ahead {seed}").random() < 0.25}
-    drawn |= {"peers": dice.random() < 0.25, **given}
+    drawn |= {"peers": dice.random() < 0.25, **(given or sim_tables.drawn(seed))}
+    if drawn.get("cached") or drawn.get("shared"):
+        drawn["background"] = False
     climate = replace(Climate.draw(r), **drawn)
     older = random.Random(f"older {seed}").random() < 0.1
     if (older and not given) or climate.older:
@@ -176,6 +181,7 @@ class World:
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
         self.loop.set_exception_handler(self._unexpected)
+        self.memory = sim_tables.HostMemory(folder, self.loop)
         self.outside = contextvars.copy_context()
         self.disk = SimDisk(self.r, self.counts)
         self.disk.lying = self.faulty.lying_disk
@@ -194,12 +200,9 @@ class World:
         self.actors: list[Actor] = []
         # by replica and shard: those that stick to an older server
         self.servers_of: dict[tuple[str, int], Server] = {}
-        self.calm = False
-        self.rewritten = 0  # by which row
+        self.calm, self.rewritten = False, 0  # by which row
         self.slow_s = self.kill_at_work = self.lost_answers = self.cancels = 0.0
-        self.wall_offset_s = 0.0
-        self._number = 0
-        self._buried: set[Actor] = set()
+        self.wall_offset_s, self._number, self._buried = 0.0, 0, set[Actor]()
         self._failure: BaseException | None = None
         self._observer: Observer | None = None
         self.published: dict[str, set[str]] = {}  # what counts in each snapshot, by version
@@ -263,6 +266,7 @@ class World:
         if isinstance(actor, Replica) and actor.learning is not None:  # it belongs to this one
             self.kill(actor.learning)
         self._vfs.release(actor.process)
+        sim_tables.release(actor)
         self.disk.dead = dead
 
     def release(self, process: Process | None) -> None:
@@ -275,6 +279,7 @@ class World:
         for actor in self.actors:
             self.kill(actor)
         self.disk.power_cut()
+        self.memory.begin()
         self.servers_of.clear()
 
     def servers(self, shard: int = 0, spec: str | None = None) -> list[Server]:

@@ -16,6 +16,7 @@ import run
 from sim_choice_mutants import CHOICES, DECIDED_CHOICES
 from sim_mutants import MUTANTS
 from sim_shard_mutants import BY_SETTINGS, DECIDED, RESHARDED, RESHARDED_AND_DECIDED, TRIMMED
+from sim_table_mutants import CACHED, SHARED
 
 SEEDS, COUNTED = 300, 290
 MANY, COUNTED_OF_MANY = 1_020, 1_000
@@ -63,6 +64,8 @@ def test_seeds(processes: ProcessPoolExecutor, seeds: int, counted: int) -> None
     assert not failed, "\n".join(failed)
     assert out.counted >= counted, "seeds without a fault do not count"
     assert out.counts.keys() - run.NOT_FAULTS == KINDS, "each kind of fault was met"
+    assert out.counts["rows held"], "a table was held in part"
+    assert out.counts["rows of a host"], "a table was shared"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,16 @@ def test_several_servers_of_one_model_are_as_one(
     assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
     met = {"rollback", "crash server", "crash replica", "reshard"}
     assert met <= out.counts.keys(), f"{out.counts}"
+
+
+@pytest.mark.parametrize("seeds", [4, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("climate", "met"), [(CACHED, "rows held"), (SHARED, "rows of a host")])
+def test_what_replicas_hold_of_a_table_is_of_their_version(
+    processes: ProcessPoolExecutor, climate: Mapping[str, Any], met: str, seeds: int
+) -> None:
+    out = processes.submit(run.run_seeds, range(seeds), None, climate).result()
+    assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
+    assert out.counts[met]
 
 
 def test_rows_whose_small_commits_wait_for_others_are_learned_once(

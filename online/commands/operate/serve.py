@@ -107,12 +107,13 @@ class _Foreground:
         print(f"online {__version__}, state in {self._settings.state_dir}", flush=True)
         code = 0
         try:
+            self._take_signals()
             begin()
             code = self._watch()
             if code:  # a gentle stop, or Ray's own at exit, would wait for processes that are gone
                 _kill(self.running, code)
             print("\nstopping: replicas push what they have learned", flush=True)
-        except (_GivenUp, KeyboardInterrupt):
+        except (_GivenUp, KeyboardInterrupt, SystemExit):  # SystemExit: Ray's own SIGTERM handler
             code = 130
         except Exception as error:
             if self.started or not self.stop.is_set():
@@ -131,10 +132,13 @@ class _Foreground:
             return _watch_embedded(self.running, self.stop, self._hangup)
         return _watch(self.running, self.stop, self._hangup, self._load)
 
+    def _take_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
     def _say(self, line: str) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):  # replaces Ray's handlers, which abort
-                signal.signal(number, self._on_signal)
+            self._take_signals()  # replaces Ray's handlers, which abort
         print(f"  {line}", flush=True)  # last, because a reader of the line may send a signal
 
     def _on_signal(self, number: int, frame: object) -> None:

@@ -260,16 +260,14 @@ def rollback(
     settings = in_private(context.settings())
     served = pick_model(settings, context.model)
     place = _keys_place(settings, keys)
-    key = signing_key(place / "signing.pem", "--keys")
     folder = _folder(settings, served)
-    with folder.locked():
-        channel = folder.channel()
+
+    def returned(channel: Channel) -> tuple[Channel, Mapping[str, bytes]]:
         old = channel.named(to)
         about, differences, _ = with_deltas(folder, channel, old.about, {})
-        channel = channel.returned(about)
-        _publish_roots(folder, place)
-        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, differences)
-    _say(channel, context.as_json, served.name)
+        return channel.returned(about), differences
+
+    _say(_changed(folder, place, valid_days, returned), context.as_json, served.name)
 
 
 @app.command()
@@ -332,19 +330,20 @@ def _publish(
     """Add the release to the channel; also return the releases without a delta, and why."""
     from online.edge.export import with_deltas
 
-    key = signing_key(place / "signing.pem", "--keys")
     files = {sha256(data).hexdigest(): data for data in made.files.values()}
     folder = _folder(settings, served)
-    with folder.locked():
-        channel = folder.channel()
-        about, differences, whole = with_deltas(folder, channel, made.manifest, files)
+    whole: dict[int, str] = {}
+
+    def published(channel: Channel) -> tuple[Channel, Mapping[str, bytes]]:
+        about, differences, without = with_deltas(folder, channel, made.manifest, files)
+        whole.update(without)
         about["freshness"] = {**about["freshness"], "rows_since": _rows_since(channel, about)}
         channel = channel.published(about, percent)
         named = channel.newest.files()
-        files = {digest: data for digest, data in (files | differences).items() if digest in named}
-        _publish_roots(folder, place)
-        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
-    return channel, whole
+        every = files | differences
+        return channel, {digest: data for digest, data in every.items() if digest in named}
+
+    return _changed(folder, place, valid_days, published), whole
 
 
 def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:
@@ -362,13 +361,10 @@ def _move(
     """Change the newest release's share of devices, and sign it."""
     settings = in_private(context.settings())
     served = pick_model(settings, context.model)
-    key = signing_key(_keys_place(settings, keys) / "signing.pem", "--keys")
-    folder = _folder(settings, served)
-    with folder.locked():
-        channel = folder.channel()
-        channel = change(channel, folder.reports(channel.sequence))
-        _publish_roots(folder, _keys_place(settings, keys))
-        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
+    folder, place = _folder(settings, served), _keys_place(settings, keys)
+    channel = _changed(
+        folder, place, valid_days, lambda old: (change(old, folder.reports(old.sequence)), {})
+    )
     _say(channel, context.as_json, served.name)
 
 
@@ -376,15 +372,18 @@ def _halt_if_bad(
     settings: Settings, served: ModelSettings, place: Path, valid_days: float, as_json: bool
 ) -> None:
     folder = _folder(settings, served)
+
+    def stopped(channel: Channel) -> tuple[Channel, Mapping[str, bytes]]:
+        bad = folder.reports(channel.sequence).bad is not None
+        can = not channel.halted and channel.before is not None
+        return channel.stopped() if bad and can else channel, {}
+
     channel = folder.channel()
-    reports = folder.reports(channel.sequence)
-    if reports.bad is None or channel.halted or channel.before is None:
+    if stopped(channel)[0] is channel:  # without the lock: most often there is nothing to do
         return
-    key = signing_key(place / "signing.pem", "--keys")
-    with folder.locked():
-        channel = folder.channel().stopped()
-        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
-    _say(channel, as_json, served.name, None, reports)
+    channel = _changed(folder, place, valid_days, stopped)
+    if channel.halted:  # it is not if another release has been published meanwhile
+        _say(channel, as_json, served.name, None, folder.reports(channel.sequence))
 
 
 def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: float) -> str | None:
@@ -392,12 +391,30 @@ def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: f
     folder = _folder(settings, served)
     if not folder.channel().releases:
         return None
+    _changed(folder, place, valid_days, lambda channel: (channel.again(), {}))
+    return served.name
+
+
+def _changed(
+    folder: Folder,
+    place: Path,
+    valid_days: float,
+    change: Callable[[Channel], tuple[Channel, Mapping[str, bytes]]],
+) -> Channel:
+    """Change the channel, and sign it with the key at ``place``; all of it within the lock.
+
+    Parameters:
+        change: Returns the new channel, and the files to publish by hash.  The same channel:
+            nothing is signed.
+    """
     key = signing_key(place / "signing.pem", "--keys")
     with folder.locked():
-        channel = folder.channel().again()
-        _publish_roots(folder, place)
-        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
-    return served.name
+        before = folder.channel()
+        channel, files = change(before)
+        if channel is not before:
+            _publish_roots(folder, place)
+            folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
+    return channel
 
 
 def _keys_place(settings: Settings, keys: Path | None) -> Path:

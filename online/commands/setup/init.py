@@ -86,6 +86,7 @@ def init(
 
     places = [folder / "online.yaml", folder / "model.py"][: 1 if task == "choose" else 2]
     _check(table, [] if force else places)
+    name = None if name is None else _valid(name)
     named = {"--label": label, "--action": action, "--probability": probability}
     if task == "choose":
         _choices(table, places[0], name, named, rows, as_json=as_json)
@@ -148,6 +149,16 @@ def _task_of(text: str | None) -> Task | None:
         remedy = "binary, multiclass, regression or choose"
         raise ConfigError("--task", f"{text!r} is no task", remedy)
     return text  # type: ignore[return-value]
+
+
+def _valid(name: str) -> str:
+    """Return the model's name, if the settings file may have it."""
+    from online.settings.model import NAME
+    from online.settings.wording import PLAIN
+
+    if re.fullmatch(NAME, name) is None:
+        raise ConfigError("--name", f"{name[:80]!r} is no name of a model", PLAIN[NAME])
+    return name
 
 
 def _name(name: str | None, table: Path) -> str:
@@ -396,7 +407,7 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
         raise ConfigError("TABLE", "no table, and no terminal", "Name a .csv or .parquet file")
     if label is not None:
         raise ConfigError("--label", "there is no table to find it in", "Name a table")
-    model_name = name or typer.prompt("What is the model called?", default="model")
+    model_name = name or _valid(typer.prompt("What is the model called?", default="model"))
     tasks = typer.prompt(
         "What does it answer: binary (yes or no), multiclass (one of some), regression (a number)?",
         default="binary",

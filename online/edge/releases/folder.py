@@ -135,8 +135,10 @@ class Folder:
         except FileNotFoundError:
             return Reports()
         reports: dict[str, list[Any]] = {}
-        for device, *rest in map(json.loads, lines):
-            reports[device] = [*rest, 0, 0][:3]  # older lines have no counts
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a part of a line: the disk was full
+                device, *rest = json.loads(line)
+                reports[device] = [*rest, 0, 0][:3]  # older lines have no counts
         failed = sum(outcome == "failed" for outcome, _, _ in reports.values())
         counts = [
             (compared, differ)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from online.edge.releases.folder import FILE_BYTES_MAX, SIGNATURE_BYTES, Folder
 from online.errors import RequestError
+from online.http.routes.front import takes_gzip
 from online.messages.bodies import JSON
 from online.serving.device_pushes import Push, Pushes, not_taken
 
@@ -254,7 +255,7 @@ def _answer(
         return Response(status_code=304, headers=headers)
     if len(data) > _ZIPPED_FROM and (kind != _BINARY or data[:1] == b"{"):
         headers["vary"] = "accept-encoding"
-        if "gzip" in request.headers.get("accept-encoding", ""):
+        if takes_gzip(request):
             headers |= {"content-encoding": "gzip", "etag": f"W/{etag}"}
             data = gzip.compress(data, 9, mtime=0)
     return Response(data, media_type=kind, headers=headers)

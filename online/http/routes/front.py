@@ -26,7 +26,7 @@ def add_front(app: FastAPI, models: Sequence[str]) -> None:
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> HTMLResponse:
         vary = {"vary": "accept-encoding"}
-        if _takes_gzip(",".join(request.headers.getlist("accept-encoding"))):
+        if takes_gzip(request):
             return HTMLResponse(packed, headers={**vary, "content-encoding": "gzip"})
         return HTMLResponse(plain, headers=vary)
 
@@ -43,8 +43,9 @@ def add_front(app: FastAPI, models: Sequence[str]) -> None:
         return {"ready": True, "models": models}
 
 
-def _takes_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header allows gzip (a quality value of 0 forbids it)."""
+def takes_gzip(request: Request) -> bool:
+    """Whether the request's Accept-Encoding allows gzip (a quality value of 0 forbids it)."""
+    accepted = ",".join(request.headers.getlist("accept-encoding"))
     for one in accepted.lower().split(","):
         name, _, weight = one.partition(";")
         if name.strip() == "gzip":

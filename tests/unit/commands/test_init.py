@@ -122,6 +122,15 @@ def test_nothing_is_replaced_unasked_and_json_says_it_all(table: Path) -> None:
     assert not list(Path().glob("*.part"))
 
 
+@pytest.mark.parametrize("name", ["my model", "../mails", "", "m" * 65, "ü"])
+def test_a_name_that_the_settings_refuse_is_refused_before_the_table_is_played(
+    name: str, table: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--name: .*a letter or digit first"):
+        run("init", str(table), "--name", name)
+    assert not Path("online.yaml").exists()
+
+
 def test_names_that_yaml_would_take_for_something_else_stay_texts(table: Path) -> None:
     table.write_text("x,label\n" + "1,off\n2,on\n" * 5)
     run("init", str(table), "--name", "true")

@@ -372,6 +372,39 @@ def test_a_release_that_fails_on_devices_is_halted(
     assert run(state, "status")["reports"] == told
 
 
+def test_a_release_that_comes_while_another_is_found_bad_is_not_halted(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(state, "keygen")
+    run(state, "publish", "1-1", "--percent", "100")
+    run(state, "publish", "1-1")
+    for device in "abc":
+        Folder(state / "state" / "edge" / "mails").report(2, device, "failed")
+    locked = Folder.locked
+
+    def later(self: Folder) -> Any:
+        monkeypatch.setattr(Folder, "locked", locked)
+        run(state, "publish", "1-1")  # another command, just before the lock is taken
+        return locked(self)
+
+    monkeypatch.setattr(Folder, "locked", later)
+    settings = load_settings(state / "online.yaml", state_dir=state / "state")
+    edge._halt_if_bad(settings, settings.models[0], state / "state" / "edge-keys", 7.0, True)
+    assert (head(state)["sequence"], head(state)["cohort"]) == (3, {"percent": 1})
+
+
+def test_a_half_written_report_hinders_nobody(state: Path) -> None:
+    run(state, "keygen")
+    run(state, "publish", "1-1", "--percent", "100")
+    run(state, "publish", "1-1")
+    published = Folder(state / "state" / "edge" / "mails")
+    assert published.report(2, "a", "failed")
+    with (published.path / "reports" / "2").open("ab") as file:
+        file.write(b'["b", "us')  # the disk was full
+    assert published.reports(2) == Reports(0, 1)
+    assert run(state, "halt")["halted"]
+
+
 def test_a_publication_that_is_cut_off_is_not_called_good(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

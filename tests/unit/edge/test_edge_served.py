@@ -94,6 +94,8 @@ def test_the_page_and_its_scripts(tmp_path: Path) -> None:
         answer: httpx.Response = asked.get(f"/edge/{name}")
         assert answer.headers["content-encoding"] == "gzip"
         assert answer.content == served.shipped(name)
+        refused = asked.get(f"/edge/{name}", headers={"accept-encoding": "gzip;q=0"})
+        assert "content-encoding" not in refused.headers
     assert asked.get("/edge/routes.py").status_code == 404
 
 

@@ -24,6 +24,7 @@ import online.replica.written_behind
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
+from online.models.experts.linear import EXPERTS
 from online.models.selfrate import SelfRate
 from online.settings.limits import Limits
 from replay import codec
@@ -33,7 +34,7 @@ from replay.journal.base import Appended, Half, NewRow
 from replay.journal.batch import Bounds
 from replay.journal.sqlite.journal import SqliteJournal
 
-_NOTED = Struct("<4d")
+_NOTED = Struct("<d")
 
 
 def test_prediction_first(tmp_path: Path) -> None:
@@ -74,8 +75,11 @@ def test_what_a_model_notes_gets_into_the_row_by_every_way(tmp_path: Path) -> No
         for example in noted:
             assert example.notes is not None
             assert example.score is not None
-            low, high = min(numbers := _NOTED.unpack(example.notes)), max(numbers)
-            assert low <= example.score[""] <= high
+            numbers = [number for (number,) in _NOTED.iter_unpack(example.notes)]
+            assert len(numbers) >= EXPERTS, (
+                "of each expert, and of the newest label once there is one"
+            )
+            assert min(numbers) <= example.score[""] <= max(numbers)
         await replica.stop(5)
 
     worlds.play(tmp_path, scene)
