@@ -13,8 +13,9 @@ from online.service.parts.garbage import collect_seldom
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """Whatever a test does to the collector is undone."""
+    """Whatever a test does to the collector is undone; what tests before it did is none of its."""
     threshold = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
     yield
     gc.set_threshold(*threshold)
 
