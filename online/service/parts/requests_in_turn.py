@@ -69,6 +69,7 @@ class RequestsInTurn(HttpToolsProtocol):
         super().__init__(*given, **named)
         self.parser: Any = _Parser(self)
         self._unparsed = b""
+        self._body_left = 0  # bytes of the body that are still to come, as its head says
         self._answering: Any = None  # the request that was started last
         self._ignoring: asyncio.TimerHandle | None = None
 
@@ -86,19 +87,26 @@ class RequestsInTurn(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes as far as no request waits for the answer to another one."""
+        """Parse the bytes as far as no request waits for the answer to another one.
+
+        What belongs to the body of a request is parsed in one piece: for each piece uvicorn copies
+        what it has of the body.
+        """
         if self._unparsed:
             self._unparsed += data
             self.flow.pause_reading()
             return
-        for at in range(0, len(data), _PIECE):
+        at = 0
+        while at < len(data):
             if self.transport.is_closing():
                 return
             if self.pipeline:
                 self._unparsed = data[at:]
                 self.flow.pause_reading()
                 return
-            self.parse(data[at : at + _PIECE])
+            end = at + max(_PIECE, self._body_left)
+            self.parse(data[at:end])
+            at = end
 
     def parse(self, data: bytes) -> None:
         """Let uvicorn parse the bytes."""
@@ -109,10 +117,18 @@ class RequestsInTurn(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self.parser.plain_head = self._head_without_offer()
         else:
+            lengths = [value for name, value in self.headers if name == b"content-length"]
+            self._body_left = int(lengths[0]) if lengths else 0
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a piece of the body on."""
+        self._body_left -= len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note the end of a request."""
+        self._body_left = 0
         self._ignore_no_more()
         if not self.parser.plain_head:
             super().on_message_complete()

@@ -99,6 +99,41 @@ def test_requests_that_nobody_waits_for_are_parsed_as_others_are_answered(
 
 
 @KINDS
+def test_a_body_is_parsed_in_one_piece_and_what_follows_it_in_small_ones(
+    kind: type[HttpToolsProtocol],
+) -> None:
+    async def scene() -> None:
+        pieces, parsed = list[int](), 0
+
+        class Counted(kind):  # type: ignore[misc, valid-type]
+            def on_headers_complete(self) -> None:
+                nonlocal parsed
+                parsed += 1
+                super().on_headers_complete()
+
+            def on_body(self, body: bytes) -> None:
+                pieces.append(len(body))
+                super().on_body(body)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.Event().wait()
+
+        config = uvicorn.Config(app, lifespan="off", log_config=None)
+        config.load()
+        protocol: Any = Counted(config, ServerState(), {})
+        protocol.connection_made(_Paused())
+        post = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n"
+        protocol.data_received(post + b"b" * 200_000 + GET * SENT)
+        assert (len(pieces), sum(pieces)) == (2, 200_000)
+        assert parsed < 200
+        protocol.connection_lost(None)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    asyncio.run(scene())
+
+
+@KINDS
 @pytest.mark.parametrize("offer", OFFERS, ids=["h2c", "websocket", "other"])
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "body later"])
 def test_a_request_that_offers_another_protocol_is_answered_as_without_the_offer(
