@@ -29,6 +29,8 @@ import psutil
 from online.errors import StartRefused
 
 _KILL_WAIT_S = 3.0
+_REMOVALS = 20  # at most, of a folder that something makes anew
+_REMOVAL_S = 0.05
 _HUNDREDTH_S = 0.01
 _STARTED = re.compile(r"python[\d.]*|raylet|gcs_server|haproxy")  # programs that a service starts
 _FIRST, _RANGES = 20_000, 93  # first port, and ranges of 128 ports each, up to 31904
@@ -131,10 +133,17 @@ def shared_dir(state_dir: Path) -> Path:
 
 
 def remove_private(state_dir: Path) -> None:
-    """Remove the private folders of this service's processes, which have ended."""
+    """Remove the private folders of this service's processes, which have ended.
+
+    Ray may make its folder anew while it is removed: then it is removed again.
+    """
     shared = shared_dir(state_dir)
     for path in (private_path(state_dir), shared / socket.gethostname()):
-        shutil.rmtree(path, ignore_errors=True)
+        for _ in range(_REMOVALS):
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
+            time.sleep(_REMOVAL_S)
     with contextlib.suppress(OSError):  # another container may have its own there
         shared.rmdir()
 

@@ -80,7 +80,7 @@ def test_the_client_asks_for_several_slots(shop: Embedded) -> None:
         ({"slots": SLOTS, "context": {"slot.x": 1}}, "context.slot.x"),
         ({"slots": [{"id": "a"}, {"id": "a"}]}, "slots[1].id"),
         ({"slots": [{"id": "a:b"}]}, "slots[0].id"),
-        ({"slots": [{"id": "a", "exclude": ["z"]}]}, "exclude"),
+        ({"slots": [{"id": "a", "exclude": ["z"]}]}, "slots[0].exclude"),
     ],
 )
 def test_slots_that_can_not_be_told_apart_or_filled_are_refused(

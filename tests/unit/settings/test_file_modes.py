@@ -21,7 +21,7 @@ from online.edge.releases.folder import write
 from online.errors import ConfigError, StartRefused
 from online.rescore.published import Current
 from online.rescore.stores import SqliteScores
-from online.service.processes import Owner, leftovers, note, private_dir
+from online.service.processes import Owner, leftovers, note, private_dir, remove_private
 from online.service.service import Service
 from online.service.state.run_file import running
 from online.settings import config
@@ -186,6 +186,22 @@ def test_a_service_that_may_not_start_leaves_no_private_folder(
     service.kill()
     owner.release()
     assert [*place.iterdir()] == []
+
+
+def test_a_private_folder_that_is_made_anew_meanwhile_is_removed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path, remove, late = private_dir(tmp_path / "state"), shutil.rmtree, [1, 1]
+
+    def removed(place: Any, **how: Any) -> None:
+        remove(place, **how)
+        if late and place == path:
+            (path / "ray").mkdir(parents=late.pop() == 1)
+
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    remove_private(tmp_path / "state")
+    assert not path.exists()
 
 
 def test_who_reads_the_logs_of_a_dead_service_is_not_ended(tmp_path: Path) -> None:
