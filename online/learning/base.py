@@ -247,7 +247,7 @@ class BaseLearner(ABC):
 
     def _tally(self, row: Row, example: Example) -> None:
         """Count one learned row."""
-        counts = example.scored and self.tally.counts(example)
+        counts = example.scored and self.tally.weigh(example)
         nothing = self._task == "regression" or is_unlabelled(self._task, example.label)
         label = None if nothing else label_text(example.label)
         increments = self._counted(row, example) if counts else {}

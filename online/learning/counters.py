@@ -73,7 +73,7 @@ class View(Protocol):
 
     @property
     def scores(self) -> bool:
-        """Whether it scores answers: then only rows that :meth:`Tally.counts` are added."""
+        """Whether it scores answers: then rows that do not count are not added."""
 
     @property
     def named(self) -> Touched:
@@ -112,8 +112,8 @@ class Tally:
         self._open_digest = (0, 0)
         self._open_seen: dict[str, tuple[float, float]] = {}
 
-    def counts(self, example: Example) -> bool:
-        """Return whether a row that is learned now counts in scores.
+    def weigh(self, example: Example) -> bool:
+        """Take note of a learned row's weight; return whether the row counts in scores.
 
         Senders choose weights, and errors in rows that teach nothing are no evidence against
         them.  So a row that weighs less than 1, and less than is usual, counts as often as it
@@ -272,7 +272,7 @@ class Tally:
     def note(self, example: Example, at: float, source: str = "", *, counts: bool = True) -> None:
         """Pass one learned row to the views, unless another model answered it.
 
-        ``counts``: whether it :meth:`counts` in scores.
+        ``counts``: what :meth:`weigh` has returned for it.
         """
         if example.version is not None and example.version[0] <= self.answers_after:
             return

@@ -78,6 +78,7 @@ from replay.example import Example, Features, Label
 RESIDUAL_MAX: Final = 3.0
 
 _HALF: Final = np.dtype("<f2")
+_DOUBLE: Final = 8
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
 
@@ -452,7 +453,8 @@ class Regression(_OneAnswer):
         numbers = self._numbers(row)
         answer, newest = self._mixture.of(numbers), self._newest
         noted = (*numbers, *newest.note(answer))
-        return Prediction(newest.mixed_in(answer), None, pack(f"<{len(noted)}d", *noted))
+        notes = pack(self.noted.doubles[_DOUBLE * len(noted)], *noted)
+        return Prediction(newest.mixed_in(answer), None, notes)
 
     def _numbers(self, row: Any) -> list[float]:
         """Return each expert's prediction of the target."""

@@ -16,6 +16,7 @@ from online.errors import StartRefused
 from online.rebuild.erase import Decision, Done, Erasure
 from online.rows.history import LEARNED
 from paramserver.core import rewrites
+from replay.durable import sync
 from replay.journal.base import Journal, Row
 
 FOLDER: Final = "certificates"
@@ -119,6 +120,7 @@ def write(document: Document, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+    sync(path.parent)
 
 
 def read(path: Path) -> Any:

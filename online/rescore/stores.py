@@ -7,7 +7,6 @@ namespace never changes afterwards.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from online.rescore.errors import StoreFailed
 from online.rescore.published import Current, Run
 from online.settings.addresses import hidden
 from refusals import installing
+from replay.durable import sync
 
 Score: TypeAlias = tuple[str | None, float]
 """Prediction of a classifier as text (None in regression), and score."""
@@ -76,9 +76,9 @@ class SqliteScores:
             temporary.unlink(missing_ok=True)
             try:
                 rows = _fill(temporary, parts)
-                _sync(temporary)
+                sync(temporary)
                 temporary.replace(target)
-                _sync(self._folder)
+                sync(self._folder)
             except BaseException:  # a full disk, or Ctrl-C: remove the partial file
                 with contextlib.suppress(OSError):
                     temporary.unlink()
@@ -92,9 +92,9 @@ class SqliteScores:
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / "current.json.tmp"
             temporary.write_bytes(published.encode(made))
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(self._folder / "current.json")
-            _sync(self._folder)
+            sync(self._folder)
         return made
 
     def remove(self, names: Iterable[str]) -> None:
@@ -165,14 +165,6 @@ def _fill(path: Path, parts: Iterable[Part]) -> int:
             rows += len(some)
         db.commit()
     return rows
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _pack = msgspec.msgpack.Encoder().encode

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from online.errors import ConfigError, OnlineError
 from refusals import reason
+from replay.durable import sync
 from replay.example import Features, Label
 
 _KEY_ID_BYTES = 4
@@ -136,11 +137,7 @@ def _create(path: Path, text: str) -> None:
     except BaseException:
         path.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)
 
 
 def _key_id(key: bytes) -> bytes:

@@ -14,6 +14,7 @@ import pyarrow
 from pyarrow import fs
 
 from online.tables.errors import LocationFailed
+from replay.durable import sync
 
 _TEMPORARY = ".tmp"
 
@@ -124,8 +125,4 @@ def _write_local(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

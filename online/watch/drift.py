@@ -120,7 +120,7 @@ class DriftMonitor:
         if offset <= self._judged.get(partition, 0):
             return
         self._judged[partition] = offset
-        if self._counting.counts(example.weight):
+        if self._counting.weigh(example.weight):
             self._judge(example, at)
 
     def _judge(self, example: Example, at: float) -> None:
@@ -154,7 +154,7 @@ class DriftMonitor:
                 self.learned(partition, row.offset, example, row.at)
             return
         self._judged[partition] = rows[-1].offset
-        counted = [(row, one) for row, one in both if self._counting.counts(one.weight)]
+        counted = [(row, one) for row, one in both if self._counting.weigh(one.weight)]
         if counted:
             self._learned_together([row for row, _ in counted], [one for _, one in counted])
 
@@ -304,8 +304,8 @@ class _Counting:
         self.usual: float | None = None
         self._left = 0.0  # share of a row that has not counted yet
 
-    def counts(self, weight: float) -> bool:
-        """Return whether a row of this weight counts."""
+    def weigh(self, weight: float) -> bool:
+        """Take note of a row's weight; return whether the row counts."""
         if self.usual is None:
             self.usual = weight
         if weight == self.usual:

@@ -115,9 +115,11 @@ def read_ids(data: bytes) -> IdArray:
 
 
 def select_held(touched: Mapping[str, object], block: str, held: Held | None) -> list[IdArray]:
-    """Return the touched ids of a table whose rows the replica may hold; None: all."""
+    """Return the touched ids of a table whose rows the replica may hold; all without a record."""
     ids = touched.get(block)
-    if not isinstance(ids, list) or held is None:
-        return ids if isinstance(ids, list) else []
+    if not isinstance(ids, list):
+        return []
+    if held is None:
+        return ids
     some = distinct(np.concatenate(ids)) if len(ids) > 1 else ids[0]
     return [some[held.of(block, some)]]

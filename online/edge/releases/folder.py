@@ -35,6 +35,7 @@ from online.edge.releases.channel import (
     Reports,
 )
 from online.edge.targets import golden
+from replay.durable import sync
 
 FILE_BYTES_MAX: Final = 8 << 20
 """Largest published file, in bytes."""
@@ -260,8 +261,4 @@ def write(path: Path, data: bytes, mode: int | None = None) -> None:
     except BaseException:  # a full disk, or Ctrl-C: remove the partial file
         part.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)

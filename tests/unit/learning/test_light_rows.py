@@ -28,7 +28,7 @@ def counted(weights: Sequence[float], tally: Tally | None = None) -> list[bool]:
     """Which of the rows with these weights count."""
     tally, out = tally or Tally(), []
     for n, weight in enumerate(weights):
-        out.append(tally.counts(Example({}, True, weight)))
+        out.append(tally.weigh(Example({}, True, weight)))
         tally.add(n.to_bytes(16, "big"), {}, None, 0.0)
     return out
 
@@ -73,10 +73,10 @@ def test_numbers_at_the_ends_of_the_range_are_weights_too() -> None:
 def test_the_service_chooses_what_a_default_label_weighs() -> None:
     tally = Tally()
     counted([1.0] * 100, tally)
-    assert tally.counts(Example({}, False, LIGHT, late=0.5))
+    assert tally.weigh(Example({}, False, LIGHT, late=0.5))
     first = Corrects(0, 0, b"", False, LIGHT, "s", {}, True)
-    assert tally.counts(Example({}, True, LIGHT, corrects=first))
-    assert not tally.counts(Example({}, True, LIGHT))
+    assert tally.weigh(Example({}, True, LIGHT, corrects=first))
+    assert not tally.weigh(Example({}, True, LIGHT))
 
 
 def test_replicas_know_together_what_is_usual() -> None:
@@ -125,7 +125,7 @@ def test_lies_that_weigh_nothing_move_neither_scores_nor_sets(
     accuracy, coverage, size, n = served(attacked=False)
     assert n == 3_000
     if not works:
-        monkeypatch.setattr(Tally, "counts", lambda self, example: True)
+        monkeypatch.setattr(Tally, "weigh", lambda self, example: True)
     found = served(attacked=True)
     assert found[3] == 4_000, "they are learned all the same"
     assert (abs(found[0] - accuracy) < 0.01) is works

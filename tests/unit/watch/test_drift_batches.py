@@ -224,10 +224,10 @@ def late_alarms(heavy: int) -> int:
     """Rows judged after some rows of a million times the usual weight."""
     counting = _Counting()
     for _ in range(1_000):
-        counting.counts(1.0)
+        counting.weigh(1.0)
     for _ in range(heavy):
-        counting.counts(1e6)
-    return sum(counting.counts(1.0) for _ in range(10_000))
+        counting.weigh(1e6)
+    return sum(counting.weigh(1.0) for _ in range(10_000))
 
 
 def test_a_few_heavy_rows_do_not_decide_what_is_usual(monkeypatch: pytest.MonkeyPatch) -> None:
