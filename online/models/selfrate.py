@@ -78,7 +78,6 @@ from replay.example import Example, Features, Label
 RESIDUAL_MAX: Final = 3.0
 
 _HALF: Final = np.dtype("<f2")
-_DOUBLE: Final = 8
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
 
@@ -452,8 +451,7 @@ class Regression(_OneAnswer):
     def _answer(self, row: Any) -> Prediction:
         numbers = self._numbers(row)
         answer, newest = self._mixture.of(numbers), self._newest
-        noted = (*numbers, *newest.note(answer))
-        notes = pack(self.noted.doubles[_DOUBLE * len(noted)], *noted)
+        notes = self.noted.of_numbers((*numbers, *newest.note(answer)))
         return Prediction(newest.mixed_in(answer), None, notes)
 
     def _numbers(self, row: Any) -> list[float]:

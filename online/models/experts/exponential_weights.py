@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from struct import unpack
+from struct import pack, unpack
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -98,6 +98,10 @@ class NotesFormat:
                 else:
                     answer, corrected = _whole(score / -factors), score
         return NotedClasses(shares, answer, corrected, own)
+
+    def of_numbers(self, numbers: Sequence[float]) -> bytes:
+        """Return the notes with these numbers, for :meth:`numbers`."""
+        return pack(self.doubles[8 * len(numbers)], *numbers)
 
     def numbers(self, row: Example | None) -> Sequence[float] | None:
         """Return the noted numbers, those of the experts first; None if the row has none."""
