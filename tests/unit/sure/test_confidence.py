@@ -350,7 +350,9 @@ def test_forgetting_after_promotions_counts_the_answers_of_this_model_alone(tmp_
         asked.add(example)
         if epoch not in (3, 4):
             own.add(example)
-        row = NewRow(i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, codec.encode(example), 1)
+        row = NewRow(
+            i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, codec.encode(example), 1
+        )
         rows.append(row)
     partition = journal.register("m", "r", worlds.SPEC, 0.0).id
     journal.append(partition, 0, rows)
