@@ -89,13 +89,13 @@ class Tally:
 
     Attributes:
         views: Further sums over the same rows.
-        answers_after: Epoch after which answers are this model's own; another one served up to it.
+        others: Spans of epochs (after, up to) in which another model has served, and answered.
     """
 
     def __init__(self) -> None:
         self.views: Sequence[View] = ()
         self.counters: dict[str, float] = {}
-        self.answers_after = 0
+        self.others: Sequence[tuple[int, int]] = ()
         self.digest = (0, 0)
         self.seen: dict[str, tuple[float, float]] = {}
         self._newest: str | None = None  # cached: every prediction needs it
@@ -115,6 +115,12 @@ class Tally:
     def share(self, example: Example) -> float:
         """Return how much of a row the example counts in scores, at most 1."""
         return light_rows.share(example, self.counters)
+
+    def is_anothers(self, example: Example) -> bool:
+        """Return whether another model has answered the row."""
+        if not self.others or example.version is None:
+            return False
+        return any(after < example.version[0] <= upto for after, upto in self.others)
 
     def add(
         self, key: bytes, increments: Mapping[str, float], label: str | None, at: float
@@ -138,7 +144,9 @@ class Tally:
         All counters end up as after :meth:`weigh` and :meth:`add` row by row.  False: some row is
         not an ordinary one, or is light, and nothing was counted.
         """
-        answered = _answered(examples, self.answers_after)
+        if any(map(self.is_anothers, examples)):
+            return False
+        answered = _answered(examples)
         if answered is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
         for example in examples:
@@ -243,7 +251,7 @@ class Tally:
 
         ``counts``: what :meth:`weigh` has returned for it.
         """
-        if example.version is not None and example.version[0] <= self.answers_after:
+        if self.is_anothers(example):
             return
         for view in self.views:
             if counts or not view.scores:
@@ -298,20 +306,18 @@ class Tally:
 _Answered = tuple[bool, float, float, bool, Label | None]
 
 
-def _answered(examples: Sequence[Example], after: int) -> list[_Answered] | None:
+def _answered(examples: Sequence[Example]) -> list[_Answered] | None:
     """Label, probabilities of true and false, prediction and previous label of binary rows.
 
-    Returns None if some row is not an ordinary one.  ``after``: see :attr:`Tally.answers_after`.
+    Returns None if some row is not an ordinary one.
     """
     out = []
     for example in examples:
-        label, score, version = example.label, example.score, example.version
+        label, score = example.label, example.score
         if score is None or len(score) != 2 or type(label) is not bool or example.weight < 1.0:
             return None
         p, q = score.get("true", -1.0), score.get("false", -1.0)
         if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
-            return None
-        if version is not None and version[0] <= after:
             return None
         predicted = p > q if p != q else next(iter(score)) == "true"
         out.append((label, p, q, predicted, example.no_change))
