@@ -106,7 +106,8 @@ def test_passes_that_do_not_follow_the_clock_are_noticed(
 def test_the_judge_counts_rows_as_the_scores_do(tmp_path: Path) -> None:
     async def scene(world: worlds.World) -> None:
         serving, rng = await taught(world), random.Random(1)
-        assert (judge := serving.replica.judge) is not None
+        judge = serving.replica.judge
+        assert judge is not None
         before = judge.summary()["judged"], serving.replica.learner.tally.counters["n"]
         events = [event(rng, 5_000 + k) for k in range(400)]
         for light in events[::2]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,8 @@ import msgspec
 import pytest
 
 from evaluation.drift.alarm import Alarm
-from online.settings.model import Drift
 from online.learning.counters import Tally
+from online.settings.model import Drift
 from online.watch.drift import _WAITING_MAX, TOGETHER, DriftMonitor
 from replay.example import Example
 from replay.journal.base import Row, Verdict
