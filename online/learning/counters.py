@@ -97,13 +97,13 @@ class Tally:
 
     Attributes:
         views: Further sums over the same rows.
-        answers_after: Epoch after which answers are this model's own; another one served up to it.
+        others: Spans of epochs (after, up to) in which another model has served, and answered.
     """
 
     def __init__(self) -> None:
         self.views: Sequence[View] = ()
         self.counters: dict[str, float] = {}
-        self.answers_after = 0
+        self.others: Sequence[tuple[int, int]] = ()
         self.digest = (0, 0)
         self.seen: dict[str, tuple[float, float]] = {}
         self._newest: str | None = None  # cached: every prediction needs it
@@ -143,6 +143,12 @@ class Tally:
         self._more(_SHARES, share - whole)
         return whole
 
+    def is_anothers(self, example: Example) -> bool:
+        """Return whether another model has answered the row."""
+        if not self.others or example.version is None:
+            return False
+        return any(after < example.version[0] <= upto for after, upto in self.others)
+
     def _more(self, name: str, value: float) -> None:
         self.counters[name] = self.counters.get(name, 0) + value
         self._open[name] = self._open.get(name, 0) + value
@@ -169,9 +175,9 @@ class Tally:
         All counters end up as after :meth:`add` row by row.  False: some row is not an ordinary
         one, or some were light, and nothing was counted.
         """
-        if _WEIGHTS in self.counters:
+        if _WEIGHTS in self.counters or any(map(self.is_anothers, examples)):
             return False
-        answered = _answered(examples, self.answers_after)
+        answered = _answered(examples)
         if answered is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
         counters, opened = self.counters, self._open
@@ -274,7 +280,7 @@ class Tally:
 
         ``counts``: what :meth:`weigh` has returned for it.
         """
-        if example.version is not None and example.version[0] <= self.answers_after:
+        if self.is_anothers(example):
             return
         for view in self.views:
             if counts or not view.scores:
@@ -329,20 +335,18 @@ class Tally:
 _Answered = tuple[bool, float, float, bool, Label | None]
 
 
-def _answered(examples: Sequence[Example], after: int) -> list[_Answered] | None:
+def _answered(examples: Sequence[Example]) -> list[_Answered] | None:
     """Label, probabilities of true and false, prediction and previous label of binary rows.
 
-    Returns None if some row is not an ordinary one.  ``after``: see :attr:`Tally.answers_after`.
+    Returns None if some row is not an ordinary one.
     """
     out = []
     for example in examples:
-        label, score, version = example.label, example.score, example.version
+        label, score = example.label, example.score
         if score is None or len(score) != 2 or type(label) is not bool or example.weight < 1.0:
             return None
         p, q = score.get("true", -1.0), score.get("false", -1.0)
         if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
-            return None
-        if version is not None and version[0] <= after:
             return None
         predicted = p > q if p != q else next(iter(score)) == "true"
         out.append((label, p, q, predicted, example.no_change))

@@ -126,7 +126,7 @@ class DriftMonitor:
     def _judge(self, example: Example, at: float) -> None:
         self._newest = example
         self.sample.append(example.features)
-        if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
+        if not self._taken or (example.score and self._watch.judged_rows % _TIMES_EVERY == 0):
             self._taken.append((self._watch.judged_rows, at))
         try:
             self._at = max(self._at, _time_of(example, at))
