@@ -18,15 +18,19 @@ from typer.testing import CliRunner
 from online.commands.cli import app
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
+from online.learning.counters import Tally
 from online.learning.ranges import RANGE
-from online.learning.vocabulary import NAMES, Vocabulary
+from online.learning.vocabulary import NAMES, Classes, Vocabulary
 from online.models.adapters.linear import Linear
+from online.models.loading.from_settings import load_model
 from online.rebuild import fsck
 from online.rebuild.backfill import TaughtAlready, Teacher
 from online.rebuild.forget import Base, Bases
 from online.rows.history import Decisions
 from online.service.processes import Owner
 from online.service.state.check_state import Models
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from online.tables.errors import InputRefused
 from paramserver.core import rewrites
@@ -296,6 +300,22 @@ def test_the_names_of_a_table_are_known_and_no_source_has_brought_them() -> None
     assert names.taught({f"x{i}": 1.0 for i in range(8)}, "s", 0.0, 1.0)[1] is None
     new = {"a": 1.0, "b": 1.0, "c": 1.0}
     assert names.taught(new, "s", 0.0, 1.0)[1] == {"c": 1.0}, "there is room for ten names"
+
+
+def test_the_classes_of_a_table_are_known_and_older_than_any_label(tmp_path: Path) -> None:
+    settings = ModelSettings(name="m", task="multiclass", learner="linear")
+    model = load_model(settings, Settings(state_dir=tmp_path, models=(settings,)), b"0" * 32)
+    teacher = Teacher(model.build(), {})
+    for label in ("a", "b", "c"):
+        assert teacher.learn(Example({"x": 1.0}, label)) is None
+    tally = Tally()
+    tally.reset(teacher.values())
+    assert tally.seen.keys() == {'"a"', '"b"', '"c"'}
+    classes = Classes(3)
+    assert classes.admit('"b"', tally.seen, 0.0, 1.0)
+    assert not classes.admit('"d"', tally.seen, 0.0, 1.0), "it has three"
+    tally.add(bytes(16), {}, '"a"', 1.0)
+    assert tally.newest() == "a"
 
 
 def test_a_number_far_beyond_all_before_is_bounded_unless_nothing_is() -> None:
