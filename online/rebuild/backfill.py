@@ -18,6 +18,7 @@ import numpy as np
 from online.errors import OnlineError, RequestError
 from online.learning.bounds import Bounds, free_names, with_target
 from online.learning.ranges import UNTIL
+from online.learning.vocabulary import BROUGHT, Vocabulary, words_of
 from online.models.adapters.linear import Linear
 from online.models.base import Model, learn_example
 from online.models.choices.interactions import ACTION
@@ -180,9 +181,9 @@ class Teacher:
         self._open: list[Example] = []
         self._bounds = Bounds(free_names(model), targets=targets)
         self._bounds.on = bounded
+        self._vocabulary = Vocabulary(words_of(model))
         self.clipped = 0
-        model.reset(algebra.copy(values))
-        self._bounds.reset(values)
+        self._reset()
 
     def learn(self, example: Example) -> str | None:
         """Learn a row and return None; else return the reason, with the model unchanged."""
@@ -196,24 +197,33 @@ class Teacher:
             if not isinstance(error, NothingLearned):
                 self._put_back()
             return f"{type(error).__name__}: {error}"[:_REASON_CHARS]
-        self._bounds.add(example)
+        self._count(example)
         self.clipped += example.raw is not None
         self._open.append(example)
         if len(self._open) >= _CUT_ROWS:
             self._cut()
         return None
 
-    def _put_back(self) -> None:
+    def _count(self, example: Example) -> None:
+        self._bounds.add(example)
+        self._vocabulary.add(example, "")
+
+    def _reset(self) -> None:
         self._model.reset(algebra.copy(self._values))
         self._bounds.reset(self._values)
+        self._vocabulary.reset(self._values)
+
+    def _put_back(self) -> None:
+        self._reset()
         for example in self._open:
             learn_example(self._model, example)
-            self._bounds.add(example)
+            self._count(example)
         self._cut()  # so that each row is relearned at most once, however many rows raise
 
     def _cut(self) -> None:
-        done = {**self._model.cut(), **self._bounds.cut()}
+        done = {**self._model.cut(), **self._bounds.cut(), **self._vocabulary.cut()}
         done.pop(UNTIL, None)  # counted in rows of the service, which these are not
+        done.pop(BROUGHT, None)  # no source has brought these names
         algebra.merge(self._values, done)
         self._open.clear()
 

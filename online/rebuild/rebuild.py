@@ -196,6 +196,7 @@ class Rebuild:
         """Read failures of rows; raise StartRefused if a decision has rewritten the model."""
         known = len(self._decisions.taken)
         self._decisions.read(self._journal, self._model)
+        self._learner.tally.others = self._decisions.others
         if len(self._decisions.taken) != known:
             raise StartRefused("the model was rolled back, or forgot, meanwhile", "Run it again")
 

@@ -173,7 +173,7 @@ class Exchange:
         if reply.rewrite != learner.rewrite and not part:  # and undone ranges before learning
             decided = await self._control.current()
             learner.undone = decided.undone
-        learner.tally.answers_after = decided.answers_after
+        learner.tally.others = decided.others
         await self._change_lock.unlocked()
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()

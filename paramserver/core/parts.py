@@ -154,7 +154,7 @@ class WalkedParts(Parts):
 
     def __init__(self, keys_max: int, behind_max: int) -> None:
         super().__init__(keys_max, behind_max)
-        self._pulls, self._holdings = PartialPulls(), Holdings()
+        self._pulls, self.holdings = PartialPulls(), Holdings()
 
     def note(self, touched: Touched) -> None:
         """Record the keys that a push has touched."""
@@ -173,8 +173,7 @@ class WalkedParts(Parts):
         held = None
         if request.rows is not None:
             values = {name: block for name, block in every.items() if block.kind != ROWS}
-            rows = sum(len(block.data) for block in every.values() if block.kind == ROWS)
-            held = self._holdings.note(request, rows)
+            held = self.holdings.note(request)
 
         def known_since(since: Version | None) -> Touched | None:
             known = pulls.touched_since(reader, since)

@@ -73,6 +73,7 @@ class Server:
     Attributes:
         sources_max: Number of sources whose evidence is kept.
         sources_left: Number of sources that were evicted because of that bound.
+        holdings: Records of what replicas hold that do not hold all rows of a table.
     """
 
     def __init__(
@@ -87,17 +88,11 @@ class Server:
         limits: Limits = DEFAULT_LIMITS,
         part_keys: int = PART_KEYS,
     ) -> None:
-        self.model = model
-        self.spec = spec
-        self.spec_text = spec_text
+        self.model, self.spec, self.spec_text = model, spec, spec_text
         self.rule: MergeRule = rule
         self.epoch = epoch
-        self.count = 0
-        self.control = 0
-        self.rewrite = 0
-        self.frozen = 0
+        self.count = self.control = self.rewrite = self.frozen = self.position = 0
         self.banned: frozenset[str] | None = None
-        self.position = 0
         self.values: Blocks = {}
         self.clock: dict[int, int] = {}
         self.closed: set[int] = set()
@@ -108,6 +103,7 @@ class Server:
         self._kept: Blocks = {}  # the keeper's state from a snapshot
         self._limits = limits
         self._parts = WalkedParts(part_keys, history_max // _BEHIND)
+        self.holdings = self._parts.holdings
         self._applied = AppliedPushes(history_max)
         self._shared: set[str] = set()  # blocks shared with a snapshot: copied before a change
         self._finished: frozenset[int] = frozenset()
