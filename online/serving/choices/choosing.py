@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from online.decide import Decision, Policy, draw, row, uniform
-from online.decide.record import Choice, RecordInvalid, pack, unpack
+from online.decide.record import Choice, pack
 from online.decide.scoring import score_many
 from online.errors import RequestError, damaged
 from online.messages.choices import Action, ChooseRequest, Chosen, Ranked
@@ -36,6 +36,7 @@ from online.serving.choices.batcher import Batcher
 from online.serving.choices.default_rewards import DefaultRewards
 from online.serving.choices.reading import RESERVED, ChoiceReader, Offered
 from online.serving.choices.rewarding import RewardHandler
+from online.serving.choices.stored import choice_of
 from online.serving.defaults import Defaults
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
@@ -259,7 +260,7 @@ class Choosing:
         except (PayloadFormat, PayloadInvalid) as error:
             raise damaged(str(error), "id") from None
         if stored is not None:
-            return _opened(stored.choice), stored.version or (0, 0, 0)
+            return choice_of(stored.choice, _in_use()), stored.version or (0, 0, 0)
         if recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             hint = "Send it again after Retry-After, or without an id; nothing was recorded"
@@ -315,18 +316,12 @@ def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features
     )
 
 
-def _opened(packed: bytes | None) -> Choice:
-    if packed is None:
-        raise RequestError(
-            409, "id_in_use", "a prediction has this id", "id", "Send another id, or none"
-        )
-    try:
-        return unpack(packed)
-    except RecordInvalid as error:
-        raise damaged(str(error), "id") from None
-
-
 def _another(own: str) -> RequestError:
     message = f"under the id {own!r} another question was asked"
     hint = "Send the body of the first time, or another id"
     return RequestError(409, "id_in_use", message, "id", hint)
+
+
+def _in_use() -> RequestError:
+    hint = "Send another id, or none"
+    return RequestError(409, "id_in_use", "a prediction has this id", "id", hint)
