@@ -31,15 +31,16 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 
-def _end(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `make` sends one after a Ctrl-C
-    raise KeyboardInterrupt
-
-
-def pytest_configure() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """SIGTERM ends it, too; and SIGINT does, which a shell's `&` switches off."""
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `make` sends one after a Ctrl-C
+        session.shouldstop = "told to end"  # where a finalizer or a callback drops what is raised
+        raise KeyboardInterrupt
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        signal.signal(number, end)
 
 
 @pytest.hookimpl(trylast=True)
