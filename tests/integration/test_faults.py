@@ -135,19 +135,26 @@ def incident(running: Running) -> str:
 # -- the disk ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """The state folder as a disk of 64 MB."""
-    disk = tmp_path / "state"
+@contextlib.contextmanager
+def small(disk: Path) -> Iterator[str]:
+    """A folder as a disk of 64 MB; yields why it is none, if it can't be."""
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
     done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
     try:
-        yield disk
+        yield done.stderr.strip()
     finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
+        if done.returncode == 0:
+            subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The state folder as a small disk."""
+    with small(tmp_path / "state") as missing:
+        if missing:
+            pytest.skip(f"no small disk can be mounted: {missing}")
+        yield tmp_path / "state"
 
 
 def fill(disk: Path, leave_mb: int) -> Path:
@@ -185,35 +192,12 @@ def test_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
         until("it is over", lambda: not incident(running), saw=lambda: incident(running))
 
 
-def test_a_disk_without_a_byte(tmp_path: Path, small_disk: Path) -> None:
-    """The low-water mark is off: what SQLite and the snapshots meet is a real ENOSPC."""
-    before = [f"before-{i}" for i in range(20)]
-    with service(tmp_path, limits={"disk_low_mb": 0}) as running:
-        learn(running, before)
-        each_once(running, before)
-        filler = fill(small_disk, leave_mb=0)
-        filled = [f"filled-{i}" for i in range(400)]
-        codes = Counter[int]()
-
-        def refused() -> bool:
-            code, answer = send(running, filled[sum(codes.values())])
-            codes[code] += 1
-            assert code == 200 or answer["error"]["code"].startswith("journal_"), answer
-            return code == 503
-
-        until("the disk refuses", refused)
-        assert predicted(running.url, before) == [1.0] * 20
-        filler.unlink()
-        sent = [*before, *filled[: sum(codes.values())], "after"]
-        learn(running, sent[20:])
-        each_once(running, sent)
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One service for faults that pass; the names of a test's events are its own.
 
-    A file ``read-only`` in its folder makes the state so, one named ``clock`` sets the clock.
+    Its state lies on a small disk.  A file ``read-only`` in its folder makes the state so, one
+    named ``clock`` sets the clock.
     """
     folder = tmp_path_factory.mktemp("faults")
     (folder / "sitecustomize.py").write_text(SET_BACK)
@@ -226,8 +210,38 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "TEST_READ_ONLY": str(folder / "state"),
             "TEST_READ_ONLY_FLAG": str(folder / "read-only"),
         }
-    with service(folder, environment) as running:
+    with (
+        small(folder / "state"),
+        service(folder, environment, limits={"disk_low_mb": 0}) as running,
+    ):
         yield running
+
+
+def test_a_disk_without_a_byte(shared: Running) -> None:
+    """The low-water mark is off: what SQLite and the snapshots meet is a real ENOSPC."""
+    if not shared.state_dir.is_mount():
+        pytest.skip("no small disk can be mounted")
+    before = [f"before-{i}" for i in range(20)]
+    learn(shared, before)
+    each_once(shared, before)
+    filler = fill(shared.state_dir, leave_mb=0)
+    filled = [f"filled-{i}" for i in range(400)]
+    codes = Counter[int]()
+
+    def refused() -> bool:
+        code, answer = send(shared, filled[sum(codes.values())])
+        codes[code] += 1
+        assert code == 200 or answer["error"]["code"].startswith("journal_"), answer
+        return code == 503
+
+    try:
+        until("the disk refuses", refused)
+        assert predicted(shared.url, before) == [1.0] * 20
+    finally:
+        filler.unlink()
+    sent = [*before, *filled[: sum(codes.values())], "after"]
+    learn(shared, sent[20:])
+    each_once(shared, sent)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -313,6 +327,7 @@ def test_a_new_replica_never_answers_from_an_empty_model(shared: Running) -> Non
     each_once(shared, ["known"])
 
 
+@pytest.mark.long  # in short: in one process, in `tests/unit/replica/test_peers.py`
 def test_a_replica_that_does_not_wait_is_found(tmp_path: Path) -> None:
     """Control: without the wait it answers, and from an empty model."""
     (tmp_path / "sitecustomize.py").write_text(READY_WHEN_EMPTY)

@@ -182,6 +182,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.long  # in short: `check_nodes` with names of two nodes
 def test_two_nodes_with_a_sqlite_journal_are_refused(tmp_path: Path) -> None:
     nodes = subprocess.Popen(
         [sys.executable, "-c", _TWO_NODES],

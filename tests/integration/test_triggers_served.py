@@ -10,17 +10,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
-import pytest
 
 from benchmarks.fixtures.service import Running, service, status
-
-pytestmark = pytest.mark.ray
 
 HONEST: Final = [f"user-{i}" for i in range(9)]
 LIARS: Final = ["liar-0", "liar-1"]
 PATH: Final = "/v1/models/m"
 SETTINGS: Final[dict[str, Any]] = {
-    "replicas": 1,
+    "cluster": "embedded",
     "models": [
         {
             "name": "m", "task": "multiclass", "learner": "softmax", "filters": "none",
