@@ -37,7 +37,11 @@ def test_a_run_ends_after_the_test_that_drops_the_interrupt(tmp_path: Path, name
         "-p",
         "no:cacheprovider",
     ]
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS / 'conformance'}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{TESTS.parent}:{TESTS / 'conformance'}",
+        "LANES": "",
+    }
     done = subprocess.run(
         [*command, tmp_path], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
