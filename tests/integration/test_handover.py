@@ -254,7 +254,6 @@ def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
                 break
             assert time.monotonic() < deadline, shown
         assert complete(running)["learned"] == 22
-        ends_without_rays_head(running, "gcs_server")
 
 
 def learn(url: str, event: str) -> None:
@@ -273,7 +272,6 @@ def predict(url: str, event: str) -> dict[str, Any]:
     return {**answer, "prediction": mine - other}
 
 
-@pytest.mark.long  # in short: a roll-out, above, and a promotion, in one process
 def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
     sent, settings = Sent(), settings_of(0)
     # Starts take turns with feedback at the journal; whoever is slow is not adopted meanwhile.
@@ -470,28 +468,23 @@ def fsck(running: Running) -> list[dict[str, Any]]:
     return findings
 
 
-@pytest.mark.long  # in short: the other process of the head, at the end of the test of peers
-def test_without_rays_head_the_service_ends_and_leaves_nothing() -> None:
+@pytest.mark.parametrize("name", ["gcs_server", pytest.param("raylet", marks=pytest.mark.long)])
+def test_without_rays_head_the_service_ends_and_leaves_nothing(name: str) -> None:
     with service({**settings_of(0), "replicas": 1}) as running:
-        ends_without_rays_head(running, "raylet")
-
-
-def ends_without_rays_head(running: Running, name: str) -> None:
-    """A process of Ray's head is killed: the service ends, and leaves nothing."""
-    private = running.facts["private"]
-    whole = running.processes()
-    (head,) = [p for p in whole if p.name() == name]
-    begun = time.monotonic()
-    head.kill()
-    assert running.process.wait(_EXIT_S) == 2
-    took = time.monotonic() - begun
-    assert took < _EXIT_S
-    print(f"{name}: exit after {took:.1f} s")
-    assert not [p for p in whole if runs(p)]
-    assert not Path(private).exists()
-    assert not [
-        p.pid
-        for p in psutil.process_iter(["cmdline"])
-        if any(private in part for part in p.info["cmdline"] or ())
-    ]
-    assert "Ray has stopped" in (running.folder / "serve.log").read_text()
+        private = running.facts["private"]
+        whole = running.processes()
+        (head,) = [p for p in whole if p.name() == name]
+        begun = time.monotonic()
+        head.kill()
+        assert running.process.wait(_EXIT_S) == 2
+        took = time.monotonic() - begun
+        assert took < _EXIT_S
+        print(f"{name}: exit after {took:.1f} s")
+        assert not [p for p in whole if runs(p)]
+        assert not Path(private).exists()
+        assert not [
+            p.pid
+            for p in psutil.process_iter(["cmdline"])
+            if any(private in part for part in p.info["cmdline"] or ())
+        ]
+        assert "Ray has stopped" in (running.folder / "serve.log").read_text()
