@@ -66,12 +66,16 @@ class Asked(NamedTuple):
 
 
 class _Unwritten(NamedTuple):
-    """A choice that has to be written before it is answered, and the model version it is from."""
+    """A choice that is not written yet, and the model version it is from.
+
+    ``behind``: it is written behind its answer, otherwise before.
+    """
 
     own: str
     choice: Choice
     half: NewRow
     version: _Version
+    behind: bool = False
 
 
 class Choosing:
@@ -138,27 +142,43 @@ class Choosing:
         """Choose one of the actions; with a caller's own id the choice is written first."""
         return await self.answer(self.asked(request, self.offered(request.actions)))
 
-    async def answer(self, one: Asked) -> Chosen:
-        """Answer a checked request.  Raises RequestError."""
+    async def answer(self, one: Asked, behind: list[NewRow] | None = None) -> Chosen:
+        """Answer a checked request.  Raises RequestError.
+
+        If ``behind`` is given, a half to be written behind the answer is added to it, for
+        :meth:`keep`.
+        """
         actions, context = one.choice.actions, one.choice.context
         small = len(actions) * (len(context) + len(actions[0][1])) <= _TOGETHER_MAX
         made = await self._batcher.ask(one) if small else self._made(one, *self._decide([one]))
-        return made if isinstance(made, Chosen) else await self._written(made)
+        if isinstance(made, Chosen):
+            return made
+        if not made.behind:
+            return await self._written(made)
+        if behind is None:
+            self.keep([made.half])
+        else:
+            behind.append(made.half)
+        return self._answer(made.own, made.choice, made.version)
+
+    def keep(self, halves: Sequence[NewRow]) -> None:
+        """Queue halves that are written behind their answers: all or none.  Raises RequestError."""
+        self._answer_ids.keep(halves, "choice that may need a default reward")
 
     def _made(self, one: Asked, decided: tuple[Scores, Decision]) -> Chosen | _Unwritten:
-        """Make the answer, or the choice that has to be written before it."""
+        """Make the answer, or the choice that has to be written before or behind it."""
         choice, answer = self._chosen(one, *decided)
         features = row(choice.context, *choice.actions[choice.chosen])
         packed = pack(choice, columns_of(one.table))
         if one.own is None and not choice.deferred:
             token = self._answer_ids.token(features, answer, choice=packed, nonce=one.nonce)
             if token is not None:
-                if self._settings.waits:
-                    half = self._half(one.nonce.hex(), features, answer, packed)
-                    if self._settings.record == "before":
-                        return _Unwritten(token, choice, half, self._answer_ids.version())
-                    self._answer_ids.keep([half], "choice that may need a default reward")
-                return self._answer(token, choice, self._answer_ids.version())
+                version = self._answer_ids.version()
+                if not self._settings.waits:
+                    return self._answer(token, choice, version)
+                half = self._half(one.nonce.hex(), features, answer, packed)
+                behind = self._settings.record != "before"
+                return _Unwritten(token, choice, half, version, behind)
         own = f"choice-{uuid.uuid4().hex}" if one.own is None else one.own
         half = self._answer_ids.half(own, features, answer, choice=packed)
         return _Unwritten(own, choice, half, self._answer_ids.version())
@@ -170,7 +190,7 @@ class Choosing:
 
     async def _written(self, made: _Unwritten) -> Chosen:
         """Write the choice under its id and answer with it, or with the one already stored."""
-        own, choice, half, version = made
+        own, choice, half, version, _ = made
         recorded = (await self._replica.writer.record([half]))[0]
         self._replica.counts["choices_written"] += 1
         if (stored := self._stored(recorded)) is None:
