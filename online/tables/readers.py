@@ -270,7 +270,7 @@ def _json_row(
         return Bad(number, layout.key, "a key is a whole number or text")
     if layout.time is not None:
         at = row.get(layout.time)
-        if json_kind(at) != "number" or abs(at) > _INTEGER_MAX:
+        if not isinstance(at, int | float) or isinstance(at, bool) or abs(at) > _INTEGER_MAX:
             return Bad(number, layout.time, "no time in POSIX seconds")
     return row
 

@@ -66,6 +66,7 @@ def test_seeds(processes: ProcessPoolExecutor, seeds: int, counted: int) -> None
     assert out.counts.keys() - run.NOT_FAULTS == KINDS, "each kind of fault was met"
     assert out.counts["rows held"], "a table was held in part"
     assert out.counts["rows of a host"], "a table was shared"
+    assert out.counts["rows passed"], "changed rows came in files"
 
 
 @pytest.mark.parametrize(
