@@ -178,16 +178,16 @@ def test_a_token_of_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("status", "content"),
     [
-        (302, b""), (200, b"<html>log in</html>"), (200, b"[1]"), (502, b'{"error": "bad gateway"}'),
-        (308, b'{"to": "elsewhere"}'), (404, b"null"),
+        (302, b""), (200, b"<html>log in</html>"), (200, b"[1]"), (404, b"null"),
+        (308, b'{"to": "elsewhere"}'), (502, b'{"error": "bad gateway"}'),
     ],
 )  # fmt: skip
 def test_what_another_program_answers_is_reported_in_one_line(status: int, content: bytes) -> None:
-    with pytest.raises(StartRefused, match=f"^{status} .*\nCheck the URL"):
+    with pytest.raises(StartRefused, match=rf"^{status} .*\nCheck the URL"):
         base.checked(Answer(status, content))
 
 
 def test_an_error_of_the_service_is_reported_with_its_remedy() -> None:
     content = json.dumps({"error": {"code": "c", "message": "why", "hint": "do"}}).encode()
-    with pytest.raises(StartRefused, match="^why\ndo$"):
+    with pytest.raises(StartRefused, match=r"^why\ndo$"):
         base.checked(Answer(422, content))

@@ -123,7 +123,8 @@ def test_an_unknown_key_like_none_lists_what_is_known(file: Path) -> None:
         (with_model(sync={"interval_ms": 0}), "models.0.sync.interval_ms", "0"),
         (with_model(snapshots={"keep": 1}), "models.0.snapshots.keep", "1"),
         (
-            with_model(drift={"watch": False, "on_rise": "freeze"}), "models.0.drift",
+            with_model(drift={"watch": False, "on_rise": "freeze"}),
+            "models.0.drift",
             "freeze never happens with watch: false",
         ),
         ({"limits": {"rows_max": 0}}, "limits.rows_max", "0"),
