@@ -233,7 +233,7 @@ class Shadow:
             return True
         self.decisions.read(self._journal, name)
         spec, seen = self._loaded.spec_hash, self.learner.rewrite
-        undone = rewrites.undoing(self._journal.controls(name, 0), spec, seen)
+        undone = rewrites.undoing(self.decisions.rewrites, spec, seen)
         partitions = self._journal.partitions(name)
         self._partitions = {p.id: p for p in partitions}
         trimmed = self.learner.lacks(partitions)
