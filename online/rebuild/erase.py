@@ -20,7 +20,7 @@ import msgspec
 from online.errors import StartRefused
 from online.monitoring.series import FOLDER, file_of
 from online.rebuild.holdings import holding_before
-from online.rows.finals import corrected
+from online.rows.finals import corrected, late_key
 from online.rows.history import LEARNED, Decisions
 from online.rows.joins import labels_of
 from online.settings.config import Settings
@@ -145,15 +145,16 @@ class Erasure:
     def look(self, progress: Progress | None = None) -> None:
         """Find the source's rows."""
         total = sum(p.end - p.trimmed for p in self._journal.partitions(self._model))
-        self.sent, places = Sent(), set[tuple[int, int]]()
+        self.sent, places, late = Sent(), set[tuple[int, int]](), set[bytes]()
         for done, row in enumerate(self._rows(), 1):
             if progress is not None and done % _PAGE_ROWS == 0:
                 progress(done, max(done, total))
-            if self._meant(row.source, row.at):
+            if self._meant(row.source, row.at) or row.key in late:  # late labels repeat features
                 places.add((row.partition, row.offset))
                 self.sent.offsets.setdefault(row.partition, []).append(row.offset)
                 self.sent.keys.append(row.key.hex())
-                if row.verdict in LEARNED:
+                late.add(late_key(row.key))
+                if row.verdict in LEARNED and row.key not in late:
                     self.sent.taught[row.partition, row.offset] = row.key.hex()
             elif corrected(row) in places:
                 self.sent.replaced.append((row.partition, row.offset))

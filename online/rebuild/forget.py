@@ -22,7 +22,7 @@ from typing import Final
 
 from online.errors import StartRefused
 from online.rebuild.rebuild import ForgetScope, Progress
-from online.rows.finals import corrected
+from online.rows.finals import corrected, late_key
 from online.rows.history import Decisions
 from paramserver.core import rewrites
 from paramserver.core.state import Contained
@@ -43,8 +43,8 @@ class Influence:
         reach: From this time on (POSIX seconds) trimmed partitions have all their rows; None:
             nothing was trimmed.
         loss: Events that the model has learned and the journal has lost; None: no loss.
-        corrected: By partition, offsets of rows that correct one of ``rows``: without the corrected
-            row they have another effect.
+        corrected: By partition, offsets of rows that correct or label one of ``rows``: without that
+            row they have another effect, or none.
     """
 
     rows: dict[int, list[int]] = field(default_factory=dict)
@@ -72,14 +72,15 @@ def influence(
         dedupe_from: Retention removes no row that was received since (POSIX seconds).
     """
     influence, first = Influence(loss=decisions.loss), dict[int, float]()
-    taught: set[tuple[int, int]] = set()
+    taught, late = set[tuple[int, int]](), set[bytes]()
     for row in _rows(journal, model, progress):
         first.setdefault(row.partition, row.at)
         began = row.offset > decisions.without.get(row.partition, 0)
         if began and wanted.meant(row) and decisions.learned(row):
             influence.rows.setdefault(row.partition, []).append(row.offset)
             taught.add((row.partition, row.offset))
-        elif corrected(row) in taught:
+            late.add(late_key(row.key))
+        elif corrected(row) in taught or row.key in late:
             influence.corrected.setdefault(row.partition, []).append(row.offset)
     removed = [p for p in journal.partitions(model) if p.trimmed]
     if removed:
