@@ -33,14 +33,15 @@ from paramserver.core.tables.rows import Rows
 from paramserver.core.tables.shared import TableArrays, read_only
 from paramserver.core.wire import Version
 from paramserver.snapshots.places import lineage_place
-from paramserver.snapshots.shared_memory import SharedMemory, check_owner
+from paramserver.snapshots.shared_memory import SharedMemory
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _VIEW: Final = "view-"
 _BEGUN: Final = "begun-"
 _HEAD: Final = 8  # bytes before the description: its length
 _PAGES_AT: Final = 8  # the pages after it begin at a multiple of this
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ of Linux 5.14, which Python does not name
+_Fresh = list[tuple[mmap.mmap, int]]
 _STEP: Final = 4 * 2**20  # bytes that are made resident at a time: below a millisecond
 
 
@@ -74,6 +75,7 @@ class _Description(msgspec.Struct, frozen=True, array_like=True):
     version: Version
     tables: dict[str, _Table]
     others: list[bytes]
+    passed: tuple[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,16 @@ class View:
         tables: Tables by block name, which are only read.
         others: The other blocks, each piece encoded for :func:`paramserver.core.wire.decode_piece`.
         fresh: Arrays that were mapped for this view, with the number of bytes that are used.
-        folder: The folder of its server.
+        host: Name of its server's folder.
+        passed: The ring of rows that this server passes; None: it passes none.
     """
 
     version: Version
     tables: Mapping[str, Rows]
     others: Sequence[bytes]
     fresh: Sequence[tuple[mmap.mmap, int]]
-    folder: Path
+    host: str = ""
+    passed: Array | None = None
 
     def resident(self) -> Iterator[None]:
         """Map the pages of the arrays into this process, some megabytes per step."""
@@ -132,6 +136,7 @@ def write_view(
     version: Version,
     tables: Mapping[str, TableArrays],
     others: list[bytes],
+    passed: Array | None = None,
 ) -> Published | None:
     """Publish a view; return it, or None if an array is not in shared memory.
 
@@ -145,7 +150,9 @@ def write_view(
             return None
         described[block] = one
         at += len(table.pages)
-    head = msgspec.msgpack.encode(_Description(_FORMAT, spec, version, described, others))
+    ring = None if passed is None else memory.name(passed)
+    where = None if passed is None or ring is None else (ring, len(passed))
+    head = msgspec.msgpack.encode(_Description(_FORMAT, spec, version, described, others, where))
     name = f"{version[0]:012d}-{version[1]:016d}"
     begun, path = memory.folder / f"{_BEGUN}{name}", memory.folder / f"{_VIEW}{name}"
     try:
@@ -239,33 +246,34 @@ class Views:
         found = os.fstat(descriptor)
         if not found.st_nlink:
             raise FileNotFoundError(path)
-        check_owner(found, path)
+        _check_owner(found, path)
         data = memoryview(mmap.mmap(descriptor, found.st_size, access=mmap.ACCESS_READ))
         end = _HEAD + int.from_bytes(data[:_HEAD], "little")
         said = msgspec.msgpack.decode(data[_HEAD:end], type=_Description)
         if said.format != _FORMAT or said.spec != self._spec:
             raise ValueError(f"{path} is of another spec or format")
         pages = np.frombuffer(data, dtype="<i8", offset=end + -end % _PAGES_AT)
-        fresh: list[tuple[mmap.mmap, int]] = []
+        fresh: _Fresh = []
         tables = {
             block: read_only(self._arrays(one, path.parent, pages, fresh), pin)
             for block, one in said.tables.items()
         }
-        return View(said.version, tables, said.others, fresh, path.parent)
+        ring = said.passed and self._array(path.parent, said.passed[0], "u1", said.passed[1], fresh)
+        return View(said.version, tables, said.others, fresh, path.parent.name, ring)
 
-    def _arrays(
-        self, table: _Table, folder: Path, pages: Pages, fresh: list[tuple[mmap.mmap, int]]
-    ) -> TableArrays:
+    def _array(self, folder: Path, name: str, kind: str, n: int, fresh: _Fresh) -> Array:
+        mapping = self._mapped.get(folder / name)
+        if mapping is None:
+            with (folder / name).open("rb") as file:
+                _check_owner(os.fstat(file.fileno()), folder / name)
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._mapped[folder / name] = mapping
+            fresh.append((mapping, n * np.dtype(kind).itemsize))
+        return np.frombuffer(mapping, dtype=kind, count=n)
+
+    def _arrays(self, table: _Table, folder: Path, pages: Pages, fresh: _Fresh) -> TableArrays:
         def array(name: str, kind: str, n: int) -> Array:
-            mapping = self._mapped.get(folder / name)
-            size = n * np.dtype(kind).itemsize
-            if mapping is None:
-                with (folder / name).open("rb") as file:
-                    check_owner(os.fstat(file.fileno()), folder / name)
-                    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._mapped[folder / name] = mapping
-                fresh.append((mapping, size))
-            return np.frombuffer(mapping, dtype=kind, count=n)
+            return self._array(folder, name, kind, n, fresh)
 
         coming = None if table.coming is None else array(table.coming[0], "<i4", table.coming[1])
         slots = array(table.slots[0], "<i4", table.slots[1])
@@ -276,3 +284,9 @@ class Views:
         ]
         begin, n = table.pages
         return TableArrays(ids, table.n, pages[begin : begin + n], pieces, table.width)
+
+
+def _check_owner(found: os.stat_result, path: Path) -> None:
+    """Raise PermissionError if the file was made by another user, who may change it."""
+    if found.st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to another user")
