@@ -67,7 +67,7 @@ from online.models.experts.linear import (
     OutputPerClass,
     Owned,
 )
-from online.models.experts.newest_label import NewestLabel
+from online.models.experts.newest_label import NewestLabel, cut_at
 from online.models.features.hashed import Hashed, Words, check_hashing, counted
 from online.models.gradients import Hashing
 from online.models.limited import Limited
@@ -476,10 +476,10 @@ class Regression(_OneAnswer):
             judged = noted[:experts] or numbers
             errors = [abs(number - y) / spread for number in judged]
             self._mixture.judge(number_losses(errors), weight)
-        slopes = [_cut((number - y) / spread) * weight for number in numbers]
+        slopes = [cut_at((number - y) / spread, RESIDUAL_MAX) * weight for number in numbers]
         if before is not None:
             y, weight = float(before[0]), before[1]
-            taken = [_cut((number - y) / spread) * weight for number in numbers]
+            taken = [cut_at((number - y) / spread, RESIDUAL_MAX) * weight for number in numbers]
             slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
         return self._teach(row, slopes) + self._newest.total
 
@@ -494,7 +494,3 @@ def _towards(shares: Floats, column: int) -> Floats:
     slopes = shares.copy()
     slopes[:, column] -= 1.0
     return slopes
-
-
-def _cut(residual: float) -> float:
-    return max(-RESIDUAL_MAX, min(RESIDUAL_MAX, residual))
