@@ -17,6 +17,7 @@ import numpy as np
 
 from online.errors import OnlineError, RequestError
 from online.learning.bounds import Bounds, free_names, with_target
+from online.learning.counters import NEWEST
 from online.learning.ranges import UNTIL
 from online.learning.vocabulary import BROUGHT, Vocabulary, words_of
 from online.models.adapters.linear import Linear
@@ -34,9 +35,9 @@ from online.tables.layout import Column, Input, Layout, Shard
 from online.tables.places import Folder, failures, without_keys
 from online.tables.readers import Bad, Piece
 from paramserver.core import blocks as algebra
-from paramserver.core.blocks import Blocks
+from paramserver.core.blocks import Block, Blocks
 from paramserver.process.bases import Taught
-from replay.example import Example, Label
+from replay.example import Example, Label, label_text
 
 _CUT_ROWS: Final = 1_024  # most rows that are relearned if the model raises at a later one
 _HASHED: Final = 1 << 20
@@ -207,11 +208,14 @@ class Teacher:
     def _count(self, example: Example) -> None:
         self._bounds.add(example)
         self._vocabulary.add(example, "")
+        if type(example.label) in (int, str):
+            self._classes[label_text(example.label)] = (0.0, 0.0)  # older than any label
 
     def _reset(self) -> None:
         self._model.reset(algebra.copy(self._values))
         self._bounds.reset(self._values)
         self._vocabulary.reset(self._values)
+        self._classes: dict[str, tuple[float, float]] = {}
 
     def _put_back(self) -> None:
         self._reset()
@@ -224,6 +228,9 @@ class Teacher:
         done = {**self._model.cut(), **self._bounds.cut(), **self._vocabulary.cut()}
         done.pop(UNTIL, None)  # counted in rows of the service, which these are not
         done.pop(BROUGHT, None)  # no source has brought these names
+        if self._classes:
+            done[NEWEST] = Block(algebra.EXTREMA, self._classes)
+            self._classes = {}
         algebra.merge(self._values, done)
         self._open.clear()
 

@@ -162,6 +162,7 @@ class Exchange:
             state=state,
             marks=self._marks(pushes),
             waits=sorted(learner.waits),
+            host="" if self._tables is None else self._tables.host,
             **({} if cache is None else cache.request(learner.server, learner.catching_up)),
         )
         sent_at = self._monotonic_s()
@@ -255,7 +256,7 @@ class Exchange:
             try:
                 reply = await self.client.sync(request, _SYNC_TIMEOUT_S)
                 self.refused = None
-                return reply
+                return reply if self._tables is None else self._tables.with_passed(reply)
             except ParamServerError as error:
                 self._counts["server_unreachable"] += 1
                 self.versions_behind = None

@@ -138,7 +138,7 @@ class Decisions:
         self.answers = False  # whether an apprentice model answers by itself
         self.undone = rewrites.undone(())
         self.others: tuple[tuple[int, int], ...] = ()  # epochs (after, up to) of other lineages
-        self._served_upto = 0  # newest epoch before the last promotion
+        self._served_upto = -1  # newest epoch before the last promotion
 
     def read(self, journal: Journal, model: str, upto: int | None = None) -> None:
         """Read the new control rows, up to number ``upto``."""

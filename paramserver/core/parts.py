@@ -166,13 +166,19 @@ class WalkedParts(Parts):
         values: Blocks,
         version: Version,
         changes_since: Callable[[Version | None], Touched | None],
+        passed: bool = False,
     ) -> dict[str, Any]:
-        """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request."""
+        """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request.
+
+        Parameters:
+            passed: Whether the replica receives changed rows of tables otherwise.
+        """
         pulls, reader, every = self._pulls, request.replica, values
         pulls.ask(reader, request.since)
         held = None
-        if request.rows is not None:
+        if passed or request.rows is not None:
             values = {name: block for name, block in every.items() if block.kind != ROWS}
+        if request.rows is not None:
             held = self.holdings.note(request)
 
         def known_since(since: Version | None) -> Touched | None:

@@ -104,7 +104,7 @@ class Server:
         self._limits = limits
         self._parts = WalkedParts(part_keys, history_max // _BEHIND)
         self.holdings = self._parts.holdings
-        self._applied = AppliedPushes(history_max)
+        self.applied = AppliedPushes(history_max)
         self._shared: set[str] = set()  # blocks shared with a snapshot: copied before a change
         self._finished: frozenset[int] = frozenset()
         self._changes = Changes()
@@ -178,7 +178,7 @@ class Server:
             delta = self.keeper.admitted(self.values, pushed, base)
         others: list[Applied] = []
         if self.rule != "sum":  # a base of another epoch counts as 0: every known push is newer
-            others = self._applied.by_others(partition, base)
+            others = self.applied.by_others(partition, base)
         scale = 1.0 / (1 + len(others))
         whole: Blocks = {}
         if others and self.rule == "compensated":
@@ -191,7 +191,7 @@ class Server:
         if self.keeper is not None:
             add_touched(touched, self.keeper.settle(self.values, pushed, base, self.count))
         self.clock[partition] = push.last
-        self._applied.note(Applied(self.count, partition, push.n, touched))
+        self.applied.note(Applied(self.count, partition, push.n, touched))
         self._parts.note(touched)
         return wire.Ack("applied", partition, push.last, scale)
 
@@ -222,7 +222,7 @@ class Server:
         self.count += 1
         self.position = state.position
         self.clock.update(clock)
-        self._applied.note(Applied(self.count, 0, rows, touched))
+        self.applied.note(Applied(self.count, 0, rows, touched))
         self._parts.note(touched)
         return True
 
@@ -230,7 +230,7 @@ class Server:
         """Return the keys touched after version ``since``, or None if they are no longer known."""
         if since is None or since[0] != self.epoch:
             return None
-        return self._applied.touched_since(since[1], self.count)
+        return self.applied.touched_since(since[1], self.count)
 
     def reply(
         self,
@@ -240,10 +240,12 @@ class Server:
         confirmed_ms: float,
         *,
         keeper: bool = False,
+        passed: list[int] | None = None,
     ) -> wire.SyncReply:
         """Return the state after the pushes, with the given fields of the reply.
 
-        It shares blocks, so encode it before the next push.
+        It shares blocks, so encode it before the next push.  With ``passed`` it has changes since a
+        version that is remembered, without rows of tables.
         """
         named = {request.partition, *request.adopting, *request.waits, *orphans}
         named.update(push.partition for push in request.pushes)
@@ -269,7 +271,10 @@ class Server:
             position=self.position,
             learned=self.learned(),
             keeper=keeper,
-            **self._parts.reply_fields(request, self.values, self.version, self.changes_since),
+            passed=passed,
+            **self._parts.reply_fields(
+                request, self.values, self.version, self.changes_since, passed is not None
+            ),
         )
 
     def learned(self) -> int:

@@ -19,7 +19,7 @@ from online.commands.cli import app
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
 from online.learning.ranges import RANGE
-from online.learning.vocabulary import NAMES, Vocabulary
+from online.learning.vocabulary import NAMES
 from online.models.adapters.linear import Linear
 from online.rebuild import fsck
 from online.rebuild.backfill import TaughtAlready, Teacher
@@ -281,21 +281,6 @@ def test_a_row_that_the_model_raises_on_changes_nothing(folder: Folder) -> None:
     assert found["weights"].data == pytest.approx(expected["weights"].data, rel=1e-12)
     assert found["scaler0"].data["a"] == pytest.approx(expected["scaler0"].data["a"], rel=1e-12)
     assert found[NAMES].data == {"a": 1}
-
-
-def test_the_names_of_a_table_are_known_and_no_source_has_brought_them() -> None:
-    model = Linear(linear_model.LogisticRegression(optim.SGD(0.1)))
-    teacher = Teacher(model, {})
-    for i in range(8):
-        assert teacher.learn(Example({f"x{i}": 1.0}, label=True)) is None
-    names = Vocabulary()
-    names.most, names.share = 10, 0.5
-    names.reset(teacher.values())
-    assert len(names) == 8
-    assert names.fresh({"x3": 1.0, "y": 2.0}) == ["y"], "it has learned x3"
-    assert names.taught({f"x{i}": 1.0 for i in range(8)}, "s", 0.0, 1.0)[1] is None
-    new = {"a": 1.0, "b": 1.0, "c": 1.0}
-    assert names.taught(new, "s", 0.0, 1.0)[1] == {"c": 1.0}, "there is room for ten names"
 
 
 def test_a_number_far_beyond_all_before_is_bounded_unless_nothing_is() -> None:

@@ -22,7 +22,7 @@ from online.monitoring.series import FOLDER, Series
 from online.rebuild import certify, erase
 from online.rebuild.erase import Decision, Done, Erasure
 from online.rebuild.holdings import Holding
-from online.rows.finals import final_row
+from online.rows.finals import final_row, late_key
 from online.rows.joins import labels_of
 from online.settings.config import Settings, load
 from online.settings.model import ModelSettings
@@ -213,6 +213,19 @@ def test_a_label_of_its_goes_from_the_final_label_that_replaces_it(world: World)
     assert (of_good.corrects.label, of_good.corrects.source) == (False, "good")
     assert b"bot" not in row.payload
     assert world.erasure().sent.replaced == []
+
+
+def test_a_late_label_of_an_event_goes_with_its_features(world: World) -> None:
+    replace = msgspec.structs.replace
+    for i, of in ((11, 3), (12, 4)):
+        first = world.row(of)
+        late = replace(world.row(i), key=late_key(first.key), source="other", payload=first.payload)
+        world.journal.append(world.partition, i - 1, [late])
+    assert world.erasure().rows() == 4
+    gone = [
+        r.offset for r in world.journal.read(world.partition, 1, 12) if codec.is_erased(r.payload)
+    ]
+    assert gone == [3, 5, 7, 11]
 
 
 def test_halves_go_and_labels_of_others_that_wait_beside_them_stay(world: World) -> None:
