@@ -129,8 +129,8 @@ def test_labels_that_are_late_by_tens_of_thousands_correct_nothing() -> None:
     narrow = [struct.pack("<bH", 0, n) for n in (0, 40_000 - 7)]
     older = Calibration()
     older.count("n", 40_000.0)
-    for one, stamp in zip(world, narrow, strict=False):
-        older.add(row(*one, stamp))
+    for (answer, label), stamp in zip(world, narrow, strict=False):
+        older.add(row(answer, label, stamp))
     assert older.summary()["late"] == pytest.approx((0 + 8) / 2, abs=0.1), "rows of before are read"
 
 
