@@ -21,6 +21,7 @@ from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import history_of, retention_of, snapshots_path
 from paramserver.core import rewrites, wire
+from paramserver.core.admission import Keeper, TableBounds
 from paramserver.core.state import SnapshotState
 from paramserver.core.wire import FORMAT, OrderedState, SyncRequest
 from paramserver.process.actor import Host, ParameterServer, ServerSettings
@@ -122,6 +123,8 @@ class Shadow:
             rows_max=max(self._model.sync.updates * 16, 1024),
             rival=f"{self._rival[:16]}@{since}",
         )
+        if (most := self._settings.limits.table_rows_max) is not None:
+            self.learner.tables_keeper = Keeper(TableBounds(most), {})
         self.learner.undone = self.decisions.undone
         self.learner.untaught = self.decisions.lacks
         for _ in range(_PARTS_MAX):
