@@ -19,14 +19,15 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from paramserver.core.tables.ids import IdArrays
 from paramserver.core.tables.memory import Array
 from paramserver.core.tables.pages import Pages
 from paramserver.core.tables.rows import Rows
@@ -41,7 +42,7 @@ _BEGUN: Final = "begun-"
 _HEAD: Final = 8  # bytes before the description: its length
 _PAGES_AT: Final = 8  # the pages after it begin at a multiple of this
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ of Linux 5.14, which Python does not name
-_Fresh = list[tuple[mmap.mmap, int]]
+_Fresh = tuple[mmap.mmap, int]
 _STEP: Final = 4 * 2**20  # bytes that are made resident at a time: below a millisecond
 
 
@@ -53,29 +54,19 @@ def lineage_folder(shared: str, model: str, spec: str) -> Path:
     return Path(lineage_place(str(Path(shared) / socket.gethostname()), model, spec))
 
 
-class _Table(msgspec.Struct, frozen=True, array_like=True):
-    """A table of a view: names of its files, numbers of elements, and where its pages stand."""
-
-    n: int
-    width: int
-    ids: str
-    slots: tuple[str, int]
-    coming: tuple[str, int] | None
-    moved: int
-    factor: int
-    pieces: list[tuple[int, str, int]]
-    pages: tuple[int, int]
-
-
 class _Description(msgspec.Struct, frozen=True, array_like=True):
-    """The content of a view but for the pages of its tables."""
+    """The content of a view but for the pages of its tables.
+
+    An array is described by the name of its file and its shape; pages, which are in no file, by
+    where they begin and end among those of all tables.
+    """
 
     format: int
     spec: str
     version: Version
-    tables: dict[str, _Table]
+    tables: Mapping[str, TableArrays]
     others: list[bytes]
-    passed: tuple[str, int] | None
+    passed: npt.NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +102,22 @@ class View:
 # -- the server's side ---------------------------------------------------------------------------
 
 
-class Published:
+class _Pin:
+    """An open file, with a lock of it, for as long as this object lives."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class Published(_Pin):
     """A view that its server can remove when nobody reads it."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
-        self._descriptor, self._path = descriptor, path
+        super().__init__(descriptor)
+        self._path = path
 
     def remove_unread(self) -> bool:
         """Remove the view unless somebody reads it; return whether it was removed."""
@@ -125,9 +127,6 @@ class Published:
             return False
         self._path.unlink(missing_ok=True)  # a later server may have done that
         return True
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
 
 def write_view(
@@ -143,24 +142,31 @@ def write_view(
     The rows have been written, and nobody writes to the pages of ``tables`` until the view is
     removed.  Raises OSError.
     """
-    described: dict[str, _Table] = {}
-    at = 0
-    for block, table in tables.items():
-        if (one := _described(memory, table, at)) is None:
-            return None
-        described[block] = one
-        at += len(table.pages)
-    ring = None if passed is None else memory.name(passed)
-    where = None if passed is None or ring is None else (ring, len(passed))
-    head = msgspec.msgpack.encode(_Description(_FORMAT, spec, version, described, others, where))
+    every = list[Pages]()
+    private = list[Array]()
+
+    def described(array: Array) -> tuple[str, tuple[int, ...]]:
+        if array.dtype == np.int64:
+            begin = sum(map(len, every))
+            every.append(array)
+            return "", (begin, begin + len(array))
+        if (name := memory.name(array)) is None:
+            private.append(array)
+        return name or "", array.shape
+
+    ring = None if passed is None or memory.name(passed) is None else passed
+    description = _Description(_FORMAT, spec, version, tables, others, ring)
+    head = msgspec.msgpack.encode(description, enc_hook=described)
+    if private:
+        return None
     name = f"{version[0]:012d}-{version[1]:016d}"
     begun, path = memory.folder / f"{_BEGUN}{name}", memory.folder / f"{_VIEW}{name}"
     try:
         with begun.open("xb") as file:
             file.write(len(head).to_bytes(_HEAD, "little"))
             file.write(head + bytes(-len(head) % _PAGES_AT))
-            for table in tables.values():
-                file.write(table.pages.astype("<i8", copy=False).data)
+            for pages in every:
+                file.write(pages.astype("<i8", copy=False).data)
         published = Published(os.open(begun, os.O_RDONLY | os.O_CLOEXEC), path)
         begun.rename(path)
     finally:
@@ -168,39 +174,7 @@ def write_view(
     return published
 
 
-def _described(memory: SharedMemory, table: TableArrays, at: int) -> _Table | None:
-    ids, slots = memory.name(table.ids.ids), memory.name(table.ids.slots)
-    coming = None if table.ids.coming is None else memory.name(table.ids.coming)
-    pieces = [(row, memory.name(rows), len(rows)) for row, rows in table.pieces]
-    named = [(row, name, n) for row, name, n in pieces if name is not None]
-    if ids is None or slots is None or len(named) < len(pieces):
-        return None
-    if coming is None and table.ids.coming is not None:
-        return None
-    return _Table(
-        table.n,
-        table.width,
-        ids,
-        (slots, len(table.ids.slots)),
-        None if coming is None or table.ids.coming is None else (coming, len(table.ids.coming)),
-        table.ids.moved,
-        table.ids.factor,
-        named,
-        (at, len(table.pages)),
-    )
-
-
 # -- the replica's side --------------------------------------------------------------------------
-
-
-class _Pin:
-    """A shared lock of a view's file, for as long as this object lives."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
 
 class Views:
@@ -249,41 +223,33 @@ class Views:
         _check_owner(found, path)
         data = memoryview(mmap.mmap(descriptor, found.st_size, access=mmap.ACCESS_READ))
         end = _HEAD + int.from_bytes(data[:_HEAD], "little")
-        said = msgspec.msgpack.decode(data[_HEAD:end], type=_Description)
+        pages = np.frombuffer(data, dtype="<i8", offset=end + -end % _PAGES_AT)
+        fresh = list[_Fresh]()
+
+        def array(kind: Any, where: tuple[str, Sequence[int]]) -> Array:
+            name, shape = where
+            if not name:
+                return pages[slice(*shape)]
+            return self._array(path.with_name(name), get_args(get_args(kind)[1])[0], shape, fresh)
+
+        said = msgspec.msgpack.decode(data[_HEAD:end], type=_Description, dec_hook=array)
         if said.format != _FORMAT or said.spec != self._spec:
             raise ValueError(f"{path} is of another spec or format")
-        pages = np.frombuffer(data, dtype="<i8", offset=end + -end % _PAGES_AT)
-        fresh: _Fresh = []
-        tables = {
-            block: read_only(self._arrays(one, path.parent, pages, fresh), pin)
-            for block, one in said.tables.items()
-        }
-        ring = said.passed and self._array(path.parent, said.passed[0], "u1", said.passed[1], fresh)
-        return View(said.version, tables, said.others, fresh, path.parent.name, ring)
+        tables = {block: read_only(one, pin) for block, one in said.tables.items()}
+        return View(said.version, tables, said.others, fresh, path.parent.name, said.passed)
 
-    def _array(self, folder: Path, name: str, kind: str, n: int, fresh: _Fresh) -> Array:
-        mapping = self._mapped.get(folder / name)
+    def _array(
+        self, path: Path, kind: npt.DTypeLike, shape: Sequence[int], fresh: list[_Fresh]
+    ) -> Array:
+        """Return an array in a file, which is mapped once."""
+        mapping, n = self._mapped.get(path), prod(shape)
         if mapping is None:
-            with (folder / name).open("rb") as file:
-                _check_owner(os.fstat(file.fileno()), folder / name)
+            with path.open("rb") as file:
+                _check_owner(os.fstat(file.fileno()), path)
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._mapped[folder / name] = mapping
+            self._mapped[path] = mapping
             fresh.append((mapping, n * np.dtype(kind).itemsize))
-        return np.frombuffer(mapping, dtype=kind, count=n)
-
-    def _arrays(self, table: _Table, folder: Path, pages: Pages, fresh: _Fresh) -> TableArrays:
-        def array(name: str, kind: str, n: int) -> Array:
-            return self._array(folder, name, kind, n, fresh)
-
-        coming = None if table.coming is None else array(table.coming[0], "<i4", table.coming[1])
-        slots = array(table.slots[0], "<i4", table.slots[1])
-        ids = IdArrays(array(table.ids, "<u8", table.n), slots, coming, table.moved, table.factor)
-        pieces = [
-            (row, array(name, "<f4", n * table.width).reshape(n, table.width))
-            for row, name, n in table.pieces
-        ]
-        begin, n = table.pages
-        return TableArrays(ids, table.n, pages[begin : begin + n], pieces, table.width)
+        return np.frombuffer(mapping, dtype=kind, count=n).reshape(shape)
 
 
 def _check_owner(found: os.stat_result, path: Path) -> None:

@@ -369,7 +369,7 @@ def test_a_view_gets_its_name_when_it_is_whole(
 ) -> None:
     """The mutant publishes the header before the pages that it names."""
     teller, reader = Teller(folder), Views(folder, SPEC)
-    pages = 'file.write(table.pages.astype("<i8", copy=False).data)'
+    pages = 'file.write(pages.astype("<i8", copy=False).data)'
     right = WRITE.replace(pages, "raise OSError(5, 'killed here')")
     wrong = right.replace("begun.open", "path.open")
     assert len({right, wrong, WRITE}) == 3
