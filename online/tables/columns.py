@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from replay.example import Features
 
 Kind = Literal["number", "integer", "bool", "text"]
 """``integer`` and ``bool`` are numbers, too; in a row as a dict they become int and bool."""
+
+PLAIN: Final[tuple[str, ...]] = get_args(Kind)
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -130,13 +132,3 @@ class Rows:
                     missing = np.ones(out.shape, dtype=np.bool_)
                 missing[:, j] = column.present
         return out, missing
-
-
-def number_of(text: str) -> float:
-    """Parse the number in a cell of a text file.  Raises ValueError, also for ``1_000``.
-
-    Python takes underscores for separators; in a table they stand in codes.
-    """
-    if "_" in text:
-        raise ValueError(text)
-    return float(text)

@@ -50,7 +50,7 @@ def test_a_csv_file_is_read_by_the_declared_types(tmp_path: Path) -> None:
     assert good == [
         {"amount": 1.0, "city": "17", "member": True},
         {"amount": 2.0, "city": "18", "member": False},
-        {"amount": 3.0, "city": ""},  # an empty text is one, as without a declaration
+        {"amount": 3.0},  # an empty cell is none, as for `online init`
     ]
     assert bad == [
         (5, "member", "not true or false"),
