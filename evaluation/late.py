@@ -156,5 +156,10 @@ def instant(value: Any) -> Any:
 def seconds(when: Any) -> float | None:
     """Return a time as POSIX seconds, assuming UTC without a zone; None if it is no time."""
     if isinstance(when, datetime):
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        return posix_seconds(when)
     return float(when) if isinstance(when, int | float) else None
+
+
+def posix_seconds(when: datetime) -> float:
+    """Return a date and time as POSIX seconds, assuming UTC without a zone."""
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

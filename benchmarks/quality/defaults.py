@@ -397,7 +397,8 @@ def run(
         lines = [Line(**one) for one in told if one.pop("asked", 0) == rows]
         lines = [one for one in lines if one.stream in streams and one.what in learners]
     there = {(line.stream, line.what) for line in lines}
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
         asked = [
             pool.submit(measure, stream, name, data, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from evaluation.errors import TableUnusable
+from evaluation.late import posix_seconds
 from evaluation.metrics import Task
 from evaluation.report.columns import Asked, Roles, assign
 from evaluation.report.rows import Column, Floats, Origin, Rows
@@ -283,13 +284,12 @@ def times(file: str, name: str, column: Any) -> Floats:
         if text is None:
             continue
         try:
-            when = datetime.fromisoformat(text.strip())
+            out[i] = posix_seconds(datetime.fromisoformat(text.strip()))
         except ValueError:
             raise TableUnusable(
                 file, name, f"{text!r} is no time",
                 "Write times as 2024-05-31T08:00:00Z or in seconds, or leave it out: --time none",
             ) from None  # fmt: skip
-        out[i] = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     return out
 
 

@@ -53,7 +53,8 @@ _json: Final = msgspec.json.Encoder().encode
 class ServiceRefused(ClientError):
     """The service refused the request, and would refuse it again.
 
-    ``code``, ``field`` and ``hint`` are those of the response; see docs/errors.md.
+    ``code``, ``field`` and ``hint`` are those of the response; see docs/errors.md.  ``definite`` is
+    false if an earlier attempt, or another program that answered, may have recorded something.
     """
 
     status: int
@@ -61,6 +62,7 @@ class ServiceRefused(ClientError):
     message: str
     field: str | None
     hint: str | None
+    definite: bool = True
 
     def __str__(self) -> str:
         at = f" (field {self.field})" if self.field else ""
@@ -206,10 +208,10 @@ class Calls:
             assert reply is not None
             error = None if reply.failure else _error(reply)
             if reply.failure is None:
-                if reply.status < 400 or (receipts and error is None and _is_receipt(reply)):
+                if reply.status // 100 == 2 or (receipts and error is None and _is_receipt(reply)):
                     return reply
                 if not _again(reply, error):
-                    raise _refused(reply, error)
+                    raise _refused(reply, error, definite)
             definite &= _not_recorded(reply, error)
             reason = reply.failure or f"{reply.status} {error.code if error else 'no error body'}"
             if not twice and reply.sent and reply.status != 429:
@@ -221,14 +223,19 @@ class Calls:
             yield pause
         raise AssertionError("attempts is below 1")
 
-    def get(self, path: str) -> Steps[Any]:
-        reply = yield from self.send(Request("GET", path, None))
-        return msgspec.json.decode(reply.body)
+    def ask(
+        self, request: Request, kind: type[T], receipts: bool = False, *, twice: bool = True
+    ) -> Steps[T]:
+        """Send a request as :meth:`send` does, and return the reply's body."""
+        reply = yield from self.send(request, receipts, twice=twice)
+        try:
+            return msgspec.json.decode(reply.body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # such as a page to log in to a network
+            raise _refused(reply, None, request.method == "GET") from None
 
     def predict(self, model: str, body: dict[str, Any], kind: type[T]) -> Steps[T]:
         request = Request("POST", f"/v1/models/{quote(model, '')}/predict", _json(body))
-        reply = yield from self.send(request)
-        return msgspec.json.decode(reply.body, type=kind)
+        return (yield from self.ask(request, kind))
 
     def included(self, model: str, body: dict[str, Any]) -> Steps[Prediction]:
         """Repeat a prediction until the replica that answers has learned the row."""
@@ -251,8 +258,7 @@ class Calls:
 
     def feedback(self, model: str, event: Event) -> Steps[Receipt]:
         request = Request("POST", _feedback(model), _json(_body(self.named(event))))
-        reply = yield from self.send(request, receipts=True)
-        return msgspec.json.decode(reply.body, type=Receipt)
+        return (yield from self.ask(request, Receipt, receipts=True))
 
     def many(self, model: str, events: Sequence[Event]) -> Steps[list[Receipt]]:
         """Send events; returns receipts in order.  Events refused for lack of room are repeated."""
@@ -263,12 +269,12 @@ class Calls:
         for attempt in range(1, self._retry.attempts + 1):
             body = _json({"events": [_body(named[i]) for i in left]})
             try:
-                reply = yield from self.send(Request("POST", _feedback(model), body))
+                said = yield from self.ask(Request("POST", _feedback(model), body), Receipts)
             except (ServiceRefused, ServiceUnavailable) as error:
                 if attempt == 1 or not error.definite:
                     raise
                 break  # of these nothing was recorded, as their receipts say; of the others it was
-            receipts = msgspec.json.decode(reply.body, type=Receipts).events
+            receipts = said.events
             for i, receipt in zip(left, receipts, strict=True):
                 answered[i] = receipt
             left = [i for i, r in zip(left, receipts, strict=True) if waits(r)]
@@ -320,12 +326,14 @@ def _not_recorded(reply: Reply, error: ErrorBody | None) -> bool:
     return error is not None and error.code not in _MAYBE_RECORDED
 
 
-def _refused(reply: Reply, error: ErrorBody | None) -> ServiceRefused:
+def _refused(reply: Reply, error: ErrorBody | None, definite: bool) -> ServiceRefused:
     if error is None:
         text = reply.body[:200].decode("latin-1")
         hint = "Another program answers there: check the URL, and proxies in front of the service"
-        return ServiceRefused(reply.status, "not_ours", text, None, hint)
-    return ServiceRefused(reply.status, error.code, error.message, error.field, error.hint)
+        error = ErrorBody("not_ours", text, None, hint)
+    return ServiceRefused(
+        reply.status, error.code, error.message, error.field, error.hint, definite
+    )
 
 
 def row(

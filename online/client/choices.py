@@ -67,8 +67,7 @@ class ChoiceVerbs:
             baseline=baseline, id=id, max_age_ms=max_age_ms, defer=defer or None,
         )  # fmt: skip
         request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
-        reply = yield from self._calls.send(request)
-        return msgspec.json.decode(reply.body, type=Chosen)
+        return (yield from self._calls.ask(request, Chosen))
 
     @verb
     def choose_slots(
@@ -106,10 +105,8 @@ class ChoiceVerbs:
             max_age_ms=max_age_ms, defer=defer or None,
         )  # fmt: skip
         request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
-        reply = yield from self._calls.send(request)
-        return {
-            str(one.slot): one for one in msgspec.json.decode(reply.body, type=ChosenSlots).slots
-        }
+        chosen = yield from self._calls.ask(request, ChosenSlots)
+        return {str(one.slot): one for one in chosen.slots}
 
     @verb
     def activate(self, id: str) -> Steps[None]:
@@ -137,8 +134,7 @@ class ChoiceVerbs:
             reward_id=self._calls.new_id() if reward_id is None else reward_id,
         )  # fmt: skip
         request = Request("POST", self._path("/reward"), msgspec.json.encode(body))
-        reply = yield from self._calls.send(request, receipts=True)
-        return msgspec.json.decode(reply.body, type=Receipt)
+        return (yield from self._calls.ask(request, Receipt, receipts=True))
 
     def _path(self, path: str) -> str:
         return f"/v1/models/{quote(self.name, '')}{path}"

@@ -264,18 +264,14 @@ class ModelVerbs(ChoiceVerbs):
 
     def _get(self, path: str, **query: Any) -> Steps[Data]:
         query_text = urlencode(given(**query))
-        data: Data = yield from self._calls.get(
-            self._path(path) + (f"?{query_text}" if query_text else "")
-        )
-        return data
+        url = self._path(path) + (f"?{query_text}" if query_text else "")
+        return (yield from self._calls.ask(Request("GET", url, None), Data))
 
     def _post(self, path: str, body: Data | None = None) -> Steps[Data]:
         """Send an operator's request, which waits for the replicas and is not repeated."""
         data = None if body is None else msgspec.json.encode(body)
         request = Request("POST", self._path(path), data, _OPERATOR_S)
-        reply: Reply = yield from self._calls.send(request, twice=False)
-        decoded: Data = msgspec.json.decode(reply.body)
-        return decoded
+        return (yield from self._calls.ask(request, Data, twice=False))
 
 
 def _plain(event: Event, field: str) -> Event:

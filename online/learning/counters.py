@@ -12,9 +12,11 @@ from math import log
 from operator import le
 from typing import Final, Protocol
 
+from evaluation import light_rows
 from evaluation.metrics import (
     COUNTERS_MAX,
     LOG_CLIP,
+    PAIR,
     is_label,
     label_counter,
     label_in,
@@ -37,15 +39,6 @@ COSTS: Final = frozenset({"n", "abs_error", "mean_abs_error", "log_n", "log_loss
 
 ANOTHERS: Final = "another/"
 """Prefix of the same counters for answers that another model gave before a promotion."""
-
-_WEIGHTS, _SQUARES, _SHARES = ("weight/sum", "weight/squares", "weight/shares")
-"""Counters of rows by weight: discounted sums, and the shares of light rows not counted yet."""
-
-_USUAL_ROWS: Final = 500.0
-"""Rows of the usual weight over which these sums are discounted."""
-
-_WHOLE: Final = 1.0 - 1e-9
-"""Share of the usual weight from which on a row counts whole, despite rounding."""
 
 _NAMES_A_ROW: Final = 16
 """Largest number of new counters that a row of a binary task can add."""
@@ -97,13 +90,13 @@ class Tally:
 
     Attributes:
         views: Further sums over the same rows.
-        answers_after: Epoch after which answers are this model's own; another one served up to it.
+        others: Spans of epochs (after, up to) in which another model has served, and answered.
     """
 
     def __init__(self) -> None:
         self.views: Sequence[View] = ()
         self.counters: dict[str, float] = {}
-        self.answers_after = 0
+        self.others: Sequence[tuple[int, int]] = ()
         self.digest = (0, 0)
         self.seen: dict[str, tuple[float, float]] = {}
         self._newest: str | None = None  # cached: every prediction needs it
@@ -113,39 +106,22 @@ class Tally:
         self._open_seen: dict[str, tuple[float, float]] = {}
 
     def weigh(self, example: Example) -> bool:
-        """Take note of a learned row's weight; return whether the row counts in scores.
+        """Take note of a learned row's weight; return whether the row counts in scores."""
+        counts, more = light_rows.weigh(example, self.counters, self.digest[0])
+        for name, value in more.items():
+            self.counters[name] = self.counters.get(name, 0) + value
+            self._open[name] = self._open.get(name, 0) + value
+        return counts
 
-        Senders choose weights, and errors in rows that teach nothing are no evidence against
-        them.  So a row that weighs less than 1, and less than is usual, counts as often as it
-        weighs beside that: the mean weight that a unit of weight comes with.  The service chooses
-        the weight of a default label and of its correction.
-        """
-        weight, held, first = example.weight, self.counters, example.corrects
-        light = _WEIGHTS in held
-        if (weight >= 1.0 and not light) or example.late is not None:
-            return True
-        if first is not None and first.defaulted:
-            return True
-        if not light:
-            before = min(self.digest[0], _USUAL_ROWS)  # rows that weighed 1 or more
-            self._more(_WEIGHTS, before)
-            self._more(_SQUARES, before)
-        total, squares = max(held[_WEIGHTS], 0.0), max(held[_SQUARES], 0.0)
-        usual = (squares / total if total > 0.0 else 0.0) or weight
-        added = min(weight, max(2.0 * usual, 1.0))
-        fades = min(added / (_USUAL_ROWS * usual), 1.0)
-        self._more(_WEIGHTS, added - fades * total)
-        self._more(_SQUARES, added * added - fades * squares)
-        share = weight / min(usual, 1.0)
-        if share >= _WHOLE:
-            return True
-        whole = held.get(_SHARES, 0.0) + share >= 1.0
-        self._more(_SHARES, share - whole)
-        return whole
+    def share(self, example: Example) -> float:
+        """Return how much of a row the example counts in scores, at most 1."""
+        return light_rows.share(example, self.counters)
 
-    def _more(self, name: str, value: float) -> None:
-        self.counters[name] = self.counters.get(name, 0) + value
-        self._open[name] = self._open.get(name, 0) + value
+    def is_anothers(self, example: Example) -> bool:
+        """Return whether another model has answered the row."""
+        if not self.others or example.version is None:
+            return False
+        return any(after < example.version[0] <= upto for after, upto in self.others)
 
     def add(
         self, key: bytes, increments: Mapping[str, float], label: str | None, at: float
@@ -156,7 +132,7 @@ class Tally:
         self._add_digest(1, event_hash(key))
         counters, opened = self.counters, self._open
         for name, value in increments.items():
-            if name not in counters and len(counters) >= COUNTERS_MAX and not is_label(name):
+            if name not in counters and len(counters) >= COUNTERS_MAX and name.startswith(PAIR):
                 name, value = "folded", 1
             counters[name] = counters.get(name, 0) + value
             opened[name] = opened.get(name, 0) + value
@@ -166,14 +142,16 @@ class Tally:
     def add_binary(self, rows: Sequence[Row], examples: Sequence[Example]) -> bool:
         """Count learned rows of a binary task in one pass, with the answers given before.
 
-        All counters end up as after :meth:`add` row by row.  False: some row is not an ordinary
-        one, or some were light, and nothing was counted.
+        All counters end up as after :meth:`weigh` and :meth:`add` row by row.  False: some row is
+        not an ordinary one, or is light, and nothing was counted.
         """
-        if _WEIGHTS in self.counters:
+        if any(map(self.is_anothers, examples)):
             return False
-        answered = _answered(examples, self.answers_after)
+        answered = _answered(examples)
         if answered is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
+        for example in examples:
+            self.weigh(example)
         counters, opened = self.counters, self._open
         counts: dict[str, int] = {}
         pairs = ([0, 0], [0, 0])
@@ -274,7 +252,7 @@ class Tally:
 
         ``counts``: what :meth:`weigh` has returned for it.
         """
-        if example.version is not None and example.version[0] <= self.answers_after:
+        if self.is_anothers(example):
             return
         for view in self.views:
             if counts or not view.scores:
@@ -329,20 +307,18 @@ class Tally:
 _Answered = tuple[bool, float, float, bool, Label | None]
 
 
-def _answered(examples: Sequence[Example], after: int) -> list[_Answered] | None:
+def _answered(examples: Sequence[Example]) -> list[_Answered] | None:
     """Label, probabilities of true and false, prediction and previous label of binary rows.
 
-    Returns None if some row is not an ordinary one.  ``after``: see :attr:`Tally.answers_after`.
+    Returns None if some row is not an ordinary one.
     """
     out = []
     for example in examples:
-        label, score, version = example.label, example.score, example.version
+        label, score = example.label, example.score
         if score is None or len(score) != 2 or type(label) is not bool or example.weight < 1.0:
             return None
         p, q = score.get("true", -1.0), score.get("false", -1.0)
         if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
-            return None
-        if version is not None and version[0] <= after:
             return None
         predicted = p > q if p != q else next(iter(score)) == "true"
         out.append((label, p, q, predicted, example.no_change))

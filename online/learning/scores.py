@@ -55,6 +55,6 @@ def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float
         counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
     if example.taught:  # it was counted as unlabelled before
         counted |= {UNLABELLED_ROWS: -1, UNLABELLED_ABOVE: -above}
-    if example.version is not None and example.version[0] <= tally.answers_after:
+    if tally.is_anothers(example):
         counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
     return counted

@@ -27,7 +27,7 @@ Numbers are standardised and clipped to 8 standard deviations; for other values 
 ``losses``, ``lasting``           local    S.  A replica keeps its own while it learns: sums of
                                            deltas would discount once for each replica
 ``shift``, ``shift/<label>``      local    frequency of labels, of several classes
-``newest_label``                  local    newest label and its share of answers, in regression
+``last_label``                    opaque   newest label and its share of answers, in regression
 ================================= ======== =======================================================
 """
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from online.errors import OnlineError, RequestError
 from online.learning.bounds import Bounds, free_names, with_target
+from online.learning.counters import NEWEST
 from online.learning.ranges import UNTIL
+from online.learning.vocabulary import BROUGHT, Vocabulary, words_of
 from online.models.adapters.linear import Linear
 from online.models.base import Model, learn_example
 from online.models.choices.interactions import ACTION
@@ -33,9 +35,9 @@ from online.tables.layout import Column, Input, Layout, Shard
 from online.tables.places import Folder, failures, without_keys
 from online.tables.readers import Bad, Piece
 from paramserver.core import blocks as algebra
-from paramserver.core.blocks import Blocks
+from paramserver.core.blocks import Block, Blocks
 from paramserver.process.bases import Taught
-from replay.example import Example, Label
+from replay.example import Example, Label, label_text
 
 _CUT_ROWS: Final = 1_024  # most rows that are relearned if the model raises at a later one
 _HASHED: Final = 1 << 20
@@ -181,9 +183,9 @@ class Teacher:
         self._open: list[Example] = []
         self._bounds = Bounds(free_names(model), targets=targets)
         self._bounds.on = bounded
+        self._vocabulary = Vocabulary(words_of(model))
         self.clipped = 0
-        model.reset(algebra.copy(values))
-        self._bounds.reset(values)
+        self._reset()
 
     def learn(self, example: Example) -> str | None:
         """Learn a row and return None; else return the reason, with the model unchanged."""
@@ -197,24 +199,39 @@ class Teacher:
             if not isinstance(error, NothingLearned):
                 self._put_back()
             return f"{type(error).__name__}: {error}"[:_REASON_CHARS]
-        self._bounds.add(example)
+        self._count(example)
         self.clipped += example.raw is not None
         self._open.append(example)
         if len(self._open) >= _CUT_ROWS:
             self._cut()
         return None
 
-    def _put_back(self) -> None:
+    def _count(self, example: Example) -> None:
+        self._bounds.add(example)
+        self._vocabulary.add(example, "")
+        if type(example.label) in (int, str):
+            self._classes[label_text(example.label)] = (0.0, 0.0)  # older than any label
+
+    def _reset(self) -> None:
         self._model.reset(algebra.copy(self._values))
         self._bounds.reset(self._values)
+        self._vocabulary.reset(self._values)
+        self._classes: dict[str, tuple[float, float]] = {}
+
+    def _put_back(self) -> None:
+        self._reset()
         for example in self._open:
             learn_example(self._model, example)
-            self._bounds.add(example)
+            self._count(example)
         self._cut()  # so that each row is relearned at most once, however many rows raise
 
     def _cut(self) -> None:
-        done = {**self._model.cut(), **self._bounds.cut()}
+        done = {**self._model.cut(), **self._bounds.cut(), **self._vocabulary.cut()}
         done.pop(UNTIL, None)  # counted in rows of the service, which these are not
+        done.pop(BROUGHT, None)  # no source has brought these names
+        if self._classes:
+            done[NEWEST] = Block(algebra.EXTREMA, self._classes)
+            self._classes = {}
         algebra.merge(self._values, done)
         self._open.clear()
 

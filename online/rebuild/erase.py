@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,18 +20,20 @@ import msgspec
 from online.errors import StartRefused
 from online.monitoring.series import FOLDER, file_of
 from online.rebuild.holdings import holding_before
+from online.rows.finals import corrected, late_key
 from online.rows.history import LEARNED, Decisions
+from online.rows.in_order import PAGE_ROWS, rows_after
 from online.rows.joins import labels_of
 from online.settings.config import Settings
 from online.settings.places import history_of
 from paramserver.core import rewrites
 from replay import codec
-from replay.journal.base import Half, Journal, Row, Stored
+from replay.example import Example
+from replay.journal.base import Half, Journal, Stored
 
 ERASE: Final = "erase"
 ERASED: Final = "erased"
 _TEXT: Final = b"erased"
-_PAGE_ROWS: Final = 1_000
 _PASSES: Final = 5  # over halves of joins, which change meanwhile
 _BUSY_S: Final = 10.0
 
@@ -115,11 +117,13 @@ class Sent:
         offsets: Offsets of all rows, by partition.
         taught: Keys of those that a model was to learn, by partition and offset.
         keys: Keys of all rows, as hexadecimal digits.
+        replaced: Partition and offset of others' final labels, which quote the labels they replace.
     """
 
     offsets: dict[int, list[int]] = field(default_factory=dict)
     taught: dict[tuple[int, int], str] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    replaced: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Erasure:
@@ -141,27 +145,21 @@ class Erasure:
     def look(self, progress: Progress | None = None) -> None:
         """Find the source's rows."""
         total = sum(p.end - p.trimmed for p in self._journal.partitions(self._model))
-        self.sent = Sent()
-        for done, row in enumerate(self._rows(), 1):
-            if progress is not None and done % _PAGE_ROWS == 0:
+        self.sent, places, late = Sent(), set[tuple[int, int]](), set[bytes]()
+        for done, row in enumerate(rows_after(self._journal, self._model), 1):
+            if progress is not None and done % PAGE_ROWS == 0:
                 progress(done, max(done, total))
-            if self._meant(row.source, row.at):
+            if row.seq > self.decision.upto:
+                return
+            if self._meant(row.source, row.at) or row.key in late:  # late labels repeat features
+                places.add((row.partition, row.offset))
                 self.sent.offsets.setdefault(row.partition, []).append(row.offset)
                 self.sent.keys.append(row.key.hex())
-                if row.verdict in LEARNED:
+                late.add(late_key(row.key))
+                if row.verdict in LEARNED and row.key not in late:
                     self.sent.taught[row.partition, row.offset] = row.key.hex()
-
-    def _rows(self) -> Iterator[Row]:
-        after = 0
-        while True:
-            page = self._journal.follow(self._model, after, _PAGE_ROWS)
-            for row in page.rows:
-                if row.seq > self.decision.upto:
-                    return
-                yield row
-            after = page.upto
-            if len(page.rows) < _PAGE_ROWS:
-                return
+            elif corrected(row) in places:
+                self.sent.replaced.append((row.partition, row.offset))
 
     def tainted(self, settings: Settings, spec: str) -> list[str]:
         """Names of snapshots of a lineage that contain the source's events or can't be read."""
@@ -216,8 +214,15 @@ class Erasure:
         )
 
     def rows(self, progress: Progress | None = None) -> int:
-        """Erase the payloads of the source's rows; returns the number of rows."""
+        """Erase the payloads of the source's rows; returns the number of rows.
+
+        Its labels are erased from others' rows that replace them, too.
+        """
         done = 0
+        for partition, offset in self.sent.replaced:
+            for row in self._journal.read(partition, offset, 1):
+                payload = _without_replaced(codec.decode(row.payload))
+                self._journal.erasing().rows(partition, [offset], payload)
         for partition, offsets in self.sent.offsets.items():
             self._journal.erasing().rows(partition, offsets, codec.ERASED)
             done += len(offsets)
@@ -240,6 +245,14 @@ class Erasure:
         """Record the completion; the first record stands."""
         key = f"{ERASED}:{self.seq}"
         self._journal.write_control(self._model, ERASED, key, msgspec.json.encode(done))
+
+
+def _without_replaced(final: Example) -> bytes:
+    """Encode a final label as if its source had sent the label that it replaces."""
+    replace, first = msgspec.structs.replace, final.corrects
+    assert first is not None
+    first = replace(first, label=final.label, source="", evidence={})
+    return codec.encode(replace(final, corrects=first))
 
 
 def scrub_time_series(state_dir: Path, model: str) -> None:

@@ -24,6 +24,7 @@ from online.models.base import Model, Noting
 from online.models.choices.scores import unanswered
 from online.models.loading.from_settings import merge_rule
 from online.rebuild.verdicts_again import Review
+from online.rows.finals import late_key
 from online.rows.history import LEARNED, Decisions, origin
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -158,6 +159,7 @@ class Rebuild:
         self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
         self._out: dict[int, list[int]] = {}
         self._left_out: set[tuple[int, int]] = set()
+        self._late: set[bytes] = set()  # keys of late labels of rows that are left out
         self._tainted = False  # a forgotten row may have influenced recorded predictions from here
         self._standing = digest_of(base.values)
         self._after = base.position
@@ -196,6 +198,7 @@ class Rebuild:
         """Read failures of rows; raise StartRefused if a decision has rewritten the model."""
         known = len(self._decisions.taken)
         self._decisions.read(self._journal, self._model)
+        self._learner.tally.others = self._decisions.others
         if len(self._decisions.taken) != known:
             raise StartRefused("the model was rolled back, or forgot, meanwhile", "Run it again")
 
@@ -211,7 +214,7 @@ class Rebuild:
         if counts:
             count, total = self._standing
             self._standing = count + 1, total + event_hash(row.key) & _MASK
-        if counts and self._wanted.meant(row):
+        if counts and (self._wanted.meant(row) or row.key in self._late):
             self._leave_out(row)
             row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # drops its evidence, too
         elif self.review is not None and (counts or self._set_aside(row)):
@@ -241,6 +244,7 @@ class Rebuild:
     def _leave_out(self, row: Row) -> None:
         self._tainted = True
         self._left_out.add((row.partition, row.offset))
+        self._late.add(late_key(row.key))
         self._out.setdefault(row.partition, []).append(row.offset)
 
     @property

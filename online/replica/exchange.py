@@ -162,6 +162,7 @@ class Exchange:
             state=state,
             marks=self._marks(pushes),
             waits=sorted(learner.waits),
+            host="" if self._tables is None else self._tables.host,
             **({} if cache is None else cache.request(learner.server, learner.catching_up)),
         )
         sent_at = self._monotonic_s()
@@ -173,7 +174,7 @@ class Exchange:
         if reply.rewrite != learner.rewrite and not part:  # and undone ranges before learning
             decided = await self._control.current()
             learner.undone = decided.undone
-        learner.tally.answers_after = decided.answers_after
+        learner.tally.others = decided.others
         await self._change_lock.unlocked()
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
@@ -255,7 +256,7 @@ class Exchange:
             try:
                 reply = await self.client.sync(request, _SYNC_TIMEOUT_S)
                 self.refused = None
-                return reply
+                return reply if self._tables is None else self._tables.with_passed(reply)
             except ParamServerError as error:
                 self._counts["server_unreachable"] += 1
                 self.versions_behind = None

@@ -8,13 +8,23 @@ its view are its own rows, and views only say what the server's messages said be
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
+import msgspec
+from msgspec import structs
+
 from online.learning.local_model import LocalModel
-from paramserver.core.wire import Version
+from paramserver.core.blocks import to_wire
+from paramserver.core.wire import SyncReply, Version
+from paramserver.errors import BlockError
+from paramserver.snapshots.passed_rows import read_passed
 from paramserver.snapshots.views import Views
+
+log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0  # between two searches for a newer view
 _DROPS: Final = 16  # steps after one exchange
@@ -35,6 +45,24 @@ class HostTables:
         self._dropping: Iterator[None] = iter(())
         self._dropped: Version = (0, 0)  # the local version when an own row was last dropped
         self._due_s = 0.0
+        self._folder: Path | None = None  # of the server whose view is read
+
+    @property
+    def host(self) -> str:
+        """Name of the folder in which a server may pass changed rows; empty: it may not."""
+        return "" if self._folder is None else self._folder.name
+
+    def with_passed(self, reply: SyncReply) -> SyncReply | None:
+        """Return the reply with the rows that were passed in files; None: they are gone."""
+        if not reply.passed:
+            return reply
+        try:
+            rows = read_passed(self._folder or Path(), reply.passed)
+        except (OSError, msgspec.DecodeError, BlockError) as error:
+            log.info("rows that the parameter server passed are not read: %s", error)
+            self._folder = None
+            return None
+        return structs.replace(reply, blocks={**reply.blocks, **to_wire(rows)})
 
     def begin(self, epoch: int) -> Iterator[None]:
         """Take the newest view of this epoch or a later one, if its values are not coming already.
@@ -47,7 +75,7 @@ class HostTables:
         if (view := self._views.newest((epoch, -1))) is not None:
             yield from view.resident()
             yield from learner.server.begin(view.version, view.tables, view.others)
-            self._read = view.version
+            self._read, self._folder = view.version, view.folder
 
     def rest(self) -> Iterator[None]:
         """Drop own rows that equal the view's, and take a newer view, one step at a time.
@@ -70,4 +98,4 @@ class HostTables:
         if view is not None:
             yield from view.resident()
             if (steps := learner.rest_on(view.version, view.tables)) is not None:
-                self._read, self._dropping = view.version, steps
+                self._read, self._dropping, self._folder = view.version, steps, view.folder

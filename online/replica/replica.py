@@ -138,7 +138,8 @@ class ModelReplica:
         if not (self.settings.drift.watch and self._learns):
             return None
         drift, task, rewards = self.settings.drift, self.settings.task, self.settings.reward_range
-        return DriftMonitor(drift, task, self._on_rise, self.store.background, canary, rewards)
+        aside, share = self.store.background, self.learner.tally.share
+        return DriftMonitor(drift, task, self._on_rise, aside, canary, rewards, share)
 
     def _on_rise(self, alarm: Alarm, since: float) -> None:
         """Handle a rise of the error: the rehearsal memory now holds rows of an outdated stream."""

@@ -170,7 +170,9 @@ def _lowered(model: Model, method: Method) -> _Raw:
     if not isinstance(model, Opaque) or model._names is not None:
         raise Unlowerable("no tree whose rows are taken as they are")
     *scalers, final = steps(model.estimator)
-    return _scaled_trees(_scalers(scalers), lower(final))
+    trees = lower(final)
+    labels = [model._canonical(label) for label in trees.labels]
+    return _scaled_trees(_scalers(scalers), trees, labels)
 
 
 def _scalers(steps: Sequence[Any]) -> list[Standard | Limited | MinMax]:
@@ -201,7 +203,9 @@ def _transformed(
     return names, x, present
 
 
-def _scaled_trees(scalers: Sequence[Standard | Limited | MinMax], trees: Forest) -> _Raw:
+def _scaled_trees(
+    scalers: Sequence[Standard | Limited | MinMax], trees: Forest, labels: Sequence[Label]
+) -> _Raw:
     from online.tables.columns import Numbers
 
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:
@@ -212,11 +216,7 @@ def _scaled_trees(scalers: Sequence[Standard | Limited | MinMax], trees: Forest)
                 for j, name in enumerate(names)
             }
             rows = Rows(rows.n, columns)
-        shares, doubt = trees.shares(rows)
-        labels = trees.labels
-        if {*labels} <= {0, 1}:  # river's labels of a binary task may be integers
-            labels = [bool(label) for label in labels]
-        return labels, shares, doubt
+        return labels, *trees.shares(rows)
 
     return raw
 

@@ -17,12 +17,17 @@ from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import SENT_LABEL, Corrects, Example
 from replay.journal.base import Half, NewRow, Only, Outcome, Row, Verdict
 
-_FINAL = "final"
+_FINAL, _LATE = "final", "label"
 
 
 def final_key(first: bytes) -> bytes:
     """Key of the row that makes an event's label final; ``first``: the event's key."""
     return event_key(_FINAL, first.hex())
+
+
+def late_key(first: bytes) -> bytes:
+    """Key of the row with a label that came after its event was learned without one."""
+    return event_key(_LATE, first.hex())
 
 
 def corrected(row: Row) -> tuple[int, int] | None:

@@ -137,7 +137,8 @@ class Decisions:
         self.loss: shortfall.Acceptance | None = None  # accepted loss of rows in this lineage
         self.answers = False  # whether an apprentice model answers by itself
         self.undone = rewrites.undone(())
-        self.answers_after = 0  # newest epoch in which another model served
+        self.others: tuple[tuple[int, int], ...] = ()  # epochs (after, up to) of other lineages
+        self._served_upto = -1  # newest epoch before the last promotion
 
     def read(self, journal: Journal, model: str, upto: int | None = None) -> None:
         """Read the new control rows, up to number ``upto``."""
@@ -163,7 +164,10 @@ class Decisions:
             self.decided[key] = Decided(control.seq, control.payload.decode())
         elif control.kind == rewrites.PROMOTE:
             note = msgspec.json.decode(control.payload, type=rewrites.Promote)
-            self.answers_after = max(self.answers_after, note.epoch)
+            if note.epoch > self._served_upto:
+                if note.before != self.spec:
+                    self.others += ((self._served_upto, note.epoch),)
+                self._served_upto = note.epoch
         elif control.kind == ANSWERS:
             self.answers = msgspec.json.decode(control.payload, type=Answers).itself
         elif control.kind == rewrites.SOURCE:

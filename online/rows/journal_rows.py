@@ -8,7 +8,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from evaluation.metrics import Task
+from evaluation.light_rows import weigh
+from evaluation.metrics import Task, add
 from evaluation.report.rows import Column, Floats, Origin, Rows
 from online.errors import StartRefused
 from online.rows.history import origin as origin_of
@@ -50,7 +51,8 @@ class JournalRows:
     """Rows of a model in the order in which their labels were recorded; read-only.
 
     Rows that learn an event again are left out, so an event is reported once.  Quarantined rows are
-    counted, but their labels are not used.  Provisional labels are left out: their events are
+    counted, but their labels are not used, nor are those of light rows that count in no score
+    (:mod:`evaluation.light_rows`).  Provisional labels are left out: their events are
     reported with the final label.
 
     Parameters:
@@ -76,6 +78,8 @@ class JournalRows:
         self._journal, self._model, self._held = journal, model, held
         self._since, self._until = since, until
         self._kinds: dict[str, str] = {}
+        self._weights: dict[str, float] = {}
+        self._weighed = 0
         self.version: str | None = None
         self.damaged = 0
 
@@ -115,7 +119,7 @@ class JournalRows:
                 break
         return Rows(
             label=[
-                None if row.verdict is Verdict.QUARANTINED else _label(example, self._model.task)
+                _label(example, self._model.task) if self._counts(row, example) else None
                 for row, example in zip(rows, examples, strict=True)
             ],
             predicted=[_predicted(example.score, regression=regression) for example in examples],
@@ -139,6 +143,15 @@ class JournalRows:
                 for name in self._model.slices
             },
         )
+
+    def _counts(self, row: Row, example: Example) -> bool:
+        """Return whether the label counts: as a learned one does in the service's scores."""
+        if row.verdict is Verdict.QUARANTINED:
+            return False
+        counts, more = weigh(example, self._weights, self._weighed)
+        self._weighed += 1
+        add(self._weights, more)
+        return counts
 
     def _covered(self, examples: Sequence[Example]) -> Floats | None:
         if (held := self._held) is None:

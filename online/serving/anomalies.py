@@ -18,7 +18,7 @@ from online.messages.structs import Receipt
 from online.models.base import Prediction
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
-from online.rows.prediction_ids import event_key
+from online.rows.finals import late_key
 from online.serving.feedback.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED
@@ -47,7 +47,7 @@ def _late(replica: ModelReplica, event: EventRow, recorded: Recorded) -> EventRo
         return None
     example = msgspec.structs.replace(first, label=event.label, taught=True, judged=None)
     row = NewRow(
-        event_key("label", standing.key.hex()), event.row.event_id, event.row.source,
+        late_key(standing.key), event.row.event_id, event.row.source,
         Verdict.ACCEPTED, codec.encode(example), replica.now_s(),
     )  # fmt: skip
     return EventRow(row, event.label, event.idempotent, example)

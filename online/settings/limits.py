@@ -108,6 +108,12 @@ class Limits(Tree):
         100_000, ge=16, description="sources per model of which statistics are kept"
     )
     table_rows_max: int | None = Field(None, ge=1_000, description="rows of an embedding table")
+    held_rows_max: int = Field(
+        1_000_000,
+        ge=1_000,
+        description="rows that replicas with `cache.rows` hold, as recorded by the server; the "
+        "replicas beyond receive all changed rows",
+    )
     table_sights: int = Field(1, ge=1, le=100, description="pushes before a table's row is kept")
     shared_server_mb: float = Field(
         8, ge=0, description="models with no larger snapshot share a process of parameter servers"

@@ -77,6 +77,8 @@ _EXACT: Final = 1e-9  # least error, relative to the target
 class _Steps:
     """Constants of the threshold's moves: its start, its bounds, and the steps of both terms.
 
+    For numbers the greatest threshold is e³⁰ times the mean error so far, since errors may grow
+    from exact answers (1e-9 of the target) to any size; with less, no interval would hold for long.
     ``horizon`` is the delay in labels up to which the ``late`` step is not reduced.
     """
 
@@ -89,7 +91,7 @@ class _Steps:
 
 
 _LABELS: Final = _Steps(start=2.0, low=0.0, high=_ALL, step=0.15, late=0.15, horizon=500)
-_NUMBER: Final = _Steps(start=1.0, low=-8.0, high=6.0, step=0.02, late=0.2, horizon=25)
+_NUMBER: Final = _Steps(start=1.0, low=-8.0, high=30.0, step=0.02, late=0.2, horizon=25)
 
 
 class Confidence(Sums):

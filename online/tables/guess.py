@@ -10,6 +10,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Final, Literal
 
+from evaluation.late import posix_seconds
 from evaluation.metrics import Task
 from online.errors import ConfigError
 from online.tables.actions import action_of
@@ -323,16 +324,20 @@ def _spellings(classes: Sequence[Value]) -> str:
 
 
 def seconds(value: Value) -> float | None:
-    """Parse a time to POSIX seconds: (milli)seconds, ISO 8601 or day.month.year; else None."""
+    """Parse a time to POSIX seconds: (milli)seconds, ISO 8601 or day.month.year; else None.
+
+    A time without a zone is in UTC: local time has an hour twice each autumn, and would order rows
+    differently on another machine.
+    """
     low, high = _EPOCH_S
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, str):
         try:
             if (match := _GERMAN.fullmatch(value)) is None:
-                return datetime.fromisoformat(value).timestamp()
+                return posix_seconds(datetime.fromisoformat(value))
             more = "" if match[2] else ":00" if match[1] else " 00:00:00"
-            return datetime.strptime(value + more, _GERMAN_FORM).timestamp()
+            return posix_seconds(datetime.strptime(value + more, _GERMAN_FORM))
         except ValueError:
             return None
     for scale in (1.0, 1e3):

@@ -9,9 +9,10 @@ are no features in the format, so the columns never meet a feature.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
+from evaluation.late import posix_seconds
 from online.errors import OnlineError, RequestError
 from online.tables.nested import features_of
 
@@ -102,7 +103,6 @@ def _is_id(inner: Any) -> bool:
 def _seconds(given: Any) -> float | None:
     """Return a time in POSIX seconds; one without a zone is in UTC.  None: it is no time."""
     try:
-        at = datetime.fromisoformat(str(given))
-        return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
+        return posix_seconds(datetime.fromisoformat(str(given)))
     except ValueError:
         return None

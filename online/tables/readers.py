@@ -26,6 +26,7 @@ BATCH_ROWS: Final = 16_384
 
 _NUMBER_MAX: Final = 1e100  # as for requests to the service
 _INTEGER_MAX: Final = 2**53
+_TOO_LARGE: Final = "beyond 2^53"
 _KEY_BYTES_MAX: Final = 512
 _SKIP_BYTES: Final = 1 << 20
 
@@ -254,12 +255,16 @@ def _json_row(
             and not (kind == "integer" and json_kind(value) == "number")
         ):
             return Bad(number, name, f"not {'text' if kind == 'text' else f'a {kind}'}")
+        if isinstance(value, int) and abs(value) > _INTEGER_MAX:
+            return Bad(number, name, _TOO_LARGE)
     if layout.key is not None and isinstance(key := row.get(layout.key), int):
         row[layout.key] = str(key)
     if layout.key is not None and not isinstance(row.get(layout.key), str | None):
         return Bad(number, layout.key, "a key is a whole number or text")
-    if layout.time is not None and json_kind(row.get(layout.time)) != "number":
-        return Bad(number, layout.time, "no time in POSIX seconds")
+    if layout.time is not None:
+        at = row.get(layout.time)
+        if not isinstance(at, int | float) or isinstance(at, bool) or abs(at) > _INTEGER_MAX:
+            return Bad(number, layout.time, "no time in POSIX seconds")
     return row
 
 
@@ -283,11 +288,11 @@ def _piece(
     anything = np.zeros(n, dtype=np.bool_)
     for column in layout.features:
         values = batch.column(column.name)
+        if column.name == layout.action or column.named:
+            values = _named(one, values, column)
         if column.required and values.null_count:
             absent = ~values.is_valid().to_numpy(zero_copy_only=False)
             refuse(absent, column.name, "it is required, and missing")
-        if column.name == layout.action or column.named:
-            values = _named(one, values, column)
         if column.kind == "text":
             text = _text(values, layout.text_bytes_max, column.name, refuse)
             columns[column.name] = text
@@ -331,9 +336,9 @@ def _numbers(one: Input, values: pa.Array, column: Column, refuse: Any) -> Numbe
             f"{one.path}, column {column.name}", f"no numbers ({error})", "Begin a new run"
         ) from error
     if raw.dtype.kind in "iu":
-        wrong = np.abs(numbers) > _INTEGER_MAX
+        wrong = (raw < -_INTEGER_MAX) | (raw > _INTEGER_MAX)
         if wrong.any():
-            refuse(wrong, column.name, "beyond 2^53")
+            refuse(wrong, column.name, _TOO_LARGE)
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(numbers) <= _NUMBER_MAX)
     if wrong.any():

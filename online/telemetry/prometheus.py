@@ -346,6 +346,10 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "snapshots_vanished", text, server.get("vanished")
     tables = server.get("tables") or {}
     yield "table_rows", "Rows of the tables of ids that are bounded.", tables.get("rows")
+    text = "Rows that replicas hold, as the server records it (limits.held_rows_max)."
+    yield "table_rows_recorded", text, tables.get("held")
+    text = "Replicas that receive all changed rows, because there was no room for their records."
+    yield "table_replicas_unrecorded", text, tables.get("unrecorded")
     for key, text in _TABLES:
         yield f"table_rows_{key}", f"{text}, since the server started.", tables.get(key)
     yield "frozen", "1: the model learns nothing, feedback is recorded.", rewrites.get("frozen")

@@ -106,6 +106,7 @@ class Canary:
         if answer.probabilities is None:
             if answer.label is None:
                 return _LOSS_MAX
-            return min(math.log1p(abs(float(answer.label) - float(label))), _LOSS_MAX)
+            loss = math.log1p(abs(float(answer.label) - float(label)))
+            return loss if loss < _LOSS_MAX else _LOSS_MAX  # NaN too
         share = answer.probabilities.get(label, 0.0)
         return min(-math.log(share), _LOSS_MAX) if share > 0.0 else _LOSS_MAX  # NaN too

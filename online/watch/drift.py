@@ -35,10 +35,6 @@ STATES: Final = ("not enough data", "ok", "watch", "act")
 HEARD_S: Final = 30.0
 """Seconds without contact after which a replica's state no longer counts."""
 
-_USUAL_ROWS: Final = 500  # over so many rows the usual weight follows
-_RISE: Final = 0.02
-"""Of itself, by which a row can raise the usual weight: a few heavy rows do not decide it."""
-
 TOGETHER: Final = 64
 """Rows in a batch for the watch, unless its state is read earlier."""
 
@@ -71,6 +67,7 @@ class DriftMonitor:
         canary: Watches the loss on trusted rows; None: there are none.
         rewards: Least and greatest reward of a model that chooses; its error is the distance of a
             reward from the greatest, as a share of the range.  None: the model predicts.
+        share: Returns how much of a row an example counts, at most 1.
 
     Attributes:
         unusable: Number of rows whose answer could not be used.
@@ -85,9 +82,11 @@ class DriftMonitor:
         aside: Executor | None = None,
         canary: Canary | None = None,
         rewards: tuple[float, float] | None = None,
+        share: Callable[[Example], float] = lambda example: 1.0,
     ) -> None:
         self._task, self._on_rise, self._canary = task, on_rise, canary
-        self._rewards = rewards
+        self._rewards, self._share = rewards, share
+        self._left = 0.0  # share of a row that has not counted yet
         self._watch = Watch(
             WatchSettings(
                 regression=task == "regression" and rewards is None,
@@ -101,7 +100,6 @@ class DriftMonitor:
         self._waiting = _Columns([], [], [], [], [])
         # (number of a labelled row, time at which it was received)
         self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)
-        self._counting = _Counting()
         self._at = -math.inf  # the latest time of a row, as its sender gave it
         self.unusable = 0
         self._newest: Example | None = None
@@ -120,13 +118,22 @@ class DriftMonitor:
         if offset <= self._judged.get(partition, 0):
             return
         self._judged[partition] = offset
-        if self._counting.weigh(example.weight):
+        if self._counts(example):
             self._judge(example, at)
+
+    def _counts(self, example: Example) -> bool:
+        """Return whether the row counts, after those before it."""
+        if (share := self._share(example)) >= 1.0:
+            return True
+        self._left += share
+        whole = self._left >= 1.0
+        self._left -= whole
+        return whole
 
     def _judge(self, example: Example, at: float) -> None:
         self._newest = example
         self.sample.append(example.features)
-        if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
+        if not self._taken or (example.score and self._watch.judged_rows % _TIMES_EVERY == 0):
             self._taken.append((self._watch.judged_rows, at))
         try:
             self._at = max(self._at, _time_of(example, at))
@@ -154,7 +161,7 @@ class DriftMonitor:
                 self.learned(partition, row.offset, example, row.at)
             return
         self._judged[partition] = rows[-1].offset
-        counted = [(row, one) for row, one in both if self._counting.weigh(one.weight)]
+        counted = [(row, one) for row, one in both if self._counts(one)]
         if counted:
             self._learned_together([row for row, _ in counted], [one for _, one in counted])
 
@@ -288,35 +295,6 @@ class DriftMonitor:
             "without_labels": without,
             "canary_loss": None if self._canary is None else self._canary.loss,
         }
-
-
-class _Counting:
-    """Decides which rows count: each as often as it weighs, and once at most.
-
-    Senders choose weights.  Errors in rows that teach nothing would be no evidence against their
-    source, and could raise an alarm all the same.
-
-    Attributes:
-        usual: The weight of a row that counts once: what a unit of weight comes with, on average.
-    """
-
-    def __init__(self) -> None:
-        self.usual: float | None = None
-        self._left = 0.0  # share of a row that has not counted yet
-
-    def weigh(self, weight: float) -> bool:
-        """Take note of a row's weight; return whether the row counts."""
-        if self.usual is None:
-            self.usual = weight
-        if weight == self.usual:
-            return True
-        step = (weight - self.usual) * min(weight / (_USUAL_ROWS * self.usual), 1.0)
-        self.usual += min(step, self.usual * _RISE)
-        self._left += min(weight / self.usual, 1.0)
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class _Columns(NamedTuple):

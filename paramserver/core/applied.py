@@ -55,10 +55,13 @@ class AppliedPushes:
                 others.append(applied)
         return others
 
+    def reaches(self, after: int, now: int) -> bool:
+        """Whether it is known what was touched between two version counts."""
+        return (self._newest[0].count - 1 if self._newest else now) <= after <= now
+
     def touched_since(self, after: int, now: int) -> Touched | None:
         """Return the keys touched between two version counts, or None if no longer known."""
-        oldest = self._newest[0].count - 1 if self._newest else now
-        if not oldest <= after <= now:
+        if not self.reaches(after, now):
             return None
         touched: Touched = {}
         for applied in reversed(self._newest):

@@ -22,7 +22,7 @@ exactly for ``extrema``, integer ``count`` and ``digest``.  ``additive``, ``dens
 ``local`` are scaled by a merge rule.  ``rows`` are for tables of millions of ids: see
 :mod:`.tables.rows`.  ``local`` is state that each replica keeps for itself, such as an
 optimizer's momentum: the server holds a running mean, which only a starting replica loads.
-``opaque`` is correct only with one writer at a time, which the server's clock enforces.
+``opaque`` is right with one writer at a time, which the server's clock enforces, or if the last is.
 """
 
 from __future__ import annotations

@@ -19,11 +19,8 @@ from paramserver.core.tables.row_message import ID
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import SyncRequest
 
-HELD_LEAST: Final = 65_536
-"""Number of ids that all records may have together, if no table has as many rows."""
-
-REPLICAS_MAX: Final = 65_536
-"""Number of replicas that are remembered; later ones receive all changed rows."""
+HELD_MAX: Final = 1_000_000
+"""Number of ids that all records have together, and of replicas that are remembered."""
 
 SILENT_MAX: Final = 4_096
 """Requests of others after which the record of a silent replica may be removed."""
@@ -70,19 +67,30 @@ class Holdings:
     Each row that a replica holds of this epoch's values was requested from this server.  So a
     record begins with a replica's first request, and one that is removed never begins again: its
     replica receives all changed rows from then on.
+
+    Parameters:
+        most: Greatest number of ids in all records, and of replicas.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = HELD_MAX) -> None:
+        self.most = most
         self._held: dict[str, Held] = {}
         self._unknown: set[str] = set()  # replicas whose records were removed
         self._requests = 0
 
-    def note(self, request: SyncRequest, rows: int) -> Held | None:
+    def counts(self) -> dict[str, int]:
+        """Return the number of recorded ids, and of replicas that receive all changed rows."""
+        if not self._held and not self._unknown:
+            return {}
+        return {"held": self._size(), "unrecorded": len(self._unknown)}
+
+    def _size(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    def note(self, request: SyncRequest) -> Held | None:
         """Record a request; return which rows its sender may hold, or None if that is not known.
 
-        Parameters:
-            request: It has ``rows``.
-            rows: Number of rows of the server's tables, which bounds the size of all records.
+        The request has ``rows``.
         """
         name, place = request.replica, (request.partition, request.serial)
         self._requests += 1
@@ -90,14 +98,14 @@ class Holdings:
             self._remove([name])  # it does not report what it drops
         if name in self._unknown:
             return None
-        if name not in self._held and len(self._held) + len(self._unknown) >= REPLICAS_MAX:
+        if name not in self._held and len(self._held) + len(self._unknown) >= self.most:
             return None  # it may have been forgotten
         held = self._held.setdefault(name, Held())
         if place < held.newest:
             return None  # nobody awaits the reply to a late request, whose reports may be wrong now
         held.newest, held.at = place, self._requests
         held.note(request)
-        if sum(map(len, self._held.values())) > max(rows, HELD_LEAST):
+        if self._size() > self.most:
             old = self._requests - SILENT_MAX
             silent = [other for other, held in self._held.items() if held.at < old]
             self._remove(silent or [name])

@@ -154,7 +154,7 @@ class WalkedParts(Parts):
 
     def __init__(self, keys_max: int, behind_max: int) -> None:
         super().__init__(keys_max, behind_max)
-        self._pulls, self._holdings = PartialPulls(), Holdings()
+        self._pulls, self.holdings = PartialPulls(), Holdings()
 
     def note(self, touched: Touched) -> None:
         """Record the keys that a push has touched."""
@@ -166,15 +166,20 @@ class WalkedParts(Parts):
         values: Blocks,
         version: Version,
         changes_since: Callable[[Version | None], Touched | None],
+        passed: bool = False,
     ) -> dict[str, Any]:
-        """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request."""
+        """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request.
+
+        Parameters:
+            passed: Whether the replica receives changed rows of tables otherwise.
+        """
         pulls, reader, every = self._pulls, request.replica, values
         pulls.ask(reader, request.since)
         held = None
-        if request.rows is not None:
+        if passed or request.rows is not None:
             values = {name: block for name, block in every.items() if block.kind != ROWS}
-            rows = sum(len(block.data) for block in every.values() if block.kind == ROWS)
-            held = self._holdings.note(request, rows)
+        if request.rows is not None:
+            held = self.holdings.note(request)
 
         def known_since(since: Version | None) -> Touched | None:
             known = pulls.touched_since(reader, since)

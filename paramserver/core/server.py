@@ -73,6 +73,7 @@ class Server:
     Attributes:
         sources_max: Number of sources whose evidence is kept.
         sources_left: Number of sources that were evicted because of that bound.
+        holdings: Records of what replicas hold that do not hold all rows of a table.
     """
 
     def __init__(
@@ -87,17 +88,11 @@ class Server:
         limits: Limits = DEFAULT_LIMITS,
         part_keys: int = PART_KEYS,
     ) -> None:
-        self.model = model
-        self.spec = spec
-        self.spec_text = spec_text
+        self.model, self.spec, self.spec_text = model, spec, spec_text
         self.rule: MergeRule = rule
         self.epoch = epoch
-        self.count = 0
-        self.control = 0
-        self.rewrite = 0
-        self.frozen = 0
+        self.count = self.control = self.rewrite = self.frozen = self.position = 0
         self.banned: frozenset[str] | None = None
-        self.position = 0
         self.values: Blocks = {}
         self.clock: dict[int, int] = {}
         self.closed: set[int] = set()
@@ -108,7 +103,8 @@ class Server:
         self._kept: Blocks = {}  # the keeper's state from a snapshot
         self._limits = limits
         self._parts = WalkedParts(part_keys, history_max // _BEHIND)
-        self._applied = AppliedPushes(history_max)
+        self.holdings = self._parts.holdings
+        self.applied = AppliedPushes(history_max)
         self._shared: set[str] = set()  # blocks shared with a snapshot: copied before a change
         self._finished: frozenset[int] = frozenset()
         self._changes = Changes()
@@ -182,7 +178,7 @@ class Server:
             delta = self.keeper.admitted(self.values, pushed, base)
         others: list[Applied] = []
         if self.rule != "sum":  # a base of another epoch counts as 0: every known push is newer
-            others = self._applied.by_others(partition, base)
+            others = self.applied.by_others(partition, base)
         scale = 1.0 / (1 + len(others))
         whole: Blocks = {}
         if others and self.rule == "compensated":
@@ -195,7 +191,7 @@ class Server:
         if self.keeper is not None:
             add_touched(touched, self.keeper.settle(self.values, pushed, base, self.count))
         self.clock[partition] = push.last
-        self._applied.note(Applied(self.count, partition, push.n, touched))
+        self.applied.note(Applied(self.count, partition, push.n, touched))
         self._parts.note(touched)
         return wire.Ack("applied", partition, push.last, scale)
 
@@ -226,7 +222,7 @@ class Server:
         self.count += 1
         self.position = state.position
         self.clock.update(clock)
-        self._applied.note(Applied(self.count, 0, rows, touched))
+        self.applied.note(Applied(self.count, 0, rows, touched))
         self._parts.note(touched)
         return True
 
@@ -234,7 +230,7 @@ class Server:
         """Return the keys touched after version ``since``, or None if they are no longer known."""
         if since is None or since[0] != self.epoch:
             return None
-        return self._applied.touched_since(since[1], self.count)
+        return self.applied.touched_since(since[1], self.count)
 
     def reply(
         self,
@@ -244,10 +240,12 @@ class Server:
         confirmed_ms: float,
         *,
         keeper: bool = False,
+        passed: list[int] | None = None,
     ) -> wire.SyncReply:
         """Return the state after the pushes, with the given fields of the reply.
 
-        It shares blocks, so encode it before the next push.
+        It shares blocks, so encode it before the next push.  With ``passed`` it has changes since a
+        version that is remembered, without rows of tables.
         """
         named = {request.partition, *request.adopting, *request.waits, *orphans}
         named.update(push.partition for push in request.pushes)
@@ -273,7 +271,10 @@ class Server:
             position=self.position,
             learned=self.learned(),
             keeper=keeper,
-            **self._parts.reply_fields(request, self.values, self.version, self.changes_since),
+            passed=passed,
+            **self._parts.reply_fields(
+                request, self.values, self.version, self.changes_since, passed is not None
+            ),
         )
 
     def learned(self) -> int:

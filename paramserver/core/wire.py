@@ -107,6 +107,8 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
         serial: With ``rows``: number of the request, which rises; 0: the replica does not report
             what it drops, and so receives all changed rows.
         left: By table, ids of rows that were requested before, and are not held any more.
+        host: Name of the folder in which the replica reads a server's shared tables.  If it is the
+            answering server's, changed rows may be passed in files there.
     """
 
     format: int
@@ -127,6 +129,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     rows: dict[str, bytes] | None = None
     serial: int = 0
     left: dict[str, bytes] = {}
+    host: str = ""
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -177,6 +180,8 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         marks: Trace contexts of other replicas' rows that were applied since ``since``.
         rows: If rows were requested by id: those, and the rows changed since ``since`` that the
             replica may hold; blocks has none.  Requested ids without a row are in ``gone``.
+        passed: With changes: files of the host that have the changed rows, oldest first; blocks has
+            none (:mod:`paramserver.snapshots.passed_rows`).  None: blocks has the changed rows.
     """
 
     format: int
@@ -205,6 +210,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     marks: list[Mark] = []
     reached: Version | None = None
     rows: dict[str, WireBlock] = {}
+    passed: list[int] | None = None
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -173,13 +173,13 @@ class ParameterServer:
             )
             to_adopt = [p for p in orphans if p not in message.adopting]
             age_ms = 1000.0 * (now_s - running.confirmed_s)
-            reply = server.reply(message, acks, to_adopt, age_ms, keeper=keeper)
-            reply = self._sharing.with_ends(reply)
+            passed = None if running.shared is None else running.shared.passed(server, message)
+            reply = server.reply(message, acks, to_adopt, age_ms, keeper=keeper, passed=passed)
             if message.marks:
                 running.marks.note(message.marks, server.version, server.clock)
             if marks := running.marks.since(message.since, message.partition):
                 reply = msgspec.structs.replace(reply, marks=marks)
-            return wire.encode(reply)  # under the lock, because it shares blocks with the server
+            return wire.encode(self._sharing.with_ends(reply))  # under the lock: it shares blocks
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         running = self._running

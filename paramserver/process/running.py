@@ -107,10 +107,7 @@ class Running:
         gone: frozenset[int],
     ) -> None:
         """Serve the state that a start has recovered."""
-        recovered.server.sources_max = self.settings.sources_max
-        recovered.server.bound(self.settings.tables)
-        if self.shared is not None:
-            self.shared.take(recovered.server)
+        self._set_up(recovered.server)
         with self.lock:
             now_s = self.host.monotonic()
             self.server, self.history = recovered.server, history
@@ -129,10 +126,7 @@ class Running:
         server = Server.restored(
             state, rule, epoch, history_max=settings.history_max, part_keys=settings.part_keys
         )
-        server.sources_max = self.settings.sources_max
-        server.bound(self.settings.tables)
-        if self.shared is not None:
-            self.shared.take(server)
+        self._set_up(server)
         with self.lock:
             parent = None if self.parent is None else parse_name(self.parent)
             self.server, self.published, self.chosen = server, None, None
@@ -141,6 +135,13 @@ class Running:
             self.published_s = self.confirmed_s - self.settings.interval_s  # due at once
             self.note_partitions(server, list(self.partitions.values()), self.gone)
             self.state, self.reason = SERVING, ""
+
+    def _set_up(self, server: Server) -> None:
+        """Apply the bounds to a server that nobody asks yet, and publish its tables."""
+        server.sources_max, server.holdings.most = self.settings.sources_max, self.settings.held_max
+        server.bound(self.settings.tables)
+        if self.shared is not None:
+            self.shared.take(server)
 
     def note_partitions(
         self, server: Server, partitions: Sequence[PartitionInfo], gone: frozenset[int]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from paramserver.core.admission import TableBounds
+from paramserver.core.holdings import HELD_MAX
 from paramserver.core.parts import PART_KEYS
 from paramserver.core.server import HISTORY_MAX
 from paramserver.filters.sources import SOURCES_MAX
@@ -47,6 +48,7 @@ class ServerSettings:
             of rows and halves is judged.
         banned_max: Number of sources that may be banned at once.
         sources_max: Number of sources whose evidence is kept.
+        held_max: Number of row ids that are recorded as held by replicas that do not hold all rows.
         tables: Bounds of each table of rows; None: no bounds.
         shared: Folder in a memory file system through which replicas of this host read tables of
             rows; None: each replica has its own.
@@ -68,6 +70,7 @@ class ServerSettings:
     halves_keep_s: float = 8 * DAY_S
     running_s: float = 15.0
     banned_max: int = 1_000
+    held_max: int = HELD_MAX
     tables: TableBounds | None = None
     shared: str | None = None
     umask: int | None = None

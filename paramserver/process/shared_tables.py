@@ -19,11 +19,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from paramserver.core.blocks import ROWS, Blocks
+from paramserver.core.blocks import ROWS, Blocks, Touched, select
 from paramserver.core.parts import PART_KEYS, Parts
 from paramserver.core.server import Server, shared_values
 from paramserver.core.tables.rows import Rows
 from paramserver.core.tables.shared import arrays_of, move
+from paramserver.core.wire import SyncRequest
+from paramserver.snapshots.passed_rows import PassedRows
 from paramserver.snapshots.shared_memory import SharedMemory, remove_left
 from paramserver.snapshots.views import Published, write_view
 
@@ -56,6 +58,7 @@ class SharedTables:
         self._lock = threading.Lock()  # taken before the server's
         self._memory: SharedMemory | None = None
         self._server: Server | None = None
+        self._passed: PassedRows | None = None
         self._views: list[
             tuple[Published, list[Rows]]
         ] = []  # oldest first, with the tables they show
@@ -65,8 +68,9 @@ class SharedTables:
         self.reason = ""
 
     def status(self) -> dict[str, Any]:
-        """Return the number of views and the reason, as plain data."""
-        return {"views": len(self._views), "reason": self.reason}
+        """Return the number of views, the size of files with changed rows, and the reason."""
+        size = 0 if self._passed is None else self._passed.bytes
+        return {"views": len(self._views), "passed_bytes": size, "reason": self.reason}
 
     def take(self, server: Server) -> None:
         """Publish the values of this server from now on, the first view at once.
@@ -79,7 +83,7 @@ class SharedTables:
             self._remove_unread()
             if self._memory is not None:
                 self._memory.close()
-            self._memory, self._server = None, server
+            self._memory, self._server, self._passed = None, server, None
             self._moved, self._published, self._due_s = set(), None, 0.0
             try:
                 self._make_folder()
@@ -88,7 +92,29 @@ class SharedTables:
             except OSError as error:
                 self._note(f"{self._folder} can't be used: {error}")
                 return
+            self._passed = PassedRows(self._memory.folder)
             self._publish(self._memory, server, threading.Lock())
+
+    def passed(self, server: Server, request: SyncRequest) -> list[int] | None:
+        """Return files with the rows that changed since the request's version; None: none have.
+
+        What changed since the newest file is written to another one.  The caller holds the lock
+        that guards the server.
+        """
+        passed, count = self._passed, server.count
+        if passed is None or server is not self._server or request.host != passed.folder.name:
+            return None
+        try:
+            if (newest := passed.newest) != count:
+                touched = None if newest is None else server.changes_since((server.epoch, newest))
+                passed.add(count, None if touched is None else _rows_of(server, touched))
+        except OSError as error:
+            self._note(f"changed rows can't be passed in files: {error}")
+            return None
+        since = request.since
+        if not request.values or request.after or since is None or since[0] != server.epoch:
+            return None
+        return passed.since(since[1]) if server.applied.reaches(since[1], count) else None
 
     def _make_folder(self) -> None:
         """Make the lineage's folder, and remove earlier servers' ones in it.  Raises OSError."""
@@ -172,6 +198,10 @@ class SharedTables:
         if reason and reason != self.reason:
             _log.warning("tables are not shared: %s", reason)
         self.reason = reason
+
+
+def _rows_of(server: Server, touched: Touched) -> Blocks:
+    return select({n: b for n, b in server.values.items() if b.kind == ROWS}, touched)
 
 
 def _encoded(values: Blocks) -> list[bytes] | None:

@@ -76,5 +76,6 @@ def numbers(server: Server | None, shared: SharedTables | None) -> dict[str, Any
         "durable": dict(server.durable),
         "bytes": size_bytes(server.values),
         "shared": None if shared is None else shared.status(),
-        "tables": {} if server.keeper is None else server.keeper.counts(server.values),
+        "tables": (server.keeper.counts(server.values) if server.keeper else {})
+        | server.holdings.counts(),
     }

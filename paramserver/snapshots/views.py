@@ -33,7 +33,7 @@ from paramserver.core.tables.rows import Rows
 from paramserver.core.tables.shared import TableArrays, read_only
 from paramserver.core.wire import Version
 from paramserver.snapshots.places import lineage_place
-from paramserver.snapshots.shared_memory import SharedMemory
+from paramserver.snapshots.shared_memory import SharedMemory, check_owner
 
 _FORMAT: Final = 1
 _VIEW: Final = "view-"
@@ -85,12 +85,14 @@ class View:
         tables: Tables by block name, which are only read.
         others: The other blocks, each piece encoded for :func:`paramserver.core.wire.decode_piece`.
         fresh: Arrays that were mapped for this view, with the number of bytes that are used.
+        folder: The folder of its server.
     """
 
     version: Version
     tables: Mapping[str, Rows]
     others: Sequence[bytes]
     fresh: Sequence[tuple[mmap.mmap, int]]
+    folder: Path
 
     def resident(self) -> Iterator[None]:
         """Map the pages of the arrays into this process, some megabytes per step."""
@@ -237,7 +239,7 @@ class Views:
         found = os.fstat(descriptor)
         if not found.st_nlink:
             raise FileNotFoundError(path)
-        _check_owner(found, path)
+        check_owner(found, path)
         data = memoryview(mmap.mmap(descriptor, found.st_size, access=mmap.ACCESS_READ))
         end = _HEAD + int.from_bytes(data[:_HEAD], "little")
         said = msgspec.msgpack.decode(data[_HEAD:end], type=_Description)
@@ -249,7 +251,7 @@ class Views:
             block: read_only(self._arrays(one, path.parent, pages, fresh), pin)
             for block, one in said.tables.items()
         }
-        return View(said.version, tables, said.others, fresh)
+        return View(said.version, tables, said.others, fresh, path.parent)
 
     def _arrays(
         self, table: _Table, folder: Path, pages: Pages, fresh: list[tuple[mmap.mmap, int]]
@@ -259,7 +261,7 @@ class Views:
             size = n * np.dtype(kind).itemsize
             if mapping is None:
                 with (folder / name).open("rb") as file:
-                    _check_owner(os.fstat(file.fileno()), folder / name)
+                    check_owner(os.fstat(file.fileno()), folder / name)
                     mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._mapped[folder / name] = mapping
                 fresh.append((mapping, size))
@@ -274,9 +276,3 @@ class Views:
         ]
         begin, n = table.pages
         return TableArrays(ids, table.n, pages[begin : begin + n], pieces, table.width)
-
-
-def _check_owner(found: os.stat_result, path: Path) -> None:
-    """Raise PermissionError if the file was made by another user, who may change it."""
-    if found.st_uid != os.getuid():
-        raise PermissionError(f"{path} belongs to another user")

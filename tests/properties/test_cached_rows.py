@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -209,7 +210,7 @@ def test_only_rows_that_are_held_or_requested_are_sent() -> None:
         assert not world.unread
         assert max(len(table) for table in _held(world)) < 60, "dropped rows are not recorded"
         received = sum(cache.received for cache in _caches(world))
-        world.server._parts._holdings._remove(["r1", "r2", "r3"])  # as if there was no room
+        world.server.holdings._remove(["r1", "r2", "r3"])  # as if there was no room
         for replica in world.replicas:
             replica.step(world.draw)
             replica.catch_up()
@@ -219,7 +220,7 @@ def test_only_rows_that_are_held_or_requested_are_sent() -> None:
 
 
 def _held(world: World) -> list[holdings.Held]:
-    return [*world.server._parts._holdings._held.values()]
+    return [*world.server.holdings._held.values()]
 
 
 def _caches(world: World) -> list[cached_rows.CachedRows]:
@@ -245,8 +246,7 @@ def test_changes_that_a_replica_would_lack_are_noticed(
     old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = _mutant(holdings, old, new)
-    monkeypatch.setattr(parts, "Holdings", broken.Holdings)
-    monkeypatch.setattr(broken, "HELD_LEAST", 30)
+    monkeypatch.setattr(parts, "Holdings", partial(broken.Holdings, 30))
     with pytest.raises(AssertionError):
         check_all(range(8))
 
@@ -263,8 +263,8 @@ def held_after_a_late_report(module: Any) -> bool:
     """Whether a row counts as held that is requested again before a report arrives."""
     known = module.Holdings()
     for serial, rows, left in ((1, [7, 8], []), (3, [7], []), (2, [], [7, 8])):
-        known.note(request_of("a", serial, rows=rows, left=left), 0)
-    found = known.note(request_of("a", 4, rows=[], left=[]), 0)
+        known.note(request_of("a", serial, rows=rows, left=left))
+    found = known.note(request_of("a", 4, rows=[], left=[]))
     return bool(found.of("t", np.array([7, 8], np.uint64)).all())
 
 
@@ -300,22 +300,24 @@ def test_rows_that_are_held_again_are_not_reported_as_dropped() -> None:
 
 def test_records_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica whose record has no room receives all changed rows, and those silent make room."""
-    monkeypatch.setattr(holdings, "HELD_LEAST", 30)
     monkeypatch.setattr(holdings, "SILENT_MAX", 5)
-    known = holdings.Holdings()
+    known = holdings.Holdings(30)
 
-    def asks(replica: str, ids: list[int], serial: int, rows: int = 0) -> holdings.Held | None:
-        return known.note(request_of(replica, serial, rows=ids, left=[]), rows)
+    def asks(replica: str, ids: list[int], serial: int) -> holdings.Held | None:
+        return known.note(request_of(replica, serial, rows=ids, left=[]))
 
+    assert known.counts() == {}
     assert asks("a", [*range(20)], 1) is not None
     assert asks("b", [*range(10)], 1) is not None
+    assert known.counts() == {"held": 30, "unrecorded": 0}
     assert asks("b", [10], 2) is None, "31 ids"
     assert asks("b", [], 3) is None, "for good"
-    assert asks("c", [*range(20)], 1, rows=60) is not None, "as many as the table has rows"
-    assert all(asks("c", [], serial, rows=60) for serial in range(2, 9))
-    assert asks("c", [], 9) is not None, "room was made by a, which is silent"
+    assert known.counts() == {"held": 20, "unrecorded": 1}
+    assert all(asks("c", [], serial) is not None for serial in range(1, 9))
+    assert asks("c", [*range(20)], 9) is not None, "room was made by a, which is silent"
     assert asks("a", [], 2) is None
-    monkeypatch.setattr(holdings, "REPLICAS_MAX", 3)
+    assert known.counts() == {"held": 20, "unrecorded": 2}
+    known.most = 3
     assert asks("d", [], 1) is None
     assert asks("c", [], 0) is None, "a sender that does not report"
 

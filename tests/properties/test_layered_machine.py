@@ -7,6 +7,7 @@ import inspect
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -47,6 +48,7 @@ def table(rows: Numbers) -> Rows:
 class View:
     version: Version
     tables: dict[str, Rows]
+    folder: Path = Path()
 
     def resident(self) -> Iterator[None]:
         yield

@@ -53,7 +53,7 @@ CHUNK = 50
 _GATHER_S = online.replica.queue._GATHER_S
 NOT_FAULTS = frozenset(
     {"restart", "superseded", "label ban", "release", "taught again", "label by default"}
-    | {"rows held", "rows of a host"}
+    | {"rows held", "rows of a host", "rows passed", "passed rows gone"}
 )
 """What follows from faults or is an operator's work: it is counted, and is no fault."""
 

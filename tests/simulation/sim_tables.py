@@ -22,12 +22,14 @@ from sim_model import Ledger
 
 import online.replica.host_tables
 import paramserver.process.shared_tables
+import paramserver.snapshots.passed_rows
 import paramserver.snapshots.views
 from online.learning import cached_rows
 from online.settings.cache import Cache
 from paramserver.core.blocks import Block, Blocks
 from paramserver.core.tables.layered import LayeredRows, on_top_of
 from paramserver.core.tables.rows import Rows
+from paramserver.core.wire import SyncReply
 from replay.example import Features
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 BLOCK = "table"
 IDS = 12
 _PUBLISH_S, _LOOK_S, _AGAIN = 0.1, 0.05, 3
+_PASSED, _GONE = 6 * 4_096, 0.1  # three files of changed rows, some gone before they are read
 
 
 def drawn(seed: int) -> Mapping[str, Any]:
@@ -175,6 +178,7 @@ class HostMemory:
         publishing = paramserver.process.shared_tables
         publishing.time = self._clock  # type: ignore[assignment]
         publishing._PUBLISH_S, publishing.ROWS_LEAST = _PUBLISH_S, 1  # type: ignore[misc]
+        paramserver.snapshots.passed_rows.BYTES_MAX = _PASSED  # type: ignore[misc]
         online.replica.host_tables._LOOK_S = _LOOK_S  # type: ignore[misc]
         cached_rows.AGAIN_MAX = _AGAIN  # type: ignore[misc]
 
@@ -184,10 +188,20 @@ class HostMemory:
         place = paramserver.snapshots.views.lineage_folder(str(self.folder), MODEL, spec)
         views = Views(place, spec)
         learner.pins = views.pins
+        r = random.Random(f"passed {learner.world.seed} {learner.name}")
         kind = online.replica.host_tables.HostTables  # looked up now: a mutant may stand there
 
         class Checked(kind):  # type: ignore[misc, valid-type]
             """What is right with the next exchange must be right before it, too."""
+
+            def with_passed(self, reply: SyncReply) -> SyncReply | None:
+                if reply.passed and r.random() < _GONE:
+                    for file in place.glob("*/rows-*"):
+                        file.unlink()
+                found: SyncReply | None = super().with_passed(reply)
+                learner.world.counts["rows passed"] += len(reply.passed or ())
+                learner.world.counts["passed rows gone"] += found is None
+                return found
 
             def rest(self) -> Iterator[None]:
                 yield from super().rest()

@@ -13,18 +13,20 @@ square errors of m, since a few outliers would determine the squares.
 
 A label moves c by no more than that either, so that a false one moves no other answer far; each
 further label in a row that is beyond the bound doubles it.
+
+Of several replicas each keeps its own state while it learns, and one that has learned nothing since
+its last exchange takes that of the last push: a mean of their newest labels would be an older one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from struct import Struct
 from typing import Final
 
-import numpy as np
-
 from online.models.experts.exponential_weights import FADE
-from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.core.blocks import OPAQUE, Block, Blocks
 
 RIDGE: Final = 20.0
 """Labels whose errors the newest label must have saved before it counts."""
@@ -32,7 +34,8 @@ RIDGE: Final = 20.0
 FAR: Final = 3.0
 """Root mean square errors at which differences are cut."""
 
-_BLOCK: Final = "newest_label"
+_BLOCK: Final = "last_label"  # `newest_label` was a mean over replicas
+_STATE: Final = Struct("<6d")
 _BEYOND_MAX: Final = 60.0
 
 
@@ -92,14 +95,14 @@ class NewestLabel:
         if not self._judged or self.level is None:
             return {}
         self._judged = False
-        held = [self.level, self._products, self._gaps, self._errors, self._count, self._beyond]
-        return {_BLOCK: Block(LOCAL, array_bytes(np.array(held)))}
+        held = (self.level, self._products, self._gaps, self._errors, self._count, self._beyond)
+        return {_BLOCK: Block(OPAQUE, _STATE.pack(*held))}
 
     def rebase(self, values: Blocks) -> None:
         """Take new values, unless labels came since the last cut."""
         if self._judged or (block := values.get(_BLOCK)) is None:
             return
-        held = array_of(block.data).tolist()
+        held = _STATE.unpack(block.data)
         self.level, self._products, self._gaps, self._errors, self._count, self._beyond = held
         self.share = self._best_share()
 

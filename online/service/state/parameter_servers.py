@@ -168,6 +168,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
         sources_max=settings.limits.sources_max,
+        held_max=settings.limits.held_rows_max,
         tables=_bounds_of(settings, model.shards),
         umask=settings.umask,
         shared=str(processes.shared_dir(settings.state_dir)) if model.sync.share_tables else None,

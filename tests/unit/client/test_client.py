@@ -119,7 +119,7 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_id(call: Call) -> None:
 def test_a_client_that_renames_a_repeat_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: the fake does count twice what comes under two names."""
 
-    def nameless(self: Calls, request: Any, receipts: bool = False) -> Any:
+    def nameless(self: Calls, request: Any, receipts: bool = False, **_: Any) -> Any:
         for _ in range(2):
             body = {"label": True, "event_id": self.new_id()}
             reply = yield type(request)(request.method, request.path, json.dumps(body).encode())
@@ -205,6 +205,30 @@ def test_what_is_no_number_is_named_and_not_sent(call: Call, value: float) -> No
         assert caught.value.definite
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert service.bodies == []
+
+
+@pytest.mark.parametrize("status", [200, 302, 308])
+def test_what_is_not_the_services_is_refused_as_such(call: Call, status: int) -> None:
+    page = (status, "<html>log in</html>", {"location": "https://elsewhere/"})
+    for verb, args in (
+        ("predict", ("m", {"a": 1.0})), ("status", ("m",)), ("feedback", ("m", True)),
+        ("feedback_many", ("m", [Event(True, features={"a": 1.0})])),
+    ):  # fmt: skip
+        service = Service(then=page)
+        with pytest.raises(ServiceRefused, match="not_ours") as refused:
+            call(service, verb, args, {"features": {"a": 1.0}} if verb == "feedback" else {})
+        assert "log in" in refused.value.message
+        assert refused.value.definite == (status != 200 or verb == "status")
+        assert len(service.bodies) == 1
+
+
+def test_a_refusal_after_a_lost_answer_is_not_definite(call: Call) -> None:
+    service = Service(httpx.ReadError, error(403, "forbidden"))
+    with pytest.raises(ServiceRefused) as refused:
+        call(service, "feedback", ("m", True), {"features": {"a": 1.0}})
+    assert service.learned == {"made-0": 1}
+    assert not refused.value.definite
+    assert not pickle.loads(pickle.dumps(refused.value)).definite
 
 
 @pytest.mark.parametrize(("status", "said"), [(409, "conflict"), (410, "expired"), (422, "failed")])

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 from river import linear_model, optim
 
+from evaluation import light_rows
 from online.learning.counters import Tally
 from online.learning.merged import Learner
+from online.learning.scores import increments_of
 from online.models.adapters.linear import Linear
 from online.sure.calibration import Calibration
 from online.sure.conformal import Confidence
 from online.sure.views import stamp_of
 from paramserver.core.wire import FORMAT, SyncReply
 from replay import codec
-from replay.example import Corrects, Example
+from replay.example import Corrects, Example, label_text
 from replay.journal.base import Row, Verdict
 
 LIGHT = 1e-9
@@ -65,6 +67,18 @@ def test_heavy_rows_hide_nobody() -> None:
     assert all(counted([1.0, 0.99, 1e6, 1e300] * 300)[-1_200::4])
 
 
+def late_rows(heavy: int) -> int:
+    """Rows that count after some rows of a million times the usual weight."""
+    return sum(counted([0.5] * 1_000 + [1e6] * heavy + [0.5] * 10_000)[-10_000:])
+
+
+def test_a_few_heavy_rows_do_not_decide_what_is_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert late_rows(1) > 9_900
+    assert late_rows(20) > 9_000
+    monkeypatch.setattr(light_rows, "max", lambda *of: 1e9 if of[-1] == 1.0 else max(of), False)
+    assert late_rows(1) < 6_000, "the control: a heavy row moves what is usual as it weighs"
+
+
 def test_numbers_at_the_ends_of_the_range_are_weights_too() -> None:
     draw = random.Random(3)
     counted([draw.choice([5e-324, 1e-200, 1e-160, 1.0, 1e150]) for _ in range(3_000)])
@@ -77,6 +91,28 @@ def test_the_service_chooses_what_a_default_label_weighs() -> None:
     first = Corrects(0, 0, b"", False, LIGHT, "s", {}, True)
     assert tally.weigh(Example({}, True, LIGHT, corrects=first))
     assert not tally.weigh(Example({}, True, LIGHT))
+
+
+def test_rows_are_counted_in_one_pass_after_light_ones() -> None:
+    one, many = Tally(), Tally()
+    draw = random.Random(5)
+    examples = [
+        Example({}, draw.random() < 0.5, weight, {"false": 0.25, "true": 0.75})
+        for weight in [0.25] + [draw.choice([1.0, 1.5, 3.0]) for _ in range(40)]
+    ]
+    rows = [
+        Row(n, 1, n, n.to_bytes(16, "little"), "", "s", Verdict.ACCEPTED, 1.0, b"", float(n))
+        for n in range(1, 42)
+    ]
+    for tally in (one, many):
+        assert not tally.add_binary(rows[:1], examples[:1]), "a light row is counted by itself"
+    for tally, by_one in ((one, 41), (many, 1)):
+        for row, example in zip(rows[:by_one], examples[:by_one], strict=True):
+            increments = increments_of("binary", example, tally) if tally.weigh(example) else {}
+            tally.add(row.key, increments, label_text(example.label), row.at)
+    assert many.add_binary(rows[1:], examples[1:])
+    assert many.counters == pytest.approx(one.counters)
+    assert many.counters["weight/sum"] == one.counters["weight/sum"] != 0.25
 
 
 def test_replicas_know_together_what_is_usual() -> None:

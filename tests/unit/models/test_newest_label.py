@@ -20,7 +20,7 @@ from online.models.experts import newest_label
 from online.models.experts.newest_label import FAR, NewestLabel
 from online.models.selfrate import SelfRate
 from online.sure.contributions import added_up
-from paramserver.core.blocks import Blocks, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features
 
 ROWS = 1_200
@@ -137,6 +137,33 @@ def test_it_travels_with_the_state() -> None:
     assert other._newest.level == model._newest.level
     other.reset(Blocks())
     assert other._newest.level is None
+
+
+def test_a_replica_that_learned_nothing_takes_the_label_of_the_last_push() -> None:
+    values = Blocks()
+    for label in (10.0, 12.0):
+        busy = taught()
+        busy.learn(label, (), 1.0)
+        merge(values, busy.cut(), 0.5)
+    idle = NewestLabel()
+    idle.rebase(values)
+    assert idle.level == busy.level, "no mean of both"
+    assert idle.share == busy.share
+
+
+def test_two_replicas_follow_a_level_as_one_whose_labels_come_a_row_late() -> None:
+    """They are asked in turns and exchange after every own row; deltas are averaged."""
+    replicas: list[Any] = [SelfRate().model_for("regression") for _ in range(2)]
+    values, errors = Blocks(), 0.0
+    for i, (x, y) in enumerate(wandering()):
+        model = replicas[i % 2]
+        found = model.predict(x)
+        errors += abs(found.label - y) * (i >= ROWS // 2)
+        learn_example(model, Example(x, y, score={"": found.label}, notes=found.notes))
+        merge(values, model.cut(), 0.5)
+        model.rebase(copy(values))
+    _, late, _ = played(SelfRate(), wandering(), late=1)
+    assert errors / (ROWS - ROWS // 2) < 1.05 * late
 
 
 def test_its_block_has_a_name_of_its_own() -> None:

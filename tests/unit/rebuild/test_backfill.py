@@ -19,6 +19,7 @@ from online.commands.cli import app
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
 from online.learning.ranges import RANGE
+from online.learning.vocabulary import NAMES
 from online.models.adapters.linear import Linear
 from online.rebuild import fsck
 from online.rebuild.backfill import TaughtAlready, Teacher
@@ -279,6 +280,7 @@ def test_a_row_that_the_model_raises_on_changes_nothing(folder: Folder) -> None:
     expected, found = good.cut(), teacher.values()
     assert found["weights"].data == pytest.approx(expected["weights"].data, rel=1e-12)
     assert found["scaler0"].data["a"] == pytest.approx(expected["scaler0"].data["a"], rel=1e-12)
+    assert found[NAMES].data == {"a": 1}
 
 
 def test_a_number_far_beyond_all_before_is_bounded_unless_nothing_is() -> None:

@@ -22,6 +22,7 @@ from online.monitoring.series import FOLDER, Series
 from online.rebuild import certify, erase
 from online.rebuild.erase import Decision, Done, Erasure
 from online.rebuild.holdings import Holding
+from online.rows.finals import final_row, late_key
 from online.rows.joins import labels_of
 from online.settings.config import Settings, load
 from online.settings.model import ModelSettings
@@ -31,8 +32,8 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from replay import codec
-from replay.example import Example, PredictionHalf, WaitingLabel
-from replay.journal.base import Half, NewRow, Verdict
+from replay.example import Example, Judged, PredictionHalf, WaitingLabel
+from replay.journal.base import Half, NewRow, Only, Verdict
 from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC, OTHER = "a" * 64, "b" * 64
@@ -188,6 +189,43 @@ def test_rows_and_texts_go_and_those_of_others_stay(world: World) -> None:
     assert [r.event_id for r in rows] == ["1", "2", "", "4", "", "6", "", "8", "9", "10"]
     texts = {c.key: c.payload for c in world.journal.controls("m", 0) if c.kind == "failed"}
     assert [texts[key] for key in keys] == [b"erased", b"no number: 'x'"] * 2
+
+
+def test_a_label_of_its_goes_from_the_final_label_that_replaces_it(world: World) -> None:
+    lesson = Example({"x": 1.0}, label=False, provisional=True, judged=Judged(1.0, "", {"t": 1.0}))
+    replace = msgspec.structs.replace
+    for i, source in ((11, "bot"), (12, "good")):
+        new = replace(world.row(i), source=source, payload=codec.encode(lesson))
+        world.journal.append(world.partition, i - 1, [new])
+        (first,) = world.journal.read(world.partition, i, 1)
+        asked, label = replace(new, source="other", at=float(i)), Example({}, label=True)
+        final = replace(final_row(asked, label, first, first, Only()), only=None)
+        partition = world.journal.register("m", "r", SPEC, 0.0).id
+        world.journal.append(partition, 0, [final])
+    world.erasure().rows()
+    (row,), (others,) = (world.journal.read(world.partition + i, 1, 1) for i in (1, 2))
+    of_bot, of_good = codec.decode(row.payload), codec.decode(others.payload)
+    assert of_good.corrects is not None
+    assert of_bot.corrects == replace(
+        of_good.corrects, key=world.row(11).key, offset=11, label=True, source="", evidence={}
+    )
+    assert replace(of_bot, corrects=None) == replace(of_good, corrects=None)
+    assert (of_good.corrects.label, of_good.corrects.source) == (False, "good")
+    assert b"bot" not in row.payload
+    assert world.erasure().sent.replaced == []
+
+
+def test_a_late_label_of_an_event_goes_with_its_features(world: World) -> None:
+    replace = msgspec.structs.replace
+    for i, of in ((11, 3), (12, 4)):
+        first = world.row(of)
+        late = replace(world.row(i), key=late_key(first.key), source="other", payload=first.payload)
+        world.journal.append(world.partition, i - 1, [late])
+    assert world.erasure().rows() == 4
+    gone = [
+        r.offset for r in world.journal.read(world.partition, 1, 12) if codec.is_erased(r.payload)
+    ]
+    assert gone == [3, 5, 7, 11]
 
 
 def test_halves_go_and_labels_of_others_that_wait_beside_them_stay(world: World) -> None:

@@ -24,6 +24,7 @@ from online.models.fm import Fm
 from online.models.state.factors import TABLE
 from online.rebuild.forget import Bases, check_reach, influence
 from online.rebuild.rebuild import NOBODY, ForgetScope, Method, Rebuild, nothing, runs
+from online.rows.finals import late_key
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
 from paramserver.core import blocks as algebra
@@ -36,7 +37,7 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from replay import codec
-from replay.example import Example, Judged, Moved, Tensor
+from replay.example import UNLABELLED, Example, Judged, Moved, Tensor
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite.journal import SqliteJournal
 
@@ -415,3 +416,39 @@ def test_what_its_rows_said_of_it_goes_with_them(tmp_path: Path) -> None:
     made, _ = built(journal, tmp_path / "snapshots", ForgetScope("bot"), worlds.counting)
     said = {name: block.data for name, block in made.state.values.items() if "surprise" in name}
     assert [set(data) for data in said.values()] == [{"good"}]
+
+
+class _Detecting(Linear):
+    """Learns rows without labels, and nothing from them."""
+
+    def learn(self, features: Any, label: Any, weight: float) -> None:
+        return
+
+
+def test_a_late_label_of_an_event_goes_with_it_whoever_sent_the_label(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db", synchronous="OFF", disk_low_mb=0)
+    said = {"true": 0.9, "false": 0.1}
+    rows, late = list[NewRow](), list[NewRow]()
+    for i, source in enumerate(("bot", "good", "bot")):
+        asked = Example({"a": float(i)}, UNLABELLED, score=said)
+        key = event_key("event", source, str(i))
+        args = Verdict.ACCEPTED, codec.encode(asked), float(i)
+        rows.append(NewRow(key, str(i), source, *args))
+        labelled = codec.encode(replace(asked, label=True, taught=True))
+        late.append(NewRow(late_key(key), str(i), "expert", Verdict.ACCEPTED, labelled, 9.0))
+    for some in (rows, late[:2]):
+        journal.append(journal.register("m", "r", SPEC, 0.0).id, 0, some)
+    estimator = linear_model.LogisticRegression()
+    made, _ = built(
+        journal, tmp_path / "s", ForgetScope("bot"), lambda: _Detecting(estimator), task="binary"
+    )
+    counted = made.state.values["metrics"].data
+    assert (counted["unlabelled"], counted["unlabelled_above"]) == (0, 0)
+    assert counted["n"] == 1, "the label of the event that is left"
+    first, second = (p.id for p in journal.partitions("m"))
+    assert {p: rewrites.unpacked(flat) for p, flat in made.undone.items()} == {
+        first: ((0, 1), (2, 3)), second: ((0, 1),)
+    }  # fmt: skip
+    decisions = Decisions(SPEC)
+    found = influence(journal, "m", decisions, ForgetScope("bot"), 0.0)
+    assert found.corrected == {second: [1]}, "a snapshot with it is no base"

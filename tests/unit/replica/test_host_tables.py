@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -28,12 +29,14 @@ from online.replica.host_tables import HostTables
 from online.replica.replica import ModelReplica
 from online.settings.config import Settings
 from paramserver.core import wire
-from paramserver.core.blocks import from_wire
+from paramserver.core.blocks import Blocks, from_wire, to_wire
 from paramserver.core.tables.layered import LayeredRows
 from paramserver.core.tables.rows import Rows
 from paramserver.process import shared_tables
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.lineage import Lineage
+from paramserver.snapshots import passed_rows
+from paramserver.snapshots.passed_rows import PassedRows
 from paramserver.snapshots.views import Views, lineage_folder
 from replay import codec
 from replay.example import Example, Features
@@ -118,6 +121,7 @@ class Heard:
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
         reply = await self._client.sync(request, timeout_s)
         self.kinds[f"{reply.kind} {len(reply.pieces) > 0}"] += 1
+        self.kinds["bytes"] += len(wire.encode(reply))
         if TABLE in reply.blocks:
             self.kinds["rows"] += len(from_wire({TABLE: reply.blocks[TABLE]})[TABLE].data)
         return reply
@@ -158,6 +162,7 @@ def own_rows(replica: ModelReplica) -> int:
 
 
 def shared(tmp_path: Path, memory: Path, scene: Callable[[Sharing], Awaitable[None]]) -> None:
+    tmp_path.mkdir(exist_ok=True)
     asyncio.run(scene(Sharing(tmp_path, memory)))
 
 
@@ -195,26 +200,87 @@ def test_replicas_that_share_a_table_answer_as_one_that_has_its_own(
     shared(tmp_path, memory, scene)
 
 
-def test_each_replica_of_a_host_pulls_what_has_changed(tmp_path: Path, memory: Path) -> None:
-    """They share the memory of a table, not its messages: there are no relays."""
+@dataclass
+class Received:
+    """What replicas of a host received while another one taught 100 events."""
+
+    rows: float = 0.0
+    replies: float = 0.0
+    bytes: float = 0.0
+    passed: int = 0
+    passed_bytes: int = 0
+
+
+def received(tmp_path: Path, memory: Path, sharing: int) -> Received:
+    found = Received()
+    add = PassedRows.add
+
+    def noted(self: PassedRows, count: int, rows: Blocks | None) -> None:
+        add(self, count, rows)
+        found.passed += sum(len(one.data) for one in (rows or {}).values())
+        found.passed_bytes += len(wire.encode_piece(to_wire(rows))) if rows else 0
 
     async def scene(world: Sharing) -> None:
         first = await world.joined("a", shares=False)
         await learn(first, 0, 300)
         await agreed(first, rows=300)
         world.server.snapshot_if_due()
-        names = ("b", "c", "d")
+        names = [f"r{i}" for i in range(sharing)]
         others = [await world.joined(name) for name in names]
         await agreed(first, *others, rows=300)
-        before = {name: world.heard[name]["rows"] for name in names}
-        await learn(first, 300, 340)
-        await agreed(first, *others, rows=340)
-        model: Any = first.learner.serving
-        changed = {i for n in range(300, 340) for i in model.row_ids(event(n))}
+        before = {name: Counter(world.heard[name]) for name in names}
+        found.passed = found.passed_bytes = 0
+        for begin in range(300, 400, 10):
+            await learn(first, begin, begin + 10)
+            await agreed(first, *others, rows=begin + 10)
+        assert all(answers(one) == pytest.approx(answers(first), abs=1e-6) for one in others)
         for name in names:
-            assert world.heard[name]["changes False"] > 0
-            assert world.heard[name]["rows"] - before[name] >= len(changed)
+            more = world.heard[name] - before[name]
+            found.rows += more["rows"] / sharing
+            found.replies += more["changes False"] / sharing
+            found.bytes += more["bytes"] / sharing
         for one in (first, *others):
+            await one.stop(5.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PassedRows, "add", noted)
+        shared(tmp_path, memory, scene)
+    return found
+
+
+def test_changed_rows_are_passed_to_all_replicas_of_a_host_at_once(
+    tmp_path: Path, memory: Path
+) -> None:
+    """A reply has what is small; the server writes each changed row once, for all of them."""
+    one, three = (received(tmp_path / str(n), memory, n) for n in (1, 3))
+    print(one, three)
+    assert one.rows == three.rows == 0
+    assert 0 < three.passed <= 1.5 * one.passed
+    assert three.passed_bytes <= 2 * one.passed_bytes
+
+
+def test_a_replica_that_can_not_read_passed_rows_asks_for_them(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another(found: object, path: Path) -> None:
+        raise PermissionError(path)
+
+    async def scene(world: Sharing) -> None:
+        first = await world.joined("a", shares=False)
+        await learn(first, 0, 300)
+        await agreed(first, rows=300)
+        world.server.snapshot_if_due()
+        second = await world.joined("b")
+        await agreed(first, second, rows=300)
+        monkeypatch.setattr(passed_rows, "check_owner", of_another)
+        before = world.heard["b"]["rows"]
+        await learn(second, 300, 310)
+        await learn(first, 310, 320)
+        await agreed(first, second, rows=320)
+        assert world.heard["b"]["rows"] > before
+        assert world.learned == 320
+        assert answers(first) == pytest.approx(answers(second), abs=1e-6)
+        for one in (first, second):
             await one.stop(5.0)
 
     shared(tmp_path, memory, scene)
@@ -379,7 +445,10 @@ class Burst:
 
     def newest(self, after: tuple[int, int], upto: Any = None) -> Any:
         table = {"t": self.published.copy()}
-        view = SimpleNamespace(version=self.version, tables=table, resident=lambda: iter(()))
+        still = iter(())
+        view = SimpleNamespace(
+            version=self.version, tables=table, resident=lambda: still, folder=Path()
+        )
         return view if self.version > after else None
 
 

@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
-from replica_world import World, play, row, until
+from replica_world import SPEC, World, play, row, until
 
 from online.errors import RequestError
 from online.messages.structs import Prediction, PredictRequest
 from online.models.features.hashed import Hashed
 from online.models.fm import Fm, FmModel
 from online.models.state.factors import TABLE
+from online.service.state.parameter_servers import settings_of
+from online.settings import config
+from paramserver.core import wire
+from paramserver.core.tables.row_message import ID
+from paramserver.process.actor import ParameterServer
+from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example, Features
 
@@ -164,3 +171,24 @@ def test_a_payload_is_decoded_and_a_row_is_hashed_once(
             await replica.stop(5.0)
 
     play(tmp_path, scene)
+
+
+def test_what_the_server_records_is_bounded_by_a_setting(tmp_path: Path) -> None:
+    model = {"name": "m", "task": "binary", "learner": "fm", "params": {"table": True}}
+    settings = config.load(None, {"models": [model], "limits": {"held_rows_max": 1_000}}, {})
+    server = ParameterServer(
+        Lineage("m", SPEC, "{}", "sum"), World(tmp_path).journal, str(tmp_path / "other"),
+        settings_of(settings.models[0], settings), background=False,
+    )  # fmt: skip
+    assert server.restore()
+    assert server.status()["tables"] == {}
+    for rows, counts in (
+        (1_000, {"held": 1_000, "unrecorded": 0}),
+        (1, {"held": 0, "unrecorded": 1}),
+    ):
+        asked = {"t": np.arange(rows, 2 * rows, dtype=ID).tobytes()}
+        request = wire.SyncRequest(
+            wire.FORMAT, "r", 1, [], None, True, [], rows=asked, serial=2_000 - rows
+        )
+        server.sync(wire.encode(request))
+        assert server.status()["tables"] == counts

@@ -101,3 +101,20 @@ def test_passes_that_do_not_follow_the_clock_are_noticed(
         assert max(cheap) == max(dear), (cheap, dear)
 
     worlds.play(tmp_path, scene)
+
+
+def test_the_judge_counts_rows_as_the_scores_do(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving, rng = await taught(world), random.Random(1)
+        judge = serving.replica.judge
+        assert judge is not None
+        before = judge.summary()["judged"], serving.replica.learner.tally.counters["n"]
+        events = [event(rng, 5_000 + k) for k in range(400)]
+        for light in events[::2]:
+            light.weight = 1e-9
+        await serving.record(events)
+        after = judge.summary()["judged"], serving.replica.learner.tally.counters["n"]
+        assert [now - then for now, then in zip(after, before, strict=True)] == [200, 200]
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)

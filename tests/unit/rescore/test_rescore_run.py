@@ -260,12 +260,31 @@ def test_bad_lines_of_csv(tmp_path: Path) -> None:
 def test_bad_lines_of_json(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     lines = ['{"id":0,"a":1,"b":2,"c":3}', '{"id":1,"a":1', '{"id":2,"a":"x","b":1,"c":1}',
-             '[1]', '{"id":4,"a":1.5}', '{"a":1}']  # fmt: skip
+             '[1]', '{"id":4,"a":1.5}', '{"a":1}', '{"id":6,"a":9007199254740993}',
+             '{"id":7,"a":123456789012345678901234567890}']  # fmt: skip
     path.write_text("\n".join(lines))
     outcome = worlds.run([str(path)], tmp_path / "out")
     found = bad(tmp_path / "out", outcome.run)
-    assert [(row, column) for row, column, _ in found] == [(1, ""), (2, "a"), (3, ""), (5, "id")]
+    assert [(row, column) for row, column, _ in found] == [
+        (1, ""), (2, "a"), (3, ""), (5, "id"), (6, "a"), (7, "a"),
+    ]  # fmt: skip
     assert [row["key"] for row in scores(tmp_path / "out", outcome.run)] == ["0", "4"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_the_first_integer_beyond_2_53_is_refused_as_by_the_service(
+    tmp_path: Path, form: str
+) -> None:
+    rows = [{"id": i, "a": 2**53 - 1 + i, "b": 1, "c": 1} for i in range(4)]
+    path = tmp_path / f"t.{form}"
+    if form == "parquet":
+        worlds.write(path, pa.Table.from_pylist(rows))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    outcome = worlds.run([str(path)], tmp_path / "out")
+    assert [(row, why) for row, _, why in bad(tmp_path / "out", outcome.run)] == [
+        (2, "beyond 2^53"), (3, "beyond 2^53"),
+    ]  # fmt: skip
 
 
 # -- audit -----------------------------------------------------------------------------------

@@ -136,6 +136,19 @@ def test_a_tree_behind_a_scaler() -> None:
     same(model, "binary", rows(2_000, 2, holes=True), "trees")
 
 
+@pytest.mark.parametrize(("task", "kind"), [("multiclass", int), ("binary", bool)])
+def test_the_classes_0_and_1_of_a_tree_are_truths_in_a_binary_task_only(
+    task: Any, kind: type
+) -> None:
+    model = opaque(TREES["hoeffding"][0](), task)
+    for x in rows(500, 1).dicts():
+        model.learn(x, int(label_of(x, "binary")), 1.0)
+    asked = rows(200, 2)
+    many, one = Scorer(model, task, "trees").score(asked), Scorer(model, task, "rows").score(asked)
+    assert {type(label) for label in many.labels} == {kind} == {type(x) for x in one.labels}
+    assert not differ(many, one, TOLERANCE["trees"])
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-9, 1.0, 1e9]), holes=st.booleans())
 def test_any_table(seed: int, scale: float, holes: bool) -> None:

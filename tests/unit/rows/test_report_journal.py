@@ -18,6 +18,7 @@ from evaluation.report.page.render import render
 from evaluation.report.values import to_json
 from online.commands.cli import app
 from online.errors import ConfigError
+from online.rows import journal_rows
 from online.rows.journal_rows import JournalRows, origin
 from online.settings.model import ModelSettings
 from online.sure.conformal import STAMP, held
@@ -99,6 +100,36 @@ def test_all_rows_of_the_model_and_of_no_other(journal: SqliteJournal) -> None:
         newest += row.no_change == row.label
     assert made.performance.overall.accuracy == right / 3000
     assert made.performance.overall.no_change == newest / 3000
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_lies_that_weigh_nothing_count_in_no_figure(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    partition, rng = journal.register("clicks", "r1", "s" * 64, 0.0).id, random.Random(5)
+    examples = [example(i, rng) for i in range(1_000)]
+    examples += [
+        structs.replace(one, label=not one.label, weight=1e-9) if i % 4 == 0 else one
+        for i, one in enumerate(example(i, rng) for i in range(1_000, 2_000))
+    ]
+    end = 0
+    for first in range(0, 2_000, BATCH):
+        rows = [
+            NewRow(i.to_bytes(16, "big"), f"e{i}", "web", Verdict.ACCEPTED, encode(one), START + i)
+            for i, one in enumerate(examples[first : first + BATCH], first)
+        ]
+        end = journal.append(partition, end, rows).end
+    if not works:
+        monkeypatch.setattr(journal_rows, "weigh", lambda *of: (True, {}))
+    made = report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)
+    assert made.subject.rows == 2_000
+    assert made.subject.judged == (1_750 if works else 2_000)
+    honest = sum(
+        (one.score["true"] > 0.5) == one.label
+        for one in examples
+        if one.score is not None and one.weight == 1.0
+    )
+    assert (made.performance.overall.accuracy == honest / 1_750) is works
 
 
 def test_slices_that_the_settings_name_are_shown_with_how_often_their_sets_had_the_label(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import replica_world as worlds
 from river import linear_model, optim, preprocessing
@@ -21,6 +22,7 @@ from online.rows.history import Decisions
 from online.sure import conformal
 from online.sure.conformal import CONFIDENCE, STAMP, Confidence
 from online.sure.views import confidence_in
+from paramserver.core import rewrites
 from paramserver.core.blocks import Blocks, copy, merge
 from replay import codec
 from replay.example import Example, Label, PredictionHalf, label_text
@@ -173,7 +175,7 @@ def test_what_was_answered_without_a_threshold_says_nothing() -> None:
 
 def test_what_another_model_answered_before_a_promotion_says_nothing() -> None:
     part, tally = Confidence("binary", 0.9), Tally()
-    tally.views, tally.answers_after = [part], 3
+    tally.views, tally.others = [part], ((0, 3),)
     given = {"score": {"false": 0.9, "true": 0.1}, "sure": part.stamp()}
     for epoch in (3, 4):
         tally.note(Example({}, True, version=(epoch, 0, 0), **given), 1.0)  # type: ignore[arg-type]
@@ -192,6 +194,25 @@ def test_before_the_first_label_there_is_no_interval() -> None:
         part.add(Example({}, 0.0, score={"": 0.0}, sure=part.stamp()))
         part.add(Example({}, float(exact), score={"": float(exact)}, sure=part.stamp()))
     assert part.summary()["coverage"] == 1.0
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_intervals_hold_again_soon_after_a_time_of_exact_answers(replicas: int) -> None:
+    """A meter that stood still for long begins to move: errors grow by nine digits."""
+    parts, values = [Confidence("regression", 0.9) for _ in range(replicas)], Blocks()
+    draw, hits = random.Random(5), list[bool]()
+    for i in range(4_000):
+        part = parts[i % replicas]
+        answer = 5.0 + (draw.gauss(0.0, 1.0) if i >= 2_000 else 0.0)
+        row = Example({}, 5.0, score={"": answer}, sure=part.stamp())
+        hits.append(has(part, row))
+        part.add(row)
+        if i % 16 == 0:
+            for one in parts:
+                merge(values, one.cut())
+            for one in parts:
+                one.rebase(copy(values))
+    assert 0.87 < share(hits[2_500:]) < 0.98
 
 
 def test_a_class_that_is_new_is_missed_and_moves_the_threshold_up() -> None:
@@ -316,6 +337,36 @@ def test_forgetting_a_source_leaves_what_the_others_rows_say(tmp_path: Path) -> 
             if row.source != wanted.source:
                 again.add(codec.decode(row.payload))
         assert values(wanted) == again.cut()[CONFIDENCE].data
+
+
+def test_forgetting_after_promotions_counts_the_answers_of_this_model_alone(tmp_path: Path) -> None:
+    """It has served in epochs 1 and 2 and from 5 on, and another model in between."""
+    world, asked, own = worlds.World(tmp_path), Confidence("binary", 0.9), Confidence("binary", 0.9)
+    journal, rows = world.journal(), list[NewRow]()
+    for i, (score, label) in enumerate(binary(4)[:300]):
+        epoch = 1 + i // 50
+        version = epoch, i, 0
+        example = Example({"a": 0.0}, label, score=score, sure=asked.stamp(), version=version)
+        asked.add(example)
+        if epoch not in (3, 4):
+            own.add(example)
+        row = NewRow(
+            i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, codec.encode(example), 1
+        )
+        rows.append(row)
+    partition = journal.register("m", "r", worlds.SPEC, 0.0).id
+    journal.append(partition, 0, rows)
+    for n, (before, after, epoch) in enumerate([(worlds.SPEC, "b", 2), ("b", worlds.SPEC, 4)]):
+        note = msgspec.json.encode(rewrites.Promote(before, after, {}, {}, epoch=epoch))
+        journal.write_control("m", rewrites.PROMOTE, f"promote:{n}", note)
+    method = Method(logistic, "binary", views=partial(list, [Confidence("binary", 0.9)]))
+    decisions = Decisions(worlds.SPEC)
+    start = nothing("m", worlds.SPEC, "{}", {})
+    rebuild = Rebuild(journal, decisions, ForgetScope("bot"), start, method)
+    rebuild.run()
+    values = rebuild.built((1, 0), 0, 5.0).state.values
+    assert dict(values[CONFIDENCE].data) == own.cut()[CONFIDENCE].data
+    assert values["metrics"].data["another/n"] == 100
 
 
 # -- slices ------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import time
+from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -211,6 +213,25 @@ def test_json_lines_are_read_like_a_table(tmp_path: Path) -> None:
 
 def test_a_name_of_time_without_times_is_a_number(tmp_path: Path) -> None:
     assert kinds(guessed(tmp_path, "date,up\n0.1,1\n0.2,0\n"))["date"] == "number"
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_berlin")
+def test_rows_stay_in_order_when_the_clocks_are_set_back(tmp_path: Path) -> None:
+    at = [f"2026-10-25 0{h}:{m:02d}:00" for h in (0, 1, 2, 3) for m in range(0, 60, 10)]
+    lines = "".join(f"{when},{i},{i % 2}\n" for i, when in enumerate(at))
+    rows = list(guessed(tmp_path, f"time,size,label\n{lines}").rows())
+    assert [row.features["size"] for row in rows] == list(range(24))
+    assert [row.at - rows[0].at for row in rows] == [600.0 * i for i in range(24)]
+    assert seconds("25.10.2026 03:00") == seconds("2026-10-25T03:00Z") == 1792897200.0
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,11 @@ def test_bounded_tables_are_told_where_there_are_any(families: dict[str, Metric]
     names = ("", "_waiting", "_late", "_left")
     found = [families[f"online_table_rows{name}"].samples[0].value for name in names]
     assert found == [50, 4, 3, 2]
+    names = ("rows_recorded", "replicas_unrecorded")
+    found = [families[f"online_table_{name}"].samples[0].value for name in names]
+    assert found == [7, 1]
     unbounded = {**status(), "server": {**status()["server"], "tables": {}}}
-    assert "online_table_rows" not in prometheus.exposition([unbounded])
+    assert "online_table_" not in prometheus.exposition([unbounded])
 
 
 def test_a_service_that_has_no_server_and_no_journal_says_so() -> None:

@@ -79,6 +79,21 @@ def test_whatever_is_answered_is_a_loss(p: float | None) -> None:
     assert math.isfinite(canary.loss)
 
 
+def test_an_answer_that_is_no_number_is_the_worst_and_is_forgotten_when_it_is_over() -> None:
+    model: Any = Says(None)
+    model.predict = lambda features: Prediction(model.p, None)
+    canary = Canary([({"a": 1.0}, 0.0)], lambda: model)
+    rung = list[int]()
+    for n in range(8 * WARM):
+        model.p = math.nan if 2 * WARM <= n < 3 * WARM else 1e9 if n >= 6 * WARM else 0.5
+        if canary.learned(n, 0.0) is not None:
+            rung.append(n)
+            canary.rewritten()
+    first, *later = rung
+    assert 2 * WARM <= first < 3 * WARM
+    assert any(n >= 6 * WARM for n in later), "it goes on watching"
+
+
 def test_the_judge_acts_on_it() -> None:
     seen: list[tuple[Alarm, float]] = []
     model: Any = Says(0.9)
@@ -96,6 +111,19 @@ def test_the_judge_acts_on_it() -> None:
     assert since <= 2 * WARM
     assert judge.summary()["newest"][0]["detector"] == "canary"
     assert judge.summary()["canary_loss"] > 1
+
+
+def test_it_rings_where_no_row_had_an_answer() -> None:
+    seen: list[float] = []
+    model: Any = Says(0.9)
+    judge = DriftMonitor(
+        Drift(), "binary", lambda alarm, since: seen.append(since),
+        canary=Canary([({"a": 1.0}, True)], lambda: model),
+    )  # fmt: skip
+    for offset in range(1, 3 * WARM):
+        model.p = 0.9 if offset < 2 * WARM else 0.001
+        judge.learned(1, offset, Example({"a": 1.0}, True), float(offset))
+    assert seen == [1.0]
 
 
 @pytest.mark.parametrize("rewritten", [True, False])

@@ -34,7 +34,7 @@ def status(model: str = "m") -> dict[str, Any]:
         "rows": 5, "rows_per_day": 7.0, "waiting": 0,
     }  # fmt: skip
     shards = [{"state": "serving"}, {"state": "restoring"}]
-    tables = {"rows": 50, "waiting": 4, "late": 3, "left": 2}
+    tables = {"rows": 50, "waiting": 4, "late": 3, "left": 2, "held": 7, "unrecorded": 1}
     rewrites = {"frozen": False, "undone": 0, "banned": []}
     rival = {
         "verdict": "better", "interval": (0.1, 0.2), "rows": 9, "behind_rows": 0, "late": 0,
