@@ -6,17 +6,16 @@ from typing import Final
 
 import msgspec
 
-from online.decide.record import Choice, RecordInvalid, pack, unpack
+from online.decide.record import pack
 from online.errors import RequestError, damaged
 from online.messages.structs import Event
 from online.rows.joins import ROUNDS_MAX, question
 from online.rows.prediction_ids import TokenInvalid
+from online.serving.choices.stored import read_half
 from online.serving.feedback.events import is_join_id
 from online.serving.serving import Serving
 from replay import codec
-from replay.errors import PayloadFormat, PayloadInvalid
-from replay.example import PredictionHalf
-from replay.journal.base import Half, NewRow, Stored, Verdict
+from replay.journal.base import Half, NewRow, Verdict
 
 _HINT: Final = "Send the id of a choice that was deferred"
 
@@ -52,7 +51,8 @@ async def _activated(serving: Serving, id: str, key: bytes) -> bool:
             return recorded.since is not None
         if stored.half is not Half.PREDICTION:
             return False
-        made, choice = _read(stored)
+        missing = RequestError(404, "unknown_id", "a prediction has this id", "id", _HINT)
+        made, choice = read_half(stored, missing)
         if not choice.deferred:
             return True
         used = pack(msgspec.structs.replace(choice, deferred=False))
@@ -63,14 +63,3 @@ async def _activated(serving: Serving, id: str, key: bytes) -> bool:
         )  # fmt: skip
     message = f"others were faster {ROUNDS_MAX} times"
     raise RequestError(503, "journal_unavailable", message, "id", "Send it again", 1)
-
-
-def _read(stored: Stored) -> tuple[PredictionHalf, Choice]:
-    """Decode a stored half and its choice.  Raises RequestError."""
-    try:
-        made = codec.decode_prediction(stored.payload)
-        if made.choice is None:
-            raise RequestError(404, "unknown_id", "a prediction has this id", "id", _HINT)
-        return made, unpack(made.choice)
-    except (PayloadFormat, PayloadInvalid, RecordInvalid) as error:
-        raise damaged(str(error), "id") from None

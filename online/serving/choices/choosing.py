@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from online.decide import Decision, Policy, draw, row, uniform
-from online.decide.record import Choice, RecordInvalid, pack, unpack
+from online.decide.record import Choice, pack
 from online.decide.scoring import score_many
 from online.errors import RequestError, damaged
 from online.messages.choices import Action, ChooseRequest, Chosen, Ranked
@@ -36,6 +36,7 @@ from online.serving.choices.batcher import Batcher
 from online.serving.choices.default_rewards import DefaultRewards
 from online.serving.choices.reading import RESERVED, ChoiceReader, Offered
 from online.serving.choices.rewarding import RewardHandler
+from online.serving.choices.stored import choice_of
 from online.serving.defaults import Defaults
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
@@ -65,12 +66,16 @@ class Asked(NamedTuple):
 
 
 class _Unwritten(NamedTuple):
-    """A choice that has to be written before it is answered, and the model version it is from."""
+    """A choice that is not written yet, and the model version it is from.
+
+    ``behind``: it is written behind its answer, otherwise before.
+    """
 
     own: str
     choice: Choice
     half: NewRow
     version: _Version
+    behind: bool = False
 
 
 class Choosing:
@@ -137,27 +142,43 @@ class Choosing:
         """Choose one of the actions; with a caller's own id the choice is written first."""
         return await self.answer(self.asked(request, self.offered(request.actions)))
 
-    async def answer(self, one: Asked) -> Chosen:
-        """Answer a checked request.  Raises RequestError."""
+    async def answer(self, one: Asked, behind: list[NewRow] | None = None) -> Chosen:
+        """Answer a checked request.  Raises RequestError.
+
+        If ``behind`` is given, a half to be written behind the answer is added to it, for
+        :meth:`keep`.
+        """
         actions, context = one.choice.actions, one.choice.context
         small = len(actions) * (len(context) + len(actions[0][1])) <= _TOGETHER_MAX
         made = await self._batcher.ask(one) if small else self._made(one, *self._decide([one]))
-        return made if isinstance(made, Chosen) else await self._written(made)
+        if isinstance(made, Chosen):
+            return made
+        if not made.behind:
+            return await self._written(made)
+        if behind is None:
+            self.keep([made.half])
+        else:
+            behind.append(made.half)
+        return self._answer(made.own, made.choice, made.version)
+
+    def keep(self, halves: Sequence[NewRow]) -> None:
+        """Queue halves that are written behind their answers: all or none.  Raises RequestError."""
+        self._answer_ids.keep(halves, "choice that may need a default reward")
 
     def _made(self, one: Asked, decided: tuple[Scores, Decision]) -> Chosen | _Unwritten:
-        """Make the answer, or the choice that has to be written before it."""
+        """Make the answer, or the choice that has to be written before or behind it."""
         choice, answer = self._chosen(one, *decided)
         features = row(choice.context, *choice.actions[choice.chosen])
         packed = pack(choice, columns_of(one.table))
         if one.own is None and not choice.deferred:
             token = self._answer_ids.token(features, answer, choice=packed, nonce=one.nonce)
             if token is not None:
-                if self._settings.waits:
-                    half = self._half(one.nonce.hex(), features, answer, packed)
-                    if self._settings.record == "before":
-                        return _Unwritten(token, choice, half, self._answer_ids.version())
-                    self._answer_ids.keep([half], "choice that may need a default reward")
-                return self._answer(token, choice, self._answer_ids.version())
+                version = self._answer_ids.version()
+                if not self._settings.waits:
+                    return self._answer(token, choice, version)
+                half = self._half(one.nonce.hex(), features, answer, packed)
+                behind = self._settings.record != "before"
+                return _Unwritten(token, choice, half, version, behind)
         own = f"choice-{uuid.uuid4().hex}" if one.own is None else one.own
         half = self._answer_ids.half(own, features, answer, choice=packed)
         return _Unwritten(own, choice, half, self._answer_ids.version())
@@ -169,7 +190,7 @@ class Choosing:
 
     async def _written(self, made: _Unwritten) -> Chosen:
         """Write the choice under its id and answer with it, or with the one already stored."""
-        own, choice, half, version = made
+        own, choice, half, version, _ = made
         recorded = (await self._replica.writer.record([half]))[0]
         self._replica.counts["choices_written"] += 1
         if (stored := self._stored(recorded)) is None:
@@ -259,7 +280,7 @@ class Choosing:
         except (PayloadFormat, PayloadInvalid) as error:
             raise damaged(str(error), "id") from None
         if stored is not None:
-            return _opened(stored.choice), stored.version or (0, 0, 0)
+            return choice_of(stored.choice, _in_use()), stored.version or (0, 0, 0)
         if recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             hint = "Send it again after Retry-After, or without an id; nothing was recorded"
@@ -315,18 +336,12 @@ def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features
     )
 
 
-def _opened(packed: bytes | None) -> Choice:
-    if packed is None:
-        raise RequestError(
-            409, "id_in_use", "a prediction has this id", "id", "Send another id, or none"
-        )
-    try:
-        return unpack(packed)
-    except RecordInvalid as error:
-        raise damaged(str(error), "id") from None
-
-
 def _another(own: str) -> RequestError:
     message = f"under the id {own!r} another question was asked"
     hint = "Send the body of the first time, or another id"
     return RequestError(409, "id_in_use", message, "id", hint)
+
+
+def _in_use() -> RequestError:
+    hint = "Send another id, or none"
+    return RequestError(409, "id_in_use", "a prediction has this id", "id", hint)

@@ -16,11 +16,12 @@ from typing import Final
 
 import msgspec
 
-from online.decide.record import Choice, Given, RecordInvalid, pack, unpack
+from online.decide.record import Given, RecordInvalid, pack, unpack
 from online.errors import RequestError, damaged
 from online.messages.structs import Event, Receipt
 from online.replica.pending import Recorded
 from online.rows.joins import NO_HALF, ROUNDS_MAX, question
+from online.serving.choices.stored import choice_of, read_half
 from online.serving.feedback.ordinary import EventRow
 from online.serving.feedback.receipts import refused
 from online.serving.serving import Serving
@@ -133,7 +134,7 @@ class RewardCollector:
         if one.seen is None:
             return question(key, one.event_id, now)
         made, over = one.seen
-        choice = _opened(made.choice)
+        choice = choice_of(made.choice, _no_choice())
         rewards = list(choice.rewards)
         one.new = []
         for i, sent in one.sent:
@@ -183,11 +184,7 @@ class RewardCollector:
                 _fail(one, results, _unknown())
                 return True
             try:
-                made = codec.decode_prediction(recorded.met.payload)
-                _opened(made.choice)
-            except (PayloadFormat, PayloadInvalid) as error:
-                _fail(one, results, damaged(str(error), "id"))
-                return True
+                made, _ = read_half(recorded.met, _no_choice())
             except RequestError as error:
                 _fail(one, results, error)
                 return True
@@ -271,15 +268,6 @@ def _half_of(example: Example) -> PredictionHalf:
         example.features, example.score, example.version, example.predicted_at, example.no_change,
         example.notes, example.raw, example.known, example.choice, example.sure,
     )  # fmt: skip
-
-
-def _opened(packed: bytes | None) -> Choice:
-    if packed is None:
-        raise _no_choice()
-    try:
-        return unpack(packed)
-    except RecordInvalid as error:
-        raise damaged(str(error), "id") from None
 
 
 def _no_choice() -> RequestError:

@@ -17,6 +17,7 @@ from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRe
 from online.messages.structs import Receipt, Receipts
 from online.serving.choices.choosing import Asked, Choosing
 from online.serving.choices.kept_actions import KeptActions
+from replay.journal.base import NewRow
 
 _SLOT = "slot"
 """Context feature with the slot's id, and prefix of the slot's own features before a dot."""
@@ -36,7 +37,8 @@ async def answer_choice(
 async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlots:
     """Choose an action for each slot, in order.
 
-    Raises RequestError; the choices of earlier slots may have been written then.
+    Raises RequestError.  Choices of earlier slots may have been written then if the request has an
+    id, under which a repeat gets them, or if all choices are recorded before their answers.
     """
     slots = request.slots or []
     _check(request, slots, choosing.serving.replica.limits.slots_max)
@@ -65,8 +67,9 @@ async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlot
 async def choose_each(choosing: Choosing, requests: Sequence[ChooseRequest]) -> list[Chosen]:
     """Choose an action for each of several requests about the same actions, none twice.
 
-    All are checked before the first one is chosen.  An action that a later request can't do
-    without is chosen for no earlier one.  Raises RequestError.
+    All are checked before the first one is chosen, and what is written behind the answers is
+    queued for all or for none.  An action that a later request can't do without is chosen for no
+    earlier one.  Raises RequestError.
     """
     offered, asked = choosing.offered(requests[0].actions), list[Asked]()
     for i, request in enumerate(requests):
@@ -79,15 +82,17 @@ async def choose_each(choosing: Choosing, requests: Sequence[ChooseRequest]) -> 
         await asyncio.sleep(0)  # lets other tasks run between two slots
     kept = _kept(asked)
     taken: list[int] = []
-    chosen = []
+    chosen, behind = [], list[NewRow]()
     for i, one in enumerate(asked):
         excluded = {*one.choice.excluded, *taken, *kept.needed_after(i)}
         choice = msgspec.structs.replace(one.choice, excluded=tuple(sorted(excluded)))
-        answer = await choosing.answer(one._replace(choice=choice))
+        answer = await choosing.answer(one._replace(choice=choice), behind)
         taken.append(offered.places[answer.action])
         kept.take(taken[-1])
         chosen.append(answer)
         await asyncio.sleep(0)
+    if behind:
+        choosing.keep(behind)
     return chosen
 
 

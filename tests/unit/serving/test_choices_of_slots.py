@@ -17,6 +17,7 @@ from online.serving.choices import personalizer
 from online.serving.choices.kept_actions import KeptActions
 from online.serving.choices.personalizer import Personalizer, RankableAction, SlotsRequest
 from online.serving.choices.slots import choose_slots
+from replay.journal.base import NewRow
 
 NO_DEFAULT = {"default_reward": None, "policy": "epsilon", "epsilon": 1.0}
 ACTIONS = [Action(x) for x in "abc"]
@@ -63,6 +64,28 @@ def test_a_refused_slot_of_personalizers_leaves_no_choice_either(tmp_path: Path)
                 await door.rank_slots(asked(**wrong))
             assert halves(one) == 0
         assert len((await door.rank_slots(asked()))["slots"]) == 2
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_slots_without_room_for_all_leave_no_choice_behind(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world)
+        writer, calls = one.replica.writer, list[int]()
+        keep = writer.keep
+
+        def room_once(*rows: NewRow) -> bool:
+            calls.append(len(rows))
+            return len(calls) == 1 and keep(*rows)
+
+        writer.keep = room_once  # type: ignore[method-assign]
+        asked = ChooseRequest(ACTIONS, {"x": 1.0}, slots=[Slot("top"), Slot("side")])
+        assert len((await choose_slots(one.choosing, asked)).slots) == 2
+        with pytest.raises(RequestError, match="be written"):
+            await choose_slots(one.choosing, asked)
+        await worlds.until(lambda: writer.idle)
+        assert halves(one) == 2
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -288,7 +288,7 @@ def test_rows_get_the_same_verdicts_by_every_door(tmp_path: Path) -> None:
 def test_defaults_that_no_source_sent_are_no_flood_of_one(tmp_path: Path) -> None:
     """Most choices get no reward, and all defaults have the source that asked, or none."""
     told = Choose(default_reward=0.0, reward_wait=60.0)
-    model = ModelSettings(name="m", task="choose", choose=told)
+    model = ModelSettings(name="m", task="choose", learner="auto", choose=told)
     names = [f"s{i:02}" for i in range(12)]
     senders = {"app": Grant(), **{name: Grant(name) for name in names}}
 
