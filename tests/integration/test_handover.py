@@ -138,8 +138,8 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
     settings = {**settings_of(0), "replicas": 3, "limits": {"adopt_s": 60}}
     with contextlib.ExitStack() as at_end, service(settings) as running:
         at_end.callback(stop.set)  # else a failure leaves threads that send to the next service
-        predictors = [Predictor(running.url, stop) for _ in range(2)]
-        clients = [Client(i, lambda: running.url, sent, stop, i) for i in range(8)]
+        predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
+        clients = [Client(i, lambda: running.url, sent, stop, i, pause_s=0.01) for i in range(8)]
         for thread in (*predictors, *clients):
             thread.start()
         acknowledged(sent, 200)
