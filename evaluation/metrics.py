@@ -65,9 +65,9 @@ _TAIL: Final = tuple(10 ** (-2 - j / 4) for j in range(16, 0, -1))
 EDGES: Final = (*_TAIL, *(i / 100 for i in range(1, 100)), *(1 - e for e in reversed(_TAIL)))
 """Edges of the bins of scores: hundredths, and four per decade from .01 to 1e-6 at both ends."""
 
-_TENTHS: Final = tuple(min(int(round(low * 100, 6) // 10), 9) for low in (0.0, *EDGES))
+TENTHS: Final = tuple(min(int(round(low * 100, 6) // 10), 9) for low in (0.0, *EDGES))
 _SCORES: Final = tuple((f"score/{i}/0", f"score/{i}/1") for i in range(len(EDGES) + 1))
-_SUMS: Final = tuple(f"sum/{tenth}" for tenth in _TENTHS)
+_SUMS: Final = tuple(f"sum/{tenth}" for tenth in TENTHS)
 _PLACES: Final = tuple((*pair, total) for pair, total in zip(_SCORES, _SUMS, strict=True))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from evaluation.metrics import EDGES, PAIR, SCORE, Task, summarise
+from evaluation.metrics import EDGES, PAIR, SCORE, TENTHS, Task, summarise
 from replay.example import Label, label_of
 
 ROWS_MIN: Final = 30
@@ -223,8 +223,7 @@ def _auc(counters: Mapping[str, float]) -> tuple[float | None, float | None]:
 
 def _tenths(counters: Mapping[str, float]) -> tuple[Tenth, ...]:
     ns, hits = [0.0] * 10, [0.0] * 10
-    for (zeros, ones), low in zip(_histogram(counters), (0.0, *EDGES), strict=True):
-        tenth = min(int(round(low * 100, 6) // 10), 9)
+    for (zeros, ones), tenth in zip(_histogram(counters), TENTHS, strict=True):
         ns[tenth] += zeros + ones
         hits[tenth] += ones
     return tuple(
