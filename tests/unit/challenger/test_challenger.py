@@ -469,13 +469,11 @@ def test_what_a_model_knows_is_what_its_answers_include(tmp_path: Path) -> None:
 def test_rows_of_other_models_are_not_counted_as_those_it_has_to_learn(tmp_path: Path) -> None:
     world = equal_pair(tmp_path)
     other = world.journal.register("other", "r", "another", 1.0).id
-    row = NewRow(b"k" * 16, "e", "t", Verdict.FROZEN, b"", 1.0)
     for n, (features, label) in enumerate(stream(2 * PAGE_ROWS)):
         world.feed(features, label)
         key = event_key("event", "t", f"other.{n}")
-        world.journal.append(other, n, [msgspec.structs.replace(row, key=key)])
-    shadow = world.shadow()
-    learned = shadow.step()
+        world.journal.append(other, n, [NewRow(key, "e", "t", Verdict.FROZEN, b"", 1.0)])
+    learned = (shadow := world.shadow()).step()
     assert 0 < shadow.behind == 2 * PAGE_ROWS - learned
 
 
