@@ -72,7 +72,7 @@ class Choices(Sums):
         alpha: Error probability of the confidence sequence.
     """
 
-    scores: Final = False
+    scores: Final = True
 
     def __init__(self, low: float, high: float, most: int, alpha: float = 0.05) -> None:
         self._low, self._range, self._most, self._alpha = low, high - low, most, alpha

@@ -12,7 +12,10 @@ import numpy.typing as npt
 from replay.example import Features
 
 Kind = Literal["number", "integer", "bool", "text"]
-"""``integer`` and ``bool`` are numbers, too; in a row as a dict they become int and bool."""
+"""``integer`` and ``bool`` are numbers, too; in a row as a dict they become int and bool.
+
+The difference matters to encoders that spell a number as text, as river's ``OneHotEncoder`` does.
+"""
 
 PLAIN: Final[tuple[str, ...]] = get_args(Kind)
 
@@ -43,8 +46,11 @@ class Numbers:
 
     def items(self) -> list[Any]:
         """Python values of all rows."""
-        own = {"integer": np.int64, "bool": np.bool_}.get(self.kind, np.float64)
-        items: list[Any] = self.values.astype(own).tolist()
+        items: list[Any] = self.values.tolist()
+        if self.kind == "bool":
+            return list(map(bool, items))
+        if self.kind == "integer":  # a text file may have others later on
+            return [int(x) if x.is_integer() and abs(x) <= 2**53 else x for x in items]
         return items
 
 
@@ -99,7 +105,7 @@ class Rows:
             if column.present is not None:
                 near = np.where(column.present, near, 0.0)
             if not np.array_equal(near, column.values):
-                columns[name] = Numbers("number", near, column.present)
+                columns[name] = Numbers(column.kind, near, column.present)
         return Rows(self.n, columns)
 
     def dicts(self) -> list[Features]:

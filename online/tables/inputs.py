@@ -214,11 +214,11 @@ def kind_of(kind: pa.DataType) -> Kind | str:
 def _csv_kind(values: pa.ChunkedArray, dialect: Dialect) -> Kind:
     """Kind of a CSV column; a few texts among numbers are invalid rows."""
     of = kind_of(values.type)
-    if of in ("integer", "number", "null"):
+    if of in ("integer", "number", "bool"):
+        return of  # type: ignore[return-value]
+    if of == "null":
         return "number"
-    if of == "bool":
-        return "bool"
-    texts = [text for text in values.cast(pa.string()).to_pylist() if text is not None]
+    texts = [text for text in values.cast(pa.string()).to_pylist() if text not in (None, *NULLS)]
     numbers = sum(dialect.is_number(text) for text in texts)
     return "number" if numbers > _MOSTLY * len(texts) else "text"
 
@@ -231,8 +231,12 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
         except (msgspec.DecodeError, NoChoice):
             continue  # an invalid row, which is reported when rows are read
         for name, value in row.items() if isinstance(row, dict) else ():
-            if value is not None:  # a row with another type later on is invalid
-                out.setdefault(name, json_kind(value))
+            if value is None:
+                continue
+            kind = "integer" if type(value) is int else json_kind(value)
+            # A row with another type later on is invalid, but integers among numbers are numbers.
+            if out.setdefault(name, kind) == "integer" and kind == "number":
+                out[name] = kind
     if not out:
         raise InputRefused(one.path, "no line of JSON objects in its beginning", "Write it again")
     return out
@@ -352,6 +356,8 @@ def _as_declared(
         if name in kept:
             out[name] = kind
         elif (known := declared.get(name)) is not None:
+            if kind == "integer" and one.form not in ("csv", "parquet"):
+                kind = "number"  # JSON has texts for categories
             floats = known.named and one.form == "parquet" and kind == "number"
             own = kind in _READ_AS[known.kind] or floats or (one.form == "csv" and kind != "text")
             if not own:

@@ -27,6 +27,7 @@ BATCH_ROWS: Final = 16_384
 _NUMBER_MAX: Final = 1e100  # as for requests to the service
 _INTEGER_MAX: Final = 2**53
 _TOO_LARGE: Final = "beyond 2^53"
+_CALLED: Final = {"number": "a number", "integer": "a number", "bool": "a bool"}
 _KEY_BYTES_MAX: Final = 512
 _SKIP_BYTES: Final = 1 << 20
 
@@ -254,7 +255,7 @@ def _json_row(
             and json_kind(value) != kind
             and not (kind == "integer" and json_kind(value) == "number")
         ):
-            return Bad(number, name, f"not {'text' if kind == 'text' else f'a {kind}'}")
+            return Bad(number, name, f"not {_CALLED.get(kind, kind)}")
         if isinstance(value, int) and abs(value) > _INTEGER_MAX:
             return Bad(number, name, _TOO_LARGE)
     if layout.key is not None and isinstance(key := row.get(layout.key), int):
@@ -349,8 +350,8 @@ def _numbers(one: Input, values: pa.Array, column: Column, refuse: Any) -> Numbe
         high = np.inf if column.most is None else column.most
         wrong = (numbers < low) | (numbers > high)
         refuse(wrong if present is None else wrong & present, column.name, "outside of its range")
-    kind = "bool" if column.kind == "bool" else "integer" if raw.dtype.kind in "iu" else "number"
-    return Numbers(kind, numbers, present)  # type: ignore[arg-type]
+    kind = "integer" if raw.dtype.kind in "iu" and column.kind != "bool" else column.kind
+    return Numbers(kind, numbers, present)
 
 
 def _named(one: Input, values: pa.Array, column: Column) -> pa.Array:

@@ -131,7 +131,12 @@ def _written(
 
 
 def logged(journal: Journal, model: str, since: float, until: float) -> Iterator[Logged]:
-    """Yield choices with their rewards in journal order, except quarantined ones."""
+    """Yield choices with their rewards in journal order, except quarantined ones.
+
+    Light rows count as often as in the service's scores (:mod:`evaluation.light_rows`).
+    """
+    from evaluation.light_rows import weigh
+    from evaluation.metrics import add
     from online.decide.record import RecordInvalid, unpack
     from online.rows.history import origin
     from online.rows.in_order import rows_after
@@ -139,13 +144,19 @@ def logged(journal: Journal, model: str, since: float, until: float) -> Iterator
     from replay.errors import PayloadFormat, PayloadInvalid
     from replay.journal.base import Verdict
 
+    n, weights = 0, dict[str, float]()
     for row in rows_after(journal, model):
         lost = row.verdict in (Verdict.LOST, Verdict.QUARANTINED)
         if lost or not since <= row.at < until or origin(row).key != row.key:
             continue
         with contextlib.suppress(PayloadFormat, PayloadInvalid, RecordInvalid):
             example = decode(row.payload)
-            if example.choice is not None and isinstance(example.label, (int, float)):
+            counts, more = weigh(example, weights, n)
+            n += 1
+            add(weights, more)
+            if not (counts and example.scored) or example.choice is None:
+                continue
+            if isinstance(example.label, (int, float)):
                 choice, reward = unpack(example.choice), float(example.label)
                 yield Logged(choice, reward, row.event_id, row.at)
 
