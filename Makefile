@@ -35,8 +35,9 @@ test: export OMP_NUM_THREADS := 1
 # Four lanes, of which all but the first print when they are done: two of whole services, which
 # wait a lot, by the first letter of a file's name, and beside them two of what only computes.  Both
 # of services are done long before the others: the rest of the unit tests runs in their places.
+# The last lines say how long each lane took, and its CPU time.
 test: $(TESTS)  ## everything but the long tests and benchmarks
-	@out=$$(mktemp -d); lanes=; \
+	@out=$$(mktemp -d); lanes=; export LANES="$$out/times"; \
 	trap 'kill $$lanes 2>/dev/null; wait; rm -rf '$$out EXIT; trap 'exit 130' INT TERM; \
 	nice -n 10 $(PYTEST) tests/unit/[a-o]* >$$out/unit 2>&1 & unit=$$!; \
 	nice -n 10 $(PYTEST) $(COMPUTED) >$$out/computed 2>&1 & computed=$$!; \
@@ -52,7 +53,7 @@ test: $(TESTS)  ## everything but the long tests and benchmarks
 	for lane in computed unit third fourth; do \
 		eval "wait \$$$$lane" || failed=1; cat $$out/$$lane; \
 	done; \
-	lanes=; exit $$failed
+	lanes=; cat "$$LANES"; exit $$failed
 
 check: $(TESTS)  ## format, lint, types, import contracts, sizes, documents
 	$(BIN)/ruff format --check benchmarks online pages paramserver replay evaluation refusals examples tests

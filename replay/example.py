@@ -150,8 +150,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         corrects: For a final label after a provisional one, the latter.
         taught: An earlier row has trained the model on these features; this row only supplies the
             label, to score the prediction.
-        late: For a default label (none came in time): the weight of a positive label that comes
-            later.  None: the label was sent.
+        late: For a default label or reward (none came in time): the weight of a positive label that
+            comes later, if one may.  None: the label was sent.
     """
 
     features: Features

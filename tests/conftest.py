@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import pytest
 import redis_server
 from hypothesis import HealthCheck, settings
 
+_BEGUN_S = time.monotonic()
+
 # How long an example takes says how busy the machine is.
 any_machine = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explored", any_machine)
-settings.register_profile("repeated", any_machine, derandomize=True)
+settings.register_profile("repeated", any_machine, derandomize=True, max_examples=40)
 settings.load_profile("explored" if os.environ.get("EXPLORE") else "repeated")
 
 # What tests start finds the package `benchmarks`, which is in no wheel, wherever it is started.
@@ -31,15 +34,16 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 
-def _end(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `make` sends one after a Ctrl-C
-    raise KeyboardInterrupt
-
-
-def pytest_configure() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """SIGTERM ends it, too; and SIGINT does, which a shell's `&` switches off."""
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `make` sends one after a Ctrl-C
+        session.shouldstop = "told to end"  # where a finalizer or a callback drops what is raised
+        raise KeyboardInterrupt
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        signal.signal(number, end)
 
 
 @pytest.hookimpl(trylast=True)
@@ -53,14 +57,23 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what these tests cost, whatever else the machine does: a lane of `make test`, say."""
+    """Say what these tests cost: a lane of `make test`, say, which prints it once more at its end.
+
+    CPU time is the same whatever else the machine does.  Processes that nobody waits for, as most
+    of Ray's, are not in it.
+    """
     used = os.times()
     given = terminalreporter.config.args
     what = " ".join(given if len(given) < 4 else [given[0], "…", given[-1]])
-    terminalreporter.write_line(
+    line = (
         f"CPU time of {what}: {used.user + used.system:.0f} s, and"
-        f" {used.children_user + used.children_system:.0f} s of processes that they started"
+        f" {used.children_user + used.children_system:.0f} s of processes that they started,"
+        f" in {time.monotonic() - _BEGUN_S:.0f} s"
     )
+    terminalreporter.write_line(line)
+    if lanes := os.environ.get("LANES"):
+        with Path(lanes).open("a") as file:
+            file.write(f"{line}\n")
 
 
 @pytest.fixture(scope="module")

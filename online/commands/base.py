@@ -240,17 +240,20 @@ def somebody() -> bool:
 
 def checked(response: Answer) -> dict[str, Any]:
     """The response's data.  Raises StartRefused with the message of an error response."""
-    if response.status_code >= 400:
-        try:
-            error = response.json()["error"]
-        except (ValueError, KeyError, TypeError):  # not ours: of a proxy in front
-            error = {"message": f"{response.status_code} {response.text[:200]}"}
-        hint = error.get("hint") or "See `online status`"
-        if response.status_code in (401, 403):
-            hint = TOKEN_REMEDY
-        raise StartRefused(error["message"], hint)
-    data: dict[str, Any] = response.json()
-    return data
+    try:
+        data = response.json()
+    except ValueError:
+        data = None
+    if isinstance(data, dict) and response.status_code < 300:
+        return data
+    hint = "Check the URL, and proxies in front of the service: another program answers there"
+    error = data.get("error") if isinstance(data, dict) else None
+    if not isinstance(error, dict) or "message" not in error:
+        error = {"message": f"{response.status_code} {response.text[:200]}", "hint": hint}
+    hint = error.get("hint") or "See `online status`"
+    if response.status_code in (401, 403):
+        hint = TOKEN_REMEDY
+    raise StartRefused(error["message"], hint)
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:

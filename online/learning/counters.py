@@ -16,6 +16,7 @@ from evaluation import light_rows
 from evaluation.metrics import (
     COUNTERS_MAX,
     LOG_CLIP,
+    PAIR,
     is_label,
     label_counter,
     label_in,
@@ -131,7 +132,7 @@ class Tally:
         self._add_digest(1, event_hash(key))
         counters, opened = self.counters, self._open
         for name, value in increments.items():
-            if name not in counters and len(counters) >= COUNTERS_MAX and not is_label(name):
+            if name not in counters and len(counters) >= COUNTERS_MAX and name.startswith(PAIR):
                 name, value = "folded", 1
             counters[name] = counters.get(name, 0) + value
             opened[name] = opened.get(name, 0) + value

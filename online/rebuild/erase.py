@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,18 +22,18 @@ from online.monitoring.series import FOLDER, file_of
 from online.rebuild.holdings import holding_before
 from online.rows.finals import corrected, late_key
 from online.rows.history import LEARNED, Decisions
+from online.rows.in_order import PAGE_ROWS, rows_after
 from online.rows.joins import labels_of
 from online.settings.config import Settings
 from online.settings.places import history_of
 from paramserver.core import rewrites
 from replay import codec
 from replay.example import Example
-from replay.journal.base import Half, Journal, Row, Stored
+from replay.journal.base import Half, Journal, Stored
 
 ERASE: Final = "erase"
 ERASED: Final = "erased"
 _TEXT: Final = b"erased"
-_PAGE_ROWS: Final = 1_000
 _PASSES: Final = 5  # over halves of joins, which change meanwhile
 _BUSY_S: Final = 10.0
 
@@ -146,9 +146,11 @@ class Erasure:
         """Find the source's rows."""
         total = sum(p.end - p.trimmed for p in self._journal.partitions(self._model))
         self.sent, places, late = Sent(), set[tuple[int, int]](), set[bytes]()
-        for done, row in enumerate(self._rows(), 1):
-            if progress is not None and done % _PAGE_ROWS == 0:
+        for done, row in enumerate(rows_after(self._journal, self._model), 1):
+            if progress is not None and done % PAGE_ROWS == 0:
                 progress(done, max(done, total))
+            if row.seq > self.decision.upto:
+                return
             if self._meant(row.source, row.at) or row.key in late:  # late labels repeat features
                 places.add((row.partition, row.offset))
                 self.sent.offsets.setdefault(row.partition, []).append(row.offset)
@@ -158,18 +160,6 @@ class Erasure:
                     self.sent.taught[row.partition, row.offset] = row.key.hex()
             elif corrected(row) in places:
                 self.sent.replaced.append((row.partition, row.offset))
-
-    def _rows(self) -> Iterator[Row]:
-        after = 0
-        while True:
-            page = self._journal.follow(self._model, after, _PAGE_ROWS)
-            for row in page.rows:
-                if row.seq > self.decision.upto:
-                    return
-                yield row
-            after = page.upto
-            if len(page.rows) < _PAGE_ROWS:
-                return
 
     def tainted(self, settings: Settings, spec: str) -> list[str]:
         """Names of snapshots of a lineage that contain the source's events or can't be read."""

@@ -16,22 +16,20 @@ Ray.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from online.errors import StartRefused
 from online.rebuild.rebuild import ForgetScope, Progress
 from online.rows.finals import corrected, late_key
 from online.rows.history import Decisions
+from online.rows.in_order import PAGE_ROWS, rows_after
 from paramserver.core import rewrites
 from paramserver.core.state import Contained
 from paramserver.process import bases
 from paramserver.process.shortfall import Acceptance
 from paramserver.snapshots.history import SnapshotHistory
-from replay.journal.base import Journal, Partition, Row
-
-_PAGE_ROWS: Final = 1_000
+from replay.journal.base import Journal, Partition
 
 
 @dataclass(slots=True)
@@ -73,7 +71,10 @@ def influence(
     """
     influence, first = Influence(loss=decisions.loss), dict[int, float]()
     taught, late = set[tuple[int, int]](), set[bytes]()
-    for row in _rows(journal, model, progress):
+    total = sum(p.end - p.trimmed for p in journal.partitions(model))
+    for done, row in enumerate(rows_after(journal, model), 1):
+        if progress is not None and done % PAGE_ROWS == 0:
+            progress(done, max(done, total))
         first.setdefault(row.partition, row.at)
         began = row.offset > decisions.without.get(row.partition, 0)
         if began and wanted.meant(row) and decisions.learned(row):
@@ -86,19 +87,6 @@ def influence(
     if removed:
         influence.reach = max(first.get(p.id, dedupe_from) for p in removed)
     return influence
-
-
-def _rows(journal: Journal, model: str, progress: Progress | None) -> Iterator[Row]:
-    total = sum(p.end - p.trimmed for p in journal.partitions(model))
-    after = done = 0
-    while True:
-        page = journal.follow(model, after, _PAGE_ROWS)
-        yield from page.rows
-        after, done = page.upto, done + len(page.rows)
-        if progress is not None:
-            progress(done, max(total, done))
-        if len(page.rows) < _PAGE_ROWS:
-            return
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from online.learning.base import Failed
 from online.learning.counters import METRICS
 from online.rebuild.rebuild import NOBODY, Built, Method, Rebuild, runs
 from online.rows.history import Decisions
+from online.rows.in_order import rows_after
 from paramserver.core.blocks import Block
 from paramserver.core.rewrites import packed
 from paramserver.core.state import SnapshotState
@@ -43,7 +44,6 @@ JUDGED_MIN: Final = 100
 DEVIATIONS: Final = 2.0
 """Standard errors of the mean difference by which the fresh model must be better."""
 
-_PAGE_ROWS: Final = 1_000
 _RIVAL: Final = "relearn"
 _PREFIX: Final = f"versus/{_RIVAL}/"
 
@@ -87,12 +87,7 @@ def window_of(
             high = middle
     partitions = journal.partitions(model)
     window = deque[tuple[int, int, int, float]](maxlen=rows_max)
-    while True:
-        page = journal.follow(model, low, _PAGE_ROWS)
-        window.extend((row.seq, row.partition, row.offset, row.at) for row in page.rows)
-        low = page.upto
-        if len(page.rows) < _PAGE_ROWS:
-            break
+    window.extend((r.seq, r.partition, r.offset, r.at) for r in rows_after(journal, model, low))
     if not window:
         raise StartRefused("the journal has no rows since the drift", "Wait for new rows")
     if decisions.loss is not None and window[0][3] <= decisions.loss.note.at:

@@ -12,6 +12,7 @@ from evaluation.metrics import Task
 from online.errors import StartRefused
 from online.models.base import Model, Rehearsing, Repeating
 from online.rows.history import Decisions
+from online.rows.in_order import rows_after
 from online.settings.model import ModelSettings
 from paramserver.core.server import MergeRule
 from replay import codec
@@ -26,7 +27,6 @@ from replay.memory import Memory
 from replay.rehearsal import Rehearsal
 
 _RECENT_SHARE: Final = 0.2  # of a mixed buffer
-_PAGE_ROWS: Final = 1_000
 
 
 def memory_for(settings: ModelSettings, model: Model, rule: MergeRule) -> Memory | None:
@@ -107,15 +107,10 @@ def fill(memory: Memory, journal: Journal, model: str, rows: int, decisions: Dec
     """
     after = max(journal.follow(model, 2**62, 1).upto - rows, 0)
     offered = 0
-    while rows:
-        page = journal.follow(model, after, _PAGE_ROWS)
-        for row in filter(decisions.learned, page.rows):
-            if row.offset > decisions.without.get(row.partition, 0):
-                example = codec.decode(row.payload)
-                if example.moved is None and not example.provisional:
-                    memory.keep(row, example, example.score)
-                    offered += 1
-        after = page.upto
-        if len(page.rows) < _PAGE_ROWS:
-            break
+    for row in filter(decisions.learned, rows_after(journal, model, after) if rows else ()):
+        if row.offset > decisions.without.get(row.partition, 0):
+            example = codec.decode(row.payload)
+            if example.moved is None and not example.provisional:
+                memory.keep(row, example, example.score)
+                offered += 1
     return offered

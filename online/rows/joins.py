@@ -229,10 +229,11 @@ def joined(
     over: bytes,
     *,
     late: float | None = None,
+    provisional: bool = False,
 ) -> NewRow:
     """Make the row of both halves, to be judged; ``at`` is when the second one arrived.
 
-    ``late``: the label is a default, hence provisional, and this is the weight of a later one.
+    ``late``: the label is a default, which no source sent, and this is the weight of a later one.
     """
     example = Example(
         made.features,
@@ -248,7 +249,7 @@ def joined(
         known=made.known,
         choice=made.choice,
         sure=made.sure,
-        provisional=late is not None,
+        provisional=provisional,
         late=late,
     )
     verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded

@@ -43,4 +43,4 @@ class DefaultLabels:
         if self._delays is not None and getattr(self._serving(), "takes_weight", True):
             weight, late = self._delays.weights(source)
         label = WaitingLabel(False, weight, None, source, half.event_id, at, ())
-        return joined(key, made, label, at, half.payload, late=late)
+        return joined(key, made, label, at, half.payload, late=late, provisional=True)

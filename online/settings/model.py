@@ -138,6 +138,12 @@ class Drift(Tree):
         600, description="least time of the parameter server between two fresh models"
     )
 
+    @model_validator(mode="after")
+    def _is_watched(self) -> Drift:
+        if self.on_rise != "tell" and not self.watch:
+            raise ValueError(f"on_rise: {self.on_rise} never happens with watch: false: leave one")
+        return self
+
 
 class Triggers(Tree):
     """Searches for values that only some sources send and that turn the model to one label."""

@@ -18,7 +18,7 @@ a parabola, is the current one.  It is applied only
   missing may lose, too.
 
 The model's own probabilities follow from the answer and its sharpness, which travels with the
-answer in three bytes, with the number of labels at that time.  So the state is a sum over rows: a
+answer in five bytes, with the number of labels at that time.  So the state is a sum over rows: a
 block that merges by addition and is never averaged.
 """
 
@@ -47,7 +47,10 @@ GRID: Final = tuple(2.0 ** (half / 2) for half in range(-4, 4))
 _ONE: Final = GRID.index(1.0)
 _POWERS: Final = np.array(GRID)[:, None]
 _STEPS: Final = 8  # steps in a factor of 2: an answer's sharpness is a whole number of steps
-_STAMP: Final = struct.Struct("<bH")
+_STAMP: Final = struct.Struct("<bI")
+_NARROW: Final = struct.Struct(
+    "<bH"
+)  # of older versions: a delay of 40,000 labels looked like none
 _MEMORY: Final = 1_000.0
 _GAIN: Final = 0.003
 _BUDGET, _FREE = 0.001, 3.0
@@ -93,7 +96,7 @@ class Calibration(Sums):
 
     def stamp(self) -> bytes:
         """Return the current sharpness and number of labels, packed for tokens and rows."""
-        return _STAMP.pack(self._now(), int(self.now.get(_N, 0)) & 0xFFFF)
+        return _STAMP.pack(self._now(), int(self.now.get(_N, 0)) & 0xFFFFFFFF)
 
     @property
     def on(self) -> bool:
@@ -134,10 +137,10 @@ class Calibration(Sums):
 
     def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
         """Count one learned row, unless its answer has no noted sharpness."""
-        score, stamp = example.score, _own_part(example.sure)
-        if stamp is None or not (score and example.scored) or len(score) < 2:
+        score, own_part = example.score, _own_part(example.sure)
+        if own_part is None or not (score and example.scored) or len(score) < 2:
             return
-        then, n = _STAMP.unpack(stamp)
+        then, n, wraps = own_part
         label = label_text(example.label)
         if label not in score:  # a class that the model did not know then
             return
@@ -146,9 +149,9 @@ class Calibration(Sums):
             return
         own = np.log(np.maximum(shares, _LEAST)) / _sharpness(then)
         losses = _losses(own, list(score).index(label))
-        late = (int(self.now.get(_N, 0)) - n) & 0xFFFF
+        late = (int(self.now.get(_N, 0)) - n) % wraps
         fading = {name: losses[i] - losses[_ONE] for i, name in enumerate(_LOSSES)}
-        fading |= {_SEEN: 1.0, _LATENESS: float(late if late < 1 << 15 else 0)}
+        fading |= {_SEEN: 1.0, _LATENESS: float(late if late < wraps / 2 else 0)}
         for name, value in fading.items():
             held = self.now.get(name, 0.0)
             least, most = _REACH if name in _LOSSES else (0.0, math.inf)
@@ -190,11 +193,16 @@ def _sharpness(step: int) -> float:
     return float(2.0 ** (step / _STEPS))
 
 
-def _own_part(sure: bytes | None) -> bytes | None:
-    """Return this module's part of a row's stamp, which is the last one; None without it."""
-    if sure is None or len(sure) not in (_STAMP.size, STAMP.size + _STAMP.size):
-        return None
-    return sure[-_STAMP.size :]
+def _own_part(sure: bytes | None) -> tuple[int, int, int] | None:
+    """Return sharpness and number of a row's stamp, and where numbers begin anew; None without it.
+
+    This module's part of the stamp is the last one.
+    """
+    for form, wraps in (_STAMP, 1 << 32), (_NARROW, 1 << 16):
+        if sure is not None and len(sure) in (form.size, STAMP.size + form.size):
+            step, n = form.unpack(sure[-form.size :])
+            return step, n, wraps
+    return None
 
 
 def _losses(logs: Floats, label: int) -> Sequence[float]:

@@ -295,12 +295,14 @@ def _piece(
     anything = np.zeros(n, dtype=np.bool_)
     for column in layout.features:
         values = batch.column(column.name)
-        if column.required and values.null_count:
-            absent = ~values.is_valid().to_numpy(zero_copy_only=False)
-            refuse(absent, column.name, "it is required, and missing")
         if column.name == layout.action:
             named = action_in if one.form == "csv" else action_of
             values = pa.array([named(value) for value in values.to_pylist()], pa.string())
+        elif one.form == "csv" and column.kind == "text":  # numbers were read so
+            values = pc.if_else(pc.is_in(values, pa.array(NULLS)), None, values)
+        if column.required and values.null_count:
+            absent = ~values.is_valid().to_numpy(zero_copy_only=False)
+            refuse(absent, column.name, "it is required, and missing")
         if column.kind == "text":
             text = _text(values, layout.text_bytes_max, column.name, refuse)
             columns[column.name] = text

@@ -13,7 +13,8 @@ from benchmarks.fixtures.service import launch, settle, write_settings
 from online.service.embedded import Embedded
 from online.settings.config import load
 
-pytestmark = pytest.mark.ray
+# In short: a folder that goes to Ray and back, and rows that two learners have in one order.
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 MODEL = {"name": "pumps", "task": "anomaly"}
 ODD, USUAL = {"a": 9.0, "b": -9.0}, {"a": 0.1, "b": 0.0}

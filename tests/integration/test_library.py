@@ -327,7 +327,7 @@ def _killed(out: IO[str], after: int) -> list[int]:
     return said
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=pytest.mark.long)])
 def test_what_was_answered_is_learned_exactly_once_whenever_it_is_killed(
     state: Path, rounds: int
 ) -> None:

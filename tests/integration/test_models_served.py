@@ -1,7 +1,8 @@
 """Built-ins and examples over HTTP: they learn, survive a kill, and restore.
 
 One of each kind is among the usual tests: torch, scikit-learn, hashed text, a table, and one that
-is learned whole.  The long form has every built-in and example, in one replica and in three.
+is learned whole.  The long form has every built-in and example, in one process and in three
+replicas.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from benchmarks.fixtures.connection import Connection
-from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
+from benchmarks.fixtures.service import Running, form, launch, settle, status, write_settings
 from online.models.loading.load import BUILT_IN
 
 pytestmark = pytest.mark.ray
@@ -147,6 +148,17 @@ def close(some: list[Any]) -> list[Any]:
     ]
 
 
+def killed(running: Running) -> Running:
+    """The service after a kill of one replica, or of the one process that it is."""
+    victim = next(iter(running.replica_urls()))
+    if victim:
+        os.kill(int(victim.partition(":")[0]), signal.SIGKILL)
+        return running
+    running.process.kill()
+    running.process.wait()
+    return launch(running.folder)
+
+
 def restored(running: Running, name: str, replicas: int) -> list[str]:
     """Where to ask for the model, once all of its rows are there again."""
     if replicas > 1:
@@ -211,13 +223,12 @@ def test_no_built_in_model_is_left_out() -> None:
 )
 def test_learns_survives_a_kill_and_restores(replicas: int, models: list[dict[str, Any]]) -> None:
     with folder() as place:
-        write_settings(place, {"replicas": replicas, "models": models})
+        write_settings(place, {**form(replicas), "models": models})
         running = launch(place)
         try:
             for model in models:
                 learn(running, model, 0, ROWS // 2)
-            victim = next(iter(running.replica_urls()))
-            os.kill(int(victim.partition(":")[0]), signal.SIGKILL)
+            running = killed(running)
             for model in models:
                 learn(running, model, ROWS // 2, ROWS // 2)
             for model in models:
@@ -227,8 +238,6 @@ def test_learns_survives_a_kill_and_restores(replicas: int, models: list[dict[st
             before = {model["name"]: answers(running.url, model) for model in models}
         finally:
             running.stop()
-        if replicas == 1:  # one process restores what the replica and the servers had
-            write_settings(place, {"cluster": "embedded", "models": models})
         running = launch(place)
         try:
             for model in models:

@@ -27,7 +27,7 @@ from online.rescore.snapshot import scored
 from online.service.processes import PortRange
 from online.tables.places import Folder, Location
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 START_S = 240.0
 RAY = Path(sys.executable).with_name("ray")
@@ -118,7 +118,6 @@ def submitted() -> Iterator[Submit]:
         yield submit
 
 
-@pytest.mark.long  # in short: a table that is scored as a job, below
 def test_a_report_as_a_job(submitted: Submit, tmp_path: Path) -> None:
     """The job reads what was submitted, its page is where --out says, and it prints its numbers."""
     folder = tmp_path / "work"

@@ -26,6 +26,7 @@ module.SqliteJournal._file_type = Unsynced
 
 
 @pytest.mark.ray
+@pytest.mark.long  # in short: in one process, below
 def test_the_log_is_synced_before_the_answer_leaves() -> None:
     result = durability.run(single=10, clients=12, each=5)
     assert result.good, result

@@ -29,16 +29,19 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteJournal]
     opened.close()
 
 
-@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (40, 80))])
+@pytest.mark.parametrize("seeds", [range(16), pytest.param(range(16, 120), marks=machine.LONG)])
 def test_each_event_counts_once_of_values_that_come_in_parts(
-    journal: SqliteJournal, first: int
+    journal: SqliteJournal, seeds: range
 ) -> None:
-    stats = run_all(journal, range(first, first + 40), parts=True)
+    stats = run_all(journal, seeds, parts=True)
     assert not {name for name in {"parts", *MET, *DECIDED} if not stats[name]}, stats
 
 
-def test_each_event_counts_once_of_a_whole_state_among_parts(journal: SqliteJournal) -> None:
-    stats = run_all(journal, range(30), parts=True, whole=True)
+@pytest.mark.parametrize("seeds", [range(10), pytest.param(range(10, 60), marks=machine.LONG)])
+def test_each_event_counts_once_of_a_whole_state_among_parts(
+    journal: SqliteJournal, seeds: range
+) -> None:
+    stats = run_all(journal, seeds, parts=True, whole=True)
     assert stats["parts"], stats
 
 

@@ -10,7 +10,7 @@ from sim_mutant import Mutant, only
 _CHOOSING: Final = "online.serving.choices.choosing"
 _DEFAULTS: Final = "online.serving.choices.default_rewards"
 _EVENTS: Final = "online.serving.feedback.events"
-_JOINED: Final = "return joined(key, made, label, at, half.payload)"
+_JOINED: Final = "return joined(key, made, label, at, half.payload, late=late)"
 
 CHOICES: Final[Mapping[str, Any]] = only(
     "kill replica", "kill server", "kill all", "kill in a step", "lost answers", "cut", "stall",
@@ -30,7 +30,7 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
             (
                 _DEFAULTS,
                 _JOINED,
-                "row = joined(key, made, label, at, half.payload)\n"
+                "row = joined(key, made, label, at, half.payload, late=late)\n"
                 "        key = event_key('default', half.event_id)\n"
                 "        return msgspec.structs.replace(row, key=key, over=None)",
             ),

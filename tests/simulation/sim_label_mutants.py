@@ -85,7 +85,7 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         within=100,
     ),
     "a label by default is final": Mutant(
-        (("online.rows.joins", "        provisional=late is not None,\n", ""),),
+        (("online.serving.default_labels", "late=late, provisional=True)", "late=late)"),),
         climate=_DEFAULTS,
         within=40,
         begin=13,
@@ -94,9 +94,10 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         (
             (
                 "online.serving.default_labels",
-                "        return joined(key, made, label, at, half.payload, late=late)\n",
+                "        return joined(key, made, label, at, half.payload, late=late, "
+                "provisional=True)\n",
                 "        key = event_key('default', key.hex())\n"
-                "        row = joined(key, made, label, at, b'', late=late)\n"
+                "        row = joined(key, made, label, at, b'', late=late, provisional=True)\n"
                 "        return msgspec.structs.replace(row, over=None)\n",
             ),
             (

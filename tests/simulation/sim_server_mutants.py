@@ -51,6 +51,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         ),
         climate=only("second server", "slow disk", **SYNC_OFTEN, **STEADY, snapshot_s=0.1, keep=4),
         within=60,
+        begin=5,
     ),
     "durable is told before the head is moved": Mutant(
         (

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from online.decide.record import Choice
     from replay.journal.base import Journal
 
-_PAGE: Final = 2048
 _USUAL: Final = ("greedy", "uniform")
 
 
@@ -140,30 +139,26 @@ def logged(journal: Journal, model: str, since: float, until: float) -> Iterator
     from evaluation.metrics import add
     from online.decide.record import RecordInvalid, unpack
     from online.rows.history import origin
+    from online.rows.in_order import rows_after
     from replay.codec import decode
     from replay.errors import PayloadFormat, PayloadInvalid
     from replay.journal.base import Verdict
 
-    after, n, weights = 0, 0, dict[str, float]()
-    while True:
-        page = journal.follow(model, after, _PAGE)
-        for row in page.rows:
-            lost = row.verdict in (Verdict.LOST, Verdict.QUARANTINED)
-            if lost or not since <= row.at < until or origin(row).key != row.key:
+    n, weights = 0, dict[str, float]()
+    for row in rows_after(journal, model):
+        lost = row.verdict in (Verdict.LOST, Verdict.QUARANTINED)
+        if lost or not since <= row.at < until or origin(row).key != row.key:
+            continue
+        with contextlib.suppress(PayloadFormat, PayloadInvalid, RecordInvalid):
+            example = decode(row.payload)
+            counts, more = weigh(example, weights, n)
+            n += 1
+            add(weights, more)
+            if not (counts and example.scored) or example.choice is None:
                 continue
-            with contextlib.suppress(PayloadFormat, PayloadInvalid, RecordInvalid):
-                example = decode(row.payload)
-                counts, more = weigh(example, weights, n)
-                n += 1
-                add(weights, more)
-                if not (counts and example.scored) or example.choice is None:
-                    continue
-                if isinstance(example.label, (int, float)):
-                    choice, reward = unpack(example.choice), float(example.label)
-                    yield Logged(choice, reward, row.event_id, row.at)
-        if len(page.rows) < _PAGE:
-            return
-        after = page.upto
+            if isinstance(example.label, (int, float)):
+                choice, reward = unpack(example.choice), float(example.label)
+                yield Logged(choice, reward, row.event_id, row.at)
 
 
 def _data(

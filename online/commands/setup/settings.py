@@ -24,17 +24,17 @@ def config_show(path: File = None, as_json: AsJson = False) -> None:
 
 @app.command("check")
 def config_check(path: File = None) -> None:
-    """Check a settings file, and that its models can be built.
+    """Check a settings file, and that its models can be built and served with it.
 
     Example: online config check online.yaml
     """
-    from online.models.loading.from_settings import load_model, merge_rule
+    from online.models.loading.from_settings import merge_rule
+    from online.service.state.check_state import load_checked
 
     settings = load_settings(path)
     for model in settings.models:
-        rule = merge_rule(model, load_model(model, settings, b"\0" * 32).model)
+        rule = merge_rule(model, load_checked(model, settings).model)
         print(f"{model.name}: {model.purpose.name}, {model.learner}, merge: {rule}")
         if (challenging := model.challenging) is not None:
-            load_model(challenging, settings, b"\0" * 32)
             print(f"{model.name}: challenger {challenging.learner}")
     print("the settings are good")

@@ -64,9 +64,9 @@ def ray_for(
             raise RayFailed(last) from error
         finally:
             ray.shutdown()
-            if address == "local":
-                shutil.rmtree(private, ignore_errors=True)
     finally:
+        if address == "local" or not (private / "run.json").exists():  # else a killed driver's Ray
+            shutil.rmtree(private, ignore_errors=True)
         lock.release()
 
 

@@ -16,6 +16,7 @@ import ray
 
 from online.models.loading.from_settings import load_model
 from online.rows.history import Decisions
+from online.rows.in_order import rows_after
 from online.rows.prediction_ids import Keys
 from online.service.parts.command_settings import settings_file, without_settings
 from online.settings.config import Settings
@@ -28,7 +29,6 @@ from replay.errors import PayloadFormat, PayloadInvalid
 from replay.journal.base import Journal
 
 _NICENESS: Final = 10
-_PAGE_ROWS: Final = 1_000
 _FORGET_S: Final = 3_600.0
 
 
@@ -82,18 +82,13 @@ def learned_rows(
         if len(page.rows) == rows_max:
             break
         low, reach = 0, reach * 4
-    while True:
-        page = journal.follow(model, low, _PAGE_ROWS)
-        for row in page.rows:
-            if not (row.source and decisions.learned(row)):
-                continue
-            with contextlib.suppress(PayloadFormat, PayloadInvalid):
-                example = codec.decode(row.payload)
-                if example.scored:
-                    yield LearnedRow(row.source, example.features, example.label)
-        if len(page.rows) < _PAGE_ROWS:
-            return
-        low = page.upto
+    for row in rows_after(journal, model, low):
+        if not (row.source and decisions.learned(row)):
+            continue
+        with contextlib.suppress(PayloadFormat, PayloadInvalid):
+            example = codec.decode(row.payload)
+            if example.scored:
+                yield LearnedRow(row.source, example.features, example.label)
 
 
 def search_task(data: dict[str, Any], model: str) -> Any:

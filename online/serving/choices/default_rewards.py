@@ -39,6 +39,7 @@ class DefaultRewards:
         except RecordInvalid:  # a damaged choice must not block others
             return None
         settings = self._settings
+        late = None
         if given := choice.rewards:
             reward = total(given, settings.aggregate, settings.rewards, settings.reward_range)
             source, event_time = given[0].source, given[-1].event_time
@@ -48,10 +49,11 @@ class DefaultRewards:
             return _removed(key, half) if key == event_key("token", half.event_id) else None
         else:
             reward, source, event_time = settings.default_reward, half.source or SOURCE, None
+            late = 1.0  # no source is judged by it, and none follows
             record = pack(msgspec.structs.replace(choice, defaulted=True))
             made = msgspec.structs.replace(made, choice=record)
         label = WaitingLabel(reward, 1.0, event_time, source, half.event_id, at, ())
-        return joined(key, made, label, at, half.payload)
+        return joined(key, made, label, at, half.payload, late=late)
 
 
 def _removed(key: bytes, half: Stored) -> NewRow:

@@ -175,7 +175,9 @@ def real(name: str, rows: int, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.long if x == "acs" else []) for x in REAL]
+)
 def test_real_tables_are_guessed(name: str, tmp_path: Path) -> None:
     found = real(name, 300, tmp_path)
     assert (found["task"], found["label"]) == REAL[name][1:3]

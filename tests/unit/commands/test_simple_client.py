@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from online.client.simple_client import NoAnswer, SimpleClient
+from online.client.simple_client import Answer, NoAnswer, SimpleClient
 from online.commands import base
 from online.errors import ConfigError, StartRefused
 from online.settings import config
@@ -173,3 +173,21 @@ def test_a_token_of_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ONLINE_TOKEN", "short")
     with pytest.raises(ConfigError, match="ONLINE_TOKEN"):
         base.service(None, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (302, b""), (200, b"<html>log in</html>"), (200, b"[1]"), (404, b"null"),
+        (308, b'{"to": "elsewhere"}'), (502, b'{"error": "bad gateway"}'),
+    ],
+)  # fmt: skip
+def test_what_another_program_answers_is_reported_in_one_line(status: int, content: bytes) -> None:
+    with pytest.raises(StartRefused, match=rf"^{status} .*\nCheck the URL"):
+        base.checked(Answer(status, content))
+
+
+def test_an_error_of_the_service_is_reported_with_its_remedy() -> None:
+    content = json.dumps({"error": {"code": "c", "message": "why", "hint": "do"}}).encode()
+    with pytest.raises(StartRefused, match=r"^why\ndo$"):
+        base.checked(Answer(422, content))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.metrics import COUNTERS_MAX
 from online.learning.counters import DIGEST, METRICS, NEWEST, Tally, event_hash
 from online.learning.scores import increments_of
 from online.rows.journal_rows import _predicted
@@ -132,3 +133,14 @@ def test_an_answer_of_a_model_of_another_task_is_none(
     plain = Example({}, label)
     assert increments_of(task, row, Tally()) == increments_of(task, plain, Tally())
     assert _predicted(score, regression=task == "regression") is None
+
+
+def test_of_many_counters_only_pairs_of_labels_are_folded() -> None:
+    """Else a model of a hundred classes, full of pairs, could never be compared again."""
+    tally = Tally()
+    tally.reset({METRICS: algebra.Block("count", {f"pair/{i}": 1 for i in range(COUNTERS_MAX)})})
+    counted = {"versus/new/pairs": 1.0, "another/n": 1.0, "unusable": 1.0, "pair/more": 1.0}
+    tally.add(bytes(16), counted, None, 1.0)
+    assert tally.cut()[METRICS].data == {
+        "versus/new/pairs": 1.0, "another/n": 1.0, "unusable": 1.0, "folded": 1
+    }  # fmt: skip

@@ -218,7 +218,10 @@ def _targets(rows: int) -> list[tuple[Features, Label]]:
     ],
     ids=["phishing", "outliers", "image segments", "regression"],
 )
-@pytest.mark.parametrize(("merge_every", "late"), [(16, 0), (10**9, 0), (16, 20)])
+@pytest.mark.parametrize(
+    ("merge_every", "late"),
+    [(16, 20), *(pytest.param(every, 0, marks=pytest.mark.long) for every in (16, 10**9))],
+)
 def test_it_does_what_a_second_implementation_does(
     task: Task, rows: Any, merge_every: int, late: int
 ) -> None:

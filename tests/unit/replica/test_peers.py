@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from replica_world import Client, Peers, World, play, row, until
 
+from online.learning.merged import Learner
 from online.messages.structs import Prediction, PredictRequest
 from online.replica.replica import ModelReplica
 from paramserver.core import wire
@@ -75,6 +76,21 @@ def test_without_a_peer_it_waits_and_never_answers_from_an_empty_model(tmp_path:
         new = await starting
         assert not _asked(world, new).from_peer
         await new.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_one_that_does_not_wait_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control of the test above: it begins at once, and answers from an empty model."""
+    always = property(lambda _: True, lambda *_: None)
+    monkeypatch.setattr(Learner, "ready", always, raising=False)
+
+    async def scene(world: World) -> None:
+        old = await world.replica("old")
+        await _learned(world, old, "a")
+        new = await world.replica("new", client=_away(world))
+        assert (world.weight(old, "a"), world.weight(new, "a")) == (1, 0)
+        await asyncio.gather(old.stop(5), new.stop(0.1))
 
     play(tmp_path, scene)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,8 +15,14 @@ from replica_world import World, play
 
 from benchmarks.fixtures.desk import inside
 from online.errors import RequestError
+from online.messages.choices import Action, ChooseRequest, RewardRequest
+from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
+from online.rows.validator import Validator
+from online.serving.choices.choosing import Choosing
+from online.serving.choices.default_rewards import DefaultRewards
 from online.serving.serving import Serving
+from online.settings.choose import Choose
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import Grant
@@ -23,6 +31,8 @@ from paramserver.filters.base import Event as Judged
 from paramserver.filters.base import Filter, Opinion, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.surprise import Newcomers
+from replay import codec
+from replay.journal.base import Verdict
 
 LIE, TRUTH = 8.0, 1.0
 MOST = 2.0
@@ -216,3 +226,100 @@ def test_true_rows_that_weigh_nothing_hide_no_lies_of_new_sources() -> None:
         lie = n % 6 == 0
         new.count(new=True, hit=lie, weight=MOST if lie else 0.01)
     assert new.weight(0.5) < 1.0
+
+
+DOORS = ("features", "body", "token", "prediction first", "label first", "provisional")
+
+
+async def _sent_by(door: str, serving: Serving, own: str, features: Any, label: bool) -> None:
+    """Send one event by a door; the sender is that of the context."""
+    if door in ("features", "provisional"):
+        given: Any = {"features": features, "event_id": own, "provisional": door == "provisional"}
+        await serving.feedback(FeedbackRequest(label=label, **given))
+        return
+    if door == "body":
+        events = [Event(label, features=features, event_id=own)]
+        await serving.feedback(FeedbackRequest(events=events))
+        return
+    if door == "label first":
+        await serving.feedback(FeedbackRequest(label=label, id=own))
+    asked = PredictRequest(features=features, id=None if door == "token" else own)
+    given = serving.predict(asked).id  # type: ignore[union-attr]
+    await asyncio.sleep(0)
+    if door != "label first":
+        await serving.feedback(FeedbackRequest(label=label, id=given))
+    while not serving.replica.writer.idle:
+        await asyncio.sleep(0)
+
+
+async def _fates(folder: Path, door: str, rows: int = 240) -> tuple[list[Any], Any]:
+    """Verdict and weight of each row, three of twelve sources lying from a third on; evidence."""
+    names = [f"s{i:02}" for i in range(12)]
+    senders = {name: Grant(name) for name in names}
+    model = ModelSettings(name="m", task="binary", learner="logreg")
+    draw = Random(3)
+    async with inside(folder, model, senders, 1) as desk:
+        (serving,) = desk.servings
+        for n in range(rows):
+            source, x = draw.choice(names), draw.gauss(0.0, 2.0)
+            lies = source < "s03" and n > rows // 3
+            sender.set(senders[source])
+            await _sent_by(door, serving, f"e{n}", {"x": x, "y": draw.random()}, (x > 0.0) != lies)
+        journal, filters = serving.replica.store.journal, serving.replica.filters
+        assert filters is not None
+        found = [r for p in journal.partitions("m") for r in journal.read(p.id, 1, 9_999)]
+        rows_by_seq = sorted(found, key=lambda row: row.seq)
+        fates = [(row.source, row.verdict, row.factor) for row in rows_by_seq]
+        return fates, {one.name: one.evidence for one in filters.chain.sources}
+
+
+def test_rows_get_the_same_verdicts_by_every_door(tmp_path: Path) -> None:
+    played = []
+    for door in DOORS:
+        (tmp_path / door).mkdir()
+        played.append(asyncio.run(_fates(tmp_path / door, door)))
+    fates, evidence = played[0]
+    verdicts = {verdict.value for _, verdict, _ in fates}
+    assert verdicts == {"accepted", "clipped", "quarantined"}
+    for door, found in zip(DOORS, played, strict=True):
+        assert found == (fates, evidence), door
+
+
+def test_defaults_that_no_source_sent_are_no_flood_of_one(tmp_path: Path) -> None:
+    """Most choices get no reward, and all defaults have the source that asked, or none."""
+    told = Choose(default_reward=0.0, reward_wait=60.0)
+    model = ModelSettings(name="m", task="choose", learner="auto", choose=told)
+    names = [f"s{i:02}" for i in range(12)]
+    senders = {"app": Grant(), **{name: Grant(name) for name in names}}
+
+    async def scene() -> None:
+        async with inside(tmp_path, model, senders, 1) as desk:
+            (serving,) = desk.servings
+            replica, limits, draw = serving.replica, Limits(), Random(1)
+            validator = Validator(model, limits, numeric_only=False)
+            choosing, rule = Choosing(serving, validator, limits, told), DefaultRewards(told)
+            for _ in range(400):
+                sender.set(senders["app"])
+                asked = ChooseRequest([Action(str(i)) for i in range(3)], {"x": draw.random()})
+                answer = await choosing.choose(asked)
+                while not replica.writer.idle:
+                    await asyncio.sleep(0)
+                if draw.random() < 0.3:
+                    sender.set(senders[draw.choice(names)])
+                    await choosing.rewards.take(RewardRequest(answer.id, 1.0))
+                    continue
+                page = replica.store.journal.predicted("m", -math.inf, math.inf, 9)
+                rows = [
+                    rule.settled(key, half, codec.decode_prediction(half.payload), half.at)
+                    for key, half in page.waiting
+                ]
+                await replica.writer.record([row for row in rows if row is not None])
+            journal = replica.store.journal
+            found = [r for p in journal.partitions("m") for r in journal.read(p.id, 1, 9_999)]
+            defaults = [row for row in found if row.source == "default"]
+            assert len(defaults) > 200
+            assert {row.verdict for row in defaults} == {Verdict.ACCEPTED}
+            counts = replica.learner.tally.counters
+            assert counts["n"] == len(found)
+
+    asyncio.run(scene())

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from online.commands.setup.settings import config_check
 from online.errors import ConfigError, StartRefused
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings, load
@@ -121,6 +122,11 @@ def test_an_unknown_key_like_none_lists_what_is_known(file: Path) -> None:
         (with_model(sync={"merge": "max"}), "models.0.sync.merge", "'max'"),
         (with_model(sync={"interval_ms": 0}), "models.0.sync.interval_ms", "0"),
         (with_model(snapshots={"keep": 1}), "models.0.snapshots.keep", "1"),
+        (
+            with_model(drift={"watch": False, "on_rise": "freeze"}),
+            "models.0.drift",
+            "freeze never happens with watch: false",
+        ),
         ({"limits": {"rows_max": 0}}, "limits.rows_max", "0"),
         ({"limits": 3}, "limits", "3"),
     ],
@@ -457,3 +463,20 @@ def test_a_server_that_does_not_answer_refuses_the_start(tmp_path: Path) -> None
         open_journal(settings)
     assert "Start that server" in caught.value.remedy
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"root_set": "none.csv"}, "none.csv"),
+        ({"replay": {"policy": "balanced"}, "learner": "linear"}, "replay is balanced"),
+        ({"challenger": {"learner": "logreg"}}, "its challenger is the same model"),
+    ],
+)
+def test_a_check_refuses_what_a_start_would_refuse(
+    file: Path, more: dict[str, Any], says: str
+) -> None:
+    model = {"name": "m", "task": "binary", "learner": "logreg", **more}
+    file.write_text(yaml.safe_dump({"models": [model]}))
+    with pytest.raises(StartRefused, match=says):
+        config_check(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import struct
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -117,6 +118,22 @@ def test_what_has_lost_too_much_stops_whatever_the_last_labels_say() -> None:
         assert part.on == on, (gained, rows)
 
 
+def test_labels_that_are_late_by_tens_of_thousands_correct_nothing() -> None:
+    part, world = Calibration(), answers(3.0)
+    rows = [row(answer, label, part.stamp()) for answer, label in world]
+    part.count("n", 40_000.0)
+    for one in rows[:2_000]:
+        part.add(one)
+    assert part.summary()["late"] == pytest.approx(41_000, rel=0.05)
+    assert not part.on
+    narrow = [struct.pack("<bH", 0, n) for n in (0, 40_000 - 7)]
+    older = Calibration()
+    older.count("n", 40_000.0)
+    for (answer, label), stamp in zip(world, narrow, strict=False):
+        older.add(row(answer, label, stamp))
+    assert older.summary()["late"] == pytest.approx((0 + 8) / 2, abs=0.1), "rows of before are read"
+
+
 def test_labels_that_are_noise_do_not_make_answers_sure() -> None:
     rng = random.Random(3)
     world = [(answer, rng.random() < 0.5) for answer, _ in answers(1.0)]
@@ -218,7 +235,7 @@ def test_the_model_learns_the_same_and_the_row_has_what_was_answered(tmp_path: P
         worlds.play(tmp_path / str(on), partial(scene, on=on))
     assert seen[True][0] == seen[False][0], "no answer is another one"
     assert seen[True][1] == pytest.approx(seen[False][1], rel=1e-9), "nothing else was learned"
-    assert stamps == {True: {3}, False: {None}}, "three bytes, and none for who does not ask"
+    assert stamps == {True: {5}, False: {None}}, "five bytes, and none for who does not ask"
 
 
 @pytest.mark.parametrize(

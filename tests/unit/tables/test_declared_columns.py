@@ -17,6 +17,8 @@ from online.settings import config
 from online.settings.model import ModelSettings
 from online.tables import inputs, readers
 from online.tables.errors import InputRefused
+from online.tables.first_look import open_table
+from online.tables.guess import guess
 
 FEATURES: dict[str, Any] = {
     "amount": {"type": "number", "range": [0, 10], "required": True},
@@ -50,13 +52,29 @@ def test_a_csv_file_is_read_by_the_declared_types(tmp_path: Path) -> None:
     assert good == [
         {"amount": 1.0, "city": "17", "member": True},
         {"amount": 2.0, "city": "18", "member": False},
-        {"amount": 3.0, "city": ""},  # an empty text is one, as without a declaration
+        {"amount": 3.0},
     ]
     assert bad == [
         (5, "member", "not true or false"),
         (2, "amount", "it is required, and missing"),
         (3, "amount", "outside of its range"),
     ]
+
+
+def test_an_empty_cell_is_a_missing_text_in_every_way_to_read_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('amount,city,label\n1,,a\n2,NA,b\n3,"",a\n4,Bonn,b\n5,,\n')
+    features = {"amount": "number", "city": "category"}
+    good, bad = rows_of(path, features)
+    assert good == [{"amount": 1.0}, {"amount": 2.0}, {"amount": 3.0},
+                    {"amount": 4.0, "city": "Bonn"}, {"amount": 5.0}]  # fmt: skip
+    assert not bad
+    guessed = guess(open_table(path), "label")
+    assert [row.features for row in guessed.rows()] == good[:4], "the last one has no label"
+    needed = {**features, "city": {"type": "category", "required": True}}
+    good, bad = rows_of(path, needed)
+    assert [row["amount"] for row in good] == [4.0]
+    assert {(column, why) for _, column, why in bad} == {("city", "it is required, and missing")}
 
 
 def test_whole_numbers_of_a_parquet_file_are_a_category_if_that_is_declared(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.speed import embedded
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell")
 def test_each_program_tells_its_memory_and_ours_its_first_answer() -> None:
     alone, answers, ours = embedded.run(1)
