@@ -204,6 +204,8 @@ async def joined(
         if way == "label first":
             await desk.label(source, event, i + 1)
         answer = await desk.predict("anybody", features, None if way == "features" else own, i)
+        if way == "prediction first":
+            await desk.written(i)
         if way != "label first":
             await desk.label(source, event, i + 1)
         if 2 * n > len(groups) and source in HONEST:

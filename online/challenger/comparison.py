@@ -118,12 +118,11 @@ class Challenger(OrderedLearner):
         ``compare`` is true if the answer in the row is the champion's.
         """
         answer = self.serving.predict(example.features)
-        score = self.score(answer)
-        if score and not all(math.isfinite(p) for p in score.values()):
-            score = None  # it counts as no answer
         if compare and example.score is not None:
             self._champions[seq] = example.score
-        self._answers[seq] = msgspec.structs.replace(example, score=score, notes=answer.notes)
+        self._answers[seq] = msgspec.structs.replace(
+            example, score=self.score(answer), notes=answer.notes
+        )
 
     def too_late(self, seq: int) -> None:
         """Record that a row can't be compared: a row unknown to the champion is learned already."""

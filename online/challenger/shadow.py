@@ -21,6 +21,7 @@ from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import history_of, retention_of, snapshots_path
 from paramserver.core import rewrites, wire
+from paramserver.core.admission import Keeper, TableBounds
 from paramserver.core.state import SnapshotState
 from paramserver.core.wire import FORMAT, OrderedState, SyncRequest
 from paramserver.process.actor import Host, ParameterServer, ServerSettings
@@ -122,6 +123,8 @@ class Shadow:
             rows_max=max(self._model.sync.updates * 16, 1024),
             rival=f"{self._rival[:16]}@{since}",
         )
+        if (most := self._settings.limits.table_rows_max) is not None:
+            self.learner.tables_keeper = Keeper(TableBounds(most), {})
         self.learner.undone = self.decisions.undone
         self.learner.untaught = self.decisions.lacks
         for _ in range(_PARTS_MAX):
@@ -233,7 +236,7 @@ class Shadow:
             return True
         self.decisions.read(self._journal, name)
         spec, seen = self._loaded.spec_hash, self.learner.rewrite
-        undone = rewrites.undoing(self._journal.controls(name, 0), spec, seen)
+        undone = rewrites.undoing(self.decisions.rewrites, spec, seen)
         partitions = self._journal.partitions(name)
         self._partitions = {p.id: p for p in partitions}
         trimmed = self.learner.lacks(partitions)

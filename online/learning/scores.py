@@ -9,16 +9,23 @@ from online.learning.counters import ANOTHERS, COSTS, Tally
 from online.models.base import Prediction
 from replay.example import Example, Label, is_unlabelled, label_of, label_text
 
+_SCORE_MAX = 1e100
+
 
 def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
-    """A prediction in the form kept in rows: by the label's JSON text, or ``{"": number}``."""
+    """A prediction in the form kept in rows: by the label's JSON text, or ``{"": number}``.
+
+    None, i.e. no answer, also if a number's square would overflow in the metrics, or it is NaN.
+    """
     if prediction.probabilities is not None:
-        return {label_text(k): v for k, v in prediction.probabilities.items()}
-    if prediction.label is None:
+        score = {label_text(k): v for k, v in prediction.probabilities.items()}
+    elif prediction.label is None:
         return None
-    if task == "regression":
-        return {"": float(prediction.label)}
-    return {label_text(prediction.label): 1.0}
+    elif task == "regression":
+        score = {"": float(prediction.label)}
+    else:
+        return {label_text(prediction.label): 1.0}
+    return score if all(abs(value) <= _SCORE_MAX for value in score.values()) else None
 
 
 UNLABELLED_ROWS: Final = "unlabelled"

@@ -67,7 +67,7 @@ from online.models.experts.linear import (
     OutputPerClass,
     Owned,
 )
-from online.models.experts.newest_label import NewestLabel
+from online.models.experts.newest_label import NewestLabel, cut_at
 from online.models.features.hashed import Hashed, Words, check_hashing, counted
 from online.models.gradients import Hashing
 from online.models.limited import Limited
@@ -80,6 +80,7 @@ RESIDUAL_MAX: Final = 3.0
 _HALF: Final = np.dtype("<f2")
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
+_AGAIN: Final = Example({}, False, provisional=True)  # of rows that are learned again
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,12 @@ class SelfRateModel(Hashing):
     def learn_noted(self, example: Example, weight: float) -> None:
         """Do one step; the experts' losses are those of the noted answers.  Raises as `learn`."""
         self._learn(example.features, example.label, weight, example)
+
+    def learn_again(self, features: Features, label: Label, weight: float) -> None:
+        """Do one step of all experts without their losses, which fresh rows alone tell."""
+        self._meet(label)
+        row = self._read(features, learns=False)
+        self._check(self._step(row, label, weight, _AGAIN, None))
 
     @property
     def why_not_revised(self) -> str | None:
@@ -297,7 +304,7 @@ class Binary(_OneAnswer):
         by: float = 0.0,
     ) -> float:
         shares, y = self._shares(row, by), float(label)
-        if _is_final(served):
+        if served is None or served.scored:
             judged = self.noted.probabilities(served) or shares
             self._judge(self._mixture, judged, y, weight)
         slopes = [(p - y) * weight for p in shares]
@@ -400,7 +407,7 @@ class Multiclass(SelfRateModel):
     ) -> float:
         taken, labels = self._take(row, learns=True), self._experts.labels
         shares, column = softmax(taken.outputs()), labels[label]
-        if _is_final(served):
+        if served is None or served.scored:
             noted = self.noted.of_classes(served)
             judged, own = (shares, column) if noted is None else (self._judged(noted), noted.own)
             self._mixture.judge(class_losses(judged, own).tolist(), weight)
@@ -466,27 +473,22 @@ class Regression(_OneAnswer):
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
         y = float(label)
-        if before is None:  # the first label of a row stays in the moments of the target
+        if before is None and served is not _AGAIN:  # the first label stays in the moments
             self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
-        if _is_final(served):
+        if served is None or served.scored:
             noted = self.noted.numbers(served) or ()
             experts = len(noted) // EXPERTS * EXPERTS  # what was noted of the newest label follows
             self._newest.learn(y, noted[experts:], weight)
             judged = noted[:experts] or numbers
             errors = [abs(number - y) / spread for number in judged]
             self._mixture.judge(number_losses(errors), weight)
-        slopes = [_cut((number - y) / spread) * weight for number in numbers]
+        slopes = [cut_at((number - y) / spread, RESIDUAL_MAX) * weight for number in numbers]
         if before is not None:
             y, weight = float(before[0]), before[1]
-            taken = [_cut((number - y) / spread) * weight for number in numbers]
+            taken = [cut_at((number - y) / spread, RESIDUAL_MAX) * weight for number in numbers]
             slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
         return self._teach(row, slopes) + self._newest.total
-
-
-def _is_final(served: Example | None) -> bool:
-    """Return whether the label is final, so that the experts' losses can be computed."""
-    return served is None or served.scored
 
 
 def _towards(shares: Floats, column: int) -> Floats:
@@ -494,7 +496,3 @@ def _towards(shares: Floats, column: int) -> Floats:
     slopes = shares.copy()
     slopes[:, column] -= 1.0
     return slopes
-
-
-def _cut(residual: float) -> float:
-    return max(-RESIDUAL_MAX, min(RESIDUAL_MAX, residual))

@@ -11,18 +11,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import structs
 
 from online.learning.local_model import LocalModel
-from paramserver.core.blocks import to_wire
+from paramserver.core.tables.memory import Array
 from paramserver.core.wire import SyncReply, Version
-from paramserver.errors import BlockError
 from paramserver.snapshots.passed_rows import read_passed
-from paramserver.snapshots.views import Views
+from paramserver.snapshots.views import View, Views
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +34,12 @@ class HostTables:
         learner: The learner.
         views: Those of its lineage on this host.
         monotonic_s: A monotonic clock, in seconds.
+
+    Attributes:
+        host: Name of the folder of a server that may pass changed rows; empty: none may.
     """
+
+    host = ""
 
     def __init__(self, learner: LocalModel, views: Views, monotonic_s: Callable[[], float]) -> None:
         self._learner, self._views, self._monotonic_s = learner, views, monotonic_s
@@ -45,24 +47,23 @@ class HostTables:
         self._dropping: Iterator[None] = iter(())
         self._dropped: Version = (0, 0)  # the local version when an own row was last dropped
         self._due_s = 0.0
-        self._folder: Path | None = None  # of the server whose view is read
-
-    @property
-    def host(self) -> str:
-        """Name of the folder in which a server may pass changed rows; empty: it may not."""
-        return "" if self._folder is None else self._folder.name
+        self._ring: Array | None = None
 
     def with_passed(self, reply: SyncReply) -> SyncReply | None:
-        """Return the reply with the rows that were passed in files; None: they are gone."""
-        if not reply.passed:
-            return reply
+        """Return the reply with the rows that were passed; None: they are overwritten."""
+        if not reply.passed or self._ring is None:
+            return None if reply.passed else reply
         try:
-            rows = read_passed(self._folder or Path(), reply.passed)
-        except (OSError, msgspec.DecodeError, BlockError) as error:
-            log.info("rows that the parameter server passed are not read: %s", error)
-            self._folder = None
+            rows = read_passed(self._ring, reply.passed)
+        except ValueError as error:
+            log.info("%s", error)
+            self.host = ""
             return None
-        return structs.replace(reply, blocks={**reply.blocks, **to_wire(rows)})
+        return structs.replace(reply, blocks={**reply.blocks, **rows})
+
+    def _note_read(self, view: View) -> None:
+        self._read, self._ring = view.version, view.passed
+        self.host = "" if view.passed is None else view.host
 
     def begin(self, epoch: int) -> Iterator[None]:
         """Take the newest view of this epoch or a later one, if its values are not coming already.
@@ -75,7 +76,7 @@ class HostTables:
         if (view := self._views.newest((epoch, -1))) is not None:
             yield from view.resident()
             yield from learner.server.begin(view.version, view.tables, view.others)
-            self._read, self._folder = view.version, view.folder
+            self._note_read(view)
 
     def rest(self) -> Iterator[None]:
         """Drop own rows that equal the view's, and take a newer view, one step at a time.
@@ -98,4 +99,5 @@ class HostTables:
         if view is not None:
             yield from view.resident()
             if (steps := learner.rest_on(view.version, view.tables)) is not None:
-                self._read, self._dropping, self._folder = view.version, steps, view.folder
+                self._dropping = steps
+                self._note_read(view)

@@ -18,8 +18,6 @@ from replay import codec
 from replay.example import NOTES_BYTES_MAX, Features, PredictionHalf, Value
 from replay.journal.base import Half, NewRow, Verdict
 
-_SCORE_MAX = 1e100
-
 KNOWN_MAX: Final = 64
 """Largest number of partition offsets in an id (about five bytes each), with a challenger."""
 
@@ -116,7 +114,7 @@ class AnswerIds:
         nonce: bytes | None = None,
     ) -> str | None:
         """A token with everything that a label needs; None: it would be too long."""
-        score, version, now = self.score(answer), self.version(), self._now_s()
+        score, version, now = self._replica.learner.score(answer), self.version(), self._now_s()
         newest, spec = self._replica.newest_label, self._spec[:16]
         notes, asker, known = notes_of(answer, score), sender.get().source, self.known()
         predicted = Predicted(
@@ -143,7 +141,7 @@ class AnswerIds:
         ``key``: its journal key, if not the key of that id.
         """
         learner, settings, now = self._replica.learner, self._replica.settings, self._now_s()
-        score, asker, stamp = self.score(answer), sender.get().source, self.stamp(features)
+        score, asker, stamp = learner.score(answer), sender.get().source, self.stamp(features)
         features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
         features, far = learner.bounds.taught(features)
         predicted = PredictionHalf(
@@ -161,13 +159,6 @@ class AnswerIds:
         payload = codec.encode_prediction(predicted)
         key, source = join_key(asker, own) if key is None else key, asker or ""
         return NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
-
-    def score(self, answer: Answer) -> dict[str, float] | None:
-        """The answer as it is counted; None, i.e. no answer, if a score's square would overflow."""
-        score = self._replica.learner.score(answer)
-        if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
-            return None
-        return score
 
     def stamp(self, features: Features) -> bytes | None:
         """Return the confidence stamp of a row's answer, as ids and rows store it; None: none."""

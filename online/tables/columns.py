@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,12 @@ import numpy.typing as npt
 from replay.example import Features
 
 Kind = Literal["number", "integer", "bool", "text"]
-"""``integer`` and ``bool`` are numbers, too; in a row as a dict they become int and bool."""
+"""``integer`` and ``bool`` are numbers, too; in a row as a dict they become int and bool.
+
+The difference matters to encoders that spell a number as text, as river's ``OneHotEncoder`` does.
+"""
+
+PLAIN: Final[tuple[str, ...]] = get_args(Kind)
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -41,8 +46,11 @@ class Numbers:
 
     def items(self) -> list[Any]:
         """Python values of all rows."""
-        own = {"integer": np.int64, "bool": np.bool_}.get(self.kind, np.float64)
-        items: list[Any] = self.values.astype(own).tolist()
+        items: list[Any] = self.values.tolist()
+        if self.kind == "bool":
+            return list(map(bool, items))
+        if self.kind == "integer":  # a text file may have others later on
+            return [int(x) if x.is_integer() and abs(x) <= 2**53 else x for x in items]
         return items
 
 
@@ -97,7 +105,7 @@ class Rows:
             if column.present is not None:
                 near = np.where(column.present, near, 0.0)
             if not np.array_equal(near, column.values):
-                columns[name] = Numbers("number", near, column.present)
+                columns[name] = Numbers(column.kind, near, column.present)
         return Rows(self.n, columns)
 
     def dicts(self) -> list[Features]:
@@ -130,13 +138,3 @@ class Rows:
                     missing = np.ones(out.shape, dtype=np.bool_)
                 missing[:, j] = column.present
         return out, missing
-
-
-def number_of(text: str) -> float:
-    """Parse the number in a cell of a text file.  Raises ValueError, also for ``1_000``.
-
-    Python takes underscores for separators; in a table they stand in codes.
-    """
-    if "_" in text:
-        raise ValueError(text)
-    return float(text)

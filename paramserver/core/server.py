@@ -240,7 +240,7 @@ class Server:
         confirmed_ms: float,
         *,
         keeper: bool = False,
-        passed: list[int] | None = None,
+        passed: list[wire.Passed] | None = None,
     ) -> wire.SyncReply:
         """Return the state after the pushes, with the given fields of the reply.
 

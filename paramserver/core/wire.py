@@ -20,6 +20,10 @@ Place = tuple[str, int]
 """Where a part of the values begins: a block's name and a position among its keys."""
 
 
+Passed = tuple[int, int, int]
+"""Where changed rows are in memory that is shared: their first byte, size and checksum."""
+
+
 Curved = dict[str, dict[str, tuple[float, float]]]
 """Block → key → (value that the delta started from, Σ rate · squared gradient over its rows)."""
 
@@ -108,7 +112,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
             what it drops, and so receives all changed rows.
         left: By table, ids of rows that were requested before, and are not held any more.
         host: Name of the folder in which the replica reads a server's shared tables.  If it is the
-            answering server's, changed rows may be passed in files there.
+            answering server's, changed rows may be passed in shared memory.
     """
 
     format: int
@@ -180,8 +184,8 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         marks: Trace contexts of other replicas' rows that were applied since ``since``.
         rows: If rows were requested by id: those, and the rows changed since ``since`` that the
             replica may hold; blocks has none.  Requested ids without a row are in ``gone``.
-        passed: With changes: files of the host that have the changed rows, oldest first; blocks has
-            none (:mod:`paramserver.snapshots.passed_rows`).  None: blocks has the changed rows.
+        passed: With changes: where the changed rows are in the host's memory, oldest first; blocks
+            has none (:mod:`paramserver.snapshots.passed_rows`).  None: blocks has the changed rows.
     """
 
     format: int
@@ -210,7 +214,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     marks: list[Mark] = []
     reached: Version | None = None
     rows: dict[str, WireBlock] = {}
-    passed: list[int] | None = None
+    passed: list[Passed] | None = None
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -24,7 +24,7 @@ from paramserver.core.parts import PART_KEYS, Parts
 from paramserver.core.server import Server, shared_values
 from paramserver.core.tables.rows import Rows
 from paramserver.core.tables.shared import arrays_of, move
-from paramserver.core.wire import SyncRequest
+from paramserver.core.wire import Passed, SyncRequest
 from paramserver.snapshots.passed_rows import PassedRows
 from paramserver.snapshots.shared_memory import SharedMemory, remove_left
 from paramserver.snapshots.views import Published, write_view
@@ -68,9 +68,8 @@ class SharedTables:
         self.reason = ""
 
     def status(self) -> dict[str, Any]:
-        """Return the number of views, the size of files with changed rows, and the reason."""
-        size = 0 if self._passed is None else self._passed.bytes
-        return {"views": len(self._views), "passed_bytes": size, "reason": self.reason}
+        """Return the number of views and the reason, as plain data."""
+        return {"views": len(self._views), "reason": self.reason}
 
     def take(self, server: Server) -> None:
         """Publish the values of this server from now on, the first view at once.
@@ -92,26 +91,21 @@ class SharedTables:
             except OSError as error:
                 self._note(f"{self._folder} can't be used: {error}")
                 return
-            self._passed = PassedRows(self._memory.folder)
+            self._passed = PassedRows(self._memory)
             self._publish(self._memory, server, threading.Lock())
 
-    def passed(self, server: Server, request: SyncRequest) -> list[int] | None:
-        """Return files with the rows that changed since the request's version; None: none have.
+    def passed(self, server: Server, request: SyncRequest) -> list[Passed] | None:
+        """Return where the rows are that changed since the request's version; None: nowhere.
 
-        What changed since the newest file is written to another one.  The caller holds the lock
-        that guards the server.
+        What changed since the newest piece is written now.  The caller holds the lock that guards
+        the server.
         """
-        passed, count = self._passed, server.count
-        if passed is None or server is not self._server or request.host != passed.folder.name:
+        passed, count, since = self._passed, server.count, request.since
+        if passed is None or server is not self._server or request.host != passed.host:
             return None
-        try:
-            if (newest := passed.newest) != count:
-                touched = None if newest is None else server.changes_since((server.epoch, newest))
-                passed.add(count, None if touched is None else _rows_of(server, touched))
-        except OSError as error:
-            self._note(f"changed rows can't be passed in files: {error}")
-            return None
-        since = request.since
+        if (newest := passed.newest) != count:
+            touched = None if newest is None else server.changes_since((server.epoch, newest))
+            passed.add(count, None if touched is None else _rows_of(server, touched))
         if not request.values or request.after or since is None or since[0] != server.epoch:
             return None
         return passed.since(since[1]) if server.applied.reaches(since[1], count) else None
@@ -170,7 +164,8 @@ class SharedTables:
             self._note("other values are too many" if others is None else "a table has gaps")
             return
         try:
-            view = write_view(memory, server.spec, version, whole, others)
+            ring = None if self._passed is None else self._passed.ring
+            view = write_view(memory, server.spec, version, whole, others, ring)
         except OSError as error:
             self._note(f"a view can't be written: {error}")
             return

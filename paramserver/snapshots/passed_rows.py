@@ -1,98 +1,107 @@
-"""Rows that a server passes to the replicas of its host in files, once for all of them.
+"""Rows that a server passes to the replicas of its host in shared memory, once for all of them.
 
-Each file has the rows that changed from one version to a later one, which is its name.  A reply
-names those that lead from the replica's version to the reply's, in place of the rows.  A file is
-written before a reply names it, and never again.  If one is gone by then, or its server is, the
-replica takes the reply as lost, and asks for the rows themselves.
+A ring of bytes has the newest *pieces*: the rows that changed from one version to a later one.  A
+reply says where those are that lead from the replica's version to its own, in place of the rows.
+They are written before; what the server has overwritten when a replica reads it differs from its
+checksum.  Then the replica takes the reply as lost, and asks for the rows themselves.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
+from zlib import crc32
 
-from paramserver.core.blocks import Blocks, from_wire, put, to_wire
-from paramserver.core.wire import decode_piece, encode_piece
-from paramserver.snapshots.shared_memory import check_owner
+import numpy as np
 
-BYTES_MAX: Final = 16 * 2**20
-"""Greatest size of a server's files, in bytes; the oldest go first."""
+from paramserver.core.blocks import ROWS, Blocks, to_wire
+from paramserver.core.tables.memory import Array
+from paramserver.core.tables.rows import Rows, read_rows
+from paramserver.core.wire import Passed, WireBlock, decode_piece, encode_piece
+from paramserver.snapshots.shared_memory import SharedMemory
 
-_PAGE: Final = 4_096  # bytes that the smallest file takes
+BYTES_MAX: Final = 4 * 2**20
+"""Size of the ring in bytes; one piece takes at most half of it."""
+
+PIECES_MAX: Final = 4_096
+"""Greatest number of pieces."""
 
 
 class PassedRows:
-    """The files of one server; the caller guards every method with the server's lock.
+    """The ring of one server; the caller guards every method with the server's lock.
 
     Parameters:
-        folder: The server's folder in a memory file system.
+        memory: Has the ring, unless there is no room; then no view names it.
 
     Attributes:
-        bytes: Size of the files.
+        host: Name of the server's folder.
+        ring: The ring, which others map by its name in the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._ends: deque[tuple[int, int]] = deque()  # version count, bytes of the file before it
-        self.bytes = 0
+    def __init__(self, memory: SharedMemory) -> None:
+        self.host, self.ring = memory.folder.name, memory.zeros(BYTES_MAX, np.uint8)
+        self._end = 0  # bytes written since the beginning
+        self._pieces: deque[tuple[int, int, Passed]] = deque(maxlen=PIECES_MAX)
+        """Version count, bytes before the piece, and the piece; oldest first."""
 
     @property
     def newest(self) -> int | None:
-        """Version count up to which there are files; None: there are none."""
-        return self._ends[-1][0] if self._ends else None
+        """Version count up to which there are pieces; None: there are none."""
+        return self._pieces[-1][0] if self._pieces else None
 
     def add(self, count: int, rows: Blocks | None) -> None:
         """Write what changed from the newest version to this one; None begins anew with this one.
 
-        Raises OSError; then the files begin anew with the next one.
+        If there is not enough room for them, the pieces begin anew, too.
         """
-        size = 0
-        if rows is None:
-            self._drop(0)
-        elif rows:
-            data = encode_piece(to_wire(rows))
-            size = -(-len(data) // _PAGE) * _PAGE
-            self._drop(max(BYTES_MAX - size, 0))
-            try:
-                _path(self.folder, count).write_bytes(data)
-            except OSError:
-                self._drop(0)
-                raise
-        self._ends.append((count, size))
-        self.bytes += size + _PAGE
+        if rows == {} and self._pieces:
+            self._pieces[-1] = (count, *self._pieces[-1][1:])
+            return
+        data, most = encode_piece(to_wire(rows or {})), len(self.ring)
+        removes = any(len(block.data.gone) for block in (rows or {}).values())
+        if rows is None or removes or len(data) > most // 2:
+            self._pieces.clear()
+            data = b""
+        at = self._end % most
+        if at + len(data) > most:
+            self._end, at = self._end + most - at, 0
+        self.ring[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        self._pieces.append((count, self._end, (at, len(data), crc32(data))))
+        self._end += len(data)
+        while self._pieces[0][1] < self._end - most:
+            self._pieces.popleft()
 
-    def since(self, count: int) -> list[int] | None:
-        """Return the files that lead from this version to the newest; None: none do.
+    def since(self, count: int) -> list[Passed] | None:
+        """Return the pieces that lead from this version to the newest; None: none do.
 
         The first of them may have begun at an earlier version: its rows are newer than both.
         """
-        files: list[int] = []
-        for end, size in reversed(self._ends):
+        found: list[Passed] = []
+        for end, _, piece in reversed(self._pieces):
             if end <= count:
-                return files[::-1]
-            files += [end] if size else []
-        return None  # the oldest file begins later
-
-    def _drop(self, left: int) -> None:
-        """Remove the oldest files until at most so many bytes are left."""
-        while self._ends and (not left or self.bytes > left):
-            count, size = self._ends.popleft()
-            self.bytes -= size + _PAGE
-            _path(self.folder, count).unlink(missing_ok=True)
+                return found[::-1]
+            found.append(piece)
+        return None  # the oldest piece begins later
 
 
-def read_passed(folder: Path, files: Iterable[int]) -> Blocks:
-    """Return the rows of these files, the newest ones.  Raises OSError and DecodeError."""
-    rows: Blocks = {}
-    for path in (_path(folder, count) for count in files):
-        with path.open("rb") as file:
-            check_owner(os.fstat(file.fileno()), path)
-            put(rows, from_wire(decode_piece(file.read())))
-    return rows
+def read_passed(ring: Array, pieces: Iterable[Passed]) -> dict[str, WireBlock]:
+    """Return the newest rows of these pieces.  Raises ValueError if one is overwritten."""
+    tables: dict[str, list[WireBlock]] = {}
+    for at, size, checksum in pieces:
+        data = ring[at : at + size].tobytes()
+        if crc32(data) != checksum:
+            raise ValueError("the rows that the parameter server passed are overwritten")
+        for name, block in decode_piece(data).items():
+            tables.setdefault(name, []).append(block)
+    return {name: _newest(name, parts) for name, parts in tables.items()}
 
 
-def _path(folder: Path, count: int) -> Path:
-    return folder / f"rows-{count}"
+def _newest(name: str, parts: list[WireBlock]) -> WireBlock:
+    """Return the last row of each id."""
+    if len(parts) == 1:
+        return parts[0]
+    tables = [read_rows(name, part.data) for part in reversed(parts)]
+    ids, first = np.unique(np.concatenate([table.ids for table in tables]), return_index=True)
+    numbers = np.concatenate([table.numbers for table in tables])[first]
+    return WireBlock(ROWS, Rows(ids, numbers).as_message())

@@ -140,12 +140,6 @@ def remove_left(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check_owner(found: os.stat_result, path: Path) -> None:
-    """Raise PermissionError if the file was made by another user, who may change it."""
-    if found.st_uid != os.getuid():
-        raise PermissionError(f"{path} belongs to another user")
-
-
 def _remove(path: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
         os.close(descriptor)

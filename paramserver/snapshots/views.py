@@ -19,28 +19,30 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from paramserver.core.tables.ids import IdArrays
 from paramserver.core.tables.memory import Array
 from paramserver.core.tables.pages import Pages
 from paramserver.core.tables.rows import Rows
 from paramserver.core.tables.shared import TableArrays, read_only
 from paramserver.core.wire import Version
 from paramserver.snapshots.places import lineage_place
-from paramserver.snapshots.shared_memory import SharedMemory, check_owner
+from paramserver.snapshots.shared_memory import SharedMemory
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _VIEW: Final = "view-"
 _BEGUN: Final = "begun-"
 _HEAD: Final = 8  # bytes before the description: its length
 _PAGES_AT: Final = 8  # the pages after it begin at a multiple of this
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ of Linux 5.14, which Python does not name
+_Fresh = tuple[mmap.mmap, int]
 _STEP: Final = 4 * 2**20  # bytes that are made resident at a time: below a millisecond
 
 
@@ -52,28 +54,19 @@ def lineage_folder(shared: str, model: str, spec: str) -> Path:
     return Path(lineage_place(str(Path(shared) / socket.gethostname()), model, spec))
 
 
-class _Table(msgspec.Struct, frozen=True, array_like=True):
-    """A table of a view: names of its files, numbers of elements, and where its pages stand."""
-
-    n: int
-    width: int
-    ids: str
-    slots: tuple[str, int]
-    coming: tuple[str, int] | None
-    moved: int
-    factor: int
-    pieces: list[tuple[int, str, int]]
-    pages: tuple[int, int]
-
-
 class _Description(msgspec.Struct, frozen=True, array_like=True):
-    """The content of a view but for the pages of its tables."""
+    """The content of a view but for the pages of its tables.
+
+    An array is described by the name of its file and its shape; pages, which are in no file, by
+    where they begin and end among those of all tables.
+    """
 
     format: int
     spec: str
     version: Version
-    tables: dict[str, _Table]
+    tables: Mapping[str, TableArrays]
     others: list[bytes]
+    passed: npt.NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +78,16 @@ class View:
         tables: Tables by block name, which are only read.
         others: The other blocks, each piece encoded for :func:`paramserver.core.wire.decode_piece`.
         fresh: Arrays that were mapped for this view, with the number of bytes that are used.
-        folder: The folder of its server.
+        host: Name of its server's folder.
+        passed: The ring of rows that this server passes; None: it passes none.
     """
 
     version: Version
     tables: Mapping[str, Rows]
     others: Sequence[bytes]
     fresh: Sequence[tuple[mmap.mmap, int]]
-    folder: Path
+    host: str = ""
+    passed: Array | None = None
 
     def resident(self) -> Iterator[None]:
         """Map the pages of the arrays into this process, some megabytes per step."""
@@ -107,11 +102,22 @@ class View:
 # -- the server's side ---------------------------------------------------------------------------
 
 
-class Published:
+class _Pin:
+    """An open file, with a lock of it, for as long as this object lives."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class Published(_Pin):
     """A view that its server can remove when nobody reads it."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
-        self._descriptor, self._path = descriptor, path
+        super().__init__(descriptor)
+        self._path = path
 
     def remove_unread(self) -> bool:
         """Remove the view unless somebody reads it; return whether it was removed."""
@@ -122,9 +128,6 @@ class Published:
         self._path.unlink(missing_ok=True)  # a later server may have done that
         return True
 
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
 
 def write_view(
     memory: SharedMemory,
@@ -132,28 +135,38 @@ def write_view(
     version: Version,
     tables: Mapping[str, TableArrays],
     others: list[bytes],
+    passed: Array | None = None,
 ) -> Published | None:
     """Publish a view; return it, or None if an array is not in shared memory.
 
     The rows have been written, and nobody writes to the pages of ``tables`` until the view is
     removed.  Raises OSError.
     """
-    described: dict[str, _Table] = {}
-    at = 0
-    for block, table in tables.items():
-        if (one := _described(memory, table, at)) is None:
-            return None
-        described[block] = one
-        at += len(table.pages)
-    head = msgspec.msgpack.encode(_Description(_FORMAT, spec, version, described, others))
+    every = list[Pages]()
+    private = list[Array]()
+
+    def described(array: Array) -> tuple[str, tuple[int, ...]]:
+        if array.dtype == np.int64:
+            begin = sum(map(len, every))
+            every.append(array)
+            return "", (begin, begin + len(array))
+        if (name := memory.name(array)) is None:
+            private.append(array)
+        return name or "", array.shape
+
+    ring = None if passed is None or memory.name(passed) is None else passed
+    description = _Description(_FORMAT, spec, version, tables, others, ring)
+    head = msgspec.msgpack.encode(description, enc_hook=described)
+    if private:
+        return None
     name = f"{version[0]:012d}-{version[1]:016d}"
     begun, path = memory.folder / f"{_BEGUN}{name}", memory.folder / f"{_VIEW}{name}"
     try:
         with begun.open("xb") as file:
             file.write(len(head).to_bytes(_HEAD, "little"))
             file.write(head + bytes(-len(head) % _PAGES_AT))
-            for table in tables.values():
-                file.write(table.pages.astype("<i8", copy=False).data)
+            for pages in every:
+                file.write(pages.astype("<i8", copy=False).data)
         published = Published(os.open(begun, os.O_RDONLY | os.O_CLOEXEC), path)
         begun.rename(path)
     finally:
@@ -161,39 +174,7 @@ def write_view(
     return published
 
 
-def _described(memory: SharedMemory, table: TableArrays, at: int) -> _Table | None:
-    ids, slots = memory.name(table.ids.ids), memory.name(table.ids.slots)
-    coming = None if table.ids.coming is None else memory.name(table.ids.coming)
-    pieces = [(row, memory.name(rows), len(rows)) for row, rows in table.pieces]
-    named = [(row, name, n) for row, name, n in pieces if name is not None]
-    if ids is None or slots is None or len(named) < len(pieces):
-        return None
-    if coming is None and table.ids.coming is not None:
-        return None
-    return _Table(
-        table.n,
-        table.width,
-        ids,
-        (slots, len(table.ids.slots)),
-        None if coming is None or table.ids.coming is None else (coming, len(table.ids.coming)),
-        table.ids.moved,
-        table.ids.factor,
-        named,
-        (at, len(table.pages)),
-    )
-
-
 # -- the replica's side --------------------------------------------------------------------------
-
-
-class _Pin:
-    """A shared lock of a view's file, for as long as this object lives."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
 
 class Views:
@@ -239,40 +220,39 @@ class Views:
         found = os.fstat(descriptor)
         if not found.st_nlink:
             raise FileNotFoundError(path)
-        check_owner(found, path)
+        _check_owner(found, path)
         data = memoryview(mmap.mmap(descriptor, found.st_size, access=mmap.ACCESS_READ))
         end = _HEAD + int.from_bytes(data[:_HEAD], "little")
-        said = msgspec.msgpack.decode(data[_HEAD:end], type=_Description)
+        pages = np.frombuffer(data, dtype="<i8", offset=end + -end % _PAGES_AT)
+        fresh = list[_Fresh]()
+
+        def array(kind: Any, where: tuple[str, Sequence[int]]) -> Array:
+            name, shape = where
+            if not name:
+                return pages[slice(*shape)]
+            return self._array(path.with_name(name), get_args(get_args(kind)[1])[0], shape, fresh)
+
+        said = msgspec.msgpack.decode(data[_HEAD:end], type=_Description, dec_hook=array)
         if said.format != _FORMAT or said.spec != self._spec:
             raise ValueError(f"{path} is of another spec or format")
-        pages = np.frombuffer(data, dtype="<i8", offset=end + -end % _PAGES_AT)
-        fresh: list[tuple[mmap.mmap, int]] = []
-        tables = {
-            block: read_only(self._arrays(one, path.parent, pages, fresh), pin)
-            for block, one in said.tables.items()
-        }
-        return View(said.version, tables, said.others, fresh, path.parent)
+        tables = {block: read_only(one, pin) for block, one in said.tables.items()}
+        return View(said.version, tables, said.others, fresh, path.parent.name, said.passed)
 
-    def _arrays(
-        self, table: _Table, folder: Path, pages: Pages, fresh: list[tuple[mmap.mmap, int]]
-    ) -> TableArrays:
-        def array(name: str, kind: str, n: int) -> Array:
-            mapping = self._mapped.get(folder / name)
-            size = n * np.dtype(kind).itemsize
-            if mapping is None:
-                with (folder / name).open("rb") as file:
-                    check_owner(os.fstat(file.fileno()), folder / name)
-                    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._mapped[folder / name] = mapping
-                fresh.append((mapping, size))
-            return np.frombuffer(mapping, dtype=kind, count=n)
+    def _array(
+        self, path: Path, kind: npt.DTypeLike, shape: Sequence[int], fresh: list[_Fresh]
+    ) -> Array:
+        """Return an array in a file, which is mapped once."""
+        mapping, n = self._mapped.get(path), prod(shape)
+        if mapping is None:
+            with path.open("rb") as file:
+                _check_owner(os.fstat(file.fileno()), path)
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._mapped[path] = mapping
+            fresh.append((mapping, n * np.dtype(kind).itemsize))
+        return np.frombuffer(mapping, dtype=kind, count=n).reshape(shape)
 
-        coming = None if table.coming is None else array(table.coming[0], "<i4", table.coming[1])
-        slots = array(table.slots[0], "<i4", table.slots[1])
-        ids = IdArrays(array(table.ids, "<u8", table.n), slots, coming, table.moved, table.factor)
-        pieces = [
-            (row, array(name, "<f4", n * table.width).reshape(n, table.width))
-            for row, name, n in table.pieces
-        ]
-        begin, n = table.pages
-        return TableArrays(ids, table.n, pages[begin : begin + n], pieces, table.width)
+
+def _check_owner(found: os.stat_result, path: Path) -> None:
+    """Raise PermissionError if the file was made by another user, who may change it."""
+    if found.st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to another user")

@@ -1,4 +1,4 @@
-"""Rows that a server passes in files: each reader's rows are the server's, whatever is lost."""
+"""Rows that a server passes to its host: each reader's are the server's, whatever is lost."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from paramserver.snapshots import passed_rows
 
 IDS: Final = 40
 READERS: Final = 3
+RING: Final = 600
 SPEC: Final = "f" * 64
 
 STEPS: Final = st.lists(
@@ -36,8 +37,8 @@ STEPS: Final = st.lists(
         st.tuples(st.just("ask"), st.integers(0, READERS - 1)),
         st.tuples(st.just("lose a reply"), st.integers(0, READERS - 1)),
         st.tuples(st.just("come late"), st.integers(0, READERS - 1)),
-        st.tuples(st.just("remove files"), st.none()),
-        st.tuples(st.just("no room"), st.none()),
+        st.tuples(st.just("overwrite"), st.integers(0, READERS - 1)),
+        st.tuples(st.just("ask in messages"), st.integers(0, READERS - 1)),
         st.tuples(st.just("begin anew"), st.none()),
     ),
     min_size=10,
@@ -116,8 +117,12 @@ class Host:
         table = self.server.values["t"].data
         found = dict(zip(table.ids.tolist(), table.numbers[:, 0].tolist(), strict=True))
         assert reader.rows == found, reader.name
-        if self.shared._memory is not None:  # a view of this server is read from now on
-            reader.tables._folder = self.shared._memory.folder
+        self.read_view(reader)
+
+    def read_view(self, reader: Reader) -> None:
+        """It takes a view of this server."""
+        assert self.shared._passed is not None
+        reader.tables.host, reader.tables._ring = self.shared._passed.host, self.shared._passed.ring
 
     def lose_a_reply(self, i: int) -> None:
         self.reply(self.readers[i])
@@ -128,22 +133,17 @@ class Host:
         self.ask((i + 1) % READERS)
         self.readers[i].take(reply)
 
-    def remove_files(self, _: None) -> None:
-        for path in self.files():
-            path.unlink()
+    def overwrite(self, i: int) -> None:
+        """Overwrite the end of a piece before the reader has read it: there are numbers."""
+        assert self.shared._passed is not None
+        reply = self.reply(self.readers[i])
+        for at, size, _ in reply.passed or []:
+            self.shared._passed.ring[at + size - 3 : at + size] = 1
+        self.readers[i].take(reply)
 
-    def no_room(self, _: None) -> None:
-        def full(self: Path, data: bytes) -> int:
-            raise OSError(28, "No space left on device", str(self))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Path, "write_bytes", full)
-            self.push([3])
-            self.ask(0)
-
-    def files(self) -> list[Path]:
-        assert self.shared._memory is not None
-        return [*self.shared._memory.folder.glob("rows-*")]
+    def ask_in_messages(self, i: int) -> None:
+        self.readers[i].tables.host = ""
+        self.ask(i)
 
 
 def _known(partition: int) -> Any:
@@ -162,7 +162,7 @@ def memory() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_tables, "ROWS_LEAST", 1)
-    monkeypatch.setattr(passed_rows, "BYTES_MAX", 6 * passed_rows._PAGE)
+    monkeypatch.setattr(passed_rows, "BYTES_MAX", RING)
 
 
 @given(steps=STEPS)
@@ -170,12 +170,17 @@ def test_readers_have_the_rows_of_the_server(memory: Path, steps: list[tuple[str
     check(memory, steps)
 
 
+MISHAPS: Final = ["lose a reply", "come late", "overwrite", "ask in messages"]
+
+
 def drawn(seed: int) -> list[tuple[str, Any]]:
-    """Mostly pushes and requests, so that files are read."""
+    """Mostly pushes and requests, so that pieces are read."""
     draw, steps = Random(seed), list[tuple[str, Any]]()
     for _ in range(80):
-        name = draw.choice(["push"] * 4 + ["ask"] * 4 + ["lose a reply", "come late"])
-        many = draw.choice([1, 1, 1, 1, 14]) if name == "push" else 1  # more than are remembered
+        name = draw.choice(["push"] * 4 + ["ask"] * 4 + MISHAPS)
+        many = (
+            draw.choice([1, 1, 1, 1, 1, 1, 10]) if name == "push" else 1
+        )  # more than are remembered
         for _ in range(many):
             ids = draw.sample(range(1, IDS), draw.randrange(1, 9))
             steps.append((name, ids if name == "push" else draw.randrange(READERS)))
@@ -183,40 +188,41 @@ def drawn(seed: int) -> list[tuple[str, Any]]:
 
 
 def test_a_server_that_was_replaced_passes_nothing(memory: Path) -> None:
-    """It goes on answering until its successor does, whose files are there by then."""
+    """It goes on answering until its successor does, whose ring is there by then."""
     host = Host(memory / "host" / "m" / "spec")
     host.push([1, 2])
     host.ask(0)
     old, reader = host.server, host.readers[0]
     host.begin_anew(None)
-    assert host.shared._memory is not None
-    reader.tables._folder = host.shared._memory.folder
+    host.read_view(reader)
     for _ in range(2):
         assert host.shared.passed(old, reader.request()) is None
-    assert host.files() == []
-    assert host.shared.status()["passed_bytes"] == 0
+    assert host.shared._passed is not None
+    assert host.shared._passed.newest is None
 
 
-def test_most_changes_come_in_files(memory: Path) -> None:
+def test_most_changes_are_passed(memory: Path) -> None:
     assert sum(check(memory, drawn(seed)) for seed in range(3)) > 40
 
 
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        pytest.param(passed_rows, "return None  # the oldest file begins later",
-                     "return files[::-1]", id="what came before the oldest file is left out"),
-        pytest.param(passed_rows, "files += [end] if size", "files = [end] if size",
-                     id="only the oldest file is named"),
-        pytest.param(passed_rows, "return files[::-1]", "return files",
-                     id="newer files are read first"),
+        pytest.param(passed_rows, "return None  # the oldest piece begins later",
+                     "return found[::-1]", id="what came before the oldest piece is left out"),
+        pytest.param(passed_rows, "found.append(piece)", "found = [piece]",
+                     id="only the oldest piece is named"),
+        pytest.param(passed_rows, "return found[::-1]", "return found",
+                     id="older rows take the place of newer ones"),
+        pytest.param(passed_rows, "if crc32(data) != checksum:", "if False:",
+                     id="what was overwritten is read"),
         pytest.param(shared_tables, "None if touched is None else _rows_of(server, touched)",
                      "_rows_of(server, touched or {})",
                      id="what is not remembered counts as unchanged"),
-        pytest.param(shared_tables, " or request.host != passed.folder.name", "",
+        pytest.param(shared_tables, " or request.host != passed.host", "",
                      id="rows are passed to who can not read them"),
-        pytest.param(host_tables, "            self._folder = None\n            return None\n",
-                     "            rows = {}\n", id="files that are gone count as empty"),
+        pytest.param(host_tables, "            self.host = \"\"\n            return None\n",
+                     "            rows = {}\n", id="what is overwritten counts as unchanged"),
     ],
 )  # fmt: skip
 def test_rules_that_are_taken_out_are_noticed(
@@ -228,15 +234,15 @@ def test_rules_that_are_taken_out_are_noticed(
     monkeypatch.setitem(sys.modules, module.__name__, broken)
     exec(compile(source.replace(old, new), str(module.__file__), "exec"), broken.__dict__)
     monkeypatch.undo()
-    for name in ("SharedTables", "PassedRows", "HostTables"):
-        for place in (sys.modules[__name__], shared_tables, broken):
+    for name in ("SharedTables", "PassedRows", "HostTables", "read_passed"):
+        for place in (sys.modules[__name__], shared_tables, host_tables, broken):
             if hasattr(broken, name) and hasattr(place, name):
                 monkeypatch.setattr(place, name, getattr(broken, name))
     for one in (passed_rows, broken):
-        monkeypatch.setattr(one, "BYTES_MAX", 6 * passed_rows._PAGE, raising=False)
+        monkeypatch.setattr(one, "BYTES_MAX", RING, raising=False)
     for one in (shared_tables, broken):
         monkeypatch.setattr(one, "ROWS_LEAST", 1, raising=False)
-    steps = [[*drawn(seed), ("remove files", None), ("ask", 0)] for seed in range(40)]
+    steps = [drawn(seed) for seed in range(60)]
     with pytest.raises(AssertionError):
         [check(memory, some) for some in steps]
 
@@ -245,7 +251,6 @@ def check(memory: Path, steps: list[tuple[str, Any]]) -> int:
     host = Host(memory / "host" / "m" / "spec")
     for name, given_ in steps:
         getattr(host, name.replace(" ", "_"))(given_)
-        assert len(host.files()) <= 6
     for i in range(READERS):
         host.ask(i)
     return sum(reader.passed for reader in host.readers)

@@ -4,8 +4,8 @@ Not here: *rows with own changes are not evicted*, because a row that comes agai
 on top of it, too; *no view is taken that is older than a dropped row*, because sums seldom return
 to what they were; *none that is newer than the replica*, because it must come while a reply is
 under way; *what a late request reports as dropped stays*, because that row must be requested again
-and change meanwhile; *what no file has counts as unknown if nobody remembers it*, because files are
-written too often for that.  They are in ``tests/properties`` and ``tests/unit/replica``.
+and change meanwhile; *rows are passed only to replicas whose version the pieces reach*, because
+replicas are seldom so far behind.  They are in ``tests/properties`` and ``tests/unit/replica``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
 _CACHED = "online.learning.cached_rows"
 _HOLDINGS = "paramserver.core.holdings"
 _SHARED = "paramserver.process.shared_tables"
-_PASSED = "paramserver.snapshots.passed_rows"
 _HOST = "online.replica.host_tables"
 
 CACHED: Mapping[str, Any] = only(
@@ -51,22 +50,12 @@ TABLE_MUTANTS: dict[str, Mutant] = {
         ((_SHARED, "if not one[0].remove_unread()]", "if one[0].remove_unread() and False]"),),
         climate=SHARED,
     ),
-    "files of changed rows that are gone count as empty": Mutant(
+    "rows that were overwritten count as unchanged": Mutant(
         (
             (
                 _HOST,
-                "            self._folder = None\n            return None\n",
+                '            self.host = ""\n            return None\n',
                 "            rows = {}\n",
-            ),
-        ),
-        climate=SHARED,
-    ),
-    "rows that changed before the oldest file are left out": Mutant(
-        (
-            (
-                _PASSED,
-                "return None  # the oldest file begins later",
-                "return files[::-1]",
             ),
         ),
         climate=SHARED,

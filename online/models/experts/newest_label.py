@@ -76,7 +76,7 @@ class NewestLabel:
             fade = FADE**weight
             part = (1.0 - fade) / (1.0 - FADE)
             far = self._far()
-            error, gap = _cut(label - answer, far), _cut(level - answer, far)
+            error, gap = cut_at(label - answer, far), cut_at(level - answer, far)
             self._products = fade * self._products + part * error * gap
             self._gaps = fade * self._gaps + part * gap * gap
             self._errors = fade * self._errors + part * error * error
@@ -87,7 +87,7 @@ class NewestLabel:
         else:
             change, far = label - self.level, self._far() * 2.0**self._beyond
             self._beyond = min(self._beyond + 1.0, _BEYOND_MAX) if abs(change) > far else 0.0
-            self.level += min(weight, 1.0) * _cut(change, far)
+            self.level += min(weight, 1.0) * cut_at(change, far)
         self._judged = True
 
     def cut(self) -> Blocks:
@@ -116,5 +116,6 @@ class NewestLabel:
         return max(0.0, min(1.0, self._products / (self._gaps + RIDGE * errors / self._count)))
 
 
-def _cut(difference: float, far: float) -> float:
+def cut_at(difference: float, far: float) -> float:
+    """Return the difference, or the bound if it is beyond it."""
     return max(-far, min(far, difference))

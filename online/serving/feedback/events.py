@@ -137,7 +137,7 @@ class Events:
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
             if -age_s > RETRY_WINDOW_S and await self._find(key, f"{field}event_id") is None:
                 raise _ahead(-age_s, f"{field}event_time")
-        score = self.answer_ids.score(answer)
+        score = self._replica.learner.score(answer)
         example = Example(
             features,
             label,

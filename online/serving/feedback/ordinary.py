@@ -218,9 +218,7 @@ class Ordinary:
                     continue
             else:
                 continue
-            scored, score = self._score(answer)
-            if not scored:
-                continue
+            score = self._score(answer)
             notes = answer.notes
             if notes is not None and (score is None or len(notes) > NOTES_BYTES_MAX):
                 notes = None
@@ -246,14 +244,14 @@ class Ordinary:
             return [None if asked is None else _either(*next(left)) for asked in out]
         return out
 
-    def _score(self, answer: Answer) -> tuple[bool, dict[str, float] | None]:
-        """Whether the answer is an ordinary one, and its score as it is counted."""
+    def _score(self, answer: Answer) -> dict[str, float] | None:
+        """The answer's score as it is counted."""
         probabilities = answer.probabilities
         if probabilities is not None and len(probabilities) == 2 and True in probabilities:
             p, q = probabilities[True], probabilities[False]
-            return 0.0 <= p <= 1.0 and 0.0 <= q <= 1.0, {"false": q, "true": p}
-        score = self._replica.learner.score(answer)
-        return not score or all(abs(value) <= NUMBER_MAX for value in score.values()), score
+            if 0.0 <= p <= 1.0 and 0.0 <= q <= 1.0:
+                return {"false": q, "true": p}
+        return self._replica.learner.score(answer)
 
     def _label(self, value: Any) -> Label | None:
         """The label in its canonical form; None if it needs the slow path."""

@@ -47,8 +47,9 @@ def arrays_of(table: Rows) -> TableArrays | None:
     """
     if table._older is not None or table._marks.gone:
         return None
-    pieces = table._pool.arrays()
-    return TableArrays(table._ids.arrays(), table._n, table._pages, pieces, table.width)
+    ids = table._ids.arrays()
+    ids = ids._replace(ids=ids.ids[: table._n])
+    return TableArrays(ids, table._n, table._pages, table._pool.arrays(), table.width)
 
 
 def read_only(arrays: TableArrays, holder: object = None) -> Rows:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -468,13 +469,11 @@ def test_what_a_model_knows_is_what_its_answers_include(tmp_path: Path) -> None:
 def test_rows_of_other_models_are_not_counted_as_those_it_has_to_learn(tmp_path: Path) -> None:
     world = equal_pair(tmp_path)
     other = world.journal.register("other", "r", "another", 1.0).id
-    row = NewRow(b"k" * 16, "e", "t", Verdict.FROZEN, b"", 1.0)
     for n, (features, label) in enumerate(stream(2 * PAGE_ROWS)):
         world.feed(features, label)
         key = event_key("event", "t", f"other.{n}")
-        world.journal.append(other, n, [msgspec.structs.replace(row, key=key)])
-    shadow = world.shadow()
-    learned = shadow.step()
+        world.journal.append(other, n, [NewRow(key, "e", "t", Verdict.FROZEN, b"", 1.0)])
+    learned = (shadow := world.shadow()).step()
     assert 0 < shadow.behind == 2 * PAGE_ROWS - learned
 
 
@@ -485,3 +484,13 @@ def test_beginning_again_opens_nothing_more(tmp_path: Path) -> None:
     opened = len(os.listdir("/proc/self/fd"))
     shadow.begin()
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_it_reads_each_decision_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = equal_pair(tmp_path)
+    world.journal.write_control("m", "failed", "failed:other:1", b"no")
+    shadow, controls = world.shadow(), Mock(return_value=())
+    monkeypatch.setattr(world.journal, "controls", controls, raising=False)
+    for _ in range(5):  # once a second, and there is one for each row that could not be learned
+        shadow._look()
+    assert [call.args for call in controls.call_args_list] == [("m", 1)] * 5

@@ -35,7 +35,6 @@ from paramserver.core.tables.rows import Rows
 from paramserver.process import shared_tables
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.lineage import Lineage
-from paramserver.snapshots import passed_rows
 from paramserver.snapshots.passed_rows import PassedRows
 from paramserver.snapshots.views import Views, lineage_folder
 from replay import codec
@@ -259,11 +258,11 @@ def test_changed_rows_are_passed_to_all_replicas_of_a_host_at_once(
     assert three.passed_bytes <= 2 * one.passed_bytes
 
 
-def test_a_replica_that_can_not_read_passed_rows_asks_for_them(
+def test_a_replica_whose_passed_rows_are_overwritten_asks_for_them(
     tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def of_another(found: object, path: Path) -> None:
-        raise PermissionError(path)
+    def overwritten(ring: object, pieces: object) -> None:
+        raise ValueError("overwritten")
 
     async def scene(world: Sharing) -> None:
         first = await world.joined("a", shares=False)
@@ -272,7 +271,7 @@ def test_a_replica_that_can_not_read_passed_rows_asks_for_them(
         world.server.snapshot_if_due()
         second = await world.joined("b")
         await agreed(first, second, rows=300)
-        monkeypatch.setattr(passed_rows, "check_owner", of_another)
+        monkeypatch.setattr(host_tables, "read_passed", overwritten)
         before = world.heard["b"]["rows"]
         await learn(second, 300, 310)
         await learn(first, 310, 320)
@@ -447,7 +446,7 @@ class Burst:
         table = {"t": self.published.copy()}
         still = iter(())
         view = SimpleNamespace(
-            version=self.version, tables=table, resident=lambda: still, folder=Path()
+            version=self.version, tables=table, resident=lambda: still, passed=None
         )
         return view if self.version > after else None
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import msgspec
@@ -18,7 +19,7 @@ from online.learning.merged import Learner
 from online.models.loading.from_settings import merge_rule
 from online.models.loading.load import load
 from online.models.network import Network, NetworkModel
-from online.replica.memory_settings import POLICIES, fill, memory_for
+from online.replica.memory_settings import POLICIES, fill, memory_for, why_no_replay
 from online.rows.history import Decisions
 from online.settings.model import ModelSettings, Policy, Training
 from paramserver.core import rewrites, wire
@@ -75,7 +76,6 @@ ON = {"policy": "reservoir"}
 REFUSED = [
     ({"learner": "examples/forest.py:build"}, "would count those that are learned again twice"),
     ({"learner": "softmax", "task": "multiclass"}, "takes no weights"),
-    ({"learner": "linear"}, "it learns a row once"),
     ({"learner": "logreg", "sync": {"merge": "ordered"}}, "merge is ordered"),
     (
         {"learner": "linreg", "task": "regression", "replay": {"policy": "balanced"}},
@@ -84,10 +84,22 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize("learner", ["linear", "auto"])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_experts_rehearse(learner: str, task: str) -> None:
+    assert made(learner, task=task, replay=ON) is not None
+
+
 @pytest.mark.parametrize(("more", "reason"), REFUSED)
 def test_what_can_not_learn_again_is_refused_with_its_reason(more: Any, reason: str) -> None:
     with pytest.raises(StartRefused, match=reason):
         made(**{"replay": ON, **more})
+
+
+def test_a_model_that_can_not_learn_again_is_refused() -> None:
+    nothing: Any = SimpleNamespace()
+    why = why_no_replay(nothing, "compensated")
+    assert why == "it learns a row once"
 
 
 # -- filling ---------------------------------------------------------------------------------------

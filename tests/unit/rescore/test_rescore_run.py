@@ -21,7 +21,8 @@ from online.rescore import audit, errors
 from online.rescore import run as runs
 from online.rescore.errors import AuditFailed, RunRefused
 from online.rescore.run import pointer
-from online.tables import inputs, places
+from online.tables import inputs, places, readers
+from online.tables.columns import Numbers
 from online.tables.errors import InputRefused, LocationFailed
 from online.tables.places import Folder, Location
 
@@ -269,6 +270,32 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
         (1, ""), (2, "a"), (3, ""), (5, "id"), (6, "a"), (7, "a"),
     ]  # fmt: skip
     assert [row["key"] for row in scores(tmp_path / "out", outcome.run)] == ["0", "4"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
+def test_whole_numbers_are_read_as_requests_have_them(tmp_path: Path, form: str) -> None:
+    rows = [{"n": i % 3, "x": i / 2, "many": 1 if i else 2, "flag": i > 2} for i in range(6)]
+    path = tmp_path / f"t.{form}"
+    if form == "parquet":
+        worlds.write(path, pa.Table.from_pylist(rows))
+    elif form == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        lines = ["n,x,many,flag", *(",".join(map(str, row.values())) for row in rows)]
+        path.write_text("\n".join(lines).lower())
+    files = inputs.files_of([str(path)])
+    layout = inputs.layout(
+        files, key=None, time=None, ignored=(), known=(), numeric_only=True, missing_ok=False,
+        text_bytes_max=100,
+    )  # fmt: skip
+    counted, shards = inputs.cut(files, np.random.default_rng(0))
+    pieces = [p for s in shards for p in readers.read(counted[0], s, layout)]
+    assert repr([row for piece in pieces for row in piece.rows.dicts()]) == repr(rows)
+
+
+def test_others_among_whole_numbers_are_numbers() -> None:
+    values = np.array([1.0, 2.5, 1e300, -3.0])
+    assert repr(Numbers("integer", values).items()) == "[1, 2.5, 1e+300, -3]"
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
