@@ -11,7 +11,8 @@ noticed.  If more than two fifths look like that it is the model that is wrong, 
 is always good, and nobody is suspected.
 
 The test never leads to quarantine, because a person who likes only one thing behaves the same way.
-While it is likelier than not, the source's rewards of this action get a tenth of their weight.
+While it is likelier than not, the source's rewards of this action get a tenth of their weight, or
+as much as the odds say: where rewards are rare, a tenth of a lie is still a lot.
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ class Favours(Filter):
         )
         if worst == inf:
             return PASS
-        return Opinion(score=worst) if worst > 0.0 else Opinion(_WEIGHT, 0.0, worst, _REASON)
+        if worst > 0.0:
+            return Opinion(score=worst)
+        return Opinion(min(_WEIGHT, exp(worst)), 0.0, worst, _REASON)
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if (favour := event.favour) is None:

@@ -193,7 +193,7 @@ MUTANTS = [
      "hit, far = loss < bounds.high, loss < bounds.far", "turned round"),
     ("unlikely", "evidence = fresh * says.evidence", "evidence = 0.0", "never condemned"),
     ("unlikely", "said, unsaid = found\n", "unsaid, said = found\n", "turned round"),
-    ("favours", "Opinion(_WEIGHT, 0.0,", "Opinion(1.0, 0.0,", "who sells an action is heard"),
+    ("favours", "min(_WEIGHT, exp(worst))", "1.0", "who sells an action is heard"),
     ("favours", "nats + log((1.0 - share) / share)", "nats", "any streak is hostile"),
     ("favours", "favour.expected + self.off / (self.weight + _ROWS_FIRST)", "1.0",
      "an honest source may reward anything"),
