@@ -147,8 +147,7 @@ class SelfRateModel(Hashing):
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
         """Do one step of all experts without their losses, which fresh rows alone tell."""
         self._meet(label)
-        row = self._read(features, learns=False)
-        self._check(self._step(row, label, weight, _AGAIN, None))
+        self._check(self._step(self._read(features, learns=False), label, weight, _AGAIN, None))
 
     @property
     def why_not_revised(self) -> str | None:

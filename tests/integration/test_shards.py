@@ -166,15 +166,12 @@ def test_a_table_is_cut_and_answers_as_one(world: World) -> None:
     assert alike["prediction"] > unlike["prediction"]
 
 
-def test_a_restart_and_a_rollback_are_of_all_shards(world: World) -> None:
+def test_a_rollback_is_of_all_shards(world: World) -> None:
     kept, undone = [f"kept-{i}" for i in range(40)], [f"undone-{i}" for i in range(40)]
     world.feed(kept)
     world.settled()
     name = world.snapshot()
     world.feed(undone)
-    world.settled()
-    world.running.stop()
-    world.running = launch(world.folder)
     world.settled()
     assert set(world.counts([*kept, *undone])) == {1.0}
     answer = world.post("counting", "rollback", {"to": name})
@@ -235,3 +232,17 @@ def test_another_number_of_servers_serves_while_the_model_answers(world: World) 
     assert "has 3 parameter servers" in said.stderr, said.stderr
     good = online("fsck", "--config", config)
     assert good.returncode == 0, good.stdout + good.stderr
+
+
+def test_a_start_has_what_all_shards_have(world: World) -> None:
+    """Of one process, which starts in a second."""
+    before = [f"before-{i}" for i in range(40)]
+    world.feed(before)
+    world.settled()
+    world.running.stop()
+    models = [{**model, "shards": 3 - i} for i, model in enumerate(SETTINGS["models"])]
+    write_settings(world.folder, {"cluster": "embedded", "models": models})
+    world.running = launch(world.folder)
+    found = world.settled()
+    assert len(found["server"]["shards"]) == 3
+    assert set(world.counts(before)) == {1.0}

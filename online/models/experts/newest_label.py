@@ -107,8 +107,7 @@ class NewestLabel:
         self.share = self._best_share()
 
     def _far(self) -> float:
-        errors = self._errors
-        return FAR * math.sqrt(errors / self._count) if errors > 0.0 else math.inf
+        return FAR * math.sqrt(self._errors / self._count) if self._errors > 0.0 else math.inf
 
     def _best_share(self) -> float:
         if not (errors := self._errors) > 0.0:
