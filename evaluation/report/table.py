@@ -7,6 +7,7 @@ columns.  Only one batch is in memory at a time.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
+from evaluation.dialect import Dialect, dialect_of
 from evaluation.errors import TableUnusable
 
 BATCH_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 1 << 20
 _MISSING: Final = ["", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL", "None", "?"]
-_SEPARATORS: Final = ",;\t|"
+_COMMA: Final = r"^\s*([+-]?\d+),(\d+)\s*$"
 _DIGITS: Final = {16: 3, 32: 7, 64: 15}
 """Significant digits of a float by its bits."""
 
@@ -33,6 +35,8 @@ class Table:
 
     Attributes:
         separator: Separator of a CSV file; None: the file is Parquet.
+        skipped: Number of lines above its header, such as Excel's ``sep=;``.
+        decimal: Sign before the decimals of its numbers.
         held: The table, if it is in memory; then ``path`` is its name in errors.
     """
 
@@ -40,6 +44,8 @@ class Table:
     names: tuple[str, ...]
     separator: str | None
     held: pa.Table | None = None
+    skipped: int = 0
+    decimal: str = "."
 
     def batches(self, columns: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         """Yield columns of consecutive rows, at most ``BATCH_ROWS`` rows per batch.
@@ -68,13 +74,19 @@ class Table:
         with pa.input_stream(str(self.path), compression="detect") as raw:
             reader = arrow_csv.open_csv(
                 raw,
-                read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+                read_options=arrow_csv.ReadOptions(
+                    block_size=_BLOCK_BYTES, use_threads=False, skip_rows=self.skipped
+                ),
                 parse_options=arrow_csv.ParseOptions(
                     delimiter=self.separator, newlines_in_values=True
                 ),
                 convert_options=convert,
             )
-            yield from _even(reader)
+            for batch in _even(reader):
+                if self.decimal == ",":
+                    texts = batch.items()
+                    batch = {n: pc.replace_substring_regex(c, _COMMA, r"\1.\2") for n, c in texts}
+                yield batch
 
     def _parquet(self, columns: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         with parquet.ParquetFile(self.path) as file:
@@ -167,16 +179,19 @@ def _open_csv(path: Path) -> Table:
     with pa.input_stream(str(path), compression="detect") as raw:
         head = raw.read(_BLOCK_BYTES)
     text = head.decode("utf-8-sig", errors="strict" if len(head) < _BLOCK_BYTES else "ignore")
-    lines = text.splitlines()
+    skipped = int(text.startswith("sep="))
+    lines = text.splitlines()[skipped:]
     if not lines or not lines[0].strip():
         raise TableUnusable(path.name, None, "it is empty", "Name a file with a header and rows")
-    separator = max(_SEPARATORS, key=lambda s: lines[0].count(s))
-    names = next(csv.reader(lines, delimiter=separator))
+    dialect = dialect_of(io.StringIO(text, newline="")) or Dialect(())
+    names = next(csv.reader(lines, delimiter=dialect.delimiter))
     if all(_number(name) is not None for name in names):
         raise TableUnusable(
             path.name, None, "its first line is all numbers", "Give the file a header"
         )
-    return Table(path, tuple(names), separator)
+    return Table(
+        path, tuple(names), dialect.delimiter, skipped=skipped, decimal=dialect.decimal
+    )  # fmt: skip
 
 
 def _first_line(error: BaseException) -> str:

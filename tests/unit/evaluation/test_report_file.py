@@ -21,6 +21,7 @@ from evaluation.report.build import report_on
 from evaluation.report.columns import Asked, assign
 from evaluation.report.filerows import FileRows
 from evaluation.report.page.render import render
+from evaluation.report.table import open_table
 from evaluation.report.values import Report
 from online.commands.cli import app
 
@@ -287,3 +288,20 @@ def test_the_exit_code_is_the_verdicts(tmp_path: Path) -> None:
     done = runner.invoke(app, ["report", "--file", str(small), "--since", "7d"])
     assert done.exit_code == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv", "r.html", "small.csv"]
+
+
+def test_a_file_as_excel_writes_it_where_decimals_follow_a_comma(tmp_path: Path) -> None:
+    rows = [(i / 8, i / 8 + 0.25, f"a,{i}") for i in range(200)]
+    tables = {}
+    for name, head, comma in (("plain", "", "."), ("excel", "\ufeffsep=;\n", ",")):
+        cells = (f"{p!s};{y!s}".replace(".", comma) + f";{text}" for p, y, text in rows)
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([f"{head}prediction;label;note", *cells, ""]), encoding="utf-8")
+        table = open_table(path)
+        tables[name] = [
+            {column: values.to_pylist() for column, values in batch.items()}
+            for batch in table.batches(table.names)
+        ]
+    assert tables["plain"] == tables["excel"]
+    assert tables["excel"][0]["prediction"][:2] == ["0.0", "0.125"]
+    assert tables["excel"][0]["note"][1] == "a,1"
