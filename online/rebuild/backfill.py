@@ -130,14 +130,15 @@ def look(tables: Tables, model: Model) -> Cut:
         InputRefused: Naming file and column.
         LocationFailed: The storage failed.
     """
-    files = inputs.files_of(tables.files)
+    asked = (tables.label, tables.event_id, tables.time, tables.action, *tables.ignored)
+    known = () if isinstance(model, Linear) else known_names(model)
+    files = inputs.files_of(tables.files, (*asked, *(tables.declared or ()), *known))
     if tables.label in (tables.event_id, tables.time, tables.action):
         place = f"{files[0].path}, column {tables.label}"
         raise InputRefused(place, "it is the label, and more", "Name another column")
     layout = inputs.layout(
         files, key=tables.event_id, time=tables.time, ignored=tables.ignored,
-        known=() if isinstance(model, Linear) else known_names(model),
-        numeric_only=model.numeric_only, missing_ok=tables.missing_ok,
+        known=known, numeric_only=model.numeric_only, missing_ok=tables.missing_ok,
         text_bytes_max=tables.text_bytes_max, label=tables.label, declared=tables.declared,
         texts=getattr(model, "entities", ()), action=tables.action,
     )  # fmt: skip

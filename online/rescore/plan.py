@@ -11,7 +11,7 @@ from evaluation.metrics import Task
 from online.rescore.scorer import Method
 from online.tables.layout import Input, Layout, Shard
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -58,10 +58,12 @@ class Plan(msgspec.Struct, frozen=True):
         return self.inputs[shard.input].path
 
 
-def asked(model: str, spec: str, snapshot: str, layout: Layout, inputs: tuple[Input, ...]) -> str:
+def asked(
+    form: int, model: str, spec: str, snapshot: str, layout: Layout, inputs: tuple[Input, ...]
+) -> str:
     """Hash of a run's inputs and model; equal for the same files and the same model."""
     files = [(one.place, one.path, one.size, one.changed_at) for one in inputs]
-    parts = (model, spec, snapshot, layout, files)
+    parts = (form, model, spec, snapshot, layout, files)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

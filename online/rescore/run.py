@@ -202,9 +202,10 @@ def prepare(
 
     Also returns why all rows are scored although another run was published; "" if they are not.
     """
-    files = inputs.files_of(request.files)
     model = scored.make()
     known = known_names(model)
+    named = (request.key, request.time, *request.ignored, *(request.declared or ()), *known)
+    files = inputs.files_of(request.files, named)
     entities: Collection[str] = getattr(model, "entities", ())
     if request.key in entities:
         problem = "scores are stored by it, and the model has offsets by it, which read a feature"
@@ -215,10 +216,12 @@ def prepare(
         text_bytes_max=request.text_bytes_max, declared=request.declared,
         texts=entities,
     )  # fmt: skip
-    asked = plan.asked(scored.name, scored.spec, scored.snapshot, layout, tuple(files))
+    asked = plan.asked(FORMAT, scored.name, scored.spec, scored.snapshot, layout, tuple(files))
     name = request.run or asked[:16]
     if (begun := planned(request.output, name)) is not None:
-        own = plan.asked(begun.model, begun.spec, begun.snapshot, begun.layout, begun.inputs)
+        own = plan.asked(
+            begun.format, begun.model, begun.spec, begun.snapshot, begun.layout, begun.inputs
+        )
         if own != asked:
             raise RunRefused(
                 name, "it was begun with other files, columns or another model",

@@ -135,7 +135,8 @@ class Schema:
         out = {}
         for name, one in self._declared.items():
             low, high = one.range or (None, None)
-            out[name] = Column(name, _KINDS.get(one.type, "text"), low, high, one.required)
+            kind = _KINDS.get(one.type, "text")
+            out[name] = Column(name, kind, low, high, one.required, named=kind == "text")
         return out
 
     def example(self) -> Features:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ Kind = Literal["number", "integer", "bool", "text"]
 
 The difference matters to encoders that spell a number as text, as river's ``OneHotEncoder`` does.
 """
+
+PLAIN: Final[tuple[str, ...]] = get_args(Kind)
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -136,13 +138,3 @@ class Rows:
                     missing = np.ones(out.shape, dtype=np.bool_)
                 missing[:, j] = column.present
         return out, missing
-
-
-def number_of(text: str) -> float:
-    """Parse the number in a cell of a text file.  Raises ValueError, also for ``1_000``.
-
-    Python takes underscores for separators; in a table they stand in codes.
-    """
-    if "_" in text:
-        raise ValueError(text)
-    return float(text)

@@ -1,6 +1,6 @@
 """Reads a table without a description as rows of plain values: CSV, TSV, JSON lines or Parquet.
 
-The delimiter and the presence of a header are inferred from the first lines.
+How a text file is written is inferred from its first lines (:mod:`evaluation.dialect`).
 """
 
 from __future__ import annotations
@@ -10,26 +10,28 @@ import gzip
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from evaluation.dialect import Dialect, dialect_of
 from online.tables.actions import NO_REWARD, NULLS, action_in, action_of
-from online.tables.columns import number_of
+from online.tables.columns import PLAIN
 from online.tables.errors import InputRefused
 from refusals import installing, reason
 from replay.plain import is_plain
 
 Value = float | int | str | bool | None
 
-_DELIMITERS: Final = ",\t;|"
-_LINES: Final = 50  # from which delimiter and header are inferred
-_NAME: Final = re.compile(r"(?=.*[^\W\d_])[^\d\s+-].{0,63}")  # has a letter, begins as no number
+_LINES: Final = 50  # of JSON, from which the names are inferred
 _CODE: Final = re.compile(r"0\d+")
 _SUFFIXES: Final = (".csv", ".tsv", ".txt")
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 _PARQUET: Final = (".parquet", ".pq")
 _JSON: Final = (".jsonl", ".ndjson")
 
@@ -39,23 +41,22 @@ class Table:
     """A file of rows.
 
     Attributes:
-        names: Names of its columns; ``c1``, ``c2`` … without a header.  A column that has no name
-            in the header, such as a row's number, is called "".
-        header: Whether the first line names the columns.
-        delimiter: Delimiter of values; None for Parquet and JSON lines.
+        names: Names of the columns with plain values.
+        dialect: How its values are separated; None for Parquet and JSON lines.
+        others: Columns whose values no feature can have, such as lists, with their type.
         action, reward: For a log of choices: columns of the action's name and of the reward.
     """
 
     path: Path
     names: tuple[str, ...]
-    header: bool
-    delimiter: str | None
+    dialect: Dialect | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
     action: str | None = None
     reward: str | None = None
 
     def rows(self) -> Iterator[dict[str, Value]]:
         """Yield all rows; an empty cell is None.  Raises InputRefused, naming the line."""
-        if self.delimiter is None:
+        if self.dialect is None:
             for row in self._records():
                 if self.action is not None:
                     row[self.action] = action_of(row[self.action])
@@ -63,28 +64,31 @@ class Table:
             return
         try:
             with _text(self.path) as lines:
-                reader = csv.reader(lines, delimiter=self.delimiter, **_quotes(self.delimiter))
+                reader = self.dialect.records(lines)
                 for number, cells in enumerate(reader):
-                    if (number == 0 and self.header) or not cells:
+                    if number < self.dialect.above or not cells:
                         continue
                     if len(cells) != len(self.names):
                         problem = f"line {reader.line_num}: {len(cells)} of {len(self.names)} cells"
-                        raise InputRefused(str(self.path), problem, "Mend or remove the line")
-                    yield {n: self._value(n, c) for n, c in zip(self.names, cells, strict=True)}
+                        remedy = "Mend or remove the line, or what stands above the header"
+                        raise InputRefused(str(self.path), problem, remedy)
+                    yield {
+                        name: self._value(name, cell, self.dialect)
+                        for name, cell in zip(self.names, cells, strict=True)
+                    }
         except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
             raise _unreadable(self.path, error) from error
 
     def _records(self) -> Iterator[dict[str, Value]]:
-        if _named(self.path, _PARQUET):
-            return _parquet_rows(self.path)
-        return ({n: _plain(row.get(n)) for n in self.names} for row in _json_rows(self.path))
+        read = _parquet_rows if _named(self.path, _PARQUET) else _json_rows
+        return ({n: _plain(row.get(n)) for n in self.names} for row in read(self.path))
 
-    def _value(self, name: str, cell: str) -> Value:
+    def _value(self, name: str, cell: str, dialect: Dialect) -> Value:
         if name == self.action:
             return action_in(cell)
         if name == self.reward and cell.strip().lower() in NO_REWARD:
             return None
-        return value_of(cell)
+        return value_of(cell, dialect)
 
 
 def open_table(path: Path, named: Collection[str] = ()) -> Table:
@@ -94,45 +98,42 @@ def open_table(path: Path, named: Collection[str] = ()) -> Table:
         named: Columns that the caller knows: a first line with one of them is the header.
     """
     if _named(path, _PARQUET):
-        names = tuple(str(name) for name in _parquet(path).schema_arrow.names)
-        return Table(path, _usable(path, names), True, None)
+        return _typed(path, _parquet_kinds(path))
     if _named(path, _JSON):
-        return Table(path, _usable(path, _json_names(path)), True, None)
+        return _typed(path, _json_kinds(path))
     if not _named(path, _SUFFIXES):
         known = ", ".join((*_SUFFIXES, *_JSON, *_PARQUET))
         remedy = f"Name a file that ends in {known} (or .gz of a text)"
         raise InputRefused(str(path), "no table by its name", remedy)
     try:
         with _text(path) as lines:
-            head = [line for line, _ in zip(lines, range(_LINES), strict=False)]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            dialect = dialect_of(lines, named)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
-    if len(head) < 2:
+    if dialect is None:
         raise InputRefused(str(path), "it has no rows", "Give a file with a header and rows")
-    delimiter = _delimiter(head)
-    try:
-        cells = list(csv.reader(head, delimiter=delimiter, **_quotes(delimiter)))
-    except csv.Error as error:
-        raise _unreadable(path, error) from error
-    names = tuple(cell.strip() for cell in cells[0])
-    header = not set(names).isdisjoint(named) or _is_header(names, cells[1:])
-    if not header:
-        names = tuple(f"c{i}" for i in range(1, len(names) + 1))
-    return Table(path, _usable(path, names), header, delimiter)
+    usable(str(path), dialect.names)
+    return Table(path, dialect.names, dialect)
 
 
-def _usable(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the columns.  Raises InputRefused if they can't be names of features."""
+def _typed(path: Path, kinds: Mapping[str, str]) -> Table:
+    usable(str(path), list(kinds))
+    others = {name: kind for name, kind in kinds.items() if kind not in PLAIN}
+    return Table(path, tuple(kinds), others=others)
+
+
+def usable(place: str, names: Sequence[str]) -> None:
+    """Refuse names of columns that can't be names of features.  Raises InputRefused."""
     shown = f"its header is {', '.join(names)!r:.200}"
     named = [name for name in names if name]
-    if len(set(named)) != len(named) or not named:
-        raise InputRefused(str(path), shown, "Name each column, and each once")
+    title = len(names) > 2 and not any(names[1:])  # above the header
+    if len(set(named)) != len(named) or not named or title:
+        raise InputRefused(place, shown, "Name each column, and each once, in the first line")
     if not all(map(is_plain, names)):
-        raise InputRefused(str(path), shown, "Leave control characters out of names")
-    return names
+        raise InputRefused(place, shown, "Leave control characters out of names")
 
 
-def value_of(cell: str) -> Value:
+def value_of(cell: str, dialect: Dialect) -> Value:
     """Parse a cell: a number, true or false, or a text; None if it is missing.
 
     Digits that begin with a zero, as in a postal code, are a text.
@@ -141,35 +142,12 @@ def value_of(cell: str) -> Value:
     if text in NULLS:
         return None
     try:
-        number = number_of(text)
+        number = dialect.number(text)
     except ValueError:
         return {"true": True, "false": False}.get(text.lower(), text)
     if not math.isfinite(number) or _CODE.fullmatch(text):
         return text
     return int(text) if text.lstrip("+-").isdecimal() and abs(number) < 2**53 else number
-
-
-def _delimiter(head: Sequence[str]) -> str:
-    """Infer the delimiter: it occurs in each of the first lines, as equally often as possible."""
-
-    def steady(one: str) -> tuple[int, int]:
-        counts = [line.count(one) for line in head]
-        return (min(counts) > 0, -len(set(counts))) if max(counts) else (-1, 0)
-
-    return max(_DELIMITERS, key=steady)
-
-
-def _quotes(delimiter: str) -> Mapping[str, Any]:
-    # Tab-separated texts are written literally, with quotation marks that may never close.
-    return {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
-
-
-def _is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
-    """Whether the first line has names, words that do not occur as values below; some are empty."""
-    named = [(i, cell) for i, cell in enumerate(first) if cell]
-    if not named or not all(_NAME.fullmatch(cell) for _, cell in named):
-        return False
-    return not any(cell in (row[i].strip() for row in rest if i < len(row)) for i, cell in named)
 
 
 def _named(path: Path, suffixes: tuple[str, ...]) -> bool:
@@ -195,19 +173,26 @@ def _parquet(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Value]]:
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     for batch in _parquet(path).iter_batches():
-        for row in batch.to_pylist():
-            yield {name: _plain(value) for name, value in row.items()}
+        yield from batch.to_pylist()
 
 
-def _json_names(path: Path) -> tuple[str, ...]:
-    """Names in the first lines; those of objects and lists are left out."""
-    names: dict[str, bool] = {}
+def _parquet_kinds(path: Path) -> dict[str, str]:
+    from online.tables.inputs import kind_of
+
+    return {str(field.name): kind_of(field.type) for field in _parquet(path).schema_arrow}
+
+
+def _json_kinds(path: Path) -> dict[str, str]:
+    """Kinds of values in the first lines by name; that of an object or list prevails."""
+    kinds: dict[str, str] = {}
     for row in islice(_json_rows(path), _LINES):
         for name, value in row.items():
-            names[name] = names.get(name, True) and not isinstance(value, dict | list)
-    return tuple(name for name, plain in names.items() if plain and name)
+            nested = isinstance(value, dict | list)
+            if name and (nested or name not in kinds):
+                kinds[name] = type(value).__name__ if nested else PLAIN[0]
+    return kinds
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -227,14 +212,18 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Value:
-    """Convert a cell of Parquet or JSON to a plain value: NaN is missing, a time is text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, float | int | str | bool | None) else str(value)
+    """Convert a cell of Parquet or JSON: NaN is missing, a time is text; others are no values."""
+    if isinstance(value, date):
+        return str(value)
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else None
 
 
 def _unreadable(path: Path, error: Exception) -> InputRefused:
     if isinstance(error, UnicodeDecodeError):
-        again = f"iconv -f WINDOWS-1252 -t UTF-8 {path} > utf8.csv (or -f UTF-16)"
+        with gzip.open(path) if _named(path, (".gz",)) else path.open("rb") as file:
+            coding = "UTF-16" if file.read(2) in _UTF_16 else "WINDOWS-1252"
+        again = f"iconv -f {coding} -t UTF-8 {path} > utf8.csv"
         return InputRefused(str(path), "it is not UTF-8", f"Save it as UTF-8, for example: {again}")
     return InputRefused(str(path), reason(error), "Name a file that can be read")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -13,6 +13,7 @@ from typing import Final, Literal
 from evaluation.late import posix_seconds
 from evaluation.metrics import Task
 from online.errors import ConfigError
+from online.tables.actions import action_of
 from online.tables.first_look import Table, Value
 from replay.example import Features, Label
 
@@ -42,6 +43,9 @@ _POSITIVE: Final = ("yes", "true", "1", "y", "positive", "up", "spam", "fraud", 
 _MANY: Final = 10  # rows with the same text: it identifies nobody
 _OWN_MIN: Final = 100  # distinct values without repetition tell nothing about other rows
 _SINGLE: Final = re.compile(r"[^\s]*\d[^\s]*")  # like order numbers
+_DATE: Final = re.compile(
+    r"(\d\d?[/-](\d\d?|[A-Za-z]{3,9})[/-](19|20)\d\d|(19|20)\d\d/\d\d?/\d\d?)([ T].*)?"
+)
 _GERMAN: Final = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}( \d{1,2}:\d{2}(:\d{2})?)?")
 _GERMAN_FORM: Final = "%d.%m.%Y %H:%M:%S"
 _ALMOST: Final = {
@@ -101,11 +105,11 @@ class Guess:
             label = float(label)
         numbers, others = self.named("number"), self.named("category", "text")
         features: Features = {name: cells[name] for name in numbers}
-        features |= {name: category(cells[name]) for name in others}
+        features |= {name: action_of(cells[name]) for name in others}
         features |= {name: cells[name] for name in self.named("bool")}
         present: Features = {name: value for name, value in features.items() if value is not None}
         at = max((seconds(cells[name]) or 0.0 for name in self.named("time")), default=0.0)
-        ids = [str(cells[name]) for name in self.named("event_id")]
+        ids = [action_of(cells[name]) for name in self.named("event_id")]
         return Row(present, label, at, ids[0] if ids else None)
 
     def canonical(self, label: Label) -> Label:
@@ -145,6 +149,19 @@ class _Seen:
         return next(found, None) if texts else None
 
     @property
+    def without(self) -> str:
+        """Return a note on rows without a value; "" if all have one."""
+        n = self.values.count(None)
+        return f"; {n:,} of {len(self.values):,} rows have none, and teach nothing" if n else ""
+
+    @property
+    def exception(self) -> str:
+        """Return a note on the text that is no number, if most values are numbers; else ""."""
+        texts = [value for value in self.values if isinstance(value, str)]
+        odd = 0 < len(texts) < len(self.values) / 2
+        return f"; numbers, but for {texts[0][:40]!r}" if odd else ""
+
+    @property
     def texts(self) -> bool:
         """Whether the values are sentences: several words on average, and few repetitions."""
         texts = [value for value in self.values if isinstance(value, str)]
@@ -155,6 +172,17 @@ class _Seen:
     @property
     def all_differ(self) -> bool:
         return len(self.different) == len(self.values) >= 10
+
+    @property
+    def ascending(self) -> bool:
+        """Whether the values are times in order."""
+        times = [at for value in self.values if (at := seconds(value)) is not None]
+        return times == sorted(times)
+
+    @property
+    def dates(self) -> bool:
+        """Whether the values are dates in a form that is not read, such as 1/31/2026."""
+        return all(isinstance(value, str) and _DATE.fullmatch(value) for value in self.different)
 
     @property
     def times(self) -> bool:
@@ -170,47 +198,57 @@ def guess(table: Table, label: str | None = None, task: Task | None = None) -> G
     for row in islice(table.rows(), LOOK_ROWS):
         for name, value in row.items():
             seen[name].values.append(value)
-    columns = {name: _column(name, one) for name, one in seen.items()}
-    _take_id(columns, seen)
+    columns = {name: _column(name, one, table) for name, one in seen.items()}
+    _take_id(columns, seen, table.others)
     chosen, why = (label, "as you say") if label else _label(table.names, columns, seen)
     if chosen not in columns:
         known = ", ".join(table.names)
         raise ConfigError("--label", f"there is no column {chosen!r}", f"Name one of: {known}")
     guessed_task, classes = _task(chosen, seen[chosen], task)
-    columns[chosen] = Column(chosen, "label", why)
+    columns[chosen] = Column(chosen, "label", why + seen[chosen].without + _spellings(classes))
     examples = {n: v for n, c in columns.items() if (v := _typical(c.kind, seen[n])) is not None}
     if not any(c.kind in FEATURES for c in columns.values()):
         raise ConfigError(str(table.path), "no column is left to learn from", "Add features")
     return Guess(table, guessed_task, chosen, tuple(columns.values()), classes, examples)
 
 
-def _column(name: str, seen: _Seen) -> Column:
+def _column(name: str, seen: _Seen, table: Table) -> Column:
     n = len(seen.different)
     if _ROWS.fullmatch(name) and (not name or seen.all_differ):
         return Column(name, "left_out", "it has no name, or that of a row's number")
+    if name in table.others and not (_TIMES.fullmatch(name) and seen.times):
+        return Column(name, "left_out", f"no feature can have its type, {table.others[name]}")
     if n == 0:
         return Column(name, "left_out", "it is empty in the rows that were looked at")
     if _ANSWERS.fullmatch(name):
         return Column(name, "left_out", "by its name it is another model's answer")
     if _TIMES.fullmatch(name) and seen.times:
-        return Column(name, "time", "its name, and its values are times: the order of the rows")
+        unsorted = "" if seen.ascending else ", but not that of the file: sort it for a backfill"
+        why = f"its name, and its values are times: the order of the rows{unsorted}"
+        return Column(name, "time", why)
     if _IDS.fullmatch(name) and seen.all_differ:
         return Column(name, "event_id", "its name, and no value comes twice")
     if _IDS.fullmatch(name) and n > 2:
         return Column(name, "category", f"its name: an id, {n:,} different ones")
     if seen.numeric:
-        return Column(name, "number", f"{n:,} different numbers")
+        commas = table.dialect is not None and table.dialect.decimal == ","
+        signs = ", with a comma before decimals" if commas else ""
+        return Column(name, "number", f"{n:,} different numbers{signs}")
     if all(isinstance(value, bool) for value in seen.different):
         return Column(name, "bool", "true and false")
     if seen.texts:
         return Column(name, "text", "sentences: each word counts")
-    more = f"; numbers, if they had {seen.almost}" if seen.almost else ""
+    if seen.dates:
+        return Column(name, "left_out", "times, if they were written as 2026-01-31 or 31.1.2026")
+    more = f"; numbers, if they had {seen.almost}" if seen.almost else seen.exception
     if seen.all_differ and n >= _OWN_MIN:
         return Column(name, "left_out", f"no value comes twice, {n:,} different ones{more}")
     return Column(name, "category", f"{n:,} different values{more}")
 
 
-def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
+def _take_id(
+    columns: dict[str, Column], seen: Mapping[str, _Seen], others: Collection[str]
+) -> None:
     """If no id was found by name, use the first column of unique values as the id."""
     if any(column.kind == "event_id" for column in columns.values()):
         return
@@ -219,7 +257,7 @@ def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
             not _ROWS.fullmatch(name)
             and column.kind == "left_out"
             and seen[name].all_differ
-            and not seen[name].almost
+            and not (seen[name].almost or seen[name].dates or seen[name].times or name in others)
         )
         if own and all(_SINGLE.fullmatch(str(value)) for value in seen[name].values):
             columns[name] = Column(name, "event_id", "each row has its own, with a number in it")
@@ -233,7 +271,7 @@ def _typical(kind: Kind, seen: _Seen) -> Value:
         numbers = sorted(float(value) for value in values)
         return float(f"{numbers[len(numbers) // 2]:.2g}")
     if kind == "category":
-        value, n = Counter(map(category, values)).most_common(1)[0]
+        value, n = Counter(map(action_of, values)).most_common(1)[0]
         return value if n >= _MANY else None
     return None
 
@@ -276,13 +314,13 @@ def _task(name: str, seen: _Seen, task: Task | None) -> tuple[Task, tuple[Value,
     return chosen, tuple(values)
 
 
-def category(value: Value) -> Value:
-    """Convert a category to a text, also if it looks like a number or a bool."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(int(value)) if float(value).is_integer() else str(value)
+def _spellings(classes: Sequence[Value]) -> str:
+    """Return a note on classes that differ only in case, which may be one class; else ""."""
+    first: dict[str, Value] = {}
+    for value in classes:
+        if (known := first.setdefault(str(value).casefold(), value)) != value:
+            return f"; {known!r} and {value!r} are two classes: write them alike if they are one"
+    return ""
 
 
 def seconds(value: Value) -> float | None:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from evaluation.dialect import Dialect, dialect_of
 from online.tables.actions import NULLS
-from online.tables.columns import Kind, number_of
+from online.tables.columns import PLAIN, Kind
 from online.tables.errors import InputRefused
+from online.tables.first_look import usable
 from online.tables.layout import Column, Form, Input, Layout, Shard
 from online.tables.line_ends import LineEnds
 from online.tables.logged_choices import ABOUT, NoChoice, row_of
@@ -45,13 +48,14 @@ _READ_AS: Final[dict[str, tuple[str, ...]]] = {
 """Kinds of columns that can be read as a declared kind; CSV columns are texts anyway."""
 _FORMS: Final[dict[str, Form]] = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".dsjson": "dsjson",
+    ".dsjson": "dsjson", ".tsv": "csv", ".txt": "csv",
 }  # fmt: skip
 
 
-def files_of(places: Sequence[str]) -> list[Input]:
+def files_of(places: Sequence[str], named: Collection[str | None] = ()) -> list[Input]:
     """The files of some paths or URIs; folders are expanded, in order of names.
 
+    ``named`` are columns that the caller knows: a first line with one of them is a header.
     ``rows`` are still 0.  Raises InputRefused, LocationFailed.
     """
     out: list[Input] = []
@@ -71,11 +75,11 @@ def files_of(places: Sequence[str]) -> list[Input]:
                 infos = [info]
         if not infos:
             raise InputRefused(without_keys(place), "the folder contains no file", "Name another")
-        out += [_input(place, info) for info in infos]
+        out += [_input(place, info, {name for name in named if name}) for info in infos]
     return out
 
 
-def _input(place: str, info: Any) -> Input:
+def _input(place: str, info: Any, named: Collection[str]) -> Input:
     name = info.base_name.lower()
     compressed = name.endswith(".gz")
     plain = name.removesuffix(".gz")
@@ -88,7 +92,23 @@ def _input(place: str, info: Any) -> Input:
     if not info.size:
         raise InputRefused(info.path, "the file is empty", "Leave it out, or write it again")
     changed_at = (info.mtime_ns or 0) / 1e9
-    return Input(place, info.path, form, compressed, info.size, changed_at, 0)
+    one = Input(place, info.path, form, compressed, info.size, changed_at, 0)
+    return msgspec.structs.replace(one, dialect=_dialect(one, named)) if form == "csv" else one
+
+
+def _dialect(one: Input, named: Collection[str]) -> Dialect:
+    """Infer how a text file is written.  Raises InputRefused."""
+    head = _head(one)
+    try:
+        text = head.decode("utf-8-sig", errors="ignore" if len(head) == _HEAD_BYTES else "strict")
+        dialect = dialect_of(io.StringIO(text, newline=""), named)
+    except (UnicodeDecodeError, csv.Error) as error:
+        problem = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else reason(error)
+        raise InputRefused(one.path, problem, "Save it as CSV in UTF-8") from error
+    if dialect is None:
+        raise InputRefused(one.path, "the file has no rows", "Leave it out, or write it again")
+    usable(one.path, dialect.names)
+    return dialect
 
 
 def opened(one: Input) -> Any:
@@ -120,21 +140,52 @@ def kinds(one: Input) -> dict[str, Kind | str]:
     Raises InputRefused, LocationFailed.
     """
     if one.form == "parquet":
-        return {field.name: _kind(field.type) for field in parquet(one).schema_arrow}
+        return {field.name: kind_of(field.type) for field in parquet(one).schema_arrow}
     head = _head(one)
-    if one.form != "csv":
+    if one.dialect is None:
         return _json_kinds(one, head)
+    ends = _line_ends(one).within(head)[: one.dialect.above]
+    begin = int(ends[-1]) + 1 if len(ends) else 0
     try:
-        table = pacsv.open_csv(
-            io.BytesIO(head),
-            pacsv.ReadOptions(use_threads=False, block_size=len(head) + 1),
-            pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip"),
-            pacsv.ConvertOptions(null_values=NULLS),
-        )
+        read = parsed(head[begin:], one.dialect, list(dict.fromkeys(one.dialect.names)))
     except pa.ArrowException as error:
         raise InputRefused(one.path, f"no CSV with a header ({error})", "Write it again") from error
-    read = table.read_all()
-    return {name: _csv_kind(of) for name, of in zip(read.column_names, read.columns, strict=True)}
+    columns = zip(read.column_names, read.columns, strict=True)
+    return {name: _csv_kind(of, one.dialect) for name, of in columns}
+
+
+def parsed(
+    data: bytes,
+    dialect: Dialect,
+    wanted: Sequence[str],
+    types: Mapping[str, pa.DataType] | None = None,
+    odd: Callable[[Any], str] = lambda _: "skip",
+) -> pa.Table:
+    """Parse whole rows; ``odd`` is asked about those with other numbers of values.
+
+    Whitespace around a value is no part of it, and the texts for missing values are null.  Without
+    ``types`` they are inferred.  Raises ArrowException.
+    """
+    table = pacsv.read_csv(
+        io.BytesIO(data),
+        pacsv.ReadOptions(
+            use_threads=False, column_names=dialect.names, block_size=len(data) + 1
+        ),
+        pacsv.ParseOptions(
+            delimiter=dialect.delimiter, quote_char='"' if dialect.quotes else False,
+            newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=odd,
+        ),
+        pacsv.ConvertOptions(
+            column_types=types, include_columns=wanted, null_values=NULLS,
+            decimal_point=dialect.decimal,
+        ),
+    )  # fmt: skip
+    for i, name in enumerate(table.column_names):
+        if table[name].type == pa.string():
+            texts = pc.utf8_trim_whitespace(table[name])
+            missing = pc.is_in(texts, pa.array(NULLS))
+            table = table.set_column(i, name, pc.if_else(missing, None, texts))
+    return table
 
 
 def _head(one: Input) -> bytes:
@@ -145,38 +196,31 @@ def _head(one: Input) -> bytes:
     return head[:end] if len(head) == _HEAD_BYTES and end else head
 
 
-def _kind(kind: pa.DataType) -> Kind | str:
+def kind_of(kind: pa.DataType) -> Kind | str:
+    """Return the kind of a Parquet column; a type that no feature can have is given by its name."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_boolean(kind):
         return "bool"
     if pa.types.is_integer(kind):
         return "integer"
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
     return str(kind)
 
 
-def _csv_kind(values: pa.ChunkedArray) -> Kind:
+def _csv_kind(values: pa.ChunkedArray, dialect: Dialect) -> Kind:
     """Kind of a CSV column; a few texts among numbers are invalid rows."""
-    of = _kind(values.type)
+    of = kind_of(values.type)
     if of in ("integer", "number", "bool"):
         return of  # type: ignore[return-value]
     if of == "null":
         return "number"
     texts = [text for text in values.cast(pa.string()).to_pylist() if text not in (None, *NULLS)]
-    numbers = sum(map(_is_number, texts))
+    numbers = sum(dialect.is_number(text) for text in texts)
     return "number" if numbers > _MOSTLY * len(texts) else "text"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        number_of(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
@@ -289,7 +333,7 @@ def _check_types(
     if not taken:
         raise InputRefused(one.path, "all columns are ignored", "Ignore fewer")
     for name, kind in taken.items():
-        if kind not in ("number", "integer", "bool", "text"):
+        if kind not in PLAIN:
             raise _column(one, name, f"it is of type {kind}", f"Leave it out: --ignore {name}")
         if kind == "text" and numeric_only and name not in texts:
             remedy = f"This model takes numbers only: write numbers, or --ignore {name}"
@@ -314,7 +358,9 @@ def _as_declared(
         elif (known := declared.get(name)) is not None:
             if kind == "integer" and one.form not in ("csv", "parquet"):
                 kind = "number"  # JSON has texts for categories
-            if kind not in _READ_AS[known.kind] and not (one.form == "csv" and kind != "text"):
+            floats = known.named and one.form == "parquet" and kind == "number"
+            own = kind in _READ_AS[known.kind] or floats or (one.form == "csv" and kind != "text")
+            if not own:
                 problem = f"it holds {kind}, and is declared as {known.kind}"
                 raise _column(one, name, problem, "Write it as declared, or declare it so")
             out[name] = known.kind
@@ -388,17 +434,22 @@ def _cut_parquet(place: int, one: Input) -> Iterator[Shard]:
         first += rows
 
 
+def _line_ends(one: Input) -> LineEnds:
+    if one.dialect is None:
+        return LineEnds(quoted=False)
+    return LineEnds(quoted=one.dialect.quotes, delimiter=one.dialect.delimiter)
+
+
 def _cut_text(place: int, one: Input) -> Iterator[Shard]:
-    quoted = one.form == "csv"
-    line_ends = LineEnds(quoted=quoted)
+    line_ends, above = _line_ends(one), 0 if one.dialect is None else one.dialect.above
     with failures(one.path), opened(one) as stream:
         begin, first, lines, at, last = 0, 0, 0, 0, b""
         while data := stream.read(TEXT_BYTES):
             ends = line_ends.within(data)
-            if first == 0 and lines == 0 and begin == 0 and quoted:  # the header is no row
-                if not len(ends):
+            if above:  # the header is no row
+                if len(ends) < above:
                     raise InputRefused(one.path, "no line ends its header", "Write it again")
-                begin, ends = at + int(ends[0]) + 1, ends[1:]
+                begin, ends, above = at + int(ends[above - 1]) + 1, ends[above:], 0
             lines += len(ends)
             if len(ends):
                 end = at + int(ends[-1]) + 1
@@ -408,12 +459,6 @@ def _cut_text(place: int, one: Input) -> Iterator[Shard]:
             at, last = at + len(data), data[-1:]
         if at > begin and last != b"\n":
             yield Shard(0, place, 0, begin, at, first, 1)
-
-
-def header(one: Input) -> list[str]:
-    """Column names of a CSV file."""
-    text = _head(one).decode("utf-8-sig", errors="replace")
-    return next(iter(csv.reader(io.StringIO(text))), [])
 
 
 def newest(inputs: Iterable[Input]) -> float:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from evaluation.dialect import Dialect
 from online.tables.columns import Kind
 
 Form = Literal["parquet", "csv", "jsonl", "dsjson"]
@@ -18,6 +19,7 @@ class Input(msgspec.Struct, frozen=True):
         place, path: URI of its filesystem, and its path there.
         changed_at: POSIX seconds of its last change; 0 if unknown.
         rows: Number of rows, invalid ones included.
+        dialect: How values are separated; None: they are not, as in Parquet and JSON.
     """
 
     place: str
@@ -27,6 +29,7 @@ class Input(msgspec.Struct, frozen=True):
     size: int
     changed_at: float
     rows: int
+    dialect: Dialect | None = None
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -59,6 +62,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         least, most: A row with a number outside this range is invalid; None: no bound.
         required: Whether a row without it is invalid.
+        named: Whether it is declared as a category or text: then it may be written as numbers.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     least: float | None = None
     most: float | None = None
     required: bool = False
+    named: bool = False
 
 
 class Layout(msgspec.Struct, frozen=True):

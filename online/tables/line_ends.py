@@ -6,14 +6,10 @@ character like any other.  Quotes are therefore told apart one by one if some st
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import numpy.typing as npt
 
 _LINE_END, _QUOTE = b'\n"'
-_BEFORE: Final = np.frombuffer(b',\n\r"', np.uint8)
-"""What stands before a quote that begins a value, or before the second one of a pair within it."""
 
 
 class LineEnds:
@@ -21,10 +17,12 @@ class LineEnds:
 
     Parameters:
         quoted: Whether values may be quoted; JSON has no line ends within values.
+        delimiter: What stands between values.
     """
 
-    def __init__(self, *, quoted: bool) -> None:
+    def __init__(self, *, quoted: bool, delimiter: str = ",") -> None:
         self._quoted = quoted
+        self._before = delimiter.encode() + b"\n\r"  # what stands before a quoted value
         self._inside = False  # within a quoted value
         self._last = b"\n"  # the byte before the next piece
         self._closed = False  # it was a quote that ended a quoted value
@@ -52,7 +50,7 @@ class LineEnds:
         begins = quotes[int(self._inside) :: 2]  # if each quote is one of them
         before = numbers[begins[begins > 0] - 1]
         first = begins[:1].tolist() != [0] or self._begins(self._last[0], self._closed)
-        if first and np.isin(before, _BEFORE).all():
+        if first and np.isin(before, [*self._before, _QUOTE]).all():
             return quotes
         out: list[int] = []
         inside, closed_at = self._inside, -1 if self._closed else -2
@@ -66,10 +64,9 @@ class LineEnds:
                 out.append(at)
         return np.array(out, dtype=np.int64)
 
-    @staticmethod
-    def _begins(last: int, closed: bool) -> bool:
+    def _begins(self, last: int, closed: bool) -> bool:
         """Whether a quote outside of quoted values begins one, or is the second one of a pair.
 
         ``closed`` is true if the byte before it, ``last``, is a quote that ended a value.
         """
-        return closed if last == _QUOTE else last in b",\n\r"
+        return closed if last == _QUOTE else last in self._before

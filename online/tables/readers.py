@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
-from online.tables.actions import NULLS, action_in, action_of
-from online.tables.columns import ABSENT, Floats, Index, Numbers, Rows, Text, number_of
+from evaluation.dialect import Dialect
+from online.tables.actions import action_in, action_of
+from online.tables.columns import ABSENT, Floats, Index, Numbers, Rows, Text
 from online.tables.errors import InputRefused
-from online.tables.inputs import header, json_kind, json_row, opened, parquet
+from online.tables.inputs import json_kind, json_row, opened, parquet, parsed
 from online.tables.layout import Column, Form, Input, Layout, Shard
 from online.tables.logged_choices import NoChoice
 from online.tables.places import failures
@@ -80,7 +79,9 @@ def read(one: Input, shard: Shard, layout: Layout) -> Iterator[Piece]:
         return
     data = _bytes(one, shard)
     for batch, numbers, bad in (
-        _csv(one, shard, layout, data) if one.form == "csv" else _json(one, shard, layout, data)
+        _json(one, shard, layout, data)
+        if one.dialect is None
+        else _csv(one, one.dialect, shard, layout, data)
     ):
         yield _piece(one, batch, numbers, bad, layout)
 
@@ -129,7 +130,7 @@ def _bytes(one: Input, shard: Shard) -> bytes:
 
 
 def _csv(
-    one: Input, shard: Shard, layout: Layout, data: bytes
+    one: Input, dialect: Dialect, shard: Shard, layout: Layout, data: bytes
 ) -> Iterator[tuple[pa.RecordBatch, Index, list[Bad]]]:
     kinds = {"number": pa.float64(), "integer": pa.float64(), "bool": pa.bool_(),
              "text": pa.string()}  # fmt: skip
@@ -137,13 +138,13 @@ def _csv(
     for name in (layout.key, layout.time):
         if name is not None:
             types[name] = pa.string() if name == layout.key else pa.float64()
-    names, wanted = header(one), _wanted(layout)
+    wanted = _wanted(layout)
     try:
-        table, bad_lines = _parsed(data, names, wanted, types)
+        table, bad_lines = _parsed(data, dialect, wanted, types)
         cast: list[tuple[int, str]] = []
     except pa.ArrowInvalid:  # a value has another type: read texts to find it
-        table, bad_lines = _parsed(data, names, wanted, dict.fromkeys(types, pa.string()))
-        table, cast = _cast(table, types)
+        table, bad_lines = _parsed(data, dialect, wanted, dict.fromkeys(types, pa.string()))
+        table, cast = _cast(table, types, dialect)
     numbers = np.setdiff1d(np.arange(shard.rows), [line for line, _ in bad_lines])
     if len(numbers) != table.num_rows:
         raise InputRefused(
@@ -169,7 +170,7 @@ def _csv(
 
 
 def _parsed(
-    data: bytes, names: list[str], wanted: list[str], types: dict[str, pa.DataType]
+    data: bytes, dialect: Dialect, wanted: list[str], types: dict[str, pa.DataType]
 ) -> tuple[pa.Table, list[tuple[int, str]]]:
     bad: list[tuple[int, str]] = []
 
@@ -177,18 +178,12 @@ def _parsed(
         bad.append((row.number - 1, f"{row.actual_columns} fields, not {row.expected_columns}"))
         return "skip"
 
-    table = pacsv.read_csv(
-        io.BytesIO(data),
-        pacsv.ReadOptions(use_threads=False, column_names=names, block_size=len(data) + 1),
-        pacsv.ParseOptions(
-            newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=skip
-        ),
-        pacsv.ConvertOptions(column_types=types, include_columns=wanted, null_values=NULLS),
-    )
-    return table, bad
+    return parsed(data, dialect, wanted, types, skip), bad
 
 
-def _cast(table: pa.Table, types: dict[str, pa.DataType]) -> tuple[pa.Table, list[tuple[int, str]]]:
+def _cast(
+    table: pa.Table, types: dict[str, pa.DataType], dialect: Dialect
+) -> tuple[pa.Table, list[tuple[int, str]]]:
     """Convert texts to their types; also returns rows and columns of invalid ones (null there)."""
     wrong: list[tuple[int, str]] = []
     columns = []
@@ -201,7 +196,7 @@ def _cast(table: pa.Table, types: dict[str, pa.DataType]) -> tuple[pa.Table, lis
         values: list[Any] = []
         for i, text in enumerate(texts.to_pylist()):
             try:
-                values.append(_value(text, kind))
+                values.append(None if text is None else _value(text, kind, dialect))
             except ValueError:
                 wrong.append((i, name))
                 values.append(None)
@@ -209,11 +204,9 @@ def _cast(table: pa.Table, types: dict[str, pa.DataType]) -> tuple[pa.Table, lis
     return pa.table(columns, names=table.column_names), wrong
 
 
-def _value(text: str | None, kind: pa.DataType) -> Any:
-    if text is None or text in NULLS:
-        return None
+def _value(text: str, kind: pa.DataType, dialect: Dialect) -> Any:
     if kind == pa.float64():
-        return number_of(text)
+        return dialect.number(text)
     if (lower := text.lower()) in ("true", "1", "false", "0"):
         return lower in ("true", "1")
     raise ValueError(text)
@@ -296,11 +289,8 @@ def _piece(
     anything = np.zeros(n, dtype=np.bool_)
     for column in layout.features:
         values = batch.column(column.name)
-        if column.name == layout.action:
-            named = action_in if one.form == "csv" else action_of
-            values = pa.array([named(value) for value in values.to_pylist()], pa.string())
-        elif one.form == "csv" and column.kind == "text":  # numbers were read so
-            values = pc.if_else(pc.is_in(values, pa.array(NULLS)), None, values)
+        if column.name == layout.action or column.named:
+            values = _named(one, values, column)
         if column.required and values.null_count:
             absent = ~values.is_valid().to_numpy(zero_copy_only=False)
             refuse(absent, column.name, "it is required, and missing")
@@ -338,6 +328,8 @@ def _numbers(one: Input, values: pa.Array, column: Column, refuse: Any) -> Numbe
     try:
         if pa.types.is_boolean(values.type):
             values = values.cast(pa.uint8())
+        if pa.types.is_decimal(values.type):
+            values = values.cast(pa.float64())
         raw = values.to_numpy(zero_copy_only=False)
         numbers = np.ascontiguousarray(raw, dtype=np.float64)
     except (pa.ArrowException, ValueError, TypeError) as error:
@@ -362,9 +354,27 @@ def _numbers(one: Input, values: pa.Array, column: Column, refuse: Any) -> Numbe
     return Numbers(kind, numbers, present)
 
 
+def _named(one: Input, values: pa.Array, column: Column) -> pa.Array:
+    """Convert categories or actions to texts.
+
+    17 is "17", also if the file has 17.0, as columns of whole numbers are often written of which
+    some are missing.
+    """
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    given = values.dictionary.to_pylist()
+    if column.named and any(isinstance(v, float) and not v.is_integer() for v in given):
+        problem = "it holds number, and is declared as text"
+        place = f"{one.path}, column {column.name}"
+        raise InputRefused(place, problem, "Write it as declared, or declare it so")
+    if one.form == "csv":
+        given = [action_in(value) for value in given]
+    elif not column.named or pa.types.is_primitive(values.type.value_type):
+        given = [action_of(value) for value in given]
+    return pa.array(given, pa.string()).take(values.indices)
+
+
 def _text(values: pa.Array, bytes_max: int, name: str, refuse: Any) -> Text:
-    if pa.types.is_integer(values.type):  # declared as a category
-        values = values.cast(pa.string())
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     codes = values.indices.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int32)

@@ -92,7 +92,7 @@ def read(path: Path, validator: Validator, rows_max: int) -> list[tuple[Features
     try:
         if path.stat().st_size > rows_max * _BYTES_A_ROW:
             raise _refused(path, f"{path.stat().st_size} bytes", f"Give at most {rows_max} rows")
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             for n, (features, label) in enumerate(_parsed(path, lines), 1):
                 if n > rows_max:
                     remedy = "Give fewer, or raise limits.root_rows_max"

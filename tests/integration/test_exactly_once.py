@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,19 +26,20 @@ online.learning.base.BaseLearner._before = lambda self, example: None
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("journal", "rounds"),
+    ("journal", "rounds", "changing"),
     [
-        ("redis", 4),  # SQLite in short: with labels that change, below
-        pytest.param("sqlite", 10, marks=pytest.mark.long),
-        pytest.param("redis", 10, marks=pytest.mark.long),
+        ("sqlite", 4, True),
+        pytest.param("sqlite", 10, False, marks=pytest.mark.long),
+        pytest.param("redis", 10, False, marks=pytest.mark.long),  # in short: one process, below
     ],
 )
 def test_every_acknowledged_event_is_learned_exactly_once(
-    journal: JournalKind, rounds: int
+    journal: JournalKind, rounds: int, changing: bool
 ) -> None:
+    """Changing: by its final label, and no provisional lesson stays or counts twice."""
     if journal == "redis" and redis_server.find_binary(environment()) is None:
         pytest.skip("no valkey-server or redis-server")
-    result = exactly_once.run(rounds, journal=journal, seed=8, progress=print)
+    result = exactly_once.run(rounds, journal=journal, seed=8, changing=changing, progress=print)
     assert result.good, result
     assert result.acknowledged > 20 * rounds
     assert result.in_flight_min >= 8
@@ -45,17 +47,23 @@ def test_every_acknowledged_event_is_learned_exactly_once(
     assert whole == rounds // 4
     assert result.rounds.get("all and the store", 0) == (journal == "redis")
     assert sum(result.rounds.values()) == rounds
-    assert len(result.rounds) >= 4, "kinds of kills"
+    assert len(result.rounds) >= (3 if rounds == 4 else 4), "kinds of kills"
     assert result.statuses["duplicate"] > 0
 
 
-@pytest.mark.long  # in short: with labels that change, below
-def test_so_it_is_in_one_process_without_ray() -> None:
-    result = exactly_once.run(100, seed=8, embedded=True, progress=print)
+@pytest.mark.parametrize(
+    ("journal", "rounds"), [("redis", 2), pytest.param("sqlite", 100, marks=pytest.mark.long)]
+)
+def test_so_it_is_in_one_process_without_ray(journal: JournalKind, rounds: int) -> None:
+    """Redis is killed, too, every other time."""
+    if journal == "redis" and redis_server.find_binary(environment()) is None:
+        pytest.skip("no valkey-server or redis-server")
+    result = exactly_once.run(rounds, journal=journal, seed=8, embedded=True, progress=print)
     assert result.good, result
-    assert result.rounds == {"all": 100}
+    stores = (rounds + 1) // 2 if journal == "redis" else 0
+    assert result.rounds == Counter({"all": rounds - stores, "all and the store": stores})
     assert result.in_flight_min >= 8
-    assert result.acknowledged > 2000
+    assert result.acknowledged > 20 * rounds
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.long)])
@@ -66,15 +74,6 @@ def test_no_provisional_lesson_stays_or_counts_twice(rounds: int) -> None:
     assert result.in_flight_min >= 8
     assert result.acknowledged > 20 * rounds
     assert result.statuses["duplicate"] > 0
-
-
-@pytest.mark.ray
-def test_nor_does_one_in_two_replicas_and_a_server() -> None:
-    result = exactly_once.run(4, seed=8, changing=True, progress=print)
-    assert result.good, result
-    assert result.acknowledged > 80
-    assert result.rounds["all"] == 1
-    assert len(result.rounds) >= 3, "kinds of kills"
 
 
 def test_the_harness_fails_if_nothing_is_taken_back(tmp_path: Path) -> None:

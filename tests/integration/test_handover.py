@@ -138,8 +138,8 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
     settings = {**settings_of(0), "replicas": 3, "limits": {"adopt_s": 60}}
     with contextlib.ExitStack() as at_end, service(settings) as running:
         at_end.callback(stop.set)  # else a failure leaves threads that send to the next service
-        predictors = [Predictor(running.url, stop) for _ in range(2)]
-        clients = [Client(i, lambda: running.url, sent, stop, i) for i in range(8)]
+        predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
+        clients = [Client(i, lambda: running.url, sent, stop, i, pause_s=0.01) for i in range(8)]
         for thread in (*predictors, *clients):
             thread.start()
         acknowledged(sent, 200)
@@ -254,6 +254,7 @@ def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
                 break
             assert time.monotonic() < deadline, shown
         assert complete(running)["learned"] == 22
+        ends_without_rays_head(running, "gcs_server")
 
 
 def learn(url: str, event: str) -> None:
@@ -272,6 +273,7 @@ def predict(url: str, event: str) -> dict[str, Any]:
     return {**answer, "prediction": mine - other}
 
 
+@pytest.mark.long  # in short: a roll-out, above, and a promotion, in one process
 def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
     sent, settings = Sent(), settings_of(0)
     # Starts take turns with feedback at the journal; whoever is slow is not adopted meanwhile.
@@ -468,23 +470,28 @@ def fsck(running: Running) -> list[dict[str, Any]]:
     return findings
 
 
-@pytest.mark.parametrize("name", ["gcs_server", pytest.param("raylet", marks=pytest.mark.long)])
-def test_without_rays_head_the_service_ends_and_leaves_nothing(name: str) -> None:
+@pytest.mark.long  # in short: the other process of the head, at the end of the test of peers
+def test_without_rays_head_the_service_ends_and_leaves_nothing() -> None:
     with service({**settings_of(0), "replicas": 1}) as running:
-        private = running.facts["private"]
-        whole = running.processes()
-        (head,) = [p for p in whole if p.name() == name]
-        begun = time.monotonic()
-        head.kill()
-        assert running.process.wait(_EXIT_S) == 2
-        took = time.monotonic() - begun
-        assert took < _EXIT_S
-        print(f"{name}: exit after {took:.1f} s")
-        assert not [p for p in whole if runs(p)]
-        assert not Path(private).exists()
-        assert not [
-            p.pid
-            for p in psutil.process_iter(["cmdline"])
-            if any(private in part for part in p.info["cmdline"] or ())
-        ]
-        assert "Ray has stopped" in (running.folder / "serve.log").read_text()
+        ends_without_rays_head(running, "raylet")
+
+
+def ends_without_rays_head(running: Running, name: str) -> None:
+    """A process of Ray's head is killed: the service ends, and leaves nothing."""
+    private = running.facts["private"]
+    whole = running.processes()
+    (head,) = [p for p in whole if p.name() == name]
+    begun = time.monotonic()
+    head.kill()
+    assert running.process.wait(_EXIT_S) == 2
+    took = time.monotonic() - begun
+    assert took < _EXIT_S
+    print(f"{name}: exit after {took:.1f} s")
+    assert not [p for p in whole if runs(p)]
+    assert not Path(private).exists()
+    assert not [
+        p.pid
+        for p in psutil.process_iter(["cmdline"])
+        if any(private in part for part in p.info["cmdline"] or ())
+    ]
+    assert "Ray has stopped" in (running.folder / "serve.log").read_text()

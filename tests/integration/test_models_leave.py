@@ -76,18 +76,21 @@ def partitions(running: Running) -> list[Partition]:
         return list(journal.partitions("leaves"))
 
 
-def test_a_model_leaves_and_comes_back_with_all_that_it_has_acknowledged() -> None:
+@pytest.mark.parametrize("killed", [[True], pytest.param([False, True], marks=pytest.mark.long)])
+def test_a_model_leaves_and_comes_back_with_all_that_it_has_acknowledged(
+    killed: list[bool],
+) -> None:
     acknowledged = unanswered = 0
     with serving({"replicas": 2, "models": MODELS}) as running:
         epoch = status(running, "stays")["server"]["epoch"]
         path = f"{running.url}/v1/models/leaves"
-        for round_, killed in enumerate((False, True)):
+        for round_, kill in enumerate(killed):
             teacher = Teacher(running.url, round_)
             teacher.start()
             while teacher.taught < 100:
                 assert teacher.is_alive()
                 time.sleep(0.01)
-            said = reload(running, MODELS[:1], kill=killed)
+            said = reload(running, MODELS[:1], kill=kill)
             assert "model leaves is no longer served; its state stays in" in said
             assert "model leaves: its state is in snapshot" in said
             teacher.join(240)
@@ -95,7 +98,7 @@ def test_a_model_leaves_and_comes_back_with_all_that_it_has_acknowledged() -> No
             for _ in range(20):  # whichever replica answers
                 answers = [httpx.get(path, timeout=120), httpx.post(f"{path}/predict", json={})]
                 assert [answer.status_code for answer in answers] == [404, 404]
-            assert killed or all(partition.sealed for partition in partitions(running))
+            assert kill or all(partition.sealed for partition in partitions(running))
             assert status(running, "stays")["server"]["epoch"] == epoch, "it went on, beside it"
             acknowledged += teacher.taught
             unanswered += teacher.unanswered
@@ -105,4 +108,4 @@ def test_a_model_leaves_and_comes_back_with_all_that_it_has_acknowledged() -> No
             assert "model leaves is new" in reload(running, MODELS)
             now = settle(running, "leaves", written)
             adopted = any(report.get("adopted") for report in now["replicas"].values())
-            assert killed or not adopted, "all was pushed before it left"
+            assert kill or not adopted, "all was pushed before it left"

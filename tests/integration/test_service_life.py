@@ -140,7 +140,7 @@ def test_side_by_side_then_stop_kill_restart_and_changed_code(service: Running) 
         assert answers(other) == close_to(before)
         assert online("fsck", "--config", str(place / "online.yaml")).returncode == 0
 
-        ended(other, signal.SIGTERM)
+        ended(other, signal.SIGINT)
         assert answers(service), "the first one goes on"
         changed_code(place, 41, before)
 
@@ -156,8 +156,11 @@ def ended(running: Running, number: int) -> None:
 
 
 def changed_code(place: Path, learned: int, first: list[float]) -> None:
-    """Refused; then learned again with the new code; then, changed once more, from nothing."""
-    settings = str(place / "online.yaml")
+    """Refused; then learned again with the new code; then, changed once more, from nothing.
+
+    From here on in one process, which starts in a second.
+    """
+    settings = str(write_settings(place, {"cluster": "embedded", "models": [FILE_MODEL]}))
     (place / "learner.py").write_text(LEARNER.format(rate=0.5))
     error = refused("serve", settings)
     assert "model clicks" in error
@@ -170,7 +173,6 @@ def changed_code(place: Path, learned: int, first: list[float]) -> None:
         assert any(f"learning {learned} events" in line for line in running.lines)
         assert settle(running, "clicks", learned)["learned"] == learned
         assert answers(running) != close_to(first), "learned with the new rate"
-        ended(running, signal.SIGINT)
     finally:
         running.stop()
 
@@ -182,27 +184,10 @@ def changed_code(place: Path, learned: int, first: list[float]) -> None:
         assert answers(running) == [0.5] * len(PROBES)
         learn(running, 4, first=100)
         assert status(running, "clicks")["learned"] == 4
-        impatient(running)
     finally:
         running.stop()
     found = json.loads(online("fsck", "--config", settings, "--json").stdout)
     assert [model["good"] for model in found] == [True]
-
-
-def impatient(running: Running) -> None:
-    """A second signal ends it at once, and nothing is left."""
-    log = running.folder / "serve.log"
-    traces = Traces.of(running)
-    running.process.send_signal(signal.SIGINT)
-    while "stopping" not in log.read_text():
-        time.sleep(0.005)
-    begun = time.monotonic()
-    running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(240) == 130
-    bound_s = stop_s(running.started_s) / 2
-    assert time.monotonic() - begun < bound_s, "sooner than by itself"
-    assert traces.left() == []
-    assert "Traceback" not in log.read_text()
 
 
 def test_a_start_that_is_given_up_leaves_nothing() -> None:

@@ -200,6 +200,8 @@ def test_tables_of_other_tasks(tmp_path: Path) -> None:
     assert classes.task == "multiclass"
     assert [y for _, y in classes.rows] == [3, 4, 5]
     assert [x["a"] for x, _ in classes.rows] == [0.0, 0.0, "nan"]
+    excel = open_stream(_write(tmp_path / "e.csv", "\ufeffa,y\n1,0\n2,1\n"))
+    assert next(iter(excel.rows))[0] == {"a": 1.0}
     numbers = open_stream(_write(tmp_path / "n.csv", "a,y\n1,0\n2,1\n"))
     assert numbers.label_names == {False: "0", True: "1"}
 

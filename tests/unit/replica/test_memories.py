@@ -97,7 +97,8 @@ def test_what_can_not_learn_again_is_refused_with_its_reason(more: Any, reason: 
 
 
 def test_a_model_that_can_not_learn_again_is_refused() -> None:
-    why = why_no_replay(SimpleNamespace(), "compensated")  # type: ignore[arg-type]
+    nothing: Any = SimpleNamespace()
+    why = why_no_replay(nothing, "compensated")
     assert why == "it learns a row once"
 
 

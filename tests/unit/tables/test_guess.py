@@ -5,17 +5,20 @@ from __future__ import annotations
 import gzip
 import time
 from collections.abc import Iterator
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.dialect import Dialect
 from online.errors import ConfigError
-from online.tables.actions import NULLS
+from online.tables.actions import NULLS, action_of
 from online.tables.errors import InputRefused
 from online.tables.first_look import open_table, value_of
-from online.tables.guess import Guess, category, guess, seconds
+from online.tables.guess import Guess, guess, seconds
 
 
 def written(folder: Path, text: str, name: str = "t.csv") -> Path:
@@ -52,7 +55,8 @@ def test_delimiter_and_header_are_told(
     tmp_path: Path, text: str, name: str, names: tuple[str, ...], header: bool
 ) -> None:
     table = open_table(written(tmp_path, text, name))
-    assert (table.names, table.header) == (names, header)
+    assert table.dialect is not None
+    assert (table.names, table.dialect.above) == (names, header)
     assert len(list(table.rows())) == text.count("\n") - header
 
 
@@ -77,8 +81,8 @@ def test_a_column_of_numbers_may_have_missing_ones(tmp_path: Path) -> None:
 def test_cells_are_plain_values() -> None:
     cells = {"1": 1, "-2.50": -2.5, " x ": "x", "": None, "TRUE": True, "nan": None, "NA": None,
              "12345678901234567890": 1.2345678901234567e19, "1e3": 1000.0}  # fmt: skip
-    assert {cell: value_of(cell) for cell in cells} == cells
-    assert [category(v) for v in (7, 7.0, "7", 7.5, None, True)] == [
+    assert {cell: value_of(cell, Dialect(("a",))) for cell in cells} == cells
+    assert [action_of(v) for v in (7, 7.0, "7", 7.5, None, True)] == [
         "7",
         "7",
         "7",
@@ -107,9 +111,9 @@ def test_damaged_and_strange_files_are_refused_with_the_place(tmp_path: Path) ->
     written(tmp_path, "no gzip", "t.csv.gz")
     with pytest.raises(InputRefused, match=r"t\.csv\.gz"):
         open_table(tmp_path / "t.csv.gz")
-    for encoding in ("latin-1", "utf-16"):
+    for encoding, named in (("latin-1", "WINDOWS-1252"), ("utf-16", "UTF-16")):
         (tmp_path / "t.csv").write_text("größe,y\n1,2\n", encoding=encoding)
-        with pytest.raises(InputRefused, match=r"not UTF-8.*\n?.*iconv -f WINDOWS-1252"):
+        with pytest.raises(InputRefused, match=rf"not UTF-8.*\n?.*iconv -f {named} "):
             open_table(tmp_path / "t.csv")
     written(tmp_path, "no parquet", "t.parquet")
     with pytest.raises(InputRefused, match=r"t\.parquet"):
@@ -153,14 +157,14 @@ def test_a_column_in_which_no_value_comes_twice_is_no_feature(tmp_path: Path) ->
 
 
 def test_numbers_with_a_comma_are_named_as_such(tmp_path: Path) -> None:
-    rows = "".join(f"{i % 40},5;{i},25;{i % 3};{i % 2}\n" for i in range(200))
-    found = guessed(tmp_path, f"a;b;c;y\n{rows}")
+    rows = "".join(f'"{i % 40},5","{i},25",{i % 3},{i % 2}\n' for i in range(200))
+    found = guessed(tmp_path, f"a,b,c,y\n{rows}")
     said = {column.name: column.why for column in found.columns}
     assert kinds(found) == {"a": "category", "b": "left_out", "c": "number", "y": "label"}
     assert said["a"] == "40 different values; numbers, if they had a point for the comma"
     assert said["b"].endswith("200 different ones; numbers, if they had a point for the comma")
     with pytest.raises(ConfigError, match="Write a point for the comma"):
-        guessed(tmp_path, f"a;b;c;y\n{rows}", label="a", task="regression")
+        guessed(tmp_path, f"a,b,c,y\n{rows}", label="a", task="regression")
     mixed = guessed(tmp_path, "a,y\n" + "".join(f"{'uv'[i % 2]},{i % 2}\n" for i in range(200)))
     assert mixed.columns[0].why == "2 different values"
 
@@ -197,7 +201,9 @@ def test_json_lines_are_read_like_a_table(tmp_path: Path) -> None:
     line = '{{"size": {}.5, "of": {{"a": 1}}, "colour": "{}", "label": {}}}\n\n'
     text = "".join(line.format(i, "red" if i % 3 else "blue", i % 2) for i in range(30))
     found = guessed(tmp_path, text + '{"label": 1, "size": null}\n', "t.jsonl")
-    assert kinds(found) == {"size": "number", "colour": "category", "label": "label"}
+    assert kinds(found) == {
+        "size": "number", "of": "left_out", "colour": "category", "label": "label",
+    }  # fmt: skip
     rows = list(found.rows())
     assert (rows[0].features, rows[0].label) == ({"size": 0.5, "colour": "blue"}, 0)
     assert rows[-1].features == {}
@@ -281,3 +287,44 @@ def test_parquet_and_gzip_are_read_alike(tmp_path: Path) -> None:
     again = guess(open_table(tmp_path / "t.csv.gz"))
     assert [row.label for row in again.rows()] == [1, 0, 1]
     assert kinds(again)["c"] == "number", "a CSV file has no types"
+
+
+def test_what_no_feature_can_be_is_named_and_decimals_are_numbers(tmp_path: Path) -> None:
+    """A backfill refuses such columns: lists, durations, times that are not in a column of time."""
+    n = 120
+    days = [date(2026, 1, 1) + timedelta(days=i) for i in range(n)]
+    table = pa.table({
+        "cost": [Decimal(i) / 4 for i in range(n)], "tags": [["a"]] * n,
+        "took": pa.array(range(n), pa.duration("s")), "day": days, "when": days[::-1],
+        "label": [i % 2 for i in range(n)],
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = guess(open_table(tmp_path / "t.parquet"))
+    said = {column.name: (column.kind, column.why) for column in found.columns}
+    assert said["cost"][0] == "number"
+    assert {said[name][0] for name in ("tags", "took", "day")} == {"left_out"}
+    assert said["tags"][1] == "no feature can have its type, list<element: string>"
+    assert said["when"] == (
+        "time", "its name, and its values are times: the order of the rows, "
+        "but not that of the file: sort it for a backfill",
+    )  # fmt: skip
+    assert next(found.rows()).features == {"cost": 29.75}
+
+
+def test_a_label_says_which_rows_lack_it_and_which_classes_may_be_one(tmp_path: Path) -> None:
+    labels = ("yes", "no", "Yes", "NA", "#N/A", " ")
+    found = guessed(tmp_path, "x,label\n" + "".join(f"{i},{labels[i % 6]}\n" for i in range(60)))
+    assert [column.why for column in found.columns][1] == (
+        "its name; 30 of 60 rows have none, and teach nothing; "
+        "'Yes' and 'yes' are two classes: write them alike if they are one"
+    )
+    assert len(list(found.rows())) == 30
+
+
+def test_a_text_among_numbers_and_dates_that_are_not_read_are_named(tmp_path: Path) -> None:
+    lines = [f"{i if i else 'Total'},{i % 12 + 1}/{i % 28 + 1}/2026,{i % 2}" for i in range(60)]
+    found = guessed(tmp_path, "\n".join(["a,b,label", *lines]) + "\n")
+    said = {column.name: (column.kind, column.why) for column in found.columns}
+    assert said["a"] == ("category", "60 different values; numbers, but for 'Total'")
+    assert said["b"][0] == "left_out"
+    assert said["b"][1].startswith("times, if they were written as")

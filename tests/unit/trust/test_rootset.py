@@ -66,6 +66,7 @@ def test_root_sets_are_read_or_refused(tmp_path: Path) -> None:
     found = root_of(csv, good)
     assert found.problem is None
     assert found.summary()["classes"] == {"false": 20, "true": 20}
+    assert root_of(csv, "\ufefflabel,a\n1,2\n").summary()["rows"] == 1  # as Excel writes it
     lines = tmp_path / "root.jsonl"
     assert root_of(lines, '{"features": {"a": 1}, "label": true}\n' * 2).summary()["rows"] == 2
     for text, why in (
