@@ -65,10 +65,10 @@ _TAIL: Final = tuple(10 ** (-2 - j / 4) for j in range(16, 0, -1))
 EDGES: Final = (*_TAIL, *(i / 100 for i in range(1, 100)), *(1 - e for e in reversed(_TAIL)))
 """Edges of the bins of scores: hundredths, and four per decade from .01 to 1e-6 at both ends."""
 
-_TENTHS: Final = tuple(min(int(round(low * 100, 6) // 10), 9) for low in (0.0, *EDGES))
-_SCORES: Final = tuple((f"score/{i}/0", f"score/{i}/1") for i in range(len(EDGES) + 1))
-_SUMS: Final = tuple(f"sum/{tenth}" for tenth in _TENTHS)
-_PLACES: Final = tuple((*pair, total) for pair, total in zip(_SCORES, _SUMS, strict=True))
+TENTHS: Final = tuple(min(int(round(low * 100, 6) // 10), 9) for low in (0.0, *EDGES))
+_PLACES: Final = tuple(
+    (f"score/{i}/0", f"score/{i}/1", f"sum/{tenth}") for i, tenth in enumerate(TENTHS)
+)
 
 
 def increments(
@@ -162,9 +162,9 @@ def details(
         own = probabilities.get(text, 0.0)
         squares = sum([p * p for p in probabilities.values()])
         out["brier"] = squares - own * own + (1.0 - own) ** 2
-    at = bisect_right(EDGES, score)
-    out[_SCORES[at][outcome]] = 1
-    out[_SUMS[at]] = score
+    place = place_of_score(score)
+    out[place[outcome]] = 1
+    out[place[2]] = score
     return out
 
 
@@ -259,17 +259,17 @@ def summarise(task: Task, counters: Mapping[str, float]) -> dict[str, float | No
     """
     n = counters.get("n", 0)
     if task == "regression":
-        squared = _ratio(counters.get("squared_error", 0.0), n)
+        squared = ratio(counters.get("squared_error", 0.0), n)
         return {
             "n": n,
-            "mae": _ratio(counters.get("abs_error", 0.0), n),
+            "mae": ratio(counters.get("abs_error", 0.0), n),
             "rmse": None if squared is None else math.sqrt(squared),
-            "mean_mae": _ratio(counters.get("mean_abs_error", 0.0), n),
-            "last_mae": _ratio(counters.get("last_abs_error", 0.0), n),
+            "mean_mae": ratio(counters.get("mean_abs_error", 0.0), n),
+            "last_mae": ratio(counters.get("last_abs_error", 0.0), n),
         }
-    accuracy = _ratio(counters.get("correct", 0), n)
-    often = _ratio(counters.get("majority_correct", 0), n)
-    same = _ratio(counters.get("no_change_correct", 0), n)
+    accuracy = ratio(counters.get("correct", 0), n)
+    often = ratio(counters.get("majority_correct", 0), n)
+    same = ratio(counters.get("no_change_correct", 0), n)
     return {
         "n": n,
         "accuracy": accuracy,
@@ -277,12 +277,13 @@ def summarise(task: Task, counters: Mapping[str, float]) -> dict[str, float | No
         "no_change": same,
         "kappa_m": _kappa(accuracy, often),
         "kappa_t": _kappa(accuracy, same),
-        "log_loss": _ratio(counters.get("log_loss", 0.0), counters.get("log_n", 0)),
+        "log_loss": ratio(counters.get("log_loss", 0.0), counters.get("log_n", 0)),
     }
 
 
-def _ratio(total: float, n: float) -> float | None:
-    return total / n if n else None
+def ratio(total: float | None, n: float | None) -> float | None:
+    """Return the quotient; None where there is nothing to divide, or by."""
+    return total / n if n and total is not None else None
 
 
 def _kappa(accuracy: float | None, baseline: float | None) -> float | None:

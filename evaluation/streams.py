@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ _BUNDLED: Final[Mapping[str, tuple[str, Task]]] = {
     "bananas": ("Bananas", "binary"),
     "image_segments": ("ImageSegments", "multiclass"),
 }
+_CODE: Final = re.compile(r"0\d+")
 _ELEC2: Final = ("elec2", "electricity.csv.gz")
 _INSECTS: Final = ("insects_gradual", "gradual_balanced_24150.csv.gz")
 _GAS: Final = "gas_drift"
@@ -270,8 +272,12 @@ def _value(text: str) -> float | str:
 
 
 def _feature(text: str) -> Value:
-    """Return the value of a field; None if it is empty."""
-    return _value(text) if text.strip() else None
+    """Return the value of a field; None if it is empty.
+
+    Digits that begin with a zero, as in a postal code, are a text.
+    """
+    text = text.strip()
+    return text if _CODE.fullmatch(text) else _value(text) if text else None
 
 
 def _text(path: Path) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from evaluation.metrics import EDGES, PAIR, SCORE, Task, summarise
+from evaluation.metrics import EDGES, PAIR, SCORE, TENTHS, Task, ratio, summarise
 from replay.example import Label, label_of
 
 ROWS_MIN: Final = 30
@@ -130,7 +130,7 @@ def summary(task: Task, counters: Mapping[str, float]) -> Summary:
         balanced_accuracy=sum(recalls) / len(recalls) if len(recalls) > 1 else None,
         f1=_f1(task, classes),
         log_loss=base["log_loss"],
-        brier=_ratio(counters.get("brier"), counters.get("log_n")),
+        brier=ratio(counters.get("brier"), counters.get("log_n")),
         ece=_ece(tenths),
         auc=auc,
         auc_error=within,
@@ -161,10 +161,6 @@ def _lacking(n: int, unusable: int, folded: int) -> list[str]:
     return out
 
 
-def _ratio(total: float | None, n: float | None) -> float | None:
-    return total / n if n and total is not None else None
-
-
 # -- classes -------------------------------------------------------------------------------------
 
 
@@ -189,7 +185,7 @@ def _classes(counters: Mapping[str, float]) -> tuple[ClassScore, ...]:
 
 def _class(label: Label, n: int, said: int, right: int) -> ClassScore:
     return ClassScore(
-        label, n, said, _ratio(right, n), _ratio(right, said), _ratio(2 * right, n + said)
+        label, n, said, ratio(right, n), ratio(right, said), ratio(2 * right, n + said)
     )
 
 
@@ -223,8 +219,7 @@ def _auc(counters: Mapping[str, float]) -> tuple[float | None, float | None]:
 
 def _tenths(counters: Mapping[str, float]) -> tuple[Tenth, ...]:
     ns, hits = [0.0] * 10, [0.0] * 10
-    for (zeros, ones), low in zip(_histogram(counters), (0.0, *EDGES), strict=True):
-        tenth = min(int(round(low * 100, 6) // 10), 9)
+    for (zeros, ones), tenth in zip(_histogram(counters), TENTHS, strict=True):
         ns[tenth] += zeros + ones
         hits[tenth] += ones
     return tuple(
@@ -236,7 +231,7 @@ def _tenths(counters: Mapping[str, float]) -> tuple[Tenth, ...]:
 
 def _ece(tenths: tuple[Tenth, ...]) -> float | None:
     gaps = sum(t.n * abs(t.score - t.share) for t in tenths)
-    return _ratio(gaps, sum(t.n for t in tenths))
+    return ratio(gaps, sum(t.n for t in tenths))
 
 
 # -- regression ----------------------------------------------------------------------------------

@@ -51,13 +51,8 @@ class Adwin:
 
     def update(self, x: float) -> Change | None:
         """Add one number, as in :class:`Detector`."""
-        x = share(x)
-        self._river.update(x)
-        self._n += 1
-        self._sum += x
-        if not self._river.drift_detected:
-            return None
-        return self._cut()
+        changes = self.update_all([share(x)])
+        return changes[0][1] if changes else None
 
     def update_all(self, xs: Sequence[float]) -> list[tuple[int, Change]]:
         """Add numbers in [0, 1] without checking them; return index and change of each finding."""

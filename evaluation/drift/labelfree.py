@@ -8,7 +8,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from evaluation.drift.errors import ReferenceUnusable, ShareUnusable
+from evaluation.drift.alarm import share
+from evaluation.drift.errors import ReferenceUnusable
 
 BLIND: Final = (
     "An estimate from confidence sees inputs that changed; it cannot see that the same inputs now "
@@ -75,7 +76,7 @@ class LabelFree:
         Raises:
             ShareUnusable: It is not a number in [0, 1].
         """
-        place = _place(confidence)
+        place = _place(share(confidence))
         self._open_n[place] += 1
         self._open_sums[place] += confidence
 
@@ -87,17 +88,7 @@ class LabelFree:
             was_open: Whether :meth:`served` was called for it, so that it is removed from the rows
                 without labels.
         """
-        place = _place(confidence)
-        if was_open and self._open_n[place]:
-            self._open_n[place] -= 1
-            self._open_sums[place] -= confidence
-        self._n[place] += 1.0
-        self._sums[place] += confidence
-        self._right[place] += right
-        self._labelled += 1.0
-        self._fresh += 1
-        if self._fresh >= self._memory:
-            self._fade()
+        self.judged_all([(share(confidence), right, was_open)])
 
     def judged_all(self, answers: Sequence[tuple[float, bool, bool]]) -> None:
         """Record the labels of several predictions, with the arguments of :meth:`judged`.
@@ -107,7 +98,7 @@ class LabelFree:
         open_n, open_sums = self._open_n, self._open_sums
         n, sums, rights = self._n, self._sums, self._right
         for confidence, right, was_open in answers:
-            place = min(int(confidence * PLACES), PLACES - 1)
+            place = _place(confidence)
             if was_open and open_n[place]:
                 open_n[place] -= 1
                 open_sums[place] -= confidence
@@ -192,12 +183,7 @@ class LabelFree:
 
 
 def _place(confidence: float) -> int:
-    try:
-        if 0.0 <= confidence <= 1.0:
-            return min(int(confidence * PLACES), PLACES - 1)
-    except TypeError:
-        pass
-    raise ShareUnusable(f"{confidence!r:.60}")
+    return min(int(confidence * PLACES), PLACES - 1)
 
 
 def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -172,19 +172,11 @@ def _open_csv(path: Path) -> Table:
         raise TableUnusable(path.name, None, "it is empty", "Name a file with a header and rows")
     separator = max(_SEPARATORS, key=lambda s: lines[0].count(s))
     names = next(csv.reader(lines, delimiter=separator))
-    if all(_is_number(name) for name in names):
+    if all(_number(name) is not None for name in names):
         raise TableUnusable(
             path.name, None, "its first line is all numbers", "Give the file a header"
         )
     return Table(path, tuple(names), separator)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _first_line(error: BaseException) -> str:

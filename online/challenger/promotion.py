@@ -194,11 +194,8 @@ def spec_of_challenger(settings: Settings, model: ModelSettings) -> str | None:
 
 
 def _spec(settings: Settings, model: ModelSettings) -> str:
-    """Return the hash of a model's spec; keys are needed only to open sealed artifacts."""
-    if not settings.key_path.exists():
-        return load_model(model, settings, b"\0" * 32).spec_hash
-    keys = Keys.from_file(settings.key_path)
-    return load_model(model, settings, keys.secret, keys.old_secrets).spec_hash
+    """Return the hash of a model's spec."""
+    return load_model(model, settings, *Keys.stored(settings.key_path)).spec_hash
 
 
 def _promotion_lines(model: ModelSettings, served: ModelSettings, seq: int) -> list[str]:

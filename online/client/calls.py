@@ -8,10 +8,11 @@ has an id by which repeats are counted once.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -73,20 +74,21 @@ class ServiceRefused(ClientError):
 class ServiceUnavailable(ClientError):
     """No result within the attempts and the time of the retry policy.
 
-    ``definite`` is false if an attempt may have been recorded: send the same event with the same
-    ``event_id`` later; it counts once.
+    ``definite`` is false if an attempt may have been recorded: send ``events`` later
+    (``feedback_many``), which have the ids that were sent; each counts once.
     """
 
     attempts: int
     seconds: float
     last: str
     definite: bool
+    events: tuple[Event, ...] = ()
 
     def __str__(self) -> str:
         remedy = (
             "Nothing was recorded"
             if self.definite
-            else "It may have been recorded: send it again with the same id, it counts once"
+            else "It may have been recorded: send it again with the same id (this error's events)"
         )
         return f"gave up after {self.attempts} tries, {self.seconds:.1f} s: {self.last}. {remedy}"
 
@@ -257,8 +259,10 @@ class Calls:
         return replace(event, event_id=self.new_id())
 
     def feedback(self, model: str, event: Event) -> Steps[Receipt]:
-        request = Request("POST", _feedback(model), _json(_body(self.named(event))))
-        return (yield from self.ask(request, Receipt, receipts=True))
+        named = self.named(event)
+        request = Request("POST", _feedback(model), _json(_body(named)))
+        with _keeping((named,)):
+            return (yield from self.ask(request, Receipt, receipts=True))
 
     def many(self, model: str, events: Sequence[Event]) -> Steps[list[Receipt]]:
         """Send events; returns receipts in order.  Events refused for lack of room are repeated."""
@@ -269,7 +273,8 @@ class Calls:
         for attempt in range(1, self._retry.attempts + 1):
             body = _json({"events": [_body(named[i]) for i in left]})
             try:
-                said = yield from self.ask(Request("POST", _feedback(model), body), Receipts)
+                with _keeping(named):
+                    said = yield from self.ask(Request("POST", _feedback(model), body), Receipts)
             except (ServiceRefused, ServiceUnavailable) as error:
                 if attempt == 1 or not error.definite:
                     raise
@@ -284,6 +289,16 @@ class Calls:
             if attempt < self._retry.attempts:
                 yield pause
         return [receipt for receipt in answered if receipt is not None]
+
+
+@contextlib.contextmanager
+def _keeping(events: Sequence[Event]) -> Iterator[None]:
+    """Give an error without a final reply the events with their ids, which may be made here."""
+    try:
+        yield
+    except ServiceUnavailable as error:
+        error.events = tuple(events)
+        raise
 
 
 def _feedback(model: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +19,7 @@ from online.client.client import Client
 from online.errors import ClientError, OnlineError
 from online.messages.model_status import short
 from online.messages.structs import Prediction
-from replay.example import Label
+from replay.example import Features, Label
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def play(
     source: str,
     stopped: Callable[[], bool],
     token: str | None = None,
+    texts: Collection[str] = (),
 ) -> Iterator[Score]:
     """Predict each row, send its label, and yield the score after each row.
 
@@ -98,6 +99,7 @@ def play(
         rows: Rows per pass; None: all.
         times: Number of passes over the stream.
         token: Needs the roles predict and feedback.
+        texts: Features that the model declares as texts or categories: numbers are sent as texts.
     """
     score = Score(stream.task)
     begun = time.monotonic()
@@ -126,7 +128,7 @@ def play(
                     ahead = begun + score.rows / rate - time.monotonic()
                     if ahead > 0:
                         time.sleep(ahead)
-                answer = client.predict(model, features)
+                answer = client.predict(model, _declared(features, texts))
                 score.add(label, answer)
                 receipt = client.feedback(model, label, id=answer.id, source=source)
                 if receipt.status in ("conflict", "expired", "failed"):
@@ -135,6 +137,16 @@ def play(
                 yield score
             if stopped():
                 return
+
+
+def _declared(features: Features, texts: Collection[str]) -> Features:
+    """Return the row with these numbers as texts; 17.0 is the category 17."""
+    if not texts:
+        return features
+    return {
+        name: str(int(v) if v.is_integer() else v) if name in texts and type(v) is float else v
+        for name, v in features.items()
+    }
 
 
 @contextlib.contextmanager

@@ -62,15 +62,11 @@ class SimpleClient:
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> Answer:
         """Send a GET request.  Raises NoAnswer."""
-        return self._request("GET", path, None, params, {})
+        return self._request("GET", path, None, params)
 
     def post(self, path: str, json: Any = None, params: Mapping[str, Any] | None = None) -> Answer:
         """Send a POST request; ``json``: data of the body, None for no body.  Raises NoAnswer."""
-        if json is None:
-            return self._request("POST", path, None, params, {})
-        return self._request(
-            "POST", path, _encoded(json), params, {"Content-Type": "application/json"}
-        )
+        return self._request("POST", path, None if json is None else _encoded(json), params)
 
     def _request(
         self,
@@ -78,8 +74,8 @@ class SimpleClient:
         path: str,
         body: bytes | None,
         params: Mapping[str, Any] | None,
-        headers: Mapping[str, str],
     ) -> Answer:
+        headers = {} if body is None else {"Content-Type": "application/json"}
         query = f"?{urlencode({k: _as_text(v) for k, v in params.items()})}" if params else ""
         target = f"{self._base}{path}{query}"
         connection = self._kind(*self._place, timeout=self._timeout_s)

@@ -67,10 +67,6 @@ def _ask_pack(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
     return runners.run_pack(data, rows)
 
 
-def _ask_c(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
-    return runners.run_c(model, rows)
-
-
 def _onnx(precision: Precision) -> Callable[[EdgeModel], bytes]:
     def convert(model: EdgeModel) -> bytes:
         from online.edge.targets import onnx_file  # an optional extra
@@ -109,7 +105,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     ),
     "onnx": Target(".onnx", "float32", _onnx("float32"), runners.run_onnx, _MINIMUM_ONNX),
     "onnx64": Target(".float64.onnx", "float64", _onnx("float64"), runners.run_onnx, _MINIMUM_ONNX),
-    "c99": Target(".h", "float32", lambda m: c_file.convert(m).encode(), _ask_c, _MINIMUM_C),
+    "c99": Target(".h", "float32", lambda m: c_file.convert(m).encode(),
+                  lambda _, model, rows: runners.run_c(model, rows), _MINIMUM_C),
     "tfjs": Target(
         ".tfjs.json", "float32", tfjs_file.convert, _ask_tfjs, _MINIMUM_TFJS,
         beside=tfjs_file.weights_file,

@@ -203,8 +203,9 @@ def _sure(prediction: Any, probabilities: Any) -> str:
     """Return the predicted label's probability in brackets; empty if it is not known."""
     if not isinstance(probabilities, dict):
         return ""
-    text = prediction if isinstance(prediction, str) else msgspec.json.encode(prediction).decode()
-    share = probabilities.get(text)
+    share = probabilities.get(msgspec.json.encode(prediction).decode())
+    if share is None and isinstance(prediction, str):
+        share = probabilities.get(prediction)
     return "" if share is None else f" ({share:.2f})"
 
 

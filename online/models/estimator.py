@@ -101,6 +101,21 @@ class RowByRow:
             f"sklearn {name} {describe(self.estimator.get_params())} "
             f"inputs={list(recipe.inputs)!r} labels={self.labels!r} scale={recipe.scale}"
         )
+        self._try()
+
+    def _try(self) -> None:
+        """Learn a row with a copy.  Raises LearnerUnusable if any row would fail."""
+        row = [0.0] * len(self.inputs.names)
+        held, fitted = self.estimator, self._fitted
+        self.estimator = copy.deepcopy(held)
+        try:
+            self.fit(row, self._targets[0] if self._targets else 0.0, None)
+        except Exception as error:  # an estimator may raise anything
+            problem = f"a row raises {type(error).__name__}: {error}"
+            remedy = "Mend its parameters, or take one that learns row by row, as SGDClassifier"
+            raise LearnerUnusable(type(held).__name__, problem[:300], remedy) from error
+        finally:
+            self.estimator, self._fitted = held, fitted
 
     def learn_one(self, x: Features, y: Label) -> None:
         """Learn one row with one call of ``partial_fit``."""

@@ -31,8 +31,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from evaluation.dense import DenseLayers
 from evaluation.metrics import Task
@@ -43,6 +41,7 @@ from online.models.gradients import Score, Slope
 from online.models.limited import Scale
 from online.models.networks.head import Head, made
 from online.models.networks.last_layer import LastLayer
+from online.models.networks.modules import check_parts, outputs_of
 from online.models.networks.rehearsal import pull_of, slope_of
 from online.settings.model import Training
 from paramserver.core.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
@@ -110,7 +109,8 @@ class NetworkModel(Merging):
         torch.set_num_threads(1)  # single rows do not profit from threads
         self._module = copy.deepcopy(network.module).eval()
         name = type(self._module).__name__
-        _check_repeatable(name, self._module)
+        logits = network.loss is None and task != "regression"
+        check_parts(name, self._module, logits=logits)
         self.ids = dict(network.ids or {})
         self._inputs = Inputs(name, network.inputs, scale=network.scale, ids=self.ids)
         self.answering = self._module
@@ -119,7 +119,7 @@ class NetworkModel(Merging):
         self._dtype = next((t.dtype for t in self._tensors.values()), torch.float32)
         if not self._parameters:
             raise LearnerUnusable(name, "it has no parameters that learn", "Give it some")
-        outputs = _outputs(name, self._module, len(self._inputs.names), self._dtype)
+        outputs = outputs_of(name, self._module, len(self._inputs.names), self._dtype)
         self._head = Head(name, task, outputs, loss=network.loss, labels=network.labels)
         self.labels = self._head.labels
         self._new_optimizer = network.optimizer
@@ -414,34 +414,11 @@ def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:
         nn.utils.clip_grad_norm_(parameters, training.clip)
 
 
-def _outputs(name: str, module: nn.Module, wide: int, dtype: torch.dtype) -> int:
-    """Return the number of outputs, found by running the module on a row of zeros."""
-    try:
-        with torch.no_grad():
-            shape = module(torch.zeros(1, wide, dtype=dtype)).shape
-    except Exception as error:  # a user's module may raise anything
-        problem = f"a row of {wide} inputs raises {type(error).__name__}: {error}"
-        remedy = "Name as many inputs as the module takes"
-        raise LearnerUnusable(name, problem, remedy) from error
-    if len(shape) != 2 or shape[0] != 1:
-        problem = f"a row of inputs gives a tensor of shape {tuple(shape)}"
-        raise LearnerUnusable(name, problem, "Return the shape (rows, outputs)")
-    return int(shape[1])
-
-
 def _tensors_of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     """Return the module's learned parameters and float buffers, by the name of their block."""
     learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
     floats = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
     return {prefix + name: tensor for name, tensor in {**learned, **floats}.items()}
-
-
-def _check_repeatable(name: str, module: nn.Module) -> None:
-    """Refuse layers that are random or need batches: replaying a row must repeat its step."""
-    for part in module.modules():
-        if isinstance(part, (_DropoutNd, _BatchNorm)):
-            problem = f"{type(part).__name__} needs many rows at a time, or draws anew for each"
-            raise LearnerUnusable(name, problem, "Leave it out, or take LayerNorm or weight decay")
 
 
 def weights_from(path: str) -> dict[str, torch.Tensor]:

@@ -85,7 +85,6 @@ Question = tuple[Features, Sequence[Action], Alike | None]
 
 ALL: Final = HEADS * EXPERTS + 2
 _SHARED: Final = slice((HEADS - 1) * EXPERTS, HEADS * EXPERTS)
-_ARMS: Final = slice(ALL - 2, ALL)
 _AT_ONCE: Final = 8  # choices in one batch: bounds the size of the arrays
 _PRIOR: Final = 0.3
 """Sum of squared gradients that corresponds to a standard logistic prior of a weight."""

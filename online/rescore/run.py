@@ -48,6 +48,9 @@ from online.tables.places import Folder, Location
 POINTER: Final = "current.json"
 WEIGHTS: Final = "weights.msgpack"
 _RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_BY_NAME: Final = {
+    preprocessing.StandardScaler: "counts", preprocessing.MinMaxScaler: "min", LimitedScaler: "held"
+}  # fmt: skip
 _SAMPLE: Final = 200
 _SEED: Final = 8  # for the rows that are sampled for the audit
 
@@ -273,12 +276,8 @@ def known_names(model: Model) -> Collection[str]:
         named: Collection[str] = getattr(model, "inputs", ())
         return named
     first, *_ = steps(model.estimator)
-    if type(first) is preprocessing.StandardScaler:
-        return set(first.counts)
-    if type(first) is preprocessing.MinMaxScaler:
-        return set(first.min)
-    if type(first) is LimitedScaler:
-        return set(first.held)
+    if (by_name := _BY_NAME.get(type(first))) is not None:
+        return set(getattr(first, by_name))
     if type(first) is linear_model.SoftmaxRegression:
         return {name for weights in first.weights.values() for name in weights}
     return set(first.weights)

@@ -19,14 +19,14 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from river import linear_model, optim, preprocessing
+from river import linear_model, optim
 
 from evaluation.metrics import Task
-from online.models.adapters.linear import Linear
+from online.models.adapters.linear import Linear, adapted
 from online.models.adapters.opaque import Opaque
 from online.models.base import Model, Prediction
 from online.models.limited import Limited, LimitedScaler
-from online.models.state.scalers import MinMax, Standard
+from online.models.state.scalers import SCALERS, MinMax, Standard
 from online.models.structure import steps
 from online.rescore.trees import Forest, Unlowerable, lower
 from online.tables.columns import Floats, Mask, Rows
@@ -176,17 +176,10 @@ def _lowered(model: Model, method: Method) -> _Raw:
 
 
 def _scalers(steps: Sequence[Any]) -> list[Standard | Limited | MinMax]:
-    known: list[Standard | Limited | MinMax] = []
     for step in steps:
-        if type(step) is preprocessing.StandardScaler:
-            known.append(Standard(step, ""))
-        elif type(step) is preprocessing.MinMaxScaler:
-            known.append(MinMax(step, ""))
-        elif type(step) is LimitedScaler:
-            known.append(Limited("", step))
-        else:
+        if type(step) not in (*SCALERS, LimitedScaler):
             raise Unlowerable(f"{type(step).__name__} stands before the model")
-    return known
+    return [adapted(step, "") for step in steps]
 
 
 def _transformed(

@@ -105,7 +105,9 @@ class Worker:
         scored_s = self._monotonic_s()
         base = f"runs/{self._plan.run}"
         if results.bad:
-            self._folder.write(f"{base}/{QUARANTINE}/{shard.name}", results.quarantine())
+            self._folder.write(
+                f"{base}/{QUARANTINE}/{shard.name}", quarantined(results.file, results.bad)
+            )
         self._folder.write(f"{base}/{SHARDS}/{shard.name}", results.table())
         ended_s = self._monotonic_s()
         return Done(
@@ -198,7 +200,7 @@ class _Results:
     """Collects the results of a shard piece by piece."""
 
     def __init__(self, plan: Plan, shard: Shard) -> None:
-        self._plan, self._file = plan, plan.file_of(shard)
+        self._plan, self.file = plan, plan.file_of(shard)
         self._columns: list[list[pa.Array]] = []
         self._sampled: list[tuple[int, str | None, float | None]] = []
         self._keys, self._newest = 0, -np.inf
@@ -238,7 +240,7 @@ class _Results:
         keys = "" if plan.layout.key is None else str(self._keys)
         newest = float(self._newest) if np.isfinite(self._newest) else None
         note = Note(self.good, len(self.bad), keys, self._sampled, newest)
-        about = {"model": plan.model, "version": plan.version, "input": self._file}
+        about = {"model": plan.model, "version": plan.version, "input": self.file}
         about["online"] = msgspec.json.encode(note).decode()
         schema = pa.schema(fields, metadata=about)
         arrays = [
@@ -247,13 +249,9 @@ class _Results:
         ]
         return _parquet(pa.table(arrays, schema=schema))
 
-    def quarantine(self) -> bytes:
-        """Encode the rows that were not scored: ``file``, ``row``, ``column``, ``reason``."""
-        return quarantined(self._file, self.bad)
-
 
 def quarantined(file: str, bad_rows: Sequence[Bad]) -> bytes:
-    """Encode a quarantine file: rows of one input with the reason, in their order."""
+    """Encode rows of one input that were not scored: ``file``, ``row``, ``column``, ``reason``."""
     rows = sorted(bad_rows, key=lambda bad: (bad.row, bad.column))
     return _parquet(
         pa.table({

@@ -98,6 +98,14 @@ class Keys:
             )
         return cls(keys)
 
+    @classmethod
+    def stored(cls, path: Path) -> tuple[bytes, tuple[bytes, ...]]:
+        """Return the present key and the old ones; zeros without a file, which is not created."""
+        if not path.exists():
+            return b"\0" * _KEY_BYTES, ()
+        keys = cls.from_file(path)
+        return keys.secret, keys.old_secrets
+
     def seal(self, nonce: bytes, data: bytes, model: bytes) -> str:
         """Encrypt ``data`` and return the token text."""
         sealed = self._sealer.encrypt(nonce, data, model)

@@ -7,7 +7,7 @@ everything is checked here, before any state changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -227,6 +227,18 @@ class Validator:
         """Key of a label in ``probabilities``: its JSON text, but text labels unquoted."""
         shown = self.show(label)
         return shown if isinstance(shown, str) else label_text(label if shown is None else shown)
+
+    def shares(self, probabilities: Mapping[Label, float]) -> dict[str, float]:
+        """Return probabilities by :meth:`text`; "3" beside the number 3 has its JSON text."""
+        text = self.text
+        out = {text(label): p for label, p in probabilities.items()}
+        if len(out) == len(probabilities):
+            return out
+        numbers = {text(label) for label in probabilities if type(label) is not str}
+        return {
+            label_text(label) if type(label) is str and label in numbers else text(label): p
+            for label, p in probabilities.items()
+        }
 
 
 def not_plain(field: str, what: str, text: str) -> RequestError:

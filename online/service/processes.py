@@ -20,13 +20,15 @@ import stat
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
 from online.errors import StartRefused
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
 
 _KILL_WAIT_S = 3.0
 _REMOVALS = 20  # at most, of a folder that something makes anew
@@ -274,6 +276,15 @@ def runs(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def begun(data: Mapping[str, Any], name: str, nice: int = 10) -> tuple[Settings, ModelSettings]:
+    """Settle a process that works beside the replicas; return the settings, and the model's."""
+    with contextlib.suppress(OSError):
+        os.nice(nice)
+    settings = Settings.model_validate(data)
+    os.umask(settings.umask)
+    return settings, next(model for model in settings.models if model.name == name)
 
 
 def replica_name() -> str:

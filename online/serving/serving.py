@@ -206,7 +206,7 @@ class Serving:
             raise invalid("instances", f"{len(instances)} rows", hint)
         features = self._validator.many(instances)
         answers = self.replica.learner.predict_many(features)
-        show, text = self._validator.show, self._validator.text
+        show, shares = self._validator.show, self._validator.shares
         rows = []
         for features_of, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
@@ -216,7 +216,7 @@ class Serving:
                 _check_finite(sum(answer.probabilities.values()))
                 row.score = anomalies.score_of(self.replica, answer)
                 if row.score is msgspec.UNSET:
-                    row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
+                    row.probabilities = shares(answer.probabilities)
             if give_ids and self.replica.judge is not None:  # a label may arrive
                 self.replica.judge.asked(answer)
             row.missing_rows = _lacking(self.replica, features_of)
@@ -275,7 +275,7 @@ class Serving:
         _check_finite(sum(answer.probabilities.values()))
         if self.replica.settings.purpose.unlabelled:  # an anomaly score is no probability
             return msgspec.UNSET
-        return {self._validator.text(k): p for k, p in answer.probabilities.items()}
+        return self._validator.shares(answer.probabilities)
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
         """Label (None in regression), score and version of one row, as offline scoring has them."""
@@ -291,8 +291,8 @@ class Serving:
             score = anomalies.score_of(replica, answer)
             certain = float(answer.label is not False)
             return text, certain if isinstance(score, msgspec.UnsetType) else score, version
-        wanted = self._validator.text(True) if replica.settings.task == "binary" else text
-        return text, shown.get(wanted, 0.0), version
+        wanted = True if replica.settings.task == "binary" else answer.label
+        return text, (answer.probabilities or {}).get(wanted, 0.0), version
 
     # -- feedback ----------------------------------------------------------------------------
 

@@ -129,16 +129,18 @@ def _bytes(one: Input, shard: Shard) -> bytes:
 # -- text ------------------------------------------------------------------------------------
 
 
+def _types(layout: Layout) -> dict[str, pa.DataType]:
+    """Return the types in which the columns of a text file are read."""
+    kinds = {"bool": pa.bool_(), "text": pa.string()}
+    types = {column.name: kinds.get(column.kind, pa.float64()) for column in layout.features}
+    own = {layout.key: pa.string(), layout.time: pa.float64()}
+    return types | {name: kind for name, kind in own.items() if name is not None}
+
+
 def _csv(
     one: Input, dialect: Dialect, shard: Shard, layout: Layout, data: bytes
 ) -> Iterator[tuple[pa.RecordBatch, Index, list[Bad]]]:
-    kinds = {"number": pa.float64(), "integer": pa.float64(), "bool": pa.bool_(),
-             "text": pa.string()}  # fmt: skip
-    types = {column.name: kinds[column.kind] for column in layout.features}
-    for name in (layout.key, layout.time):
-        if name is not None:
-            types[name] = pa.string() if name == layout.key else pa.float64()
-    wanted = _wanted(layout)
+    types, wanted = _types(layout), _wanted(layout)
     try:
         table, bad_lines = _parsed(data, dialect, wanted, types)
         cast: list[tuple[int, str]] = []
@@ -215,13 +217,8 @@ def _value(text: str, kind: pa.DataType, dialect: Dialect) -> Any:
 def _json(
     one: Input, shard: Shard, layout: Layout, data: bytes
 ) -> Iterator[tuple[pa.RecordBatch, Index, list[Bad]]]:
-    kinds = {"number": pa.float64(), "integer": pa.float64(), "bool": pa.bool_(),
-             "text": pa.string()}  # fmt: skip
-    fields = [(column.name, kinds[column.kind]) for column in layout.features]
     expected = {column.name: column.kind for column in layout.features}
-    fields += [(layout.key, pa.string())] if layout.key is not None else []
-    fields += [(layout.time, pa.float64())] if layout.time is not None else []
-    schema = pa.schema(fields)
+    schema = pa.schema(list(_types(layout).items()))
     lines = data.split(b"\n")[: shard.rows]
     for begin in range(0, len(lines), BATCH_ROWS):
         good, numbers, bad = [], [], []

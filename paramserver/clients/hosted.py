@@ -78,7 +78,7 @@ class ParameterServers:
             wanted = dict(self._read())
             identities = {name: given.identity(self._code) for name, given in wanted.items()}
             for name, server in list(self._servers.items()):
-                if self._identities[name] != identities.get(name):
+                if self._identities.get(name) != identities.get(name):  # None: its start failed
                     _publish(server)
                     self._servers = {n: s for n, s in self._servers.items() if n != name}
                     server.stop()

@@ -88,11 +88,7 @@ class Rates:
 
     def _active(self, source: str) -> _Voice:
         """Return the voice of the source of this event, which is the last active one."""
-        self._events += 1
-        if source == self._last:
-            self._run += 1
-        else:
-            self._last, self._run = source, 1
+        self.pass_by(source)
         voice = self._voices.pop(source, None)
         if voice is None:
             voice = _Voice()

@@ -1,22 +1,23 @@
-"""A sequential test by action on sources that always, or never, reward one action.
+"""A test by action on sources that always, or never, reward one action.
 
-The reward of a choice is compared with three expectations for the chosen action: the model's
-estimate, the estimate plus the median source's deviation from it, and plus the recent deviation of
-all sources.  The highest is the rate at which an honest source may reward the action, against 98 %
-for a source that promotes it.  The lowest is used against a source that never rewards it.  So noisy
-rewards are expected, and the test is not diluted by a source's rewards of other actions.
+Each reward of a choice is a likelihood ratio between an honest source and one that rewards the
+action in 98 % of cases (or in 2 %).  An honest source rewards it at the rate that the model
+expected, corrected by how far off rewards of trusted weight were lately.  So noisy rewards are
+expected, and the test is not diluted by a source's rewards of other actions.
+
+How likely it is beforehand that a source is such a one is learned for each action from the other
+sources: where nobody looks like that, a streak is luck; where some do, the next one is soon
+noticed.  If more than two fifths look like that it is the model that is wrong, or the action that
+is always good, and nobody is suspected.
 
 The test never leads to quarantine, because a person who likes only one thing behaves the same way.
-From two nats against it on, the source's rewards of this action get a tenth of their weight, until
-other sources agree or the source behaves differently.
+While it is likelier than not, the source's rewards of this action get a tenth of their weight.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from math import log
-from statistics import median
+from math import exp, inf, log
 from typing import Final
 
 from paramserver.filters.base import PASS, Event, Favour, Filter, Opinion, Source
@@ -25,38 +26,69 @@ SOURCES_MAX: Final = 4096
 ACTIONS_MAX: Final = 256
 """Greatest number of sources, and of actions of each, with statistics."""
 
+OFFERED_MAX: Final = 4096
+"""Greatest number of actions with statistics over all sources."""
+
 _ALWAYS: Final = 0.98
 _LEAST: Final = 0.05
-_MOST: Final = 0.8
+_MOST: Final = 0.9
 """Least honest rate (lower ones are raised to it), and rate above which there is no evidence."""
 
-_STEP_MAX: Final = 1.5
-_CREDIT_MAX: Final = 2.0
-_AGAINST: Final = -2.0
+_CREDIT_MAX: Final = 3.0
+_AGAINST_MAX: Final = 6.0
+"""Most evidence in nats for a source, and against it."""
+
+_PRIOR: Final = 0.05
+_FIRST: Final = 4.0
+_SHARE_MIN: Final = 0.02
+"""Share of hostile sources before others are known, the number of sources that it counts as, and
+the least share afterwards."""
+
+_CROWD: Final = 0.4
 _WEIGHT: Final = 0.1
 _SOURCES_MIN: Final = 4
 """Least number of sources that must have rewarded an action for a comparison."""
 
-TURN_MAX: Final = 16
-"""Number of actions updated per refresh, those waiting longest first."""
-
-USUAL_MAX: Final = 4096
-"""Greatest number of actions with a median deviation, or waiting for one."""
-
-_OWN: Final = 1.0 / 8.0
-_ALL: Final = 1.0 / 32.0
-"""Rates of the moving averages: of one source, and of all sources."""
+_LATELY: Final = 40.0
+_ROWS_FIRST: Final = 3.0
+"""Rewards over which the model's error is averaged, and the number that its first value, 0, has."""
 
 _REASON: Final = "favours: the source says the same of this action, whatever it brings"
 
 
+class _Action:
+    """Statistics of an action: its sources, how many are suspected, and the model's error."""
+
+    __slots__ = ("high", "low", "n", "off", "weight")
+
+    def __init__(self) -> None:
+        self.n, self.high, self.low, self.off, self.weight = 0, 0.0, 0.0, 0.0, 0.0
+
+    def count(self, said: _Said, sign: int) -> None:
+        """Add, or with -1 remove, a source."""
+        self.n += sign
+        self.high += sign * _suspicion(said.high)
+        self.low += sign * _suspicion(said.low)
+
+    def odds(self, nats: float, suspected: float, own: float, others: int) -> float:
+        """Return the log odds that a source is honest; infinite if too many would not be."""
+        share = max((_PRIOR * _FIRST + suspected - own) / (_FIRST + others), _SHARE_MIN)
+        return inf if share > _CROWD else nats + log((1.0 - share) / share)
+
+    def steps(self, favour: Favour) -> tuple[float, float]:
+        """Return nats against the hypotheses "always rewards" and "never rewards"."""
+        rate = favour.expected + self.off / (self.weight + _ROWS_FIRST)
+        return _says(favour.reward, rate), _says(1.0 - favour.reward, 1.0 - rate)
+
+
 class _Said:
-    """Deviation of a source's rewards of an action, and evidence against always/never rewarding."""
+    """Evidence on a source's rewards of an action, and the action in which it is counted."""
 
-    __slots__ = ("high", "low", "off")
+    __slots__ = ("high", "low", "of")
 
-    def __init__(self, off: float) -> None:
-        self.off, self.high, self.low = off, 0.0, 0.0
+    def __init__(self) -> None:
+        self.high, self.low = 0.0, 0.0
+        self.of: _Action | None = None
 
 
 class Favours(Filter):
@@ -66,73 +98,74 @@ class Favours(Filter):
 
     def __init__(self) -> None:
         self._said: OrderedDict[str, OrderedDict[int, _Said]] = OrderedDict()
-        self._usual: OrderedDict[int, float] = OrderedDict()
-        self._touched: OrderedDict[int, None] = OrderedDict()  # rewarded since their last update
-        self._lately: OrderedDict[int, float] = OrderedDict()
+        self._actions: OrderedDict[int, _Action] = OrderedDict()
 
     def judge(self, event: Event, source: Source) -> Opinion:
         favour = event.favour
-        if favour is None or favour.action not in self._usual:
+        if favour is None or (action := self._actions.get(favour.action)) is None:
             return PASS
-        actions = self._said.get(event.source)
+        if action.n < _SOURCES_MIN:
+            return PASS
+        high, low = action.steps(favour)
+        own_high = own_low = 0.0
+        others, actions = action.n, self._said.get(event.source)
         said = None if actions is None else actions.get(favour.action)
-        high, low = self._steps(favour)
         if said is not None:
-            high, low = said.high + high, said.low + low
-        worst = min(high, low)
-        if worst > _AGAINST:
-            return Opinion(score=worst)
-        return Opinion(_WEIGHT, 0.0, worst, _REASON)
+            high, low = _bounded(said.high + high), _bounded(said.low + low)
+            if said.of is action:
+                others -= 1
+                own_high, own_low = _suspicion(said.high), _suspicion(said.low)
+        worst = min(
+            action.odds(high, action.high, own_high, others),
+            action.odds(low, action.low, own_low, others),
+        )
+        if worst == inf:
+            return PASS
+        return Opinion(score=worst) if worst > 0.0 else Opinion(_WEIGHT, 0.0, worst, _REASON)
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if (favour := event.favour) is None:
             return
-        said = self._of(event.source, favour)
-        high, low = self._steps(favour)
-        said.high = min(max(said.high + high, -_STEP_MAX + _AGAINST), _CREDIT_MAX)
-        said.low = min(max(said.low + low, -_STEP_MAX + _AGAINST), _CREDIT_MAX)
-        off = favour.reward - favour.expected
-        said.off += (off - said.off) * _OWN
-        before = self._lately.pop(favour.action, 0.0)
-        self._lately[favour.action] = before + (off - before) * _ALL
-        if len(self._lately) > ACTIONS_MAX:
-            self._lately.popitem(last=False)
-        if len(self._touched) < USUAL_MAX:
-            self._touched.setdefault(favour.action)
+        action = self._actions.pop(favour.action, None) or _Action()
+        self._actions[favour.action] = action
+        if len(self._actions) > OFFERED_MAX:
+            self._actions.popitem(last=False)
+        said = self._of(event.source, favour.action)
+        if said.of is action:
+            action.count(said, -1)
+        high, low = action.steps(favour)
+        said.high, said.low, said.of = _bounded(said.high + high), _bounded(said.low + low), action
+        action.count(said, 1)
+        off = opinion.factor * (favour.reward - favour.expected)
+        action.off += off - action.off / _LATELY
+        action.weight += opinion.factor - action.weight / _LATELY
 
-    def refresh(self, sources: Sequence[Source]) -> None:
-        known = [of for s in sources if (of := self._said.get(s.name)) is not None]
-        for _ in range(min(len(self._touched), TURN_MAX)):
-            action, _ = self._touched.popitem(last=False)
-            self._usual.pop(action, None)
-            off = [said.off for actions in known if (said := actions.get(action)) is not None]
-            if len(off) >= _SOURCES_MIN:
-                self._usual[action] = median(off)
-        while len(self._usual) > USUAL_MAX:
-            self._usual.popitem(last=False)
-
-    def _of(self, source: str, favour: Favour) -> _Said:
+    def _of(self, source: str, action: int) -> _Said:
         """Return the statistics of the source and action, and mark them as most recent."""
         actions = self._said.pop(source, None)
         self._said[source] = actions = OrderedDict() if actions is None else actions
-        said = actions.pop(favour.action, None)
-        actions[favour.action] = said = (
-            _Said(favour.reward - favour.expected) if said is None else said
-        )
+        actions[action] = said = actions.pop(action, None) or _Said()
         if len(self._said) > SOURCES_MAX:
-            self._said.popitem(last=False)
+            for gone in self._said.popitem(last=False)[1].values():
+                _leave(gone)
         if len(actions) > ACTIONS_MAX:
-            actions.popitem(last=False)
+            _leave(actions.popitem(last=False)[1])
         return said
 
-    def _steps(self, favour: Favour) -> tuple[float, float]:
-        """Return nats against the hypotheses "always rewards" and "never rewards"."""
-        usual = self._usual.get(favour.action)
-        if usual is None:
-            return 0.0, 0.0
-        off = (0.0, usual, self._lately.get(favour.action, 0.0))
-        most, least = favour.expected + max(off), favour.expected + min(off)
-        return _says(favour.reward, most), _says(1.0 - favour.reward, 1.0 - least)
+
+def _leave(said: _Said) -> None:
+    """Remove a source whose statistics are dropped from its action's."""
+    if said.of is not None:
+        said.of.count(said, -1)
+
+
+def _suspicion(nats: float) -> float:
+    """Return the probability that a source is hostile if a share of ``_PRIOR`` is."""
+    return 1.0 / (1.0 + (1.0 - _PRIOR) / _PRIOR * exp(nats))
+
+
+def _bounded(nats: float) -> float:
+    return min(max(nats, -_AGAINST_MAX), _CREDIT_MAX)
 
 
 def _says(reward: float, rate: float) -> float:
@@ -140,5 +173,4 @@ def _says(reward: float, rate: float) -> float:
     if rate > _MOST:
         return 0.0
     rate = max(rate, _LEAST)
-    nats = reward * log(rate / _ALWAYS) + (1.0 - reward) * log((1.0 - rate) / (1.0 - _ALWAYS))
-    return min(max(nats, -_STEP_MAX), _CREDIT_MAX)
+    return reward * log(rate / _ALWAYS) + (1.0 - reward) * log((1.0 - rate) / (1.0 - _ALWAYS))

@@ -59,6 +59,7 @@ class SharedTables:
         self._memory: SharedMemory | None = None
         self._server: Server | None = None
         self._passed: PassedRows | None = None
+        self._replies = {"passed": 0, "in_messages": 0}
         self._views: list[
             tuple[Published, list[Rows]]
         ] = []  # oldest first, with the tables they show
@@ -68,8 +69,8 @@ class SharedTables:
         self.reason = ""
 
     def status(self) -> dict[str, Any]:
-        """Return the number of views and the reason, as plain data."""
-        return {"views": len(self._views), "reason": self.reason}
+        """Return the number of views, of replies by how changed rows went, and the reason."""
+        return {"views": len(self._views), "reason": self.reason, **self._replies}
 
     def take(self, server: Server) -> None:
         """Publish the values of this server from now on, the first view at once.
@@ -108,7 +109,9 @@ class SharedTables:
             passed.add(count, None if touched is None else _rows_of(server, touched))
         if not request.values or request.after or since is None or since[0] != server.epoch:
             return None
-        return passed.since(since[1]) if server.applied.reaches(since[1], count) else None
+        found = passed.since(since[1]) if server.applied.reaches(since[1], count) else None
+        self._replies["in_messages" if found is None else "passed"] += 1
+        return found
 
     def _make_folder(self) -> None:
         """Make the lineage's folder, and remove earlier servers' ones in it.  Raises OSError."""

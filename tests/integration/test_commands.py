@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -25,6 +26,8 @@ everywhere: Any = operated.everywhere
 good: Any = operated.good
 online: Any = operated.online
 refused: Any = operated.refused
+stop_s: Any = operated.stop_s
+Traces: Any = operated.Traces
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +224,22 @@ def resolve(document: dict[str, Any], reference: str) -> dict[str, Any]:
     for part in reference[2:].split("/"):
         node = node[part]
     return node
+
+
+# -- last: it ends ---------------------------------------------------------------------------
+
+
+def test_a_second_signal_ends_it_at_once(service: Running) -> None:
+    """Whatever it would still do, and nothing is left."""
+    running, log = service, service.folder / "serve.log"
+    traces = Traces.of(running)
+    running.process.send_signal(signal.SIGINT)
+    while "stopping" not in log.read_text():
+        time.sleep(0.005)
+    begun = time.monotonic()
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(240) == 130
+    bound_s = stop_s(running.started_s) / 2
+    assert time.monotonic() - begun < bound_s, "sooner than by itself"
+    assert traces.left() == []
+    assert "Traceback" not in log.read_text()

@@ -125,6 +125,8 @@ def test_each_replica_is_the_plain_tree(replicas: int, killed: bool) -> None:
             wait_equal(running, model)
         finally:
             running.stop()
+        # One process takes the folder up, which starts in a second.
+        write_settings(place, {"cluster": "embedded", "models": [MODEL]})
         running = launch(place)
         try:
             assert settle(running, "tree", len(STREAM))["learned"] == len(STREAM)

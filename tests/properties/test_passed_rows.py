@@ -201,6 +201,27 @@ def test_a_server_that_was_replaced_passes_nothing(memory: Path) -> None:
     assert host.shared._passed.newest is None
 
 
+def test_a_reader_that_is_behind_the_ring_receives_messages(memory: Path) -> None:
+    host = Host(memory / "host" / "m" / "spec")
+    for i in (0, 1, 0, 1):
+        host.ask(i)
+    before = host.shared.status()
+    for _ in range(2):
+        host.push([1])
+        host.ask(0)
+    after = host.shared.status()
+    assert (after["passed"] - before["passed"], after["in_messages"]) == (2, before["in_messages"])
+    while True:
+        host.push([*range(1, 9)])
+        host.ask(0)
+        assert host.shared._passed is not None
+        if host.shared._passed._pieces[0][0] > host.readers[1].version[1]:
+            break
+    host.ask(1)
+    assert host.shared.status()["in_messages"] == after["in_messages"] + 1
+    assert host.server.applied.reaches(host.readers[1].version[1], host.server.count)
+
+
 def test_most_changes_are_passed(memory: Path) -> None:
     assert sum(check(memory, drawn(seed)) for seed in range(3)) > 40
 

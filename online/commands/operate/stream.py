@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from online.commands.base import Context, Model, client_of, common, pick
+from online.client.simple_client import SimpleClient
+from online.commands.base import Context, Model, checked, client_of, common, pick
 from online.errors import ConfigError, StartRefused
 from online.settings import config
 
@@ -50,7 +51,7 @@ def stream(
     terminal = sys.stderr.isatty() and not context.as_json
     for score in play(
         played, reached.url, served, rate=per_s, rows=rows, times=times, source=source,
-        stopped=stopped.is_set, token=reached.token,
+        stopped=stopped.is_set, token=reached.token, texts=declared_texts(client, served),
     ):  # fmt: skip
         if not context.as_json and time.monotonic() - printed_s >= (0.2 if terminal else 5.0):
             printed_s = time.monotonic()
@@ -70,6 +71,13 @@ def stream(
         print(f"{line(score, n_rows)}" + " " * 20)
         print(f"{score.rows:,} rows in {elapsed:.1f} s, {result['rows_per_s']:,} rows/s")
     raise typer.Exit(130 if stopped.is_set() else 0)
+
+
+def declared_texts(client: SimpleClient, model: str) -> set[str]:
+    """Return the features that the model declares as texts or categories."""
+    described = checked(client.get("/openapi.json"))["components"]["schemas"]
+    rows = described.get(f"RowOf.{model}", {}).get("properties", {})
+    return {name for name, one in rows.items() if "string" in one["type"]}
 
 
 def _rate(text: str) -> float:

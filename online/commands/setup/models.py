@@ -309,18 +309,15 @@ def reshard(
     name = pick(client, model, "NAME")
     serves = running(settings.state_dir).get("specs", {}).get(name)  # the journal must be here
     spec, before, request = _request(settings, name, shards, serves)
-    if request is None:
-        if context.as_json:
-            print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
-            return
-        print(f"{name}: the request was withdrawn; {before} parameter servers serve as before")
-        return
-    _wait_for_reshard(settings, name, spec, request)
+    if request is not None:
+        _wait_for_reshard(settings, name, spec, request)
     if context.as_json:
         print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
-        return
-    print(f"{name}: {shards} parameter servers serve, instead of {before}")
-    print(f"  to make it permanent, write `shards: {shards}` into the settings file")
+    elif request is None:
+        print(f"{name}: the request was withdrawn; {before} parameter servers serve as before")
+    else:
+        print(f"{name}: {shards} parameter servers serve, instead of {before}")
+        print(f"  to make it permanent, write `shards: {shards}` into the settings file")
 
 
 def _request(

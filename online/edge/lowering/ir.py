@@ -368,11 +368,6 @@ def within(columns: Columns, x: Floats) -> Floats:
 _NO_ENDS: Final = (float("-inf"), float("inf"), float("-inf"), float("inf"))
 
 
-def with_vocabularies(columns: Columns, words: Mapping[str, tuple[str, ...]]) -> Columns:
-    """Columns of which some are text."""
-    return replace(columns, vocabularies=dict(words))
-
-
 def floor32(numbers: Floats) -> npt.NDArray[np.float32]:
     """The largest float32 at most each number: ``x <= number`` stays so for every float32 x."""
     with np.errstate(over="ignore"):

@@ -27,7 +27,7 @@ from online.models.auto import SeveralViews
 from online.models.base import Model
 from online.models.entities.personal import Personal
 from online.models.experts.linear import EXPERTS
-from online.models.features.hashed import Hashed
+from online.models.features.hashed import Hashed, _name_place
 from online.models.features.tents import tent_keys
 from online.models.ftrl import FtrlModel
 from online.models.limited import LIMIT, Limited
@@ -246,7 +246,7 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
         votes, link, labels = np.ones(1), "identity", ()
     edge = _hashed(rows, by_key, wide, votes, link, task, labels)
     names = edge.columns.names
-    weights = _stack([of(_place(name, rows), "") for name in names], wide)
+    weights = _stack([of(_name_place(name, rows._seed, rows._mask), "") for name in names], wide)
     bent = None
     if tented:
         tents = [key for name in names for key in tent_keys(name, rows._seed, rows._mask)]
@@ -286,7 +286,7 @@ def _hashed(
         moments = [front.affine(n) for n in names]
     nothing = np.zeros(wide)
     bias = by_key.get(_BIAS, nothing)
-    weights = [by_key.get(_place(n, rows), nothing) for n in names]
+    weights = [by_key.get(_name_place(n, rows._seed, rows._mask), nothing) for n in names]
     nonzero = {int(k): w for k, w in by_key.items() if k != _BIAS and np.any(w != 0)}
     empty = Tokens(
         "service", tuple(sorted(rows._text)), rows._mask + 1, rows._seed, numbers=scaler is None
@@ -298,12 +298,6 @@ def _hashed(
     )  # fmt: skip
     body = Linear(_stack(weights, wide), _stack(table, wide), bias, votes, link)
     return EdgeModel(task, classes, columns, tokens, body)
-
-
-def _place(name: str, rows: Hashed) -> str:
-    from online.models.features import hashed
-
-    return hashed._place(name, rows._seed, rows._mask)
 
 
 # -- scikit-learn ------------------------------------------------------------------------------

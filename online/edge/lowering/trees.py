@@ -36,7 +36,6 @@ from online.edge.lowering.ir import (
     EdgeModel,
     Floats,
     Forest,
-    with_vocabularies,
 )
 from replay.example import Label
 
@@ -292,9 +291,8 @@ class _Maker:
         used = {*self._feature, *(n for leaf in self._leaves for n in leaf.terms)}
         names = sorted(used)
         at = {n: i for i, n in enumerate(names)}
-        columns = with_vocabularies(
-            self._front.columns(names), {n: tuple(w) for n, w in self._words.items()}
-        )
+        words = {n: tuple(w) for n, w in self._words.items()}
+        columns = replace(self._front.columns(names), vocabularies=words)
         for name in self._words:
             if any(name in leaf.terms for leaf in self._leaves):
                 raise ExportRefused(f"feature {name!r}", "it is text in branches, not in leaves")

@@ -46,24 +46,12 @@ class Golden:
     labels: bool
 
     def file(self) -> bytes:
-        """Return rows and outputs as canonical JSON.
-
-        NaN values are listed beside the row, because JSON has none.
-        """
-        return _json({"rows": self._spelled(), "expected": self.expected.tolist()})
+        """Return rows and outputs as canonical JSON."""
+        return _json({"rows": json_rows(self.rows), "expected": self.expected.tolist()})
 
     def parts(self) -> dict[str, bytes]:
         """``rows`` and ``expected``, each as canonical JSON."""
-        return {"rows": _json(self._spelled()), "expected": _json(self.expected.tolist())}
-
-    def _spelled(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "x": {n: v for n, v in row.items() if not _nan(v)},
-                "nan": [n for n, v in row.items() if _nan(v)],
-            }
-            for row in self.rows
-        ]
+        return {"rows": _json(json_rows(self.rows)), "expected": _json(self.expected.tolist())}
 
     def last(self, count: int) -> Golden:
         """The last ``count`` rows."""
@@ -77,6 +65,14 @@ class Golden:
     def name(self) -> str:
         """Name of the file, derived from its content."""
         return f"golden-{sha256(self.file()).hexdigest()[:32]}.json"
+
+
+def json_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as JSON data, with the names of their NaN values beside them, because JSON has none."""
+    return [
+        {"x": _present(row), "nan": [name for name, value in row.items() if _nan(value)]}
+        for row in rows
+    ]
 
 
 def rows_of(part: bytes) -> tuple[Mapping[str, Any], ...]:

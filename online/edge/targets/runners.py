@@ -24,6 +24,7 @@ from online.edge.lowering.evaluate import evaluate
 from online.edge.lowering.ir import EdgeModel, Floats
 from online.edge.lowering.rows import Encoder
 from online.edge.targets import c_file
+from online.edge.targets.golden import json_rows
 from online.edge.targets.pack import decode
 
 _TIMEOUT_S: Final = 120.0
@@ -97,18 +98,11 @@ class NodeAnswers(dict[str, Any]):
 def run_node(data: bytes, rows: Rows) -> NodeAnswers:
     """An edgepack by the JavaScript runtime in Node."""
     node = _tool("node", "edgepack in JavaScript")
-    inputs = [
-        {
-            "x": {n: v for n, v in row.items() if not _nan(v)},
-            "nan": [n for n, v in row.items() if _nan(v)],
-        }
-        for row in rows
-    ]
     with TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "edge.mjs").write_bytes(runtime_js())
         (folder / "model.edgepack").write_bytes(data)
-        (folder / "rows.json").write_text(json.dumps(inputs))
+        (folder / "rows.json").write_text(json.dumps(json_rows(rows)))
         (folder / "ask.mjs").write_text(_ASK_JS)
         _run([node, "ask.mjs"], folder)
         made = json.loads((folder / "out.json").read_text())
@@ -189,7 +183,3 @@ def _run(command: Sequence[str], folder: Path, given: bytes = b"") -> bytes:
     if done.returncode:
         raise RuntimeError(f"{command[0]} fails: {done.stderr.decode()[-2000:]}")
     return done.stdout
-
-
-def _nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

@@ -106,7 +106,7 @@ class Linear(RevisedLinear):
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
         *scalers, final = steps(estimator)
-        self._scalers = [_scaler_of(step, f"scaler{i}") for i, step in enumerate(scalers)]
+        self._scalers = [adapted(step, f"scaler{i}") for i, step in enumerate(scalers)]
         self._final: _Glm | Softmax
         self.takes_weight = type(final) is not linear_model.SoftmaxRegression
         if type(final) is linear_model.SoftmaxRegression:
@@ -278,7 +278,7 @@ class Linear(RevisedLinear):
             part.mend(values, names)
 
 
-def _scaler_of(step: Any, name: str) -> Standard | Limited | MinMax:
+def adapted(step: Any, name: str) -> Standard | Limited | MinMax:
     """Wrap a river scaler as a part with a block of this name."""
     if type(step) is LimitedScaler:
         return Limited(name, step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from functools import partial
@@ -18,7 +17,7 @@ from online.challenger.promotion import decision
 from online.challenger.shadow import Shadow
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
-from online.settings.config import Settings
+from online.service.processes import begun
 from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, journal_opener, server_name
 from online.telemetry.logs import log_to_stderr
@@ -26,7 +25,6 @@ from paramserver.clients.ray_client import NAMESPACE, find
 
 log = logging.getLogger(__name__)
 
-_NICENESS: Final = 10
 _IDLE_S: Final = 0.1
 _AGAIN_S: Final = 1.0  # pause after an unexpected error
 _RESTARTS: Final = 20  # bounded, because a row that kills the process would do so every time
@@ -40,11 +38,7 @@ class ChallengerActor:
 
     def __init__(self, data: dict[str, Any], name: str) -> None:
         log_to_stderr(logging.INFO)
-        with contextlib.suppress(OSError):
-            os.nice(_NICENESS)
-        settings = Settings.model_validate(data)
-        os.umask(settings.umask)
-        model = next(model for model in settings.models if model.name == name)
+        settings, model = begun(data, name)
         challenging = model.challenging
         assert challenging is not None
         keys = Keys.from_file(settings.key_path)

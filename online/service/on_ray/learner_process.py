@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -66,11 +65,7 @@ class LearnerActor:
 
     def __init__(self, data: dict[str, Any], name: str) -> None:
         log_to_stderr(logging.INFO)
-        with contextlib.suppress(OSError):
-            os.nice(_NICENESS)
-        settings = Settings.model_validate(data)
-        os.umask(settings.umask)
-        model = next(model for model in settings.models if model.name == name)
+        settings, model = processes.begun(data, name, _NICENESS)
         keys = Keys.from_file(settings.key_path)
         loaded = load_model(model, settings, keys.secret, keys.old_secrets)
         self._replica = model_replica(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -18,13 +17,12 @@ from online.rebuild.rebuild import method_of
 from online.rebuild.relearn import Relearning, relearn, window_of
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
-from online.settings.config import Settings
+from online.service.processes import begun
 from online.settings.places import history_of, open_journal, server_name
 from paramserver.clients.ray_client import find
 from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import ASIDE
 
-_NICENESS: Final = 10
 _DECIDE_S: Final = 30.0
 
 
@@ -35,11 +33,7 @@ def fresh_of(data: dict[str, Any], model: str, rewrite: int, since: float) -> An
 
 
 def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
-    with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
-    settings = Settings.model_validate(data)
-    os.umask(settings.umask)
-    model = next(model for model in settings.models if model.name == name)
+    settings, model = begun(data, name)
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
     spec = loaded.spec_hash

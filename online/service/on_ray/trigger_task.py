@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from online.rows.history import Decisions
 from online.rows.in_order import rows_after
 from online.rows.prediction_ids import Keys
 from online.service.parts.command_settings import settings_file, without_settings
+from online.service.processes import begun
 from online.settings.config import Settings
 from online.settings.glimpse import environment
 from online.settings.model import ModelSettings
@@ -28,7 +28,6 @@ from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.journal.base import Journal
 
-_NICENESS: Final = 10
 _FORGET_S: Final = 3_600.0
 
 
@@ -100,11 +99,7 @@ def search_task(data: dict[str, Any], model: str) -> Any:
 
 
 def _looked(data: dict[str, Any], name: str) -> SearchResult:
-    with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
-    settings = Settings.model_validate(data)
-    os.umask(settings.umask)
-    model = next(model for model in settings.models if model.name == name)
+    settings, model = begun(data, name)
     looked = look(settings, model, model.triggers.rows)
     if model.triggers.on_trigger != "forget" or not looked.triggers:
         return looked

@@ -99,16 +99,14 @@ def _accepted(missing: str, *, accept: bool) -> str:
     return f"{missing}; what no snapshot has of them is gone"
 
 
-def load_checked(model: ModelSettings, settings: Settings, keys: Keys | None = None) -> Loaded:
+def load_checked(model: ModelSettings, settings: Settings) -> Loaded:
     """Load a model without learned state, and check that its settings fit it.
 
-    ``keys`` open sealed artifacts.  Raises StartRefused, LearnerUnusable.
+    Raises StartRefused, LearnerUnusable.
     """
-    secret, old = (b"\0" * 32, ()) if keys is None else (keys.secret, keys.old_secrets)
-    loaded = load_model(model, settings, secret, old)
+    loaded = load_model(model, settings, *Keys.stored(settings.key_path))
     memory_for(model, loaded.model, merge_rule(model, loaded.model))  # may refuse
-    rival = model.challenging
-    if rival is not None and load_model(rival, settings, secret, old).spec_hash == loaded.spec_hash:
+    if spec_of_challenger(settings, model) == loaded.spec_hash:
         raise StartRefused(
             f"model {model.name}: its challenger is the same model",
             "Name another learner or other params in `challenger`, or leave it out",
@@ -127,9 +125,9 @@ class Models:
 
     def load(self) -> dict[str, Loaded]:
         """Load every model of the settings, without learned state."""
-        keys = Keys.from_file(self._settings.key_path)
+        Keys.from_file(self._settings.key_path)  # makes the file of a first start
         models = self._settings.models
-        return {model.name: load_checked(model, self._settings, keys) for model in models}
+        return {model.name: load_checked(model, self._settings) for model in models}
 
     def check(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> dict[str, Loaded]:
         """Load every model and check that it can be served on the stored state.

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final, TypeVar
 
 from replay.errors import JournalDamaged
-from replay.journal.base import Half, Stored
+from replay.journal.base import Stored
 from replay.journal.checksum import checksum
 from replay.journal.sqlite import proof
 from replay.journal.sqlite import schema as sql
+from replay.journal.sqlite.append import stored_half
 from replay.journal.sqlite.file import SqliteFile
 from replay.journal.sqlite.rinse import Rinsing
 
@@ -108,5 +109,4 @@ def _stored(record: proof.Record) -> Stored:
     """Return a half from its columns.  Raises JournalDamaged."""
     if not proof.good(record):
         raise JournalDamaged(f"the half of key {bytes(record[1]).hex()}")
-    _, _, half, event_id, source, payload, at, _, _ = record
-    return Stored(Half(half), event_id, source, payload, at)
+    return stored_half(record)

@@ -222,6 +222,19 @@ def test_what_is_not_the_services_is_refused_as_such(call: Call, status: int) ->
         assert len(service.bodies) == 1
 
 
+def test_events_whose_outcome_is_unknown_are_sent_again_with_their_ids(call: Call) -> None:
+    service = Service(*[httpx.ReadError] * 8)
+    with pytest.raises(ServiceUnavailable, match="this error's events") as lost:
+        call(service, "feedback", ("m", True), {"features": {"a": 1.0}})
+    said = (200, lambda body: {"events": [LEARNED] * len(body["events"]), "model": "m"}, {})
+    service.answers, service.then = [httpx.ReadError] * 8, said
+    with pytest.raises(ServiceUnavailable) as many:
+        call(service, "feedback_many", ("m", [Event(True, id="t"), *lost.value.events]), {})
+    assert [event.event_id for event in many.value.events] == [None, "made-0"]
+    assert len(call(service, "feedback_many", ("m", many.value.events), {})) == 2
+    assert service.learned == {"t": 1, "made-0": 1}
+
+
 def test_a_refusal_after_a_lost_answer_is_not_definite(call: Call) -> None:
     service = Service(httpx.ReadError, error(403, "forbidden"))
     with pytest.raises(ServiceRefused) as refused:

@@ -21,7 +21,9 @@ from evaluation.streams import open_stream
 from online.client import Client
 from online.client.calls import ServiceRefused
 from online.client.play import line, play
+from online.client.simple_client import SimpleClient
 from online.commands import cli
+from online.commands.operate.stream import declared_texts
 from online.commands.setup import doctor
 from online.errors import ConfigError
 from online.rows.validator import Validator
@@ -94,6 +96,27 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
         assert (refused.value.field, refused.value.hint) == (
             "features.seconds", "Send 1.5, without quotation marks",
         )  # fmt: skip
+
+
+def test_ids_and_postal_codes_of_a_table_are_streamed_as_the_categories_they_are(
+    table: Path,
+) -> None:
+    rows = [f"{i % 7 + 100}.0,0{i % 9}123,{i}.5,{'yes' if i % 3 else 'no'}" for i in range(60)]
+    table.write_text("\n".join(["user_id,zip,seconds,bought", *rows, ""]))
+    run("init", str(table), "--label", "bought")
+    settings = load(Path("online.yaml"), {"port": 0, "state_dir": "state"}, {})
+    service = Embedded(settings, lambda _: None)
+    service.start()
+    with service:
+        texts = declared_texts(SimpleClient(service.url), "my-clicks")
+        assert texts == {"user_id", "zip"}
+        *_, score = play(
+            open_stream(str(table), label="bought"), service.url, "my-clicks", rate=None, rows=8,
+            times=1, source="s", stopped=lambda: False, texts=texts,
+        )  # fmt: skip
+        assert score.rows == 8
+        example = SimpleClient(service.url).get("/v1/models/my-clicks").json()["example"]
+        assert set(example["features"]) == {"user_id", "zip", "seconds"}
 
 
 def test_the_first_request_and_the_table_are_learned_however_old_they_are(table: Path) -> None:

@@ -200,6 +200,8 @@ def test_tables_of_other_tasks(tmp_path: Path) -> None:
     assert classes.task == "multiclass"
     assert [y for _, y in classes.rows] == [3, 4, 5]
     assert [x["a"] for x, _ in classes.rows] == [0.0, 0.0, "nan"]
+    codes = open_stream(_write(tmp_path / "z.csv", "zip,n,y\n01234,0,0\n90210,0.5,1\n"))
+    assert [x["zip"] for x, _ in codes.rows] == ["01234", 90210.0]
     excel = open_stream(_write(tmp_path / "e.csv", "\ufeffa,y\n1,0\n2,1\n"))
     assert next(iter(excel.rows))[0] == {"a": 1.0}
     numbers = open_stream(_write(tmp_path / "n.csv", "a,y\n1,0\n2,1\n"))

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from river import preprocessing
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
 from sklearn.naive_bayes import GaussianNB
-from sklearn.neural_network import MLPClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from evaluation.streams import open_stream
 from online.models.adapters.opaque import Opaque
@@ -116,6 +117,24 @@ def test_what_does_not_fit_is_refused() -> None:
     served = Estimator(sgd(), INPUTS, labels=["a", "b"]).model_for("multiclass")
     with pytest.raises(LabelUnknown, match="'c' is none of 'a', 'b'"):
         served.learn({"1": 1.0}, "c", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "task", "why"),
+    [
+        (sgd(early_stopping=True), "binary", "early_stopping"),
+        (sgd(class_weight="balanced"), "binary", "class_weight"),
+        (MLPRegressor((8,)), "regression", "'loss' parameter"),
+        (MLPRegressor(), "binary", "unexpected keyword argument 'classes'"),
+        (MiniBatchKMeans(3), "binary", "unexpected keyword argument 'classes'"),
+        (GaussianNB(), "regression", "classes must be passed"),
+    ],
+)
+def test_an_estimator_that_would_fail_on_every_row_is_refused(
+    estimator: Any, task: Any, why: str
+) -> None:
+    with pytest.raises(LearnerUnusable, match=rf"a row raises .*{why}"):
+        Estimator(estimator, INPUTS).model_for(task)
 
 
 def test_the_spec_knows_parameters_inputs_and_labels(tmp_path: Path) -> None:

@@ -276,6 +276,49 @@ def test_modules_that_draw_or_need_many_rows_are_refused(part: Any) -> None:
         Network(torch.nn.Sequential(layers(2, 1), part), INPUTS).model_for("binary")
 
 
+class Noise(torch.nn.Linear):
+    """A layer that draws anew for each row, though it is no layer of dropout."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs for noisy inputs."""
+        return super().forward(x + torch.randn_like(x))
+
+
+class Recurrent(torch.nn.Module):
+    """A network with dropout between recurrent layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(2, 4, 2, dropout=0.3)
+        self.last = torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of a row."""
+        return self.last(self.lstm(x)[0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("module", "task", "why"),
+    [
+        (Noise(2, 1), "binary", "answers the same row differently"),
+        (Recurrent(), "binary", "LSTM needs many rows"),
+        (torch.nn.Sequential(layers(2, 1), torch.nn.Sigmoid()), "binary", "Sigmoid, and the loss"),
+        (torch.nn.Sequential(layers(2, 2), torch.nn.Softmax(1)), "binary", "Softmax, and the loss"),
+    ],
+)
+def test_modules_that_would_learn_something_else_are_refused(
+    module: torch.nn.Module, task: Any, why: str
+) -> None:
+    with pytest.raises(LearnerUnusable, match=why):
+        Network(module, INPUTS).model_for(task)
+
+
+def test_a_last_layer_of_probabilities_is_taken_with_its_loss() -> None:
+    module = torch.nn.Sequential(layers(2, 1), torch.nn.Sigmoid())
+    Network(module, INPUTS, loss=torch.nn.BCELoss()).model_for("binary")
+    Network(module, INPUTS).model_for("regression")
+
+
 def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
     with pytest.raises(LearnerUnusable, match="a step of its optimizer raises"):
         model(2, 1, optimizer=torch.optim.LBFGS)

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel
+from river.linear_model import LogisticRegression
 
+from online.commands.setup.models import seal
 from online.commands.setup.settings import config_check
 from online.errors import ConfigError, StartRefused
+from online.models.errors import LearnerUnusable
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings, load
 from online.settings.model import ModelSettings
@@ -469,7 +472,10 @@ def test_a_server_that_does_not_answer_refuses_the_start(tmp_path: Path) -> None
     ("more", "says"),
     [
         ({"root_set": "none.csv"}, "none.csv"),
-        ({"replay": {"policy": "balanced"}, "learner": "linear"}, "replay is balanced"),
+        (
+            {"replay": {"policy": "balanced"}, "task": "regression", "learner": "linreg"},
+            "no classes",
+        ),
         ({"challenger": {"learner": "logreg"}}, "its challenger is the same model"),
     ],
 )
@@ -479,4 +485,16 @@ def test_a_check_refuses_what_a_start_would_refuse(
     model = {"name": "m", "task": "binary", "learner": "logreg", **more}
     file.write_text(yaml.safe_dump({"models": [model]}))
     with pytest.raises(StartRefused, match=says):
+        config_check(file)
+
+
+def test_a_check_opens_what_the_services_key_has_sealed(file: Path) -> None:
+    (file.parent / "model.pkl").write_bytes(pickle.dumps(LogisticRegression()))
+    model = {"name": "m", "task": "binary", "learner": "sealed", "artifact": "model.sealed"}
+    state = str(file.parent / "state")
+    file.write_text(yaml.safe_dump({"state_dir": state, "models": [model]}))
+    seal(file.parent / "model.pkl", file.parent / "model.sealed", file)
+    config_check(file)
+    (file.parent / "state" / "key").write_text("0" * 63 + "1\n")
+    with pytest.raises(LearnerUnusable, match="not by this service's key"):
         config_check(file)

@@ -13,6 +13,7 @@ import pytest
 
 from paramserver.clients import hosted
 from paramserver.clients.hosted import Given, ParameterServers
+from paramserver.clients.in_process import InProcess
 from paramserver.errors import ServerUnavailable
 from paramserver.process import settings as of_server
 from paramserver.process.actor import ServerSettings
@@ -86,6 +87,27 @@ def test_the_servers_of_the_list_run_even_if_it_can_not_be_read_at_first(host: H
     assert (host.epoch("a"), host.epoch("b")) == (1, 1)
     with pytest.raises(ServerUnavailable, match="does not run in the shared process"):
         host.servers.ask("c", "status")
+
+
+def test_servers_whose_start_has_failed_start_at_the_next_attempt(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one finds no room for its threads; the process went on without any server."""
+    start, tries = InProcess.start, list[str]()
+
+    def starting(server: InProcess) -> None:
+        tries.append(server.name)
+        if len(tries) == 2:
+            raise RuntimeError("can't start new thread")
+        start(server)
+
+    monkeypatch.setattr(InProcess, "start", starting)
+    host.add("a")
+    host.add("b")
+    host.begin()
+    until(lambda: len(tries) >= 4, "both start again")
+    assert host.epoch("a") >= 1
+    assert host.epoch("b") >= 1
 
 
 def test_a_server_that_ends_leaves_its_neighbours_alone(host: Host) -> None:

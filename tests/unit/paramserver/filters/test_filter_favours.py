@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
-from statistics import median
+from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from online.trust.event_facts import favour_of
 from paramserver.filters import favours
 from paramserver.filters.base import Event, Favour, Opinion, Source
 from paramserver.filters.chain import by_name
-from paramserver.filters.favours import SOURCES_MAX, TURN_MAX, USUAL_MAX, Favours
+from paramserver.filters.favours import OFFERED_MAX, SOURCES_MAX, Favours
 from replay.example import Example
 
 Say = Callable[[str, int, float], float]
@@ -88,70 +88,62 @@ def test_it_says_something_of_rewards_of_choices_only() -> None:
     assert "favours" not in [f.name for f in by_name(("surprise",), None, None).filters]
 
 
+def test_few_lies_of_each_are_heard_less_and_honest_streaks_are_not() -> None:
+    """Six of 24 sources always say 1 of an action that each of them gets some six times."""
+    lies, honest = list[float](), list[float]()
+    for seed in range(10):
+        test, rng, expected = Favours(), random.Random(seed), 0.5
+        sources = [Source(f"s{i}") for i in range(24)]
+        for t in range(144):
+            source = rng.choice(sources)
+            lying = int(source.name[1:]) % 4 == 0
+            told = 1.0 if lying else float(rng.random() < 0.45)
+            event = Event(source.name, b"%d" % t, favour=Favour(0, told, expected))
+            opinion = test.judge(event, source)
+            test.learn(event, opinion, source, taken=True)
+            (lies if lying else honest).append(opinion.factor)
+            expected += opinion.factor * (told - expected) / 20.0
+            if t % 10 == 9:
+                test.refresh(sources)
+    assert sum(lies) / len(lies) < 0.78
+    assert sum(honest) / len(honest) > 0.96
+
+
+def test_an_action_of_few_sources_is_compared_with_nobody() -> None:
+    test = Favours()
+    event = Event("s0", b"k", favour=Favour(0, 1.0, 0.05))
+    for name in ("s0", "s1", "s2"):
+        for _ in range(9):
+            test.learn(replace(event, source=name), Opinion(), Source(name), taken=True)
+    assert test.judge(event, Source("s0")) == Opinion()
+
+
 def test_what_is_kept_is_bounded() -> None:
     test = Favours()
-    for i in range(SOURCES_MAX + 10):  # actions, too: no fewer than USUAL_MAX
+    for i in range(SOURCES_MAX + 10):  # actions, too: no fewer than OFFERED_MAX
         event = Event(f"s{i}", b"k", favour=Favour(i, 1.0, 0.5))
         test.learn(event, Opinion(), Source(f"s{i}"), taken=True)
     for i in range(300):
         event = Event("one", b"k", favour=Favour(i, 1.0, 0.5))
         test.learn(event, Opinion(), Source("one"), taken=True)
-    assert (len(test._said), len(test._said["one"]), len(test._lately)) == (SOURCES_MAX, 256, 256)
-    assert len(test._touched) == USUAL_MAX
+    assert (len(test._said), len(test._said["one"])) == (SOURCES_MAX, 256)
+    assert len(test._actions) == OFFERED_MAX
 
 
-def told(test: Favours, names: Iterable[str], actions: Iterable[int]) -> None:
-    """Each source rewards each action by what the source is, and the action."""
-    for name in names:
-        for action in actions:
-            favour = Favour(action, (len(name) + action % 7) / 20.0, 0.3)
-            event = Event(name, b"k", favour=favour)
-            test.learn(event, Opinion(), Source(name), taken=True)
-
-
-def test_a_refresh_compares_a_few_actions_and_those_that_were_rewarded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counted: list[int] = []
-
-    def counting(off: list[float]) -> float:
-        counted.append(len(off))
-        return median(off)
-
-    monkeypatch.setattr(favours, "median", counting)
-    test, names = Favours(), ["a" * n for n in range(1, 7)]
-    sources = [Source(name) for name in names]
-    turns, seen = -(-40 // TURN_MAX), list[int]()
-    told(test, names, range(40))
-    for _ in range(turns + 2):
-        test.refresh(sources)
-        seen.append(len(counted))
-        counted.clear()
-    assert seen == [TURN_MAX, TURN_MAX, 40 - 2 * TURN_MAX, 0, 0]
-    whole = {a: median(test._said[name][a].off for name in names) for a in range(40)}
-    assert test._usual == whole, "in turns all of them are compared"
-    told(test, names[:1], [7])
-    test.refresh(sources)
-    assert counted == [6], "the only one of which anything has changed"
-
-
-def test_an_action_that_few_reward_lately_is_compared_with_nobody() -> None:
-    test, names = Favours(), ["a" * n for n in range(1, 7)]
-    told(test, names, [1])
-    test.refresh([Source(name) for name in names])
-    assert list(test._usual) == [1]
-    told(test, names, [1])
-    test.refresh([Source(name) for name in names[:3]])
-    assert not test._usual
-
-
-def test_actions_that_can_be_compared_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(favours, "USUAL_MAX", 10)
-    test, names = Favours(), ["a" * n for n in range(1, 5)]
-    for first in (0, 8):
-        told(test, names, range(first, first + 8))
-        test.refresh([Source(name) for name in names])
-    assert sorted(test._usual) == list(range(6, 16)), "those compared last"
+def test_an_action_counts_the_sources_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is dropped at the bounds, its suspicion does not stay behind."""
+    for bound, most in (("SOURCES_MAX", 5), ("ACTIONS_MAX", 3), ("OFFERED_MAX", 4)):
+        monkeypatch.setattr(favours, bound, most)
+    test, rng = Favours(), random.Random(1)
+    for t in range(600):
+        favour = Favour(rng.randrange(6), float(rng.random() < 0.7), rng.random())
+        event = Event(f"s{rng.randrange(9)}", b"%d" % t, favour=favour)
+        test.learn(event, test.judge(event, Source(event.source)), Source(event.source), taken=True)
+        for action in test._actions.values():
+            each = [x for of in test._said.values() for x in of.values() if x.of is action]
+            assert action.n == len(each)
+            assert action.high == pytest.approx(sum(favours._suspicion(x.high) for x in each))
+            assert action.low == pytest.approx(sum(favours._suspicion(x.low) for x in each))
 
 
 def test_a_reward_is_a_share_of_its_range() -> None:

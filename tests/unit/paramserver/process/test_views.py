@@ -250,7 +250,7 @@ def test_only_views_that_nobody_reads_are_removed_and_no_more_than_a_few_are(fol
     teller.change()
     teller.publish()
     teller.publish()
-    assert teller.shared.status() == {"views": 3, "reason": ""}
+    assert teller.shared.status() == {"views": 3, "reason": "", "passed": 0, "in_messages": 0}
     assert is_whole(held[0])
 
 
