@@ -320,7 +320,8 @@ class Hears(Filter):
     name = "hears"
 
     def __init__(self) -> None:
-        self.bounds, self.seen = {"": 1.0}, list[int]()
+        known: Any = {"": 1.0}  # it hears as soon as there are any
+        self.bounds, self.seen = known, list[int]()
 
     def judge(self, event: Event, source: Source) -> Opinion:
         return Opinion()
