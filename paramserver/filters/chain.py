@@ -235,16 +235,19 @@ class Chain:
         for name, n in taken.items():
             source, n = self.sources.get(name), min(n, HEARD_MAX)
             self._arrivals += n
-            new = source.taken < EARNED and not source.quarantined
-            for _ in range(n):
+            for before in range(source.taken - n, source.taken):
+                new = before < EARNED and not source.quarantined
                 self.arrivals.add(name, new=new, weight=source.weight)
         tests = [test for test in self.filters if test.bounds is not None]
         if any(not test.bounds for test in tests):
             self.refresh(key, version)
+        left = Counter(name for name, _, _ in heard)
         for name, label, loss in heard:
             source = self.sources.get(name)
-            for test in tests:
+            total, source.taken = source.taken, max(source.taken - left[name], 0)
+            for test in tests:  # the source was as new as it was at that event
                 test.hear(source, label, loss)
+            source.taken, left[name] = total, left[name] - 1
         if self._arrivals // self._every > before:
             self.refresh(key, version)
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from benchmarks.studies.pushes.pushes import usual
 from paramserver.core.blocks import Blocks, combine, from_wire, merge, to_wire
-from paramserver.filters.base import Event, keyed
+from paramserver.filters.base import Event, Filter, Opinion, Source, keyed
 from paramserver.filters.chain import NAMES, Chain, by_name
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
@@ -312,3 +312,33 @@ def test_a_name_that_nobody_makes_a_test_of_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr("paramserver.filters.chain.NAMES", (*NAMES, "new"))
     with pytest.raises(ValueError, match="nothing makes the test 'new'"):
         by_name(["new"], 8, None)
+
+
+class Hears(Filter):
+    """A test that notes how many events of a source were known at each that others have taken."""
+
+    name = "hears"
+
+    def __init__(self) -> None:
+        known: Any = {"": 1.0}  # it hears as soon as there are any
+        self.bounds, self.seen = known, list[int]()
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        return Opinion()
+
+    def hear(self, source: Source, label: str | None, loss: float) -> None:
+        self.seen.append(source.taken)
+
+
+def test_names_that_are_new_to_others_are_new_when_their_events_are_heard() -> None:
+    """Nine lies of each name at another replica do not make it an established source's nine."""
+    test = Hears()
+    chain = Chain([test])
+    for name in ("a", "b"):
+        chain.sources.touch(name).taken = 9
+        chain.sources.heard[name] = 9
+        chain.losses.heard += [(name, "true", 3.0)] * 9
+    chain.catch_up(b"k" * 16, 1)
+    assert test.seen == [*range(9), *range(9)]
+    assert (chain.arrivals.new, chain.arrivals.total) == (16.0, 18.0)
+    assert chain.sources.get("a").taken == 9
