@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def fsck(state: Path) -> Findings:
 
 def files(state: Path, shard: str) -> list[Path]:
     """Snapshots, the newest last."""
-    return sorted((state / "snapshots" / shard).rglob("*.snapshot"))
+    found = (state / "snapshots" / shard).rglob("*.snapshot")
+    return sorted(found, key=lambda file: [int(n) for n in re.findall(r"\d+", file.stem)])
 
 
 def test_fsck_names_the_shard_that_can_not_start_and_relearn_mends_it(state: Path) -> None:
