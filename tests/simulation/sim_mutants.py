@@ -308,8 +308,8 @@ MUTANTS: dict[str, Mutant] = {
             ),
             (
                 _ACTOR,
-                "            return wire.encode(reply)",
-                "            apart = wire.encode(reply)",
+                "            return wire.encode(self._sharing.with_ends(reply))",
+                "            apart = wire.encode(self._sharing.with_ends(reply))",
             ),
             (
                 _ACTOR,

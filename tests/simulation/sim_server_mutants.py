@@ -107,7 +107,13 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "what is forgotten is learned all the same": Mutant(
-        ((_REBUILD, "if counts and self._wanted.meant(row):", "if False:"),),
+        (
+            (
+                _REBUILD,
+                "if counts and (self._wanted.meant(row) or row.key in self._late):",
+                "if False:",
+            ),
+        ),
         climate=only(forgets=True),
         within=20,
     ),
