@@ -478,7 +478,8 @@ class Regression(_OneAnswer):
         if served is None or served.scored:
             noted = self.noted.numbers(served) or ()
             experts = len(noted) // EXPERTS * EXPERTS  # what was noted of the newest label follows
-            self._newest.learn(y, noted[experts:], weight)
+            if before is None or before[0] != label:
+                self._newest.learn(y, noted[experts:], weight)
             judged = noted[:experts] or numbers
             errors = [abs(number - y) / spread for number in judged]
             self._mixture.judge(number_losses(errors), weight)

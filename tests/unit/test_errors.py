@@ -18,6 +18,7 @@ import evaluation
 import online
 import paramserver
 import replay
+from online.messages.structs import Event
 from refusals import Refusal
 
 BASES = {
@@ -43,6 +44,7 @@ SAMPLES: dict[str, object] = {
     "float": 2.5,
     "bool": False,
     "tuple[str, ...]": ("text",),
+    "tuple[Event, ...]": (Event(True, event_id="e"),),
     "Sequence[object]": ("text", 3),
 }
 
