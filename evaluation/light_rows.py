@@ -26,9 +26,14 @@ _WHOLE: Final = 1.0 - 1e-9
 """Share of the usual weight from which on a row counts whole, despite rounding."""
 
 
+def begun(sums: Mapping[str, float]) -> bool:
+    """Return whether a light row has come; before, rows that weigh 1 or more change nothing."""
+    return _WEIGHTS in sums
+
+
 def share(example: Example, sums: Mapping[str, float]) -> float:
     """Return how much of a row the example counts, at most 1; ``sums`` hold the counters."""
-    if _WEIGHTS not in sums or _is_default(example):
+    if not begun(sums) or _is_default(example):
         return 1.0
     least = min(_usual(sums) or example.weight, 1.0)
     return 1.0 if example.weight >= least * _WHOLE else example.weight / least
@@ -41,11 +46,11 @@ def weigh(
 
     ``rows``: how many were learned before; without counters, all of them weighed 1 or more.
     """
-    weight, begun = example.weight, _WEIGHTS in sums
-    if (weight >= 1.0 and not begun) or _is_default(example):
+    weight, first = example.weight, 0.0
+    if (weight >= 1.0 and not begun(sums)) or _is_default(example):
         return True, {}
-    first = 0.0 if begun else min(rows, _USUAL_ROWS)
-    if not begun:
+    if not begun(sums):
+        first = min(rows, _USUAL_ROWS)
         sums = {_WEIGHTS: first, _SQUARES: first}
     usual, part = _usual(sums) or weight, share(example, sums)
     taken = min(weight, max(2.0 * usual, 1.0))

@@ -145,13 +145,14 @@ class Tally:
         All counters end up as after :meth:`weigh` and :meth:`add` row by row.  False: some row is
         not an ordinary one, or is light, and nothing was counted.
         """
-        if any(map(self.is_anothers, examples)):
+        if self.others and any(map(self.is_anothers, examples)):
             return False
         answered = _answered(examples)
         if answered is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
-        for example in examples:
-            self.weigh(example)
+        if light_rows.begun(self.counters):
+            for example in examples:
+                self.weigh(example)
         counters, opened = self.counters, self._open
         counts: dict[str, int] = {}
         pairs = ([0, 0], [0, 0])

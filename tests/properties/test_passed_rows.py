@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
@@ -152,11 +152,8 @@ def _known(partition: int) -> Any:
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Path]:
-    made = Path(mkdtemp(prefix="online-test-", dir="/dev/shm"))
-    yield made
-    for path in sorted(made.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    made.rmdir()
+    with TemporaryDirectory(prefix="online-test-", dir="/dev/shm") as made:
+        yield Path(made)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Final
@@ -45,11 +45,8 @@ ROWS: Final = 400
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    made = Path(mkdtemp(prefix="online-test-", dir="/dev/shm"))
-    yield made
-    for path in sorted(made.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    made.rmdir()
+    with TemporaryDirectory(prefix="online-test-", dir="/dev/shm") as made:
+        yield Path(made)
 
 
 @pytest.fixture(autouse=True)
