@@ -125,12 +125,19 @@ class SnapshotHistory:
 
     Parameters:
         foreign: Returns why values cannot be this shard's, or None if they can.
+        in_arrays: As in :func:`paramserver.snapshots.format.decode`.
     """
 
     def __init__(
-        self, snapshots: Snapshots, retention: Retention, foreign: Foreign = lambda values: None
+        self,
+        snapshots: Snapshots,
+        retention: Retention,
+        foreign: Foreign = lambda values: None,
+        *,
+        in_arrays: bool = False,
     ) -> None:
         self._snapshots, self._retention, self._foreign = snapshots, retention, foreign
+        self._in_arrays = in_arrays
         self._manifests: dict[str, snapshot_format.Manifest] = {}
         self._sizes: dict[str, int] = {}
         self._head: str | None = None
@@ -163,7 +170,7 @@ class SnapshotHistory:
         if head is None:
             return None
         unread: OSError | None = None
-        reader = Reader(self._snapshots)
+        reader = Reader(self._snapshots, in_arrays=self._in_arrays)
         for name in ancestors(head, self._snapshots.names()):
             try:
                 state, data = self._read(reader, name)
@@ -191,7 +198,7 @@ class SnapshotHistory:
 
         Raises SnapshotMissing, SnapshotCorrupt, SnapshotFormat, or OSError.
         """
-        return self._read(Reader(self._snapshots), name)[0]
+        return self._read(Reader(self._snapshots, in_arrays=self._in_arrays), name)[0]
 
     def _read(self, reader: Reader, name: str) -> tuple[SnapshotState, memoryview]:
         state, data = reader.read(name)
