@@ -194,6 +194,9 @@ class ArrayMap(Mapping[str, Any]):
         index: Contains the names of the array.
         positions: Their positions in the index, in order; None: all names.
         numbers: One number, or one row of numbers, for each of them, in C order.
+
+    Raises:
+        ValueError: A position is given twice.
     """
 
     def __init__(self, index: NameIndex, positions: Array | None, numbers: Array) -> None:
@@ -203,6 +206,8 @@ class ArrayMap(Mapping[str, Any]):
         if positions is not None:
             rows = np.full(len(index), -1, dtype=np.int32)
             rows[positions] = np.arange(len(positions), dtype=np.int32)
+            if np.count_nonzero(rows >= 0) != len(positions):
+                raise ValueError("a name stands twice in a block")
             self._rows = rows.data
         self._width = 1 if numbers.ndim == 1 else numbers.shape[1]
         self._flat = numbers.reshape(-1).data
