@@ -405,13 +405,15 @@ class Multiclass(SelfRateModel):
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
         taken, labels = self._take(row, learns=True), self._experts.labels
-        shares, column = softmax(taken.outputs()), labels[label]
+        outputs, column = taken.outputs(), labels[label]
+        shares = softmax(outputs)
         if served is None or served.scored:
             noted = self.noted.of_classes(served)
             judged, own = (shares, column) if noted is None else (self._judged(noted), noted.own)
             self._mixture.judge(class_losses(judged, own).tolist(), weight)
             if self.heeds_shift:
                 self._experts.shift.learn(column, len(labels), noted, weight)
+        shares = _reserving(outputs)
         slopes = _towards(shares, column) * weight
         if before is not None:
             slopes -= _towards(shares, labels[before[0]]) * before[1]
@@ -489,6 +491,14 @@ class Regression(_OneAnswer):
             taken = [cut_at((number - y) / spread, RESIDUAL_MAX) * weight for number in numbers]
             slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
         return self._teach(row, slopes) + self._newest.total
+
+
+def _reserving(outputs: Floats) -> Floats:
+    """Return each expert's probability of each class if a class with output 0 were among them."""
+    top = np.maximum(outputs.max(axis=-1, keepdims=True), 0.0)
+    powers = np.exp(outputs - top)
+    shares: Floats = powers / (powers.sum(axis=-1, keepdims=True) + np.exp(-top))
+    return shares
 
 
 def _towards(shares: Floats, column: int) -> Floats:
