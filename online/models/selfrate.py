@@ -13,6 +13,11 @@ An expert's loss is that of its answer when the row was served, which is noted w
 answers would favour high rates, which have learned the neighbouring rows since (Elec2 with labels
 200 rows late: .7709 against .7221).  For a row without notes they have to do.
 
+With several classes the gradient is that of a softmax with one class more, whose output is always
+0: it stands for the classes that are still unknown.  Without it a class that is the only one so far
+has probability 1, and its rows teach nothing; where labels come late and in runs that is the whole
+first run.  Answers are without that class.
+
 The log loss would be the wrong loss: high rates are overconfident, and still right more often.
 In regression a residual is measured in standard deviations of the target and clipped to ±3, and an
 expert's loss is its error in units of the experts' median error, at most 4, divided by 4.  As far
@@ -494,7 +499,7 @@ class Regression(_OneAnswer):
 
 
 def _reserving(outputs: Floats) -> Floats:
-    """Return each expert's probability of each class if a class with output 0 were among them."""
+    """Return each expert's probability of each class beside an unknown class of output 0."""
     top = np.maximum(outputs.max(axis=-1, keepdims=True), 0.0)
     powers = np.exp(outputs - top)
     shares: Floats = powers / (powers.sum(axis=-1, keepdims=True) + np.exp(-top))
