@@ -13,10 +13,7 @@ An expert's loss is that of its answer when the row was served, which is noted w
 answers would favour high rates, which have learned the neighbouring rows since (Elec2 with labels
 200 rows late: .7709 against .7221).  For a row without notes they have to do.
 
-With several classes the gradient is that of a softmax with one class more, whose output is always
-0: it stands for the classes that are still unknown.  Without it a class that is the only one so far
-has probability 1, and its rows teach nothing; where labels come late and in runs that is the whole
-first run.  Answers are without that class.
+With several classes the gradient is that of a softmax with an unknown class beside them.
 
 The log loss would be the wrong loss: high rates are overconfident, and still right more often.
 In regression a residual is measured in standard deviations of the target and clipped to ±3, and an
@@ -57,10 +54,12 @@ from online.models.experts.exponential_weights import (
     Mixture,
     NotedClasses,
     NotesFormat,
+    beside_unknown,
     class_losses,
     logistic,
     number_losses,
     softmax,
+    towards,
 )
 from online.models.experts.label_shift import ClassExperts
 from online.models.experts.linear import (
@@ -411,17 +410,18 @@ class Multiclass(SelfRateModel):
     ) -> float:
         taken, labels = self._take(row, learns=True), self._experts.labels
         outputs, column = taken.outputs(), labels[label]
-        shares = softmax(outputs)
         if served is None or served.scored:
             noted = self.noted.of_classes(served)
-            judged, own = (shares, column) if noted is None else (self._judged(noted), noted.own)
+            judged, own = (
+                (softmax(outputs), column) if noted is None else (self._judged(noted), noted.own)
+            )
             self._mixture.judge(class_losses(judged, own).tolist(), weight)
             if self.heeds_shift:
                 self._experts.shift.learn(column, len(labels), noted, weight)
-        shares = _reserving(outputs)
-        slopes = _towards(shares, column) * weight
+        shares = beside_unknown(outputs)
+        slopes = towards(shares, column) * weight
         if before is not None:
-            slopes -= _towards(shares, labels[before[0]]) * before[1]
+            slopes -= towards(shares, labels[before[0]]) * before[1]
         return self._teach(taken, slopes)
 
     def _judged(self, noted: NotedClasses) -> Floats:
@@ -496,18 +496,3 @@ class Regression(_OneAnswer):
             taken = [cut_at((number - y) / spread, RESIDUAL_MAX) * weight for number in numbers]
             slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
         return self._teach(row, slopes) + self._newest.total
-
-
-def _reserving(outputs: Floats) -> Floats:
-    """Return each expert's probability of each class beside an unknown class of output 0."""
-    top = np.maximum(outputs.max(axis=-1, keepdims=True), 0.0)
-    powers = np.exp(outputs - top)
-    shares: Floats = powers / (powers.sum(axis=-1, keepdims=True) + np.exp(-top))
-    return shares
-
-
-def _towards(shares: Floats, column: int) -> Floats:
-    """Return the gradient at each output if the class of ``column`` is the true one."""
-    slopes = shares.copy()
-    slopes[:, column] -= 1.0
-    return slopes
