@@ -130,9 +130,6 @@ def test_an_unknown_key_like_none_lists_what_is_known(file: Path) -> None:
             "models.0.drift",
             "freeze never happens with watch: false",
         ),
-        (with_model(replay={"capacity": 500}), "models.0.replay", "nothing without policy"),
-        (with_model(triggers={"pause": 500}), "models.0.triggers", "nothing without every"),
-        (with_model(cache={"wait_ms": 5}), "models.0.cache", "nothing without rows"),
         ({"limits": {"rows_max": 0}}, "limits.rows_max", "0"),
         ({"limits": 3}, "limits", "3"),
     ],
@@ -141,13 +138,6 @@ def test_a_wrong_value_is_named(file: Path, data: dict[str, Any], field: str, va
     error = refusal(file, data)
     assert error.field == field
     assert value in str(error)
-
-
-def test_what_is_switched_off_may_say_more(file: Path) -> None:
-    off = with_model(replay={"policy": "none", "capacity": 500}, triggers={"rows": 500})
-    (model,) = loaded(file, off).models
-    assert not model.replay.on
-    assert model.made_as({"learner": "linear"}).replay == model.replay
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "3"])
