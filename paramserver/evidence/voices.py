@@ -86,17 +86,20 @@ class Rates:
         """Count an event of an established source."""
         self._move(source, self._active(source), hit)
 
-    def _active(self, source: str) -> _Voice:
-        """Return the voice of the source of this event, which is the last active one."""
+    def _active(self, source: str, voice: _Voice | None = None) -> _Voice:
+        """Return the voice of the source of this event, which is the last active one.
+
+        ``voice``: the voice of a source that is not known yet.
+        """
         self.pass_by(source)
-        voice = self._voices.pop(source, None)
-        if voice is None:
-            voice = _Voice()
+        known = self._voices.pop(source, None)
+        if known is None:
+            known = voice or _Voice()
             if len(self._voices) >= _KNOWN:
                 del self._voices[next(iter(self._voices))]
-        self._voices[source] = voice
-        voice.at = self._events
-        return voice
+        self._voices[source] = known
+        known.at = self._events
+        return known
 
     def _move(self, source: str, voice: _Voice, hit: bool) -> None:
         """Put the source's new rate in its place, if it is among the active ones."""
@@ -179,15 +182,16 @@ class Voices(Rates):
         self, source: str, taken: int, *, hit: bool, far: bool, label: str | None = None
     ) -> None:
         """Count an event: ``hit``, a surprise; ``far``, far off; ``taken``: its source's events."""
-        voice = self._active(source)
+        voice = self._voices.get(source) or _Voice()
         allowed = self._allowed(source, voice, taken)
         voice.hard = label if hit else None
         if hit:
             if not self.is_hard(label):
                 allowed = allowed - 1.0 if allowed > 1.0 else 0.0
-        elif voice.rate <= self._usual_rate or allowed >= 1.0:  # not from suspicious ones
+        elif allowed >= 1.0 or voice.rate <= self._usual():  # not from suspicious ones
             self._calm += 1.0 / self.many
         voice.allowed, voice.calm_at = allowed, self._calm
+        self._active(source, voice)
         self._move(source, voice, hit)
         voice.just += (hit - voice.just) / _JUST
         if far or voice.far:
@@ -195,14 +199,23 @@ class Voices(Rates):
             voice.just_far += (far - voice.just_far) / _JUST
 
     def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
-        usual, size = self._usual_rate, 1.0
+        size = 1.0
         if source in self.flooding:
             size = self.sizes.get(source, 1.0)
         elif taken > self.usual:
             size = taken / self.usual
-        back = (usual if usual > _ROUND else _ROUND) * (self._calm - voice.calm_at)
-        allowed, most = voice.allowed + size * back, _DEPTH * size
+        rounds, most = self._calm - voice.calm_at, _DEPTH * size
+        if voice.allowed + size * (_ROUND * rounds) >= most:  # most of the time
+            return most
+        usual = self._usual()
+        allowed = voice.allowed + size * ((usual if usual > _ROUND else _ROUND) * rounds)
         return most if allowed > most else allowed
+
+    def _usual(self) -> float:
+        """Return twice the median rate of the active sources before the event that is heard."""
+        if self._stale:
+            self._look()
+        return self._usual_rate
 
     def is_hard(self, label: str | None) -> bool:
         """Return whether the last events of most active sources were surprises with this label."""
@@ -215,7 +228,9 @@ class Voices(Rates):
     def weight(self, source: str, taken: int) -> float:
         """Return the weight of a source's events from its remaining allowance."""
         voice = self._voices.get(source)
-        return 1.0 if voice is None else min(self._allowed(source, voice, taken), 1.0)
+        if voice is None or voice.allowed >= 1.0:
+            return 1.0
+        return min(self._allowed(source, voice, taken), 1.0)
 
     def _rushing(self, now: dict[str, _Voice]) -> float:
         """Return the mean recent rate of events that are far off."""

@@ -252,6 +252,8 @@ class Filter:
         budgets: Whether its factor limits how much a source sends, rather than a single event.
         wrong: Whether it was mistaken, so that sources quarantined because of it are pardoned.
         turning: Whether it reports that the stream has changed, not the sources.
+        concerns: The predicted label, or the label, whose events alone concern the test; on others
+            it has no opinion, and learns nothing.  Both None: all do.
         bounds: Bounds on losses (empty at first); None: the test does not use losses of other
             replicas' events.
         losses: Losses that it counts for the chain, or None.
@@ -261,6 +263,7 @@ class Filter:
     budgets: ClassVar[bool] = False
     wrong: bool = False
     turning: bool = False
+    concerns: tuple[str | None, str | None] = None, None
     bounds: Mapping[str | None, Null] | None = None
     losses: Losses | None = None
 

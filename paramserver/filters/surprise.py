@@ -41,7 +41,16 @@ from paramserver.evidence.losses import Losses, Null
 from paramserver.evidence.mixes import Mixes
 from paramserver.evidence.voices import Voices
 from paramserver.filters.arrivals import EARNED, Arrivals
-from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Filter, Opinion, Source
+from paramserver.filters.base import (
+    EVIDENCE_MAX,
+    OFF,
+    PASS,
+    STEP_MAX,
+    Event,
+    Filter,
+    Opinion,
+    Source,
+)
 
 _KEPT: Final = 1024
 _ENOUGH: Final = 64
@@ -92,13 +101,15 @@ class Surprise(Filter):
             not diluted.  Such a test only gives evidence and reduces no event's weight.
         enough: Number of taken events before the test is active.
         losses: Losses counted by another such test; None: this test counts them.
-        like: Another test of one label whose recent losses are shared, or None.
+        like: The test on all events, which counts losses, mixes and recent losses for a test of one
+            label; None: it counts its own.
         numbers: Whether labels are numbers, in the form of :class:`Losses`.
         answers: The two labels, if there are two, for :class:`Losses`.
         mixes: Another test's label mixes; None: own ones.
 
     Attributes:
         losses: Losses from which the bounds are computed.
+        every: The last taken losses, also those of sources that have had their share.
         voices: Rates of surprises by source.
         mixes: Label mixes by source.
         bounds: Bounds by label.
@@ -123,12 +134,16 @@ class Surprise(Filter):
     ) -> None:
         if answer is not None:
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
+            self.concerns = (None, answer) if about else (answer, None)
         self._answer, self._about, self._enough = answer, about, enough
+        if like is not None:
+            losses, mixes = like.losses, like.mixes
+        self._counts, self._adds = losses is None, like is None
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
         self._numbers = self.losses.numbers
-        self._counts, self._adds = losses is None, like is None
         self.mixes: Mixes = Mixes(answers) if mixes is None else mixes
-        self._lately: _Lately = _Lately() if like is None else like._lately
+        self.every = _Lately()
+        self._lately: _Lately = _Lately() if like is None else like.every
         self.arrivals = Arrivals()
         self.voices = Voices()
         self._new = Newcomers()
@@ -143,9 +158,11 @@ class Surprise(Filter):
         of_all = self._answer is None
         if not of_all and not self._concerns(event.answer, event.label):
             return PASS
-        loss, bounds = event.loss, self.bounds.get(self.losses.kind(event.label))
+        loss, bounds = event.loss, self._bounds_of(event.label)
         if loss is None or bounds is None:
             return self._beside_small_ones(event, source)
+        if loss <= bounds.high and self._is_sure(source):
+            return PASS
         rate, numbers = self.voices.rate(source.name), self._numbers
         if rate is None:
             return self._beside_small_ones(event, source)
@@ -192,6 +209,25 @@ class Surprise(Filter):
                 evidence *= allowed  # a flood must not earn positive evidence by its volume
         return Opinion(weight, evidence, loss, "" if weight == 1.0 else reason)
 
+    def _bounds_of(self, label: str | None) -> Null | None:
+        """Return the bounds of a label, or of a number's fifth and side."""
+        bounds = None if self._numbers else self.bounds.get(label)  # most names are short
+        return bounds or self.bounds.get(self.losses.kind(label))
+
+    def _is_sure(self, source: Source) -> bool:
+        """Return whether an event that does not surprise can change nothing.
+
+        There is no more evidence for its source to be had, and its weight is whole.
+        """
+        name = source.name
+        if source.evidence.get(self.name) != EVIDENCE_MAX or not source.good:
+            return False
+        if name in self.voices.flooding:
+            return False
+        if self._answer is not None:
+            return True
+        return source.taken >= EARNED and self.voices.weight(name, source.sent) == 1.0
+
     def _beside_small_ones(self, event: Event, source: Source) -> Opinion:
         """Judge a source beside all small and new ones together, if too few can be compared.
 
@@ -237,25 +273,31 @@ class Surprise(Filter):
         return self._about and label == self._answer
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        concerned, loss = self._concerns(event.answer, event.label), event.loss
-        if loss is None or not (concerned or self._adds):
+        loss, label = event.loss, event.label
+        if loss is None or not self._concerns(event.answer, label):
             return
-        if self._counts:
-            self.mixes.hear(event.source, event.label, loss)
-        if (denied := self._is_denied(event)) is not None:
-            self._note_denied(source, event.label, denied=denied)
-        kind = self.losses.kind(event.label)
-        bounds = self.bounds.get(kind)
-        if bounds is not None and concerned:
+        if self._answer is None:
+            if self._counts:
+                self.mixes.hear(source.name, label, loss)
+            if (denied := self._is_denied(event)) is not None:
+                self._note_denied(source, label, denied=denied)
+        bounds = self._bounds_of(label)
+        if bounds is not None:
             hit = loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
-            self._count(source, event.label, event.weight, hit=hit, far=loss > bounds.far)
+            self._count(source, label, event.weight, hit=hit, far=loss > bounds.far)
         elif not self.bounds:
             self.voices.pass_by(source.name)
-        if not self._adds or not taken or source.doubted:
-            return
-        if not self._counts or self.losses.add(event.source, event.label, loss, event.other):
+        if self._adds and taken and not source.doubted:
+            self._add(event, loss)
+
+    def _add(self, event: Event, loss: float) -> None:
+        """Count a taken loss."""
+        losses, kind = self.losses, self.losses.kind(event.label)
+        if losses.two:
+            self.every.add(event.source, kind, loss)
+        if not self._counts or losses.add(event.source, event.label, loss, event.other):
             self._lately.add(event.source, kind, loss)
 
     def _note_denied(self, source: Source, label: str | None, *, denied: bool) -> None:
@@ -280,7 +322,7 @@ class Surprise(Filter):
         """
         if self._answer is None and self.losses.two:
             self._note_denied(source, label, denied=loss > math.log(2.0))
-        bounds = self.bounds.get(self.losses.kind(label))
+        bounds = self._bounds_of(label)
         if bounds is None:
             return
         if self._counts:
