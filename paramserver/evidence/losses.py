@@ -85,6 +85,9 @@ _Inner = TypeVar("_Inner", Bins, dict[str, Bins])
 Other = tuple[str, float]
 """A label that was not said, and the loss that it would have had."""
 
+Counted = tuple[int, int, str, str]
+"""Generation, bin, label and source of an event."""
+
 Heard = tuple[str, str | None, float]
 """Source, label, loss (upper end of its bin)."""
 
@@ -157,6 +160,8 @@ class Losses:
         self._votes, self._trials = Votes(), Trials(self._other, _turned)
         self._odds: Odds | None = NONE
         self._nulls: dict[str | None, Null] | None = {}
+        self._waiting: list[Counted] = []  # events that no sum has yet
+        self._waiting_unsaid: list[Counted] = []
         self._open: dict[str, float] = {}
         self._open_unsaid: dict[str, float] = {}
         self._of: dict[str, int] = {}  # all that is counted of each source
@@ -195,14 +200,17 @@ class Losses:
         else:  # what :meth:`_set` does, without reading the key
             counts[key] = counts.get(key, 0) + 1
             self._sizes[newest] += 1
-            self._add(newest, bin_, label, source, 1)
+            if source in self._bins.get(label, ()):  # else there is one more to compare with
+                self._waiting.append((newest, bin_, label, source))
+            else:
+                self._add(newest, bin_, label, source, 1)
             self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
         if other is not None:
             bin_, label, source = bin_of(other[1]), key_of(other[0]), f"{_UNSAID}{source}"
             key, counts = f"{newest}\n{bin_}\n{label}\n{source}", self._counts[newest]
             counts[key] = counts.get(key, 0) + 1
-            self._add_unsaid(newest, bin_, label, source, 1)
+            self._waiting_unsaid.append((newest, bin_, label, source))
             self._open_unsaid[key] = self._open_unsaid.get(key, 0) + 1
         return True
 
@@ -239,6 +247,7 @@ class Losses:
         self._open, self._open_unsaid = {}, {}
         self._all, self._unsaid, self._votes, self._odds = {}, {}, Votes(), NONE
         self._trials = Trials(self._other, _turned)
+        self._waiting, self._waiting_unsaid = [], []
         self._of, self._in, self._passed = {}, {}, 0.0
         self._nulls, self.heard, self._edges = {}, [], []
 
@@ -270,6 +279,7 @@ class Losses:
         return more
 
     def _leave(self, generation: int) -> None:
+        self._settle()
         for key, n in self._counts.pop(generation).items():
             _, bin_, label, source = key.split("\n", 3)
             add = self._add_unsaid if _is_unsaid(source) else self._add
@@ -279,7 +289,33 @@ class Losses:
         self._trials.leave(generation)
         del self._sizes[generation]
 
+    def _settle(self) -> None:
+        """Add the waiting events to the sums, each sum by itself."""
+        said, self._waiting = self._waiting, []
+        unsaid, self._waiting_unsaid = self._waiting_unsaid, []
+        if said:
+            self._nulls = self._odds = None
+            of_all, of_source = self._all, self._of
+            for _, bin_, label, source in said:
+                bins = self._bins[label][source]
+                bins[bin_] = bins.get(bin_, 0) + 1
+                bins = of_all[source]
+                bins[bin_] = bins.get(bin_, 0) + 1
+                of_source[source] += 1
+            if not self.numbers:
+                told = [event for event in said if event[2]]
+                self._trials.add_each(told)
+                self._votes.add_each(told, said=True)
+                other = self._other
+                self._votes.add_each(
+                    [(g, _turned(b), other[x], s) for g, b, x, s in told if x in other], said=False
+                )
+        for event in unsaid:
+            self._add_unsaid(*event, 1)
+
     def _add(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
+        if self._waiting or self._waiting_unsaid:
+            self._settle()
         self._nulls = self._odds = None
         if label and not self.numbers:
             self._votes.add(label, source, bin_, more, said=True)
@@ -298,6 +334,8 @@ class Losses:
 
     def _add_unsaid(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
         """Count a label that its source, whose name is marked, did not say."""
+        if self._waiting or self._waiting_unsaid:
+            self._settle()
         self._nulls = self._odds = None
         self._trials.add_unsaid(generation, label, bin_, more)
         self._votes.add(label, source[1:], bin_, more, said=False)
@@ -310,12 +348,14 @@ class Losses:
         surprise first, whoever sends them.  Only sources that have sent enough have a say, of a
         label too: made-up names are many.  Empty: too few have.
         """
+        self._settle()
         if self._nulls is None:
             self._nulls = self._drawn()
         return self._nulls
 
     def odds(self) -> Odds:
         """How often honest labels, and wrong ones, have such a loss."""
+        self._settle()
         if self._odds is None:
             known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
             held = held_by_few(self._bins, known)
