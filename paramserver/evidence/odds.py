@@ -199,10 +199,12 @@ def _bounded(of_source: Mapping[str, list[int]], known: Collection[str]) -> tupl
     most = sizes[len(sizes) // 2] if len(sizes) >= _KNOWN_MIN else inf
     honest = wrong = 0.0
     for said, unsaid in of_source.values():
-        if (n := said + unsaid) > 0:  # what is taken back may come before it
-            part = most / n if n > most else 1.0
-            honest += part * said
-            wrong += part * unsaid
+        if (n := said + unsaid) > most:
+            honest += most / n * said
+            wrong += most / n * unsaid
+        elif n > 0:  # what is taken back may come before it
+            honest += said
+            wrong += unsaid
     return honest, wrong
 
 

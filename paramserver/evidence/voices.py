@@ -84,31 +84,25 @@ class Rates:
 
     def note(self, source: str, *, hit: bool) -> None:
         """Count an event of an established source."""
-        self._move(source, self._active(source), hit)
+        self._count(source, self._voices.get(source) or _Voice(), hit)
 
-    def _active(self, source: str, voice: _Voice | None = None) -> _Voice:
-        """Return the voice of the source of this event, which is the last active one.
-
-        ``voice``: the voice of a source that is not known yet.
-        """
-        self.pass_by(source)
-        known = self._voices.pop(source, None)
-        if known is None:
-            known = voice or _Voice()
-            if len(self._voices) >= _KNOWN:
-                del self._voices[next(iter(self._voices))]
-        self._voices[source] = known
-        known.at = self._events
-        return known
-
-    def _move(self, source: str, voice: _Voice, hit: bool) -> None:
-        """Put the source's new rate in its place, if it is among the active ones."""
+    def _count(self, source: str, voice: _Voice, hit: bool) -> None:
+        """Count an event of a source, which is then the last active one, by its voice."""
+        self._events = voice.at = self._events + 1
+        if source == self._last:
+            self._run += 1
+        else:
+            self._last, self._run = source, 1
+        voices = self._voices
+        if voices.pop(source, None) is None and len(voices) >= _KNOWN:
+            del voices[next(iter(voices))]
+        voices[source] = voice
         rate = voice.rate
         new = voice.rate = rate + (hit - rate) / _LATELY
         self._stale = True
         if source not in self._now:
             self._looked = None  # the next look is at all of them
-        elif new != rate:
+        elif new != rate:  # put it in its place
             rates = self._rates
             del rates[bisect_left(rates, rate)]
             insort(rates, new)
@@ -191,8 +185,7 @@ class Voices(Rates):
         elif allowed >= 1.0 or voice.rate <= self._usual():  # not from suspicious ones
             self._calm += 1.0 / self.many
         voice.allowed, voice.calm_at = allowed, self._calm
-        self._active(source, voice)
-        self._move(source, voice, hit)
+        self._count(source, voice, hit)
         voice.just += (hit - voice.just) / _JUST
         if far or voice.far:
             voice.far += (far - voice.far) / _LATELY

@@ -226,12 +226,13 @@ class Chain:
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
-        shares = self.arrivals.shares(source, event.weight)
+        shares: tuple[float, float] | None = None
         source.lately += (event.weight - source.lately) / (8.0 if source.lately else 1.0)
         for test, opinion in zip(self._asked(event), verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)
             # evidence against sources does not count while the stream changes
             if (evidence := opinion.evidence) > 0.0 or (evidence < 0.0 and not drift):
+                shares = shares or self.arrivals.shares(source, event.weight)
                 nats = evidence * shares[evidence < 0.0]
                 self.sources.add(source, test.name, nats, self._arrivals)
         if source.turned_at == self._arrivals and not drift:

@@ -161,8 +161,9 @@ class Surprise(Filter):
         loss, bounds = event.loss, self._bounds_of(event.label)
         if loss is None or bounds is None:
             return self._beside_small_ones(event, source)
-        if loss <= bounds.high and self._is_sure(source):
-            return PASS
+        if loss <= bounds.high and source.evidence.get(self.name) == EVIDENCE_MAX:
+            if self._is_sure(source):
+                return PASS
         rate, numbers = self.voices.rate(source.name), self._numbers
         if rate is None:
             return self._beside_small_ones(event, source)
@@ -215,14 +216,12 @@ class Surprise(Filter):
         return bounds or self.bounds.get(self.losses.kind(label))
 
     def _is_sure(self, source: Source) -> bool:
-        """Return whether an event that does not surprise can change nothing.
+        """Return whether an event that does not surprise changes nothing.
 
-        There is no more evidence for its source to be had, and its weight is whole.
+        There is no more evidence for the source to be had; so its weight has to be whole.
         """
         name = source.name
-        if source.evidence.get(self.name) != EVIDENCE_MAX or not source.good:
-            return False
-        if name in self.voices.flooding:
+        if not source.good or name in self.voices.flooding:
             return False
         if self._answer is not None:
             return True

@@ -196,7 +196,7 @@ class Unlikely(Filter):
 
     def _rises(self, source: str) -> bool:
         for rising in self._all_rising:
-            if rising.rises(source):
+            if source in rising.risen:
                 return True
         return False
 
