@@ -177,7 +177,9 @@ class Voices(Rates):
     ) -> None:
         """Count an event: ``hit``, a surprise; ``far``, far off; ``taken``: its source's events."""
         voice = self._voices.get(source) or _Voice()
-        allowed = self._allowed(source, voice, taken)
+        allowed = voice.allowed
+        if allowed != _DEPTH or taken > self.usual or source in self.flooding:
+            allowed = self._allowed(source, voice, taken)
         voice.hard = label if hit else None
         if hit:
             if not self.is_hard(label):

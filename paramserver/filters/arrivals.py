@@ -91,7 +91,7 @@ class Arrivals:
 
     def add(self, source: str, *, new: bool, weight: float = 1.0) -> None:
         """Add an arrival; ``new``: its source is not established."""
-        count, weight = self._count, max(weight, 1.0)
+        count, weight = self._count, weight if weight > 1.0 else 1.0
         n, known = count.pop(source, _NONE)
         count[source] = n + 1, known + weight
         self._held += n < 2 * _EACH
@@ -99,10 +99,10 @@ class Arrivals:
         self.total += weight
         if new:
             self.new += weight
-        few, many = len(count) * _EACH, len(count) * _MOST_EACH
-        while len(self._window) > max(min(many, self._most), _LEAST) or (
-            self._held > few and len(self._window) > _LEAST
-        ):
+        if len(self._window) <= _LEAST:
+            return
+        few, most = len(count) * _EACH, max(min(len(count) * _MOST_EACH, self._most), _LEAST)
+        while len(self._window) > most or (self._held > few and len(self._window) > _LEAST):
             self._leave()
 
     def _leave(self) -> None:

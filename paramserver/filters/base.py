@@ -254,8 +254,8 @@ class Filter:
         turning: Whether it reports that the stream has changed, not the sources.
         concerns: The predicted label, or the label, whose events alone concern the test; on others
             it has no opinion, and learns nothing.  Both None: all do.
-        bounds: Bounds on losses (empty at first); None: the test does not use losses of other
-            replicas' events.
+        bounds: Bounds on losses (empty at first: the test is off); None: the test does not use
+            losses of other replicas' events.
         losses: Losses that it counts for the chain, or None.
     """
 
@@ -271,11 +271,11 @@ class Filter:
         """Receive the chain's arrival statistics; called once at the start."""
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        """Return an opinion on the event.  Changes nothing and never raises."""
+        """Return an opinion on an event that concerns it.  Changes nothing and never raises."""
         raise NotImplementedError
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        """Learn from an event that was written; ``taken``: it was accepted or clipped.
+        """Learn from an event that concerns it and was written; ``taken``: accepted or clipped.
 
         Statistics by which other sources are judged are learned from taken events only.
         """

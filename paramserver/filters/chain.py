@@ -21,6 +21,7 @@ from paramserver.filters.base import (
     ACCEPTED,
     CLIPPED,
     EVIDENCE_MAX,
+    OFF,
     PASS,
     QUARANTINED,
     REFUSED,
@@ -189,8 +190,8 @@ class Chain:
         known = {test.name: opinion for test, opinion in judged}
         for test in self.filters:
             nats, opinion = evidence.get(test.name), known.get(test.name)
-            if opinion is None:
-                opinion = test.judge(event, source)  # it may be off
+            if opinion is None:  # the event does not concern it
+                opinion = PASS if test.bounds is None or test.bounds else OFF
             if opinion is PASS:
                 if nats is not None and nats <= standing:
                     standing, test_name = nats, test.name

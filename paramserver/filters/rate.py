@@ -52,11 +52,11 @@ class Rate(Filter):
         self.pool_share = pool_share
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        arrivals, size = self.arrivals, max(event.weight, 1.0)
+        arrivals, size = self.arrivals, event.weight if event.weight > 1.0 else 1.0
         own = arrivals.count(event.source) + size
         over = 0.0 if arrivals.budget is None else own / arrivals.budget
         reason = "rate: more than twice the median source"
-        if self._is_pooled(source):
+        if source.taken < EARNED and self._is_pooled(source):
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"

@@ -151,26 +151,26 @@ class Surprise(Filter):
         self.again = 0.0
         self._fresh = 1.0  # factor on evidence because surprises are correlated
         self.turning = False
+        self._judged: tuple[Event | None, Null | None] = None, None  # last, and its label's bounds
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return self._beside_small_ones(event, source)
-        of_all = self._answer is None
-        if not of_all and not self._concerns(event.answer, event.label):
-            return PASS
-        loss, bounds = event.loss, self._bounds_of(event.label)
+        of_all, loss, name = self._answer is None, event.loss, source.name
+        bounds = self._bounds_of(event.label)
+        self._judged = event, bounds
         if loss is None or bounds is None:
             return self._beside_small_ones(event, source)
-        if loss <= bounds.high and source.evidence.get(self.name) == EVIDENCE_MAX:
-            if self._is_sure(source):
-                return PASS
-        rate, numbers = self.voices.rate(source.name), self._numbers
+        calm = loss <= bounds.high and source.evidence.get(self.name) == EVIDENCE_MAX
+        if calm and self._is_sure(source):
+            return PASS
+        rate, numbers = self.voices.rate(name), self._numbers
         if rate is None:
             return self._beside_small_ones(event, source)
-        flooding, size = source.name in self.voices.flooding, self.voices.size(source.sent)
+        flooding, size = name in self.voices.flooding, self.voices.size(source.sent)
         if self._answer is not None:
             large = size >= _LARGE and not flooding
-            rate = self.mixes.rate(rate, source.name, self._answer, large=large)
+            rate = self.mixes.rate(rate, name, self._answer, large=large)
         if rate >= _RATE_MAX:
             return PASS
         hostile, fresh = rate + _APART, self._fresh
@@ -212,8 +212,9 @@ class Surprise(Filter):
 
     def _bounds_of(self, label: str | None) -> Null | None:
         """Return the bounds of a label, or of a number's fifth and side."""
-        bounds = None if self._numbers else self.bounds.get(label)  # most names are short
-        return bounds or self.bounds.get(self.losses.kind(label))
+        if not self._numbers and (bounds := self.bounds.get(label)) is not None:
+            return bounds  # the label is short, as most are
+        return self.bounds.get(self.losses.kind(label))
 
     def _is_sure(self, source: Source) -> bool:
         """Return whether an event that does not surprise changes nothing.
@@ -273,18 +274,20 @@ class Surprise(Filter):
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         loss, label = event.loss, event.label
-        if loss is None or not self._concerns(event.answer, label):
+        if loss is None:
             return
         if self._answer is None:
             if self._counts:
                 self.mixes.hear(source.name, label, loss)
             if (denied := self._is_denied(event)) is not None:
                 self._note_denied(source, label, denied=denied)
-        bounds = self._bounds_of(label)
+        judged, bounds = self._judged
+        if judged is not event:
+            bounds = self._bounds_of(label)
         if bounds is not None:
             hit = loss > bounds.high
             if self._answer is None:
-                source.mean(self.name, float(hit))
+                source.mean(self.name, 1.0 if hit else 0.0)
             self._count(source, label, event.weight, hit=hit, far=loss > bounds.far)
         elif not self.bounds:
             self.voices.pass_by(source.name)
@@ -302,7 +305,7 @@ class Surprise(Filter):
     def _note_denied(self, source: Source, label: str | None, *, denied: bool) -> None:
         if self.losses.is_shared(label):
             source.denied += (denied - source.denied) / _DENIED_LATELY
-        small = source.sent <= self.voices.usual
+        small = source.taken + source.aside <= self.voices.usual
         if small or source.taken < EARNED:
             self._new.note(denied=denied)
         if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
@@ -335,15 +338,15 @@ class Surprise(Filter):
     def _count(
         self, source: Source, label: str | None, weight: float, *, hit: bool, far: bool
     ) -> None:
-        if source.quarantined:
+        if source.offences > source.releases:
             return
-        new = source.taken < EARNED
+        new, sent = source.taken < EARNED, source.taken + source.aside
         if self._answer is None:
             self._new.count(new=new, hit=hit, weight=weight)
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.sent, hit=hit, far=far, label=label)
+            self.voices.hear(source.name, sent, hit=hit, far=far, label=label)
 
     def refresh(self, sources: Sequence[Source]) -> None:
         if self._counts:

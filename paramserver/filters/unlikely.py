@@ -231,8 +231,8 @@ class Unlikely(Filter):
         If nearly only a few sources send the label, or this one sends hardly any other, it is at
         least the rate with that label, which may be hard at present.
         """
-        middle, same = self.voices.middle(source), self._of_label.get(label or "")
-        if middle is None or label is None or same is None:
+        middle = self.voices.middle(source)
+        if middle is None or label is None or (same := self._of_label.get(label)) is None:
             return middle
         held = key_of(label) in self._odds.held
         if held or self._surprise.mixes.is_nearly_all(source, label):
@@ -279,8 +279,8 @@ class Unlikely(Filter):
             self._count(source, label, loss, source.weight, hit=hit)
 
     def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
-        if self._rising is not None and not source.quarantined:
-            size = self.voices.size(source.sent)
+        if self._rising is not None and source.offences <= source.releases:
+            size = self.voices.size(source.taken + source.aside)
             self._rising.hear(source.name, loss, size)
             for one, rising in self._one_label.items():
                 rising.note(source.name, label == one, size)
@@ -291,7 +291,7 @@ class Unlikely(Filter):
     def _count(
         self, source: Source, label: str | None, loss: float, weight: float, *, hit: bool
     ) -> None:
-        if source.quarantined:
+        if source.offences > source.releases:
             return
         new = source.taken < EARNED
         hit_new = hit or (new and self._odds.is_new(label, loss))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,13 @@ def test_tests_of_one_answer_share_what_they_look_back_at(monkeypatch: pytest.Mo
     assert max(looks) > 0.0, "nothing is compared"
 
     apart = by_name(("surprise",), None, None, answers=("true", "false"))
-    for test in apart.filters:
-        if isinstance(test, Surprise):  # each keeps its own
-            test._lately, test._adds = surprise._Lately(), True
+    of_all, *others = [test for test in apart.filters if isinstance(test, Surprise)]
+    for test in others:  # each keeps its own
+        test._lately = surprise._Lately()
+
+    def add(*given: Any) -> None:
+        for test in others:
+            test._lately.add(*given)
+
+    monkeypatch.setattr(of_all.every, "add", add)
     assert verdicts(apart, sent) == found
