@@ -150,19 +150,17 @@ class Filtering:
     def _see(self, source: str, at: float) -> None:
         if self.elsewhere:
             self._see_others(at)
-        seen = self._seen
-        seen[source] = at
-        seen.move_to_end(source)
-        while len(seen) > _SEEN_MAX or next(iter(seen.values())) < at - ACTIVE_S:
-            seen.popitem(last=False)
+        self._seen[source] = at
+        self._seen.move_to_end(source)
+        while len(self._seen) > _SEEN_MAX or next(iter(self._seen.values())) < at - ACTIVE_S:
+            self._seen.popitem(last=False)
 
     def refusal(self, row: NewRow, example: Example | None = None) -> str | None:
         """Return why the row must be refused; None if it may be written.
 
         Changes no evidence.  ``example`` is the decoded payload; if None, it is decoded here.
         """
-        if self.elsewhere:
-            self._see_others(row.at)
+        self._see_others(row.at)
         if not self.active or row.half is not None:
             return None  # half of a join: it is judged when the other half arrives
         event = self._event(row, example or codec.decode(row.payload))
@@ -252,8 +250,7 @@ class Filtering:
         chain.observe(event, verdict)
         if (first := example.corrects) is not None:
             chain.take_back(first.source, _taken_back(first, row.source, verdict))
-        if chain.drift is not self._drift:
-            self._note_drift()
+        self._note_drift()
         effects = self.reputations.decided(row.key, row.source)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # the row's may be clipped already
         self._batch.add(row.key)
@@ -275,10 +272,9 @@ class Filtering:
         return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
 
     def _is_repeat(self, row: NewRow) -> bool:
-        if self.reputations.waits(row.key):
-            return True
         at = self._recent.at(row.key)
-        return at is not None and abs(row.at - at) <= _RECENT_S
+        lately = at is not None and abs(row.at - at) <= _RECENT_S
+        return lately or self.reputations.waits(row.key)
 
     def _event(self, row: NewRow, example: Example) -> Event:
         model = self._model()

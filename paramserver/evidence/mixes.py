@@ -19,7 +19,7 @@ from math import log, sqrt
 from statistics import median
 from typing import Final
 
-from paramserver.evidence.losses import SOURCES_MIN
+from paramserver.evidence.sums import SOURCES_MIN
 
 _OVER: Final = 128.0
 _FADE: Final = 1.0 - 1.0 / _OVER

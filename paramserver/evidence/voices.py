@@ -16,7 +16,7 @@ from itertools import islice
 from math import fsum
 from typing import Final
 
-from paramserver.evidence.losses import SOURCES_MIN
+from paramserver.evidence.sums import SOURCES_MIN
 
 _KNOWN: Final = 1024
 _NOW: Final = 32

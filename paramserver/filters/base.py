@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:  # they tell of events and sources themselves
-    from paramserver.evidence.losses import Losses, Null
+    from paramserver.evidence.losses import Losses
+    from paramserver.evidence.sums import Null
     from paramserver.filters.arrivals import Arrivals
 
 Gradient = npt.NDArray[np.float32]

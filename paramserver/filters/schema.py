@@ -35,9 +35,9 @@ class Schema(Filter):
 
     def judge(self, event: Event, source: Source) -> Opinion:
         loss = event.loss
-        if event.gradient is None and (loss is None or 0.0 <= loss <= self._loss_max):
-            if 1 <= len(event.source) <= SOURCE_CHARS_MAX:
-                return PASS
+        plain = event.gradient is None and 1 <= len(event.source) <= SOURCE_CHARS_MAX
+        if plain and (loss is None or 0.0 <= loss <= self._loss_max):
+            return PASS
         problem = self._problem(event)
         return PASS if problem is None else Opinion(0.0, reason=problem, stop=True, refuse=True)
 

@@ -4,7 +4,7 @@ It works with every model that has a loss, including trees.  Its rules:
 
 - *A surprise* is a loss above the bound of its label: the median over sources of the 90 % quantile
   of their last taken losses with that label, over all replicas
-  (:mod:`paramserver.evidence.losses`).  One bound for all labels would reject honest sources that
+  (:mod:`paramserver.evidence.sums`).  One bound for all labels would reject honest sources that
   send harder labels; a quantile of all losses would be determined by attackers or floods.
 - *The test* is a Bernoulli test.  Honest sources surprise at a rate of at most q₀: twice the median
   over the active established sources (:mod:`paramserver.evidence.voices`), at least 20 %.  Hostile
@@ -37,8 +37,9 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.evidence.losses import Losses, Null
+from paramserver.evidence.losses import Losses
 from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.sums import Null
 from paramserver.evidence.voices import Voices
 from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import (
@@ -455,7 +456,7 @@ class _Lately:
             for kept in (self._loss, self._source, self._label):
                 kept[:_KEPT] = kept[lately]
             self._n = _KEPT
-            labels, left = list(self._labels), np.unique(self._label[:_KEPT])
+            labels, left = list(self._labels), sorted(set(self._label[:_KEPT].tolist()))
             self._labels = {labels[at]: i for i, at in enumerate(left)}
             self._label[:_KEPT] = np.searchsorted(left, self._label[:_KEPT])
         new, self._n = slice(self._n, self._n + len(fresh)), self._n + len(fresh)

@@ -30,9 +30,9 @@ from collections.abc import Sequence
 from math import log
 from typing import Final, NamedTuple
 
-from paramserver.evidence.losses import MILD, Null
 from paramserver.evidence.odds import NONE, Odds, key_of
 from paramserver.evidence.rising import Rising
+from paramserver.evidence.sums import MILD, Null
 from paramserver.evidence.voices import Rates
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import (
@@ -170,9 +170,8 @@ class Unlikely(Filter):
 
     def _is_sure(self, event: Event, source: Source) -> bool:
         """Return whether a likely label can change nothing: there is no more credit to be had."""
-        if self._rates or source.taken < EARNED or source.evidence.get(self.name, 0.0) < _CREDIT_MAX:
-            return False
-        if self._doubts.get(source.name) != _CREDIT_MAX or event.loss is None:
+        credit = source.evidence.get(self.name, 0.0), self._doubts.get(source.name, 0.0)
+        if self._rates or source.taken < EARNED or min(credit) < _CREDIT_MAX or event.loss is None:
             return False
         found = self._found(event.label, event.loss)
         return found is not None and found[0] >= found[1]
@@ -195,10 +194,7 @@ class Unlikely(Filter):
         return size is not None and not (source.trusted and size >= _LARGE)
 
     def _rises(self, source: str) -> bool:
-        for rising in self._all_rising:
-            if source in rising.risen:
-                return True
-        return False
+        return True in [source in rising.risen for rising in self._all_rising]
 
     def _lies(self, source: str, label: str | None) -> tuple[float, float] | None:
         """Return the share of wrong labels of the median source, and its rate of likely lies.

@@ -9,8 +9,9 @@ from math import exp, log
 import pytest
 
 from online.trust.filtering import _unweighed
-from paramserver.evidence.losses import Losses, Null
+from paramserver.evidence.losses import Losses
 from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.sums import Null
 from paramserver.evidence.voices import Voices
 from paramserver.filters import rate, surprise
 from paramserver.filters.arrivals import Arrivals
