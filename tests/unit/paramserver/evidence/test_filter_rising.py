@@ -10,6 +10,7 @@ import pytest
 from paramserver.evidence.rising import Rising
 from paramserver.filters.base import Event
 from paramserver.filters.chain import by_name
+from paramserver.filters.unlikely import Unlikely
 
 SOURCES = 20
 
@@ -110,7 +111,7 @@ def test_lies_about_what_the_model_is_not_sure_of_are_held_back(
 ) -> None:
     """Eight of 28 say the wrong label where the answer is a half, as the others do now and then."""
     if not seen:
-        monkeypatch.setattr(Rising, "rises", lambda self, source: False)
+        monkeypatch.setattr(Unlikely, "_rises", lambda self, source: False)
     chain, draw = by_name(("surprise",), None, None, answers=("true", "false")), random.Random(7)
     liars, weights = [f"liar{i}" for i in range(8)], {True: list[float](), False: list[float]()}
     for i in range(2_400):
