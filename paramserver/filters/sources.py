@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched, add_counts
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.core.sums import add_counts
 from paramserver.evidence.generations import Newest
 from paramserver.evidence.losses import LOSS_BLOCKS
 from paramserver.filters.arrivals import EARNED
