@@ -34,7 +34,7 @@ from paramserver.evidence.losses import MILD, Null
 from paramserver.evidence.odds import NONE, Odds, key_of
 from paramserver.evidence.rising import Rising
 from paramserver.evidence.voices import Rates
-from paramserver.filters.arrivals import EARNED
+from paramserver.filters.arrivals import EARNED, is_new
 from paramserver.filters.base import (
     OFF,
     PASS,
@@ -155,9 +155,8 @@ class Unlikely(Filter):
         evidence = fresh * says.evidence
         if evidence > 0.0:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
-        if source.taken < EARNED:
-            hit = says.hit or self._odds.is_new(event.label, event.loss)  # new names cost nothing
-            weight = self._new.weight(says.usual) if hit else 1.0
+        if is_new(source):
+            weight = self._new.weight(says.usual)
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
         in_doubt = doubt < _DOUBTED or flooding
@@ -201,7 +200,7 @@ class Unlikely(Filter):
             return None
         said, unsaid = found
         sure, less = (_ratio(said, unsaid, lies + more) for more in (_MORE, _DOUBT_MORE))
-        return _Says(said < unsaid, sure, less, max(middle, honest) + _RATE_MORE)
+        return _Says(sure, less, max(middle, honest) + _RATE_MORE)
 
     def _middle(self, source: str, label: str | None) -> float | None:
         """Return the median source's rate of labels that suggest a lie; None: too few sources.
@@ -270,10 +269,10 @@ class Unlikely(Filter):
     ) -> None:
         if source.quarantined:
             return
-        new = source.taken < EARNED
-        hit_new = hit or (new and self._odds.is_new(label, loss))
+        new = is_new(source)
+        hit_new = hit or (new and self._odds.is_new(label, loss))  # new names cost nothing
         self._new.count(new=new, hit=hit_new, weight=weight)
-        if new:
+        if source.taken < EARNED:
             self.voices.pass_by(source.name)
         else:
             self.voices.note(source.name, hit=hit)
@@ -301,13 +300,12 @@ class Unlikely(Filter):
 class _Says(NamedTuple):
     """Evidence of one event (nats), with the larger and the smaller margin; usual rate of hits."""
 
-    hit: bool
     evidence: float
     doubt: float
     usual: float
 
 
-_NOTHING: Final = _Says(hit=False, evidence=0.0, doubt=0.0, usual=1.0)
+_NOTHING: Final = _Says(evidence=0.0, doubt=0.0, usual=1.0)
 _PROVEN: Final = _NOTHING._replace(evidence=_FITS, doubt=_FITS)
 
 
@@ -324,7 +322,7 @@ def _of_number(hit: bool, middle: float) -> _Says | None:
     if rate >= _RATE_MAX:
         return None
     doubt = max(usual + _RATE_DOUBT_MORE, _RATE_DOUBT_MIN)
-    return _Says(hit, _by_rate(hit, rate), _by_rate(hit, doubt), usual + _RATE_MORE)
+    return _Says(_by_rate(hit, rate), _by_rate(hit, doubt), usual + _RATE_MORE)
 
 
 def _by_rate(hit: bool, rate: float) -> float:

@@ -119,7 +119,7 @@ def test_true_rows_that_the_model_knows_do_not_hide_lies_of_the_same_label(
     for seed, share in ((5501, 0.2), (5502, 0.2), (7101, 0.4)):
         weight, honest = hidden(seed, share)
         assert honest > 0.9, honest
-        assert (weight < 0.25) is works, weight
+        assert (weight < 0.2) is works, weight
 
 
 def hidden(seed: int, lies: float, rows: int = 2_400) -> tuple[float, float]:
