@@ -80,6 +80,11 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self._window)
 
+    @property
+    def compares(self) -> bool:
+        """Whether enough sources are established to judge all events of new ones by them."""
+        return self.established >= EARNED
+
     def shares(self, source: Source, weight: float) -> tuple[float, float]:
         """Return how much an event of this weight says for and against its source, at most 2."""
         return source.shares(weight / self.shift, self.weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from paramserver.filters.arrivals import EARNED, Arrivals, is_new
+from paramserver.filters.arrivals import Arrivals, is_new
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
@@ -75,7 +75,7 @@ class Rate(Filter):
 
     def _is_pooled(self, source: Source) -> bool:
         arrivals = self.arrivals
-        known = arrivals.established >= EARNED and len(arrivals) >= _WINDOW_MIN
+        known = arrivals.compares and len(arrivals) >= _WINDOW_MIN
         return known and is_new(source)
 
     def watch(self, arrivals: Arrivals) -> None:

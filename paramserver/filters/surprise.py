@@ -17,8 +17,9 @@ It works with every model that has a loss, including trees.  Its rules:
 - *When the stream changes*, all sources surprise and q₀ rises; from 60 % on the test is inactive.
 - *New sources* are weighted together, as new names are free.  While they surprise more often than
   the established sources, their events together get a twentieth of the weight of the established
-  sources' events, also those that do not surprise: lies that the model believes already do not, and
-  learning these makes more of them unsurprising.
+  sources' events.  Beside eight established sources, so do those that do not surprise: lies that
+  the model believes already do not, and learning these makes more of them unsurprising.  (Fewer may
+  be a flood from the first row on, which honest new sources contradict.)
 
 If labels are numbers, weights are reduced only in floods (after a shift of the level, reduced
 weights would delay learning), and for errors above the 90 % quantile, which are learned as if equal
@@ -170,7 +171,8 @@ class Surprise(Filter):
         if of_all:
             weight, reason = allowed, _OFTEN_REASON
             if is_new(source):
-                weight = self._new.most(event.weight) * self._new.weight(rate)
+                weight = self._new.most(event.weight)
+                weight *= self._new.weight(rate) if hit or self.arrivals.compares else 1.0
                 reason = _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON

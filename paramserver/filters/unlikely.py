@@ -156,7 +156,9 @@ class Unlikely(Filter):
         if evidence > 0.0:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
         if is_new(source):
-            weight = self._new.weight(says.usual)
+            hit = says.hit or self._odds.is_new(event.label, event.loss)  # new names cost nothing
+            bounded = hit or self._surprise.arrivals.compares
+            weight = self._new.weight(says.usual) if bounded else 1.0
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
         in_doubt = doubt < _DOUBTED or flooding
@@ -200,7 +202,7 @@ class Unlikely(Filter):
             return None
         said, unsaid = found
         sure, less = (_ratio(said, unsaid, lies + more) for more in (_MORE, _DOUBT_MORE))
-        return _Says(sure, less, max(middle, honest) + _RATE_MORE)
+        return _Says(said < unsaid, sure, less, max(middle, honest) + _RATE_MORE)
 
     def _middle(self, source: str, label: str | None) -> float | None:
         """Return the median source's rate of labels that suggest a lie; None: too few sources.
@@ -270,7 +272,7 @@ class Unlikely(Filter):
         if source.quarantined:
             return
         new = is_new(source)
-        hit_new = hit or (new and self._odds.is_new(label, loss))  # new names cost nothing
+        hit_new = hit or (new and self._odds.is_new(label, loss))
         self._new.count(new=new, hit=hit_new, weight=weight)
         if source.taken < EARNED:
             self.voices.pass_by(source.name)
@@ -300,12 +302,13 @@ class Unlikely(Filter):
 class _Says(NamedTuple):
     """Evidence of one event (nats), with the larger and the smaller margin; usual rate of hits."""
 
+    hit: bool
     evidence: float
     doubt: float
     usual: float
 
 
-_NOTHING: Final = _Says(evidence=0.0, doubt=0.0, usual=1.0)
+_NOTHING: Final = _Says(hit=False, evidence=0.0, doubt=0.0, usual=1.0)
 _PROVEN: Final = _NOTHING._replace(evidence=_FITS, doubt=_FITS)
 
 
@@ -322,7 +325,7 @@ def _of_number(hit: bool, middle: float) -> _Says | None:
     if rate >= _RATE_MAX:
         return None
     doubt = max(usual + _RATE_DOUBT_MORE, _RATE_DOUBT_MIN)
-    return _Says(_by_rate(hit, rate), _by_rate(hit, doubt), usual + _RATE_MORE)
+    return _Says(hit, _by_rate(hit, rate), _by_rate(hit, doubt), usual + _RATE_MORE)
 
 
 def _by_rate(hit: bool, rate: float) -> float:
