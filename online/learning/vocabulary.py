@@ -21,7 +21,7 @@ from typing import Final
 
 from online.models.features.hashed import Words
 from paramserver.core.blocks import COUNT, Block, Blocks, Touched
-from replay.example import SENT_LABEL, Example, Features, Value
+from replay.example import SENT_LABEL, Example, Features, Label, Value, label_text
 
 NAMES: Final = "names.known"
 BROUGHT: Final = "names.brought"
@@ -80,7 +80,9 @@ class Vocabulary:
             return features, None
         self._end_promises(now_s)
         held = self._promised.setdefault(hold_s, {})
-        fresh = [key for key in keys if key not in self._known and not self._is_promised(key)]
+        fresh = [key for key in keys if key not in self._known]
+        for promised in self._promised.values():
+            fresh = [key for key in fresh if key not in promised]
         room = self._room(source)
         for key in fresh[:room]:
             held[key] = (now_s + hold_s, source)
@@ -123,9 +125,6 @@ class Vocabulary:
         return out, left
 
     # -- promises ----------------------------------------------------------------------------
-
-    def _is_promised(self, key: str) -> bool:
-        return any(key in held for held in self._promised.values())
 
     def _end_promises(self, now_s: float) -> None:
         for held in self._promised.values():
@@ -241,6 +240,13 @@ class Classes:
         self.most = most
         self._promised: dict[str, float] = {}
 
+    def spelled(self, label: Label, known: Collection[str]) -> Label:
+        """The class as it was first sent: 3 and "3" are one class.  ``known``: JSON texts."""
+        twin: Label | None = str(label) if isinstance(label, int) else _whole(label)
+        if twin is None or (text := label_text(label)) in known or text in self._promised:
+            return label
+        return twin if label_text(twin) in known or label_text(twin) in self._promised else label
+
     def admit(self, label: str, known: Collection[str], now_s: float, hold_s: float) -> bool:
         """Whether the label (its JSON text) is known or there is room, in which case it is held."""
         if label in known or label in self._promised:
@@ -255,6 +261,13 @@ class Classes:
             return False
         self._promised[label] = now_s + hold_s
         return True
+
+
+def _whole(label: Label) -> int | None:
+    """The whole number that a class is the text of; None: of none."""
+    if not isinstance(label, str) or not label.removeprefix("-").isdecimal():
+        return None
+    return number if str(number := int(label[:20])) == label else None
 
 
 def words_of(model: object) -> Words | None:
