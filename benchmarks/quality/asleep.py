@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.fixtures.sources import STREAMS, Row
-from online.models.auto import Auto, SleepingViews
+from online.models.auto import Auto
+from online.models.experts.sleeping_views import SleepingViews
 from online.models.selfrate import SelfRate
 from replay.example import Example, label_text
 
