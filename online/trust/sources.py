@@ -13,7 +13,8 @@ from collections.abc import Callable, KeysView, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, copy, merge
+from paramserver.core.sums import add_counts
 from paramserver.evidence.losses import LOSS_BLOCKS
 from paramserver.filters.chain import Chain
 from paramserver.filters.sources import EVIDENCE, EXTRA, OFFENCES, TAKEN, Effects

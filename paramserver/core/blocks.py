@@ -35,6 +35,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from paramserver.core.array_maps import as_dict, expect, total_chars
 from paramserver.core.entries import (
     DIGEST_MODULUS,
     INT64_MAX,
@@ -141,6 +142,8 @@ def merge(
         kind = change.kind
         if old is not None and old.kind != kind:
             raise BlockError(name, None, f"is {old.kind}, the delta's is {kind}")
+        if old is not None:
+            expect(old.data, change.data)
         by = 1.0 if name in whole else scale
         staged.append((name, kind, _merged(name, kind, old, change.data, by)))
     touched: Touched = {}
@@ -164,27 +167,6 @@ def keys_of(block: Block) -> dict[str, None] | list[IdArray] | None:
         return dict.fromkeys(block.data)
     rows: Rows = block.data
     return [rows.ids, rows.gone] if len(rows.gone) else [rows.ids]
-
-
-def add_counts(values: Blocks, delta: Blocks, times: int = 1) -> None:
-    """Add the counts of ``delta`` to ``values`` in place, or subtract them if ``times`` is -1.
-
-    This is :func:`merge` for blocks of kind ``count`` without its checks and without its result:
-    a fast path for the many small sums that a process keeps locally.  Blocks of other kinds are
-    merged if ``times`` is 1 and ignored if it is -1.  ``delta`` shares no container with
-    ``values``.
-    """
-    for name, change in delta.items():
-        if change.kind != COUNT:
-            if times == 1:
-                merge(values, {name: change})
-            continue
-        old = values.get(name)
-        if old is None:
-            old = values[name] = Block(COUNT, {})
-        data = old.data
-        for key, x in change.data.items():
-            data[key] = data.get(key, 0) + times * x
 
 
 def _merged(name: str, kind: str, old: Block | None, change: Any, scale: float) -> Any:
@@ -363,6 +345,7 @@ def select(values: Blocks, touched: Touched) -> Blocks:
             out[name] = Block(block.kind, select_rows(block.data, keys))
         else:
             data = block.data
+            expect(data, keys)
             out[name] = Block(block.kind, {key: data[key] for key in keys if key in data})
     return out
 
@@ -398,14 +381,16 @@ def size_bytes(blocks: Blocks) -> int:
         elif block.kind == ROWS:
             total += block.data.size_bytes
         else:
-            total += sum(map(len, block.data)) + len(block.data) * (2 + width[block.kind])
+            total += total_chars(block.data) + len(block.data) * (2 + width[block.kind])
     return total
 
 
 def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
     """Return blocks for a message.  The data is shared, so encode it before it changes."""
     return {
-        name: WireBlock(block.kind, block.data.as_message() if block.kind == ROWS else block.data)
+        name: WireBlock(block.kind, as_dict(block.data))
+        if block.kind != ROWS
+        else WireBlock(ROWS, block.data.as_message())
         for name, block in blocks.items()
     }
 

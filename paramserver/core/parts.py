@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from paramserver.core.applied import PartialPulls
+from paramserver.core.array_maps import ArrayMap
 from paramserver.core.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
 from paramserver.core.holdings import Held, Holdings, read_ids, select_held
 from paramserver.core.tables.rows import Rows
@@ -131,7 +132,8 @@ class Parts:
             else:
                 data, keys = block.data, self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
-                piece[name] = Block(block.kind, _some(data, keys[begin:end]))
+                some = keys.part(begin, end) if keys is data else _some(data, keys[begin:end])
+                piece[name] = Block(block.kind, some)
                 size += max(end - begin, 1)
                 if end < len(keys):
                     return piece, size, (name, end)
@@ -139,11 +141,14 @@ class Parts:
             begin = 0
         return piece, size, None
 
-    def _list(self, name: str, data: dict[str, Any], begin: int) -> list[str]:
+    def _list(self, name: str, data: Any, begin: int) -> Any:
         """Return the keys of a block in order, as of when a reader last began with the block.
 
         The list is cached because finding the n-th key of a dict means iterating from its start.
+        Data in an array needs none, and is returned.
         """
+        if isinstance(data, ArrayMap):
+            return data
         if begin == 0 or self._listed is None or self._listed[0] != name:
             self._listed = (name, list(data))
         return self._listed[1]

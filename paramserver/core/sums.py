@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paramserver.core.blocks import COUNT, Block, Blocks, Touched
+from paramserver.core.blocks import COUNT, Block, Blocks, Touched, merge
 
 
 class Sums:
@@ -48,3 +48,24 @@ class Sums:
         """Replace all sums by ``values``, with an empty open delta."""
         self.now, self._open = {}, {}
         self.rebase(values)
+
+
+def add_counts(values: Blocks, delta: Blocks, times: int = 1) -> None:
+    """Add the counts of ``delta`` to ``values`` in place, or subtract them if ``times`` is -1.
+
+    This is :func:`~paramserver.core.blocks.merge` for blocks of kind ``count`` without its checks
+    and without its result: a fast path for the many small sums that a process keeps locally.
+    Blocks of other kinds are merged if ``times`` is 1 and ignored if it is -1.  ``delta`` shares no
+    container with ``values``.
+    """
+    for name, change in delta.items():
+        if change.kind != COUNT:
+            if times == 1:
+                merge(values, {name: change})
+            continue
+        old = values.get(name)
+        if old is None:
+            old = values[name] = Block(COUNT, {})
+        data = old.data
+        for key, x in change.data.items():
+            data[key] = data.get(key, 0) + times * x

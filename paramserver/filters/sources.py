@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched, add_counts
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.core.sums import add_counts
 from paramserver.evidence.losses import LOSS_BLOCKS, Newest
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step

@@ -124,12 +124,12 @@ class ParameterServer:
 
     def _restore(self) -> None:
         running = self._running
-        lineage, settings = running.lineage, running.settings
+        lineage, settings, foreign = running.lineage, running.settings, self._sharing.foreign
         self._identity = identity(lineage, self._place, settings)
         running.store = running.store or self._open_store()
         place = lineage_place(self._place, lineage.model, lineage.spec)
         snapshots = open_snapshots(place, running.host.disk)
-        history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
+        history = SnapshotHistory(snapshots, settings.retention, foreign, in_arrays=True)
         self._refused = history.refused
         state = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()

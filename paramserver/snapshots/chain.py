@@ -20,16 +20,18 @@ class Reader:
     """Reads the snapshots of one place, and remembers bases that cannot be used.
 
     Its methods raise the errors of :func:`paramserver.snapshots.format.decode` and of the place.
+    ``in_arrays``: as there.
     """
 
-    def __init__(self, snapshots: Snapshots) -> None:
-        self._snapshots = snapshots
+    def __init__(self, snapshots: Snapshots, *, in_arrays: bool = False) -> None:
+        self._snapshots, self._in_arrays = snapshots, in_arrays
         self._refused: dict[Base, str] = {}
 
     def read(self, name: str) -> tuple[SnapshotState, memoryview]:
         """Return the state of a snapshot, and the bytes of its own file."""
         data = self._snapshots.take(name)
-        return snapshot_format.decode(data, self.base), source_of(data).view
+        state = snapshot_format.decode(data, self.base, in_arrays=self._in_arrays)
+        return state, source_of(data).view
 
     def base(self, base: Base) -> SnapshotState:
         """Return the state of a base snapshot."""

@@ -31,6 +31,14 @@ import msgspec
 import numpy as np
 
 from paramserver.core import blocks as algebra
+from paramserver.core.array_maps import (
+    ARRAYS_LEAST,
+    NAME_BYTES,
+    ArrayMap,
+    NameIndex,
+    as_dict,
+    read_names,
+)
 from paramserver.core.blocks import Block, Blocks
 from paramserver.core.entries import shared_pairs
 from paramserver.core.state import Base, SnapshotState
@@ -38,7 +46,7 @@ from paramserver.core.tables.ids import Ids
 from paramserver.core.tables.rows import Rows
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
 from paramserver.snapshots.mapped import DIGEST_BYTES, MappedFile, Source, source_of
-from paramserver.snapshots.names import Names, keys_at, read_names
+from paramserver.snapshots.names import Names, keys_at, positions_in
 from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.tensors import Array, Arrays, Stored, write_arrays
 
@@ -94,7 +102,7 @@ def encoded(state: SnapshotState) -> Pieces:
     """Return the file in pieces generated while it is written; do not change the state then."""
     arrays: dict[str, Stored] = {}
     changes = [] if state.base is None else [n for n, b in state.values.items() if _tracked(b)]
-    names = Names()
+    names = Names(_index_of(state.values))
     for i, (name, block) in enumerate(state.values.items()):
         parts = _changes(block.data) if name in changes else _stored(block, names)
         arrays.update((f"{i}.{part}", stored) for part, stored in parts.items())
@@ -126,6 +134,12 @@ def encoded(state: SnapshotState) -> Pieces:
     return Pieces(_begin(SCHEMA, manifest, size), size, payload)
 
 
+def _index_of(values: Blocks) -> NameIndex | None:
+    """Return the names of the first block whose numbers are in an array; None: there is none."""
+    found = (block.data.index for block in values.values() if isinstance(block.data, ArrayMap))
+    return next(found, None)
+
+
 def frame(schema: int, manifest: bytes, payload: bytes) -> bytes:
     """Return a file with this manifest and payload: header, both, and checksum."""
     begin = _begin(schema, manifest, len(payload))
@@ -137,7 +151,10 @@ def _begin(schema: int, manifest: bytes, size: int) -> bytes:
 
 
 def decode(
-    data: bytes | memoryview | MappedFile, base: Callable[[Base], SnapshotState] | None = None
+    data: bytes | memoryview | MappedFile,
+    base: Callable[[Base], SnapshotState] | None = None,
+    *,
+    in_arrays: bool = False,
 ) -> SnapshotState:
     """Return the state in a file.
 
@@ -147,6 +164,8 @@ def decode(
     Parameters:
         base: Reads the base of an incremental snapshot; its state is changed in place.  It raises
             the same errors.
+        in_arrays: Whether blocks with very many names are returned as
+            :class:`~paramserver.core.array_maps.ArrayMap`, instead of dicts.
 
     Raises:
         SnapshotCorrupt: The bytes are not exactly those that :func:`encode` returned.
@@ -160,9 +179,9 @@ def decode(
         raise SnapshotCorrupt(f"it has {len(view)} bytes, its head says {size}")
     if not source.mapped:
         _verify(source)
-        return _decoded(source, base)[0]
+        return _decoded(source, base, in_arrays)[0]
     try:
-        state, tables = _decoded(source, base)
+        state, tables = _decoded(source, base, in_arrays)
     except Exception:
         _verify(source)  # what is damaged is not called something else
         raise
@@ -178,7 +197,7 @@ def _verify(source: Source) -> None:
 
 
 def _decoded(
-    source: Source, base: Callable[[Base], SnapshotState] | None
+    source: Source, base: Callable[[Base], SnapshotState] | None, in_arrays: bool
 ) -> tuple[SnapshotState, list[Rows]]:
     """Return the state, and those of its tables whose rows are where the source has them."""
     source.until(manifest_end(source.view))
@@ -190,7 +209,7 @@ def _decoded(
     try:
         arrays = Arrays(source, begin, len(source.view) - DIGEST_BYTES)
         with _uncollected():
-            keys = _Keys(arrays, shared=schema not in _OWN_KEYS)
+            keys = _Keys(arrays, shared=schema not in _OWN_KEYS, in_arrays=in_arrays)
             values = {
                 name: _changed(below[name], arrays, f"{i}.")
                 if name in manifest.changes
@@ -300,13 +319,16 @@ def _changed(block: Block, arrays: Arrays, prefix: str) -> Block:
 
 def _to_arrays(block: Block, names: Names) -> dict[str, Array]:
     data = block.data
+    if isinstance(data, ArrayMap) and (numbers := data.numbers()) is not None:
+        part = "ints" if block.kind == algebra.COUNT else "values"
+        return {"spans": names.spans(data), part: numbers}
     if block.kind == algebra.OPAQUE:
         return {"bytes": np.frombuffer(data, dtype=np.uint8)}
     if block.kind in algebra.ARRAYS:
         return {"numbers": algebra.array_of(data)}
     if block.kind == algebra.DIGEST:
         return {"digest": np.array([data["count"], data["sum"]], dtype=np.uint64)}
-    arrays = {"spans": names.spans(data)}
+    arrays, data = {"spans": names.spans(data)}, as_dict(data)
     if block.kind == algebra.COUNT:  # integers above 2**53 do not fit a float; 1 is not 1.0
         if set(map(type, data.values())) <= {int}:
             arrays["ints"] = np.fromiter(data.values(), dtype=np.int64, count=len(data))
@@ -331,15 +353,31 @@ def _to_arrays(block: Block, names: Names) -> dict[str, Array]:
 class _Keys:
     """The keys of blocks: places among the names of the file or, in older ones, of their own."""
 
-    def __init__(self, arrays: Arrays, *, shared: bool) -> None:
-        self._arrays = arrays
-        self._names = self._read(_NAMES) if shared else None
+    def __init__(self, arrays: Arrays, *, shared: bool, in_arrays: bool) -> None:
+        self._arrays, self._index = arrays, None
+        ends = arrays[_NAMES + "ends"] if shared and in_arrays else np.empty(0)
+        if len(ends) >= ARRAYS_LEAST and (np.diff(ends, prepend=0) <= NAME_BYTES).all():
+            self._index = NameIndex(arrays[_NAMES + "keys"], ends.copy())
+        self._names = self._read(_NAMES) if shared and self._index is None else None
 
     def _read(self, prefix: str) -> list[str]:
         return read_names(self._arrays[prefix + "keys"], self._arrays[prefix + "ends"])
 
+    def map(self, prefix: str, numbers: Array) -> ArrayMap | None:
+        """Return a block with these numbers as a mapping in arrays; None: it is to be a dict."""
+        if self._index is None or len(numbers) < ARRAYS_LEAST:
+            return None
+        spans, n = self._arrays[prefix + "spans"], len(self._index)
+        positions = None if spans.tolist() == [[0, n]] else positions_in(spans, n)
+        if len(numbers) != (n if positions is None else len(positions)):
+            raise ValueError("a block has not one number for each key")
+        return ArrayMap(self._index, positions, numbers.copy())
+
     def of(self, prefix: str) -> list[str]:
         """Return the keys of a block in order."""
+        if self._index is not None:
+            spans = self._arrays[prefix + "spans"]
+            return self._index.at(positions_in(spans, len(self._index)))
         if self._names is None:
             return self._read(prefix)
         return keys_at(self._names, self._arrays[prefix + "spans"])
@@ -373,14 +411,19 @@ def _from_arrays(kind: str, arrays: Arrays, prefix: str, of: _Keys) -> Any:
             ids = Ids(arrays[prefix + "ids"].copy())
             ids.lay_out()
         return Rows.in_place(ids, _finite(arrays[prefix + "rows"]))
-    keys = of.of(prefix)
     if kind == algebra.COUNT:
+        ints = arrays[prefix + "ints"]
         if prefix + "real" not in arrays:
-            return dict(zip(keys, arrays[prefix + "ints"].tolist(), strict=True))
+            made = of.map(prefix, ints)
+            return dict(zip(of.of(prefix), ints.tolist(), strict=True)) if made is None else made
+        keys = of.of(prefix)
         real, floats, ints = (arrays[prefix + part] for part in ("real", "floats", "ints"))
         parts = zip(keys, real.tolist(), floats.tolist(), ints.tolist(), strict=True)
         return {key: x if r else i for key, r, x, i in parts}
     numbers = _finite(arrays[prefix + "values"])
+    if (made := of.map(prefix, numbers)) is not None:
+        return made
+    keys = of.of(prefix)
     if kind == algebra.ADDITIVE:
         return dict(zip(keys, numbers.tolist(), strict=True))
     if kind == algebra.EXTREMA:

@@ -125,12 +125,19 @@ class SnapshotHistory:
 
     Parameters:
         foreign: Returns why values cannot be this shard's, or None if they can.
+        in_arrays: As in :func:`paramserver.snapshots.format.decode`.
     """
 
     def __init__(
-        self, snapshots: Snapshots, retention: Retention, foreign: Foreign = lambda values: None
+        self,
+        snapshots: Snapshots,
+        retention: Retention,
+        foreign: Foreign = lambda values: None,
+        *,
+        in_arrays: bool = False,
     ) -> None:
         self._snapshots, self._retention, self._foreign = snapshots, retention, foreign
+        self._in_arrays = in_arrays
         self._manifests: dict[str, snapshot_format.Manifest] = {}
         self._sizes: dict[str, int] = {}
         self._head: str | None = None
@@ -163,7 +170,7 @@ class SnapshotHistory:
         if head is None:
             return None
         unread: OSError | None = None
-        reader = Reader(self._snapshots)
+        reader = Reader(self._snapshots, in_arrays=self._in_arrays)
         for name in ancestors(head, self._snapshots.names()):
             try:
                 state, data = self._read(reader, name)
@@ -191,7 +198,7 @@ class SnapshotHistory:
 
         Raises SnapshotMissing, SnapshotCorrupt, SnapshotFormat, or OSError.
         """
-        return self._read(Reader(self._snapshots), name)[0]
+        return self._read(Reader(self._snapshots, in_arrays=self._in_arrays), name)[0]
 
     def _read(self, reader: Reader, name: str) -> tuple[SnapshotState, memoryview]:
         state, data = reader.read(name)
@@ -310,19 +317,13 @@ class SnapshotHistory:
 
     def line(self, head: str) -> list[tuple[str, Version, Contained]]:
         """Return name, version and content of the head and its valid ancestors, newest first."""
-        line = []
-        for name in ancestors(head, self._manifests):
-            if (m := self._manifests.get(name)) is not None:
-                contained = Contained(m.clock, m.closed_partitions(), m.control)
-                line.append((name, m.version, contained))
-        return line
+        names, known = ancestors(head, self._manifests), self.contained()
+        return [(n, self._manifests[n].version, known[n]) for n in names if n in known]
 
     def contained(self) -> dict[str, Contained]:
         """Return clock, closed partitions and control position of each valid snapshot by name."""
-        known = dict(self._manifests)
-        return {
-            name: Contained(m.clock, m.closed_partitions(), m.control) for name, m in known.items()
-        }
+        known = dict(self._manifests).items()
+        return {n: Contained(m.clock, m.closed_partitions(), m.control) for n, m in known}
 
     def withdraw(self, name: str) -> None:
         """Remove the file of a snapshot that the head will never point to."""
@@ -403,10 +404,8 @@ class SnapshotHistory:
         if self._head is None:
             return None
         manifests = dict(self._manifests)
-        chain = ancestors(self._head, manifests)
-        return min(
-            (manifests[name].created_at for name in chain if name in manifests), default=None
-        )
+        chain = [name for name in ancestors(self._head, manifests) if name in manifests]
+        return min((manifests[name].created_at for name in chain), default=None)
 
     def listed(self) -> list[Listed]:
         """Return all valid snapshots, newest first."""

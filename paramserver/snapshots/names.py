@@ -12,20 +12,28 @@ from typing import Final
 
 import numpy as np
 
+from paramserver.core.array_maps import ArrayMap, NameIndex, spans_of
 from paramserver.snapshots.tensors import Array
 
 _CUT_KEYS: Final = 8192  # keys split at a time; parts that fit the CPU cache are a third faster
 
 
 class Names:
-    """The distinct keys of all blocks, in the order in which they were first added."""
+    """The distinct keys of all blocks, in the order in which they were first added.
 
-    def __init__(self) -> None:
+    Parameters:
+        base: The names that come first, in which blocks have their numbers in arrays.
+    """
+
+    def __init__(self, base: NameIndex | None = None) -> None:
+        self._base = base
         self._names: list[str] = []
         self._places: dict[str, int] = {}  # of the first names; it follows when it is asked
 
     def spans(self, data: Mapping[str, object]) -> Array:
         """Add the keys of a block; return their places as rows of (first, end), in their order."""
+        if self._base is not None:
+            return self._spans_on(self._base, data)
         keys, spans, at, place = [*data], list[list[int]](), 0, 0
         if not self._names:
             self._names += keys
@@ -38,6 +46,20 @@ class Names:
                 spans.append([place, place + n])
             at, place = at + n, place + n
         return np.array(spans, dtype=np.int64).reshape(-1, 2)
+
+    def _spans_on(self, base: NameIndex, data: Mapping[str, object]) -> Array:
+        """Return the spans of a block among the names of the index and those added after them."""
+        before = np.empty(0, dtype=np.int64)
+        if isinstance(data, ArrayMap) and data.index is base:
+            before, data = data.positions, data.new
+        keys, places = [*data], self._places
+        known = base.look_up(keys)
+        for key in keys:
+            if known[key] < 0:
+                places.setdefault(key, len(base) + len(places))
+        at = (place if (place := known[key]) >= 0 else places[key] for key in keys)
+        more = np.fromiter(at, dtype=np.int64, count=len(keys))
+        return spans_of(np.concatenate((before, more)))
 
     def _place(self, key: str, guess: int) -> int:
         """Return where the name stands; it is added if it is new."""
@@ -66,36 +88,28 @@ class Names:
 
     def arrays(self) -> dict[str, Array]:
         """Return all names as arrays: their UTF-8 bytes, and the end of each."""
-        raw = [key.encode() for key in self._names]
-        return {
-            "keys": np.frombuffer(b"".join(raw), dtype=np.uint8),
-            "ends": np.cumsum(np.fromiter(map(len, raw), dtype=np.int64, count=len(raw))),
-        }
+        raw = [key.encode() for key in (self._names if self._base is None else self._places)]
+        keys = np.frombuffer(b"".join(raw), dtype=np.uint8)
+        ends = np.cumsum(np.fromiter(map(len, raw), dtype=np.int64, count=len(raw)))
+        if self._base is not None:
+            blob, stops = self._base.arrays
+            keys, ends = np.concatenate((blob, keys)), np.concatenate((stops, ends + len(blob)))
+        return {"keys": keys, "ends": ends}
+
+
+def positions_in(spans: Array, n: int) -> Array:
+    """Return the positions in these spans of ``n`` names.  Raises ValueError if they leave them."""
+    first, end = spans[:, 0], spans[:, 1]
+    if (first < 0).any() or (end < first).any() or (end > n).any():
+        raise ValueError("a span of keys points beyond the names")
+    sizes = end - first
+    return np.repeat(end - np.cumsum(sizes), sizes) + np.arange(sizes.sum())
 
 
 def keys_at(names: list[str], spans: Array) -> list[str]:
     """Return the names in these spans.  Raises ValueError if a span leaves them."""
-    first, end = spans[:, 0], spans[:, 1]
-    if (first < 0).any() or (end < first).any() or (end > len(names)).any():
-        raise ValueError("a span of keys points beyond the names")
+    positions_in(spans, len(names))
     keys: list[str] = []
     for a, b in spans.tolist():
         keys += names[a:b]
     return keys
-
-
-def read_names(blob: Array, ends: Array) -> list[str]:
-    """Return names from their bytes and ends.  Raises ValueError."""
-    if len(ends) == 0:
-        return []
-    if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
-        raise ValueError("keys overlap, or end beyond their bytes")
-    if blob.all():  # no key contains the separator \0, so split many at once
-        keys: list[str] = []
-        for i in range(0, len(ends), _CUT_KEYS):
-            begin, stops = ends[i - 1] if i else 0, ends[i : i + _CUT_KEYS]
-            some = np.insert(blob[begin : stops[-1]], stops[:-1] - begin, 0)
-            keys += some.tobytes().decode().split("\0")
-        return keys
-    raw, stops = blob.tobytes(), ends.tolist()
-    return [raw[a:b].decode() for a, b in zip([0, *stops[:-1]], stops, strict=True)]

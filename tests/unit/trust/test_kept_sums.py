@@ -12,7 +12,8 @@ import pytest
 
 from online.learning.source_evidence import Evidence, judged_of
 from online.trust.sources import Reputations
-from paramserver.core.blocks import COUNT, Block, Blocks, add_counts
+from paramserver.core.blocks import COUNT, Block, Blocks
+from paramserver.core.sums import add_counts
 from paramserver.evidence.losses import Null
 from paramserver.evidence.odds import Votes
 from paramserver.filters.base import Event

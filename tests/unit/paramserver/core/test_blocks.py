@@ -17,7 +17,6 @@ from paramserver.core.blocks import (
     Blocks,
     Limits,
     Touched,
-    add_counts,
     add_touched,
     combine,
     copy,
@@ -28,6 +27,7 @@ from paramserver.core.blocks import (
     to_wire,
 )
 from paramserver.core.names import Names
+from paramserver.core.sums import add_counts
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
 from paramserver.snapshots.format import equal

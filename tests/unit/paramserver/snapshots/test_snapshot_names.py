@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from paramserver.core.array_maps import read_names
 from paramserver.core.blocks import Block
 from paramserver.core.entries import shared_pairs
 from paramserver.core.state import SnapshotState
 from paramserver.errors import SnapshotCorrupt
 from paramserver.snapshots import chain
 from paramserver.snapshots import format as snapshot_format
-from paramserver.snapshots.names import Names, keys_at, read_names
+from paramserver.snapshots.names import Names, keys_at
 
 NAMES = [f"feature {n:04d}" for n in range(3_000)]
 STATE = SnapshotState(

@@ -1,0 +1,355 @@
+"""Mappings from names to numbers that are kept in arrays, for blocks with very many names.
+
+A dict of a million names takes a second to make, because each string, number and entry is an
+object of its own.  Here the names of all blocks are one array of bytes, found by hash
+(:class:`NameIndex`), and the numbers of a block are one array beside it (:class:`ArrayMap`).
+Neither changes: a mapping keeps what is set in dicts of its own, so copies share the arrays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from copy import copy
+from itertools import count
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from paramserver.core.tables.ids import Ids
+
+Array = npt.NDArray[Any]
+
+ARRAYS_LEAST: Final = 4_096
+"""Number of names of a block from which on its numbers are kept in an array."""
+
+NAME_BYTES: Final = 4_096
+"""Greatest length of a name in bytes that an index takes."""
+
+_CUT: Final = 8_192  # names decoded, or hashed, at a time; such parts fit the CPU cache
+_FOLDED: Final = 4  # a copy is folded when more than one in so many numbers was set
+_WORD: Final = 8
+_LOW: Final = np.uint64(2**32 - 1)
+_HALF: Final = np.uint64(32)
+_FACTORS: Final = np.frombuffer(os.urandom(4 * (NAME_BYTES + _WORD)), dtype=np.uint64).reshape(
+    -1, 4
+)
+_MASKS: Final = np.array([2 ** (8 * n) - 1 for n in range(_WORD + 1)], dtype=np.uint64)
+
+
+def read_names(blob: Array, ends: Array) -> list[str]:
+    """Return names from their UTF-8 bytes and ends.  Raises ValueError."""
+    if len(ends) == 0:
+        return []
+    check_ends(blob, ends)
+    if blob.all():  # no key contains the separator \0, so split many at once
+        keys: list[str] = []
+        for i in range(0, len(ends), _CUT):
+            begin, stops = ends[i - 1] if i else 0, ends[i : i + _CUT]
+            some = np.insert(blob[begin : stops[-1]], stops[:-1] - begin, 0)
+            keys += some.tobytes().decode().split("\0")
+        return keys
+    raw, stops = blob.tobytes(), ends.tolist()
+    return [raw[a:b].decode() for a, b in zip([0, *stops[:-1]], stops, strict=True)]
+
+
+def check_ends(blob: Array, ends: Array) -> None:
+    """Raise ValueError if these are not the ends of names in the bytes, of which there are some."""
+    if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
+        raise ValueError("keys overlap, or end beyond their bytes")
+
+
+class NameIndex:
+    """Distinct names by position, as UTF-8 bytes that are found by a hash.
+
+    The hash is drawn once per process, so that nobody can choose names that collide.
+
+    Parameters:
+        blob, ends: The bytes of all names, and the end of each in them.
+
+    Attributes:
+        places: Positions of the names that were looked up; -1: not among the names.
+
+    Raises:
+        ValueError: They are no names, or one is longer than ``NAME_BYTES``.
+    """
+
+    def __init__(self, blob: Array, ends: Array) -> None:
+        if len(ends):
+            check_ends(blob, ends)
+        if (np.diff(ends, prepend=0) > NAME_BYTES).any():
+            raise ValueError(f"a name is longer than {NAME_BYTES} bytes")
+        if len(blob) and blob.max() > 127:  # not ASCII
+            blob.tobytes().decode()
+            if (blob[ends[ends < len(blob)]] & 0xC0 == 0x80).any():
+                raise ValueError("a name ends within a character")
+        self._padded = np.append(blob, np.zeros(_WORD, dtype=np.uint8))
+        self._blob, self._ends = self._padded[: len(blob)], ends
+        self._ids = Ids(_hashes(self._padded, ends))
+        self._ids.lay_out()
+        self.places: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @property
+    def arrays(self) -> tuple[Array, Array]:
+        """The bytes of all names, and the end of each."""
+        return self._blob, self._ends
+
+    def part(self, first: int, end: int) -> list[str]:
+        """Return the names at the positions from ``first`` up to ``end``."""
+        begin = int(self._ends[first - 1]) if first else 0
+        ends = self._ends[first:end] - begin
+        return read_names(self._blob[begin : begin + int(ends[-1])], ends) if len(ends) else []
+
+    def at(self, positions: Array) -> list[str]:
+        """Return the names at these positions."""
+        names: list[str] = []
+        for first, end in spans_of(positions).tolist():
+            names += self.part(first, end)
+        return names
+
+    def chars(self, positions: Array | None) -> int:
+        """Return the number of bytes of the names at these positions (None: all)."""
+        if positions is None:
+            return len(self._blob)
+        return int(np.diff(self._ends, prepend=0)[positions].sum())
+
+    def look_up(self, names: Iterable[str]) -> dict[str, int]:
+        """Return :attr:`places`, in which all of these names now are."""
+        places = self.places
+        if fresh := [name for name in names if name not in places]:
+            places.update(zip(fresh, self._found(fresh), strict=True))
+        return places
+
+    def _found(self, names: Sequence[str]) -> list[int]:
+        raw = [name.encode() for name in names]
+        padded = np.frombuffer(b"".join(raw) + bytes(_WORD), dtype=np.uint8)
+        ends = np.cumsum(np.fromiter(map(len, raw), dtype=np.int64, count=len(raw)))
+        if max(map(len, raw)) > NAME_BYTES:
+            return [self._found([name])[0] if len(b) <= NAME_BYTES else -1
+                    for name, b in zip(names, raw, strict=True)]  # fmt: skip
+        found: list[int] = self._ids.find(_hashes(padded, ends), len(self)).tolist()
+        for place, one in zip(found, raw, strict=True):
+            if place >= 0 and self._raw(place) != one:  # two names have one hash: that may not be
+                places = dict(zip(self.part(0, len(self)), count(), strict=False))
+                return [places.get(name, -1) for name in names]
+        return found
+
+    def _raw(self, place: int) -> bytes:
+        begin = self._ends[place - 1] if place else 0
+        return self._blob[begin : self._ends[place]].tobytes()
+
+
+def spans_of(positions: Array) -> Array:
+    """Return successive positions as rows of (first, end)."""
+    broken = np.diff(positions) != 1
+    first, last = np.append(True, broken), np.append(broken, True)
+    if not len(positions):
+        return np.empty((0, 2), dtype=np.int64)
+    return np.column_stack((positions[first], positions[last] + 1))
+
+
+def _hashes(padded: Array, ends: Array) -> npt.NDArray[np.uint64]:
+    """Return a hash of 64 bits of each name; at least a word of other bytes follows the last one.
+
+    It consists of two multilinear hashes (Lemire and Kaser 2014, *Strongly universal string hashing
+    is fast*) of 32 bits: two names have the same with a probability of 2**-64.
+    """
+    hashes = np.empty(len(ends), dtype=np.uint64)
+    starts = np.append(0, ends[:-1])
+    words = np.ndarray((len(padded) - _WORD + 1,), "<u8", padded.data, strides=(1,))
+    for i in range(0, len(ends), _CUT):
+        at, sizes = starts[i : i + _CUT], np.diff(ends[i : i + _CUT], prepend=starts[i])
+        hashes[i : i + _CUT] = _hashes_at(words, at, sizes)
+    return hashes
+
+
+def _hashes_at(words: Array, at: Array, sizes: Array) -> npt.NDArray[np.uint64]:
+    length = sizes.astype(np.uint64)
+    high, low = length * _FACTORS[-1, 0], length * _FACTORS[-1, 1]
+    least = int(sizes.min()) // _WORD
+    for j in range(-(-int(sizes.max()) // _WORD)):
+        a, b, c, d = _FACTORS[j]
+        some: Any = slice(None) if j < least else np.flatnonzero(sizes > _WORD * j)
+        word = words[at[some] + _WORD * j]
+        if j >= least:
+            word &= _MASKS[np.minimum(sizes[some] - _WORD * j, _WORD)]
+        left, right = word & _LOW, word >> _HALF
+        high[some] += left * a + right * b
+        low[some] += left * c + right * d
+    hashes: npt.NDArray[np.uint64] = (high & ~_LOW) | (low >> _HALF)
+    return hashes
+
+
+class ArrayMap(Mapping[str, Any]):
+    """A mapping from names to numbers, or to tuples of two or three, with numbers in an array.
+
+    Its names stand in the order of a dict: what is set under a new name comes last.  No name is
+    ever removed.
+
+    Parameters:
+        index: Contains the names of the array.
+        positions: Their positions in the index, in order; None: all names.
+        numbers: One number, or one row of numbers, for each of them, in C order.
+
+    Raises:
+        ValueError: A position is given twice.
+    """
+
+    def __init__(self, index: NameIndex, positions: Array | None, numbers: Array) -> None:
+        self.index = index
+        self._positions, self._numbers = positions, numbers
+        self._rows: memoryview | None = None
+        if positions is not None:
+            rows = np.full(len(index), -1, dtype=np.int32)
+            rows[positions] = np.arange(len(positions), dtype=np.int32)
+            if np.count_nonzero(rows >= 0) != len(positions):
+                raise ValueError("a name stands twice in a block")
+            self._rows = rows.data
+        self._width = 1 if numbers.ndim == 1 else numbers.shape[1]
+        self._flat = numbers.reshape(-1).data
+        self._set: dict[str, Any] = {}  # under names of the array
+        self._new: dict[str, Any] = {}  # under other names
+
+    def __len__(self) -> int:
+        return len(self._numbers) + len(self._new)
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _CUT):
+            yield from self.part(first, first + _CUT)
+
+    def __getitem__(self, name: str) -> Any:
+        if (value := self.get(name)) is None:
+            raise KeyError(name)
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of the name."""
+        if (value := self._set.get(name)) is not None:
+            return value
+        if (value := self._new.get(name)) is not None:
+            return value
+        row = self._row(name)
+        return default if row < 0 else self._value(row)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._set or name in self._new or self._row(str(name)) >= 0
+
+    def _row(self, name: str) -> int:
+        place = self.index.places.get(name)
+        if place is None:
+            place = self.index.look_up((name,))[name]
+        return place if place < 0 or self._rows is None else self._rows[place]
+
+    def _value(self, row: int) -> Any:
+        flat, width = self._flat, self._width
+        return flat[row] if width == 1 else (*flat[row * width : (row + 1) * width],)
+
+    def update(self, more: Mapping[str, Any]) -> None:
+        """Set the values of these names."""
+        self.index.look_up(more)
+        for name, value in more.items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        (self._set if self._row(name) >= 0 else self._new)[name] = value
+
+    def copy(self) -> Self:
+        """Return a copy that shares the arrays."""
+        made = copy(self)
+        made._set, made._new = self._set.copy(), self._new.copy()
+        many = len(self._set) * _FOLDED > len(self._numbers)
+        if many and (folded := self._folded()) is not None:
+            made._set, made._numbers, made._flat = {}, folded, folded.reshape(-1).data
+        return made
+
+    def part(self, first: int, end: int) -> dict[str, Any]:
+        """Return the values of the names from the ``first`` one up to ``end``, in order."""
+        some: dict[str, Any] = {}
+        numbers = self._numbers[first:end]
+        if len(numbers):
+            names = self._names(first, first + len(numbers))
+            values = numbers.tolist() if self._width == 1 else zip(*numbers.T.tolist(), strict=True)
+            some = dict(zip(names, values, strict=True))
+            if self._set:
+                changed = self._set
+                some.update([(name, changed[name]) for name in names if name in changed])
+        if end > len(self._numbers) and self._new:
+            begin = max(first - len(self._numbers), 0)
+            some |= [*self._new.items()][begin : end - len(self._numbers)]
+        return some
+
+    def _names(self, first: int, end: int) -> list[str]:
+        if self._positions is None:
+            return self.index.part(first, end)
+        return self.index.at(self._positions[first:end])
+
+    def keys(self) -> KeysView[str]:
+        """Return all names in their order."""
+        return self._made().keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return names and values."""
+        return self._made().items()
+
+    def values(self) -> ValuesView[Any]:
+        """Return all values in the order of their names."""
+        return self._made().values()
+
+    def _made(self) -> dict[str, Any]:
+        return self.part(0, len(self))
+
+    @property
+    def chars(self) -> int:
+        """Number of bytes of all names."""
+        return self.index.chars(self._positions) + sum(map(len, self._new))
+
+    @property
+    def positions(self) -> Array:
+        """Positions in the index of the names of the array."""
+        return np.arange(len(self.index)) if self._positions is None else self._positions
+
+    @property
+    def new(self) -> Mapping[str, Any]:
+        """The values under names that are not in the array."""
+        return self._new
+
+    def _folded(self) -> Array | None:
+        """Return the array with what was set; None if not all of it is of the array's type."""
+        changed, numbers = self._set, self._numbers
+        kind = int if numbers.dtype == np.int64 else float
+        if self._width == 1 and not set(map(type, changed.values())) <= {kind}:
+            return None
+        made = numbers.copy()
+        rows = np.fromiter(map(self._row, changed), dtype=np.int64, count=len(changed))
+        made[rows] = np.array([*changed.values()], dtype=numbers.dtype)
+        return made
+
+    def numbers(self) -> Array | None:
+        """Return all numbers in order; None if they are of several types."""
+        if (made := self._folded() if self._set else self._numbers) is None or not self._new:
+            return made
+        new = self._new.values()
+        kind = int if made.dtype == np.int64 else float
+        if self._width == 1 and not set(map(type, new)) <= {kind}:
+            return None
+        return np.concatenate((made, np.array([*new], dtype=made.dtype)))
+
+
+def expect(data: Any, names: Iterable[str]) -> None:
+    """Look the names up together if the data is in an array: one by one takes ten times as long."""
+    if isinstance(data, ArrayMap):
+        data.index.look_up(names)
+
+
+def as_dict(data: Any) -> Any:
+    """Return the data, as a dict if it is in an array."""
+    return data.part(0, len(data)) if isinstance(data, ArrayMap) else data
+
+
+def total_chars(data: Mapping[str, Any]) -> int:
+    """Return the number of characters of all names; of names in an array, that of their bytes."""
+    return data.chars if isinstance(data, ArrayMap) else sum(map(len, data))
