@@ -11,6 +11,7 @@ bent      two of GRAIN tents, those around its position p,  any function of each
           where p = (GRAIN − 1) / (1 + exp(−SQUASH · z))
 crossed   products of such tents (CROSSED_GRAIN for each    any function of each pair of numbers
           number), for each pair of numbers
+steady    z itself                                          what ``straight`` can, by averages
 ========= ================================================= =====================================
 
 A *tent* (hat function) is 1 at its own position and falls to 0 at its neighbours', so the answer is
@@ -18,11 +19,16 @@ continuous, and the tents of a number add up to 1.  The positions are fixed: wit
 logistic function nearly equals the normal distribution function, so they are about the quantiles of
 a standardised number.  Nothing is chosen from the data, so all replicas use the same tents.
 
+The third view is crossed with two to CROSSED_MAX numeric features, else steady with several
+classes.  The weights of the steady view are those of the straight one in the mean of the rows that
+have the feature, the newest 3,000 rows at most.  If labels come late and in runs, the weights at
+the end of a run say that it goes on; their mean over the runs remembers all of them, as the mean of
+the iterates of stochastic gradient descent does (Polyak and Juditsky 1992).
+
 Categories, words, missing values and the bias are in every view.  A view is inactive, with weight 0
-and without cost, if it adds nothing: bent and crossed while no numeric feature is known, crossed
-also with one numeric feature or more than CROSSED_MAX, and each while it sleeps.  The losses of an
-inactive view's experts are those of the straight view, so that it starts equal when it becomes
-active.
+and without cost, if it adds nothing: bent while no numeric feature is known, and each while it
+sleeps.  The losses of an inactive view's experts are those of the straight view, so that it starts
+equal when it becomes active.
 
 The slower AdaGrad expert of the bent view has half the rate of the others, because a row has more
 entries there.
@@ -38,8 +44,8 @@ from LONG_SHARE to 1.
 
 Where labels are late, a model of several classes learns rows that it could not answer, because it
 knew no label when they came.  They are judged by the present answers, which flatter all experts
-alike if labels come in runs.  So each of them costs the views but the first CAUTION in losses: a
-richer view generalises worse from a single run, and has to show that it does not.
+alike if labels come in runs.  So each of them costs the bent and the crossed view CAUTION in
+losses: a richer view generalises worse from a single run, and has to show that it does not.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ ODDS: Final = 0.01
 """Odds, before any label, that the long-run losses alone give the better weights."""
 
 CAUTION: Final = 0.02
-"""Loss of all views but the first at each row that came before any label was known."""
+"""Loss of the bent and the crossed view at each row that came before any label was known."""
 
 _NAPS: Final = "naps"
 _ANSWERED: Final = "answered"
