@@ -73,7 +73,6 @@ from online.models.experts.linear import (
     Owned,
     Taken,
 )
-from online.models.experts.sleeping_views import VIEWS, SleepingViews
 from online.models.features.hashed import counted
 from online.models.features.tents import Row, bent, bent_owned, crossed, crossed_owned
 from online.models.limited import Limited
@@ -84,6 +83,7 @@ from online.models.selfrate import (
     SelfRate,
     SelfRateModel,
 )
+from online.models.sleeping_views import VIEWS, SleepingViews
 from replay.example import Example, Features, Label, label_text
 
 STEADY: Final = "s"

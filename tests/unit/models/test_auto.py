@@ -18,15 +18,15 @@ from online.edge.errors import ExportRefused
 from online.edge.lowering import ir
 from online.edge.lowering.evaluate import evaluate
 from online.edge.lowering.lower import lower
+from online.models import sleeping_views
 from online.models.auto import Auto
 from online.models.errors import LearnerUnusable
-from online.models.experts import sleeping_views
 from online.models.experts.linear import EXPERTS
-from online.models.experts.sleeping_views import CROSSED_MAX, NAP, QUIET, SPELL, SleepingViews
 from online.models.features.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
 from online.models.limited import Limited
 from online.models.loading.load import load
 from online.models.selfrate import SelfRate, SelfRateModel
+from online.models.sleeping_views import CROSSED_MAX, NAP, QUIET, SPELL, SleepingViews
 from online.settings.config import data_dir
 from paramserver.core.blocks import Blocks, merge
 from replay.example import Example, Label, label_text
@@ -88,7 +88,7 @@ def test_a_number_whose_middle_counts_is_learned(monkeypatch: pytest.MonkeyPatch
     blind = binary()
     blind._mixture.slept = [1, 1]
     blind._mixture.labels = -len(rows)  # no spell ends
-    monkeypatch.setattr("online.models.experts.sleeping_views.RISE", math.inf)
+    monkeypatch.setattr("online.models.sleeping_views.RISE", math.inf)
     assert score(blind) < 0.6, "asleep, and never tried again"
 
 
@@ -241,14 +241,15 @@ def test_the_answer_that_was_served_is_judged(task: Any) -> None:
 def test_where_labels_come_in_runs_and_late_it_follows_who_was_right_for_long() -> None:
     """Connections, labels 500 rows late.
 
-    A fixed third of the long-run losses gives .662, views that start alike give .705.
+    A fixed third of the long-run losses gives .662, views that start alike give .705, and without
+    averages and the first run's lessons it is .733.
     """
     source, directory = named("kdd99 500 late"), data_dir()
     if directory is None or not (directory / "kdd99_10pct").is_dir():
         pytest.skip("no kdd99_10pct in ONLINE_DATA_DIR")
     rows = itertools.islice(source.rows(directory), 5_000)
     found = prequential(built("auto", source.task), rows, source.task, delay=source.delay)
-    assert (found.total.accuracy or 0.0) > 0.72
+    assert (found.total.accuracy or 0.0) > 0.76
 
 
 @pytest.mark.parametrize("recipe", [SelfRate(), Auto()], ids=["linear", "auto"])
