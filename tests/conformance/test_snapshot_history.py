@@ -193,7 +193,9 @@ def test_the_check_of_damage_rejects_a_format_without_checksum(
 ) -> None:
     decode = snapshot_format.decode
     monkeypatch.setattr(
-        snapshot_format, "decode", lambda d, _: decode(bytes(d[:-32]) + sha256(d[:-32]).digest())
+        snapshot_format,
+        "decode",
+        lambda d, _, **how: decode(bytes(d[:-32]) + sha256(d[:-32]).digest()),
     )
     with pytest.raises(AssertionError, match=r"not refused|has changed"):
         _check_damage(kind)

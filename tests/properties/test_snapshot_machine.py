@@ -410,7 +410,7 @@ class _UsesDamaged(SnapshotHistory):
             patch.setattr(
                 snapshot_format,
                 "decode",
-                lambda d, _: decode(bytes(d[:-32]) + sha256(d[:-32]).digest()),
+                lambda d, _, **how: decode(bytes(d[:-32]) + sha256(d[:-32]).digest()),
             )
             return super().restore(head, model, spec)
 
