@@ -113,15 +113,11 @@ def init(
     settings = _settings(model_name, guessed, n, taken.limits)
     _write(places, settings, _source(model_name, table, guessed, learner))
     if as_json:
-        shown = {
-            "learner": learner, "rows": n, "refused": taken.refused,
-            "seconds": round(elapsed, 1), **_scores(score),
-        }  # fmt: skip
+        counts = {"rows": n, "refused": taken.refused, "seconds": round(elapsed, 1)}
+        shown = {"learner": learner, **counts, **_scores(score)}
         print(json.dumps({"model": model_name, **_guessed(guessed), **shown}))
         return
-    _say(guessed, places, score, n)
-    if taken.refused:
-        print(f"\n{taken.refused:,} rows were left out: a service refuses them. {taken.why}")
+    _say(guessed, places, score, n, taken)
 
 
 def _columns(named: Mapping[str, str | None]) -> set[str]:
@@ -441,7 +437,7 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
     return written(settings), source
 
 
-def _say(guess: Guess, places: list[Path], score: Summary, n: int) -> None:
+def _say(guess: Guess, places: list[Path], score: Summary, n: int, taken: Taken) -> None:
     from online.messages.model_status import short
 
     print(f"{printable(guess.table.path.name)}: a {guess.task} task by its label, {guess.label}")
@@ -450,6 +446,8 @@ def _say(guess: Guess, places: list[Path], score: Summary, n: int) -> None:
         print(f"  {column.name:<{width}}  {column.kind}: {column.why}")
     scores = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
     print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {scores}")
+    if taken.refused:
+        print(f"{taken.refused:,} rows were left out: a service refuses them. {taken.why}")
     print(f"\nwrote {places[0]} and {places[1]}; the first one lists what was guessed\n")
     print(f"  online serve {places[0]}\n")
     print("It starts empty. To teach it the table, before or meanwhile:\n")
