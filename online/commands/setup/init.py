@@ -104,18 +104,17 @@ def init(
     model_name = _name(name, table)
     try:
         taken = _taken(model_name, guessed, rows)
-        learner = _learner(guessed, taken)
-        begun = time.monotonic()
+        learner, begun = _learner(guessed, taken), time.monotonic()
         score, n = _played(guessed, learner, taken, hidden=as_json)
     except EvaluationError as error:
         raise ConfigError(str(table), str(error), "Name another --label, or correct it") from None
     elapsed = time.monotonic() - begun
-    settings = _settings(model_name, guessed, n, taken.limits)
-    _write(places, settings, _source(model_name, table, guessed, learner))
+    source = _source(model_name, table, guessed, learner)
+    _write(places, _settings(model_name, guessed, n, taken.limits), source)
     if as_json:
         counts = {"rows": n, "refused": taken.refused, "seconds": round(elapsed, 1)}
-        shown = {"learner": learner, **counts, **_scores(score)}
-        print(json.dumps({"model": model_name, **_guessed(guessed), **shown}))
+        shown = {"model": model_name, **_guessed(guessed), "learner": learner, **counts}
+        print(json.dumps({**shown, **_scores(score)}))
         return
     _say(guessed, places, score, n, taken)
 
