@@ -268,9 +268,8 @@ def test_other_paths_keep_their_errors(call: Caller) -> None:
 
 
 def test_a_path_with_a_typing_error_is_answered_with_the_one_that_is_meant(call: Caller) -> None:
-    for path in ("/v1/models/m/predict/", "/v1/models/m/predct", "/v1/models/m/feedbac"):
-        _, body = call("POST", path)
-        action = "predict" if "pred" in path else "feedback"
+    for action, odd in (("predict", "predict/"), ("predict", "predct"), ("feedback", "feedbac")):
+        _, body = call("POST", f"/v1/models/m/{odd}")
         assert body["error"]["hint"].startswith(f"Did you mean `/v1/models/m/{action}`?")
 
 
