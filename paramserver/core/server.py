@@ -50,6 +50,8 @@ its whole state.  With ``ordered`` each replica also learns all rows in that ord
 only its own rows on top of the received state, with ``lagging`` none.
 """
 
+IN_ORDER: Final = frozenset({"ordered", "overlay", "lagging"})
+
 Lookup = Callable[[int], PartitionInfo | None]
 """Returns a partition as the store describes it, or None if the store does not know it."""
 

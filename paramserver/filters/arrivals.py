@@ -19,11 +19,23 @@ EARNED: Final = 8
 """Number of taken events after which a source is established: it has its own budget, and others are
 compared with it."""
 
+DOUBTFUL: Final = 2 * EARNED
+"""Number of taken events after which a source is established even if a test is against it."""
+
 _EACH: Final = 8
 _LEAST: Final = 64
 _MOST_EACH: Final = 64
 _CHANCE: Final = 3.0
 _NONE: Final = (0, 0.0)
+
+
+def is_new(source: Source) -> bool:
+    """Return whether a source is weighted together with all new ones.
+
+    One with a test against it is so for twice as long as others: a name that has sent eight lies
+    has earned nothing by them.
+    """
+    return source.taken < EARNED or (source.taken < DOUBTFUL and not source.unblamed)
 
 
 class Arrivals:
@@ -68,6 +80,11 @@ class Arrivals:
 
     def __len__(self) -> int:
         return len(self._window)
+
+    @property
+    def compares(self) -> bool:
+        """Whether enough sources are established to judge all events of new ones by them."""
+        return self.established >= EARNED
 
     def shares(self, source: Source, weight: float) -> tuple[float, float]:
         """Return how much an event of this weight says for and against its source, at most 2."""

@@ -15,9 +15,11 @@ It works with every model that has a loss, including trees.  Its rules:
   believes a frequent lie, which then no longer surprises.  While far-off events are more frequent
   than usual over all sources, they get less weight, until it is known which sources are hostile.
 - *When the stream changes*, all sources surprise and q₀ rises; from 60 % on the test is inactive.
-- *New sources* are judged together and are not quarantined, as new names are free.  While they
-  surprise more often than the established sources, their surprising events together get a twentieth
-  of the weight of the established sources' events.
+- *New sources* are weighted together, as new names are free.  While they surprise more often than
+  the established sources, their events together get a twentieth of the weight of the established
+  sources' events.  Beside eight established sources, so do those that do not surprise: lies that
+  the model believes already do not, and learning these makes more of them unsurprising.  (Fewer may
+  be a flood from the first row on, which honest new sources contradict.)
 
 If labels are numbers, weights are reduced only in floods (after a shift of the level, reduced
 weights would delay learning), and for errors above the 90 % quantile, which are learned as if equal
@@ -41,7 +43,7 @@ from paramserver.evidence.losses import Losses
 from paramserver.evidence.mixes import Mixes
 from paramserver.evidence.sums import Null
 from paramserver.evidence.voices import Voices
-from paramserver.filters.arrivals import EARNED, Arrivals
+from paramserver.filters.arrivals import EARNED, Arrivals, is_new
 from paramserver.filters.base import (
     EVIDENCE_MAX,
     OFF,
@@ -187,9 +189,9 @@ class Surprise(Filter):
             allowed = self._allowed(source, flooding=flooding)
         if of_all:
             weight, reason = allowed, _OFTEN_REASON
-            if source.taken < EARNED:
+            if is_new(source):
                 weight = self._new.most(event.weight)
-                weight *= self._new.weight(rate) if hit else 1.0
+                weight *= self._new.weight(rate) if hit or self.arrivals.compares else 1.0
                 reason = _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON
@@ -343,7 +345,7 @@ class Surprise(Filter):
             return
         new, sent = source.taken < EARNED, source.taken + source.aside
         if self._answer is None:
-            self._new.count(new=new, hit=hit, weight=weight)
+            self._new.count(new=is_new(source), hit=hit, weight=weight)
         if new:
             self.voices.pass_by(source.name)
         else:
@@ -372,7 +374,7 @@ _DENIED_LATELY: Final = 16.0
 _DENIED_LONG: Final = 128.0
 _DENIED_MIN: Final = 0.1
 _NEW_SHARE: Final = 0.05
-_FADE: Final = 1.0 - 1.0 / 256.0
+_FADE: Final = 1.0 - 1.0 / 64.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
 _NEW_REASON: Final = (
     "surprise: new sources together say what established ones do not, or with a larger weight"
@@ -380,9 +382,10 @@ _NEW_REASON: Final = (
 
 
 class Newcomers:
-    """The rate of surprises (*hits*) of all sources together that are not established.
+    """The rate of surprises (*hits*) of all new sources together.
 
-    Each event counts as it weighs.
+    Each event counts as it weighs.  Weights are summed over some 64 events: a twentieth of what
+    came before would else be a dozen lies of names that come all at once.
 
     Attributes:
         denied: Rate at which the model lately found another label likelier than that of a new or
@@ -397,7 +400,7 @@ class Newcomers:
         self._usual = 1.0  # weight of one of those
 
     def count(self, *, new: bool, hit: bool, weight: float = 1.0) -> None:
-        """Count one event; ``new``: its source is not established."""
+        """Count one event; ``new``: its source is new."""
         self._surprises = self._surprises * _FADE + weight * (new and hit)
         self._established = self._established * _FADE + weight * (not new)
         if new:
@@ -416,7 +419,7 @@ class Newcomers:
         self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
     def weight(self, rate: float) -> float:
-        """Return the weight of their hits, given the greatest rate of established sources."""
+        """Return the weight of their events, given the greatest rate of established sources."""
         if self._rate <= rate:
             return 1.0
         return min(_NEW_SHARE * self._established / (self._surprises + self._usual), 1.0)

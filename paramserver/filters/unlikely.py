@@ -34,7 +34,7 @@ from paramserver.evidence.odds import NONE, Odds, key_of
 from paramserver.evidence.rising import Rising
 from paramserver.evidence.sums import MILD, Null
 from paramserver.evidence.voices import Rates
-from paramserver.filters.arrivals import EARNED
+from paramserver.filters.arrivals import EARNED, is_new
 from paramserver.filters.base import (
     OFF,
     PASS,
@@ -158,9 +158,10 @@ class Unlikely(Filter):
         evidence = fresh * says.evidence
         if evidence > 0.0:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
-        if source.taken < EARNED:
+        if is_new(source):
             hit = says.hit or self._odds.is_new(event.label, event.loss)  # new names cost nothing
-            weight = self._new.weight(says.usual) if hit else 1.0
+            bounded = hit or self._surprise.arrivals.compares
+            weight = self._new.weight(says.usual) if bounded else 1.0
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
         in_doubt = doubt < _DOUBTED or flooding
@@ -289,10 +290,10 @@ class Unlikely(Filter):
     ) -> None:
         if source.offences > source.releases:
             return
-        new = source.taken < EARNED
+        new = is_new(source)
         hit_new = hit or (new and self._odds.is_new(label, loss))
         self._new.count(new=new, hit=hit_new, weight=weight)
-        if new:
+        if source.taken < EARNED:
             self.voices.pass_by(source.name)
         else:
             self.voices.note(source.name, hit=hit)

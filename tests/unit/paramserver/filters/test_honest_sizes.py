@@ -312,6 +312,16 @@ def test_several_large_sources_do_not_free_each_other_of_their_budgets(
     assert (lies_learned(5) < 350.0) is works
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_beside_a_few_large_sources_new_ones_are_not_judged_by_these(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:  # the mutant: a few large ones are enough for that, but not for the pool
+        monkeypatch.setattr(Arrivals, "compares", True)
+        monkeypatch.setattr(Rate, "_is_pooled", lambda self, source: False)
+    assert (lies_learned(5) < 320.0) is works
+
+
 @pytest.mark.parametrize(
     ("large", "long", "exempt"),
     [(1, 0.4, True), (2, 0.4, False), (2, 0.2, True), (2, None, True)],
