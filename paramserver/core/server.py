@@ -34,7 +34,7 @@ from paramserver.core.compensation import compensated, effective_learners
 from paramserver.core.parts import PART_KEYS, WalkedParts
 from paramserver.core.state import Base, Contained, SnapshotState
 from paramserver.errors import PushRefused
-from paramserver.evidence.losses import Newest
+from paramserver.evidence.generations import Newest
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 from paramserver.store import PartitionInfo
 
