@@ -8,15 +8,23 @@ model, while the first one goes on answering and learning.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from online.learning.deltas import Pulled
+from online.learning.ranges import BEYOND, RANGE, ROWS, UNTIL
+from online.learning.vocabulary import NAMES
 from online.models.base import Forgetful, Model
 from paramserver.core import blocks as algebra
-from paramserver.core.blocks import Block
+from paramserver.core.array_maps import read_names
+from paramserver.core.blocks import ADDITIVE, COUNT, EXTREMA, Block, Touched
 from paramserver.core.names import Names
+from paramserver.core.runs import Collected, read_run
 from paramserver.core.tables.layered import LayeredRows
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Place, SyncReply, Version, decode_piece
+
+_VIEWS: Final = {RANGE: EXTREMA, UNTIL: EXTREMA, ROWS: COUNT, BEYOND: COUNT, NAMES: COUNT}
+"""Blocks that no model reads."""
 
 _DROPPED_KEYS = 1024  # in one turn of the loop
 
@@ -32,27 +40,56 @@ class PartialValues:
         self.after: Place | None = None
         self.whole = False
         self.pulled, self.model = Pulled(), model
-        self._names = Names()
+        self._names, self._collected = Names(), Collected()
+        self._changed: Touched = {}  # while parts arrived
         if model is not None:
             model.reset({})
 
     def take(self, piece: bytes) -> None:
         """Take a piece of the next part."""
-        blocks = algebra.from_wire(decode_piece(piece), names=self._names)
+        wire = decode_piece(piece)
+        runs = {name: block for name, block in wire.items() if isinstance(block.data, list)}
+        by_name = {name: block for name, block in wire.items() if name not in runs}
+        blocks = algebra.from_wire(by_name, names=self._names)
         self.pulled.put(blocks)
+        for name, block in runs.items():
+            if (made := self._take_run(name, block.kind, block.data)) is not None:
+                blocks[name] = made
         if self.model is not None:
             self.model.rebase(blocks)
 
-    def finish(self, changes: SyncReply) -> None:
-        """Apply the server's changes since the version of the parts."""
+    def _take_run(self, name: str, kind: str, data: list[Any]) -> Block | None:
+        """Take values that are in arrays; return them if they may be the model's."""
+        run, view = read_run(name, kind, data), name in _VIEWS
+        if kind == _VIEWS.get(name, ADDITIVE) and self._collected.take(name, run):
+            if isinstance(changed := self._changed.get(name), dict):
+                own = self.pulled.blocks[name].data
+                for key in changed.keys() & read_names(run.blob, run.ends):
+                    own.pop(key, None)  # the run is as new as that, or newer
+            return None if view else Block(kind, run.as_dict())
+        block = Block(kind, run.as_dict())
+        self.pulled.put({name: algebra.copy_block(block)})
+        return block
+
+    def settle(self) -> None:
+        """Put what was collected among the values, when all parts are here."""
+        for name, values in self._collected.maps().items():
+            kind = _VIEWS.get(name, ADDITIVE)
+            if (own := self.pulled.blocks.pop(name, None)) is not None:
+                values.update(own.data)
+            self.pulled.blocks[name] = Block(kind, values)
+
+    def finish(self, changes: SyncReply) -> Touched:
+        """Apply the server's changes since the version of the parts; return what they touched."""
         touched = self.pulled.take(changes, ())
         if self.model is not None:
             self.model.rebase(algebra.select(self.pulled.blocks, touched))
+        return touched
 
     def bring_up(self, part: SyncReply) -> None:
         """Apply changes sent with a part, which bring all parts so far to a newer version."""
         if part.reached is not None:
-            self.finish(part)
+            algebra.add_touched(self._changed, self.finish(part))
             self.since = part.reached
 
 
@@ -111,6 +148,8 @@ class ServerView:
             yield
         coming.bring_up(part)
         coming.after, coming.whole = part.after, part.after is None
+        if coming.whole:
+            coming.settle()
         self.values = coming
 
     def begin(
@@ -127,6 +166,7 @@ class ServerView:
         for piece in others:
             coming.take(piece)
             yield
+        coming.settle()
         coming.whole = True
         self.values = coming
 
