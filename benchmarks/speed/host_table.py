@@ -41,8 +41,7 @@ from paramserver.errors import ServerUnavailable
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.lineage import Lineage
 from paramserver.process.local_socket import LocalConnection, LocalSocketServer
-from paramserver.snapshots.places import lineage_place
-from paramserver.snapshots.views import Views
+from paramserver.snapshots.views import Views, lineage_folder
 from replay import codec
 from replay.example import Example, Features
 from replay.journal.base import NewRow, Verdict
@@ -88,7 +87,9 @@ class Replica:
     slowest_still_ms: float
 
 
-def run(n: int, width: int = WIDTH) -> Iterator[list[Process] | list[Replica]]:
+def run(
+    n: int, width: int = WIDTH, events: int = _EVENTS
+) -> Iterator[list[Process] | list[Replica]]:
     """Start a server and two replicas, one after the other; yield both tables."""
     context = get_context("spawn")
     folder = Path(tempfile.mkdtemp())
@@ -108,7 +109,7 @@ def run(n: int, width: int = WIDTH) -> Iterator[list[Process] | list[Replica]]:
             else:
                 ends.append(here)
                 processes.append(process)
-        yield from _asked(ends, processes)
+        yield from _asked(ends, processes, events)
     finally:
         for process in processes:
             process.kill()
@@ -117,15 +118,17 @@ def run(n: int, width: int = WIDTH) -> Iterator[list[Process] | list[Replica]]:
         shutil.rmtree(memory, ignore_errors=True)
 
 
-def _asked(ends: list[Any], processes: list[Any]) -> Iterator[list[Process] | list[Replica]]:
-    def ask(what: str) -> list[Any]:
+def _asked(
+    ends: list[Any], processes: list[Any], events: int
+) -> Iterator[list[Process] | list[Replica]]:
+    def ask(*what: object) -> list[Any]:
         for end in ends[1:]:
             end.send(what)
         return [end.recv() for end in ends[1:]]
 
-    ask("learn")
+    ask("learn", events)
     for end in ends:
-        end.send("memory")
+        end.send(("memory",))
     yield [end.recv() for end in ends]
     os.kill(processes[0].pid, signal.SIGSTOP)
     ask("still")
@@ -173,8 +176,8 @@ def _serve(
         while not end.poll(0.25):
             server.confirm()
             server.snapshot_if_due()
-        if end.recv() == "memory":
-            end.send(_memory("server"))
+        end.recv()
+        end.send(_memory("server"))
 
 
 def _places(n: int) -> int:
@@ -226,7 +229,7 @@ class _Replicated:
             lambda: Fm(k, bits=bits, table=True).model_for("binary"),
             task="binary", spec=_SPEC, retain_bytes=1 << 26, rows_max=1024,
         )  # fmt: skip
-        place = Path(lineage_place(str(memory), "m", _SPEC))
+        place = lineage_folder(str(memory), "m", _SPEC)
         self.replica = ModelReplica(
             ModelSettings(name="m", task="binary", learner="fm"),
             Limits(feedback_wait_s=60),
@@ -250,11 +253,12 @@ class _Replicated:
         while True:
             while not self.end.poll():
                 await asyncio.sleep(0.01)
-            self.end.send(await getattr(self, self.end.recv())())
+            what, *given = self.end.recv()
+            self.end.send(await getattr(self, what)(*given))
 
-    async def learn(self) -> str:
+    async def learn(self, events: int) -> str:
         """Learn events, then wait until published rows have taken the place of own ones."""
-        for i in range(_EVENTS):
+        for i in range(events):
             example = Example(self._event(), self.draw.random() < 0.5)
             key = event_key("event", "test", f"{self.number}-{i}")
             row = NewRow(key, f"{i}", "test", Verdict.ACCEPTED, codec.encode(example), 1.0)

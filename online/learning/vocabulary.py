@@ -114,7 +114,9 @@ class Vocabulary:
             return features, None
         self._end_promises(now_s)
         held = self._promised.setdefault(hold_s, {})
-        fresh = [key for key in keys if key not in self._known and not self._is_promised(key)]
+        fresh = [key for key in keys if key not in self._known]
+        for promised in self._promised.values():
+            fresh = [key for key in fresh if key not in promised]
         room = self._room(source)
         for key in fresh[:room]:
             held[key] = (now_s + hold_s, source)
@@ -157,9 +159,6 @@ class Vocabulary:
         return out, left
 
     # -- promises ----------------------------------------------------------------------------
-
-    def _is_promised(self, key: str) -> bool:
-        return any(key in held for held in self._promised.values())
 
     def _end_promises(self, now_s: float) -> None:
         for held in self._promised.values():

@@ -13,6 +13,8 @@ An expert's loss is that of its answer when the row was served, which is noted w
 answers would favour high rates, which have learned the neighbouring rows since (Elec2 with labels
 200 rows late: .7709 against .7221).  For a row without notes they have to do.
 
+With several classes the gradient is that of a softmax with an unknown class beside them.
+
 The log loss would be the wrong loss: high rates are overconfident, and still right more often.
 In regression a residual is measured in standard deviations of the target and clipped to ±3, and an
 expert's loss is its error in units of the experts' median error, at most 4, divided by 4.  As far
@@ -52,10 +54,12 @@ from online.models.experts.exponential_weights import (
     Mixture,
     NotedClasses,
     NotesFormat,
+    beside_unknown,
     class_losses,
     logistic,
     number_losses,
     softmax,
+    towards,
 )
 from online.models.experts.label_shift import ClassExperts
 from online.models.experts.linear import (
@@ -405,16 +409,19 @@ class Multiclass(SelfRateModel):
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
         taken, labels = self._take(row, learns=True), self._experts.labels
-        shares, column = softmax(taken.outputs()), labels[label]
+        outputs, column = taken.outputs(), labels[label]
         if served is None or served.scored:
             noted = self.noted.of_classes(served)
-            judged, own = (shares, column) if noted is None else (self._judged(noted), noted.own)
+            judged, own = (
+                (softmax(outputs), column) if noted is None else (self._judged(noted), noted.own)
+            )
             self._mixture.judge(class_losses(judged, own).tolist(), weight)
             if self.heeds_shift:
                 self._experts.shift.learn(column, len(labels), noted, weight)
-        slopes = _towards(shares, column) * weight
+        shares = beside_unknown(outputs)
+        slopes = towards(shares, column) * weight
         if before is not None:
-            slopes -= _towards(shares, labels[before[0]]) * before[1]
+            slopes -= towards(shares, labels[before[0]]) * before[1]
         return self._teach(taken, slopes)
 
     def _judged(self, noted: NotedClasses) -> Floats:
@@ -489,10 +496,3 @@ class Regression(_OneAnswer):
             taken = [cut_at((number - y) / spread, RESIDUAL_MAX) * weight for number in numbers]
             slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
         return self._teach(row, slopes) + self._newest.total
-
-
-def _towards(shares: Floats, column: int) -> Floats:
-    """Return the gradient at each output if the class of ``column`` is the true one."""
-    slopes = shares.copy()
-    slopes[:, column] -= 1.0
-    return slopes

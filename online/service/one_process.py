@@ -32,6 +32,7 @@ from online.models.loading.load import made_by
 from online.rows.prediction_ids import Keys
 from online.service import processes
 from online.service.parts.assembly import Assembly, ProcessContext, nobody
+from online.service.replica_names import gone, replica_name
 from online.service.state import server_count
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
@@ -104,7 +105,7 @@ class OneProcess:
     def __init__(self, settings: Settings, front: Front, progress: Progress) -> None:
         self._given = self.settings = settings
         self._front, self._progress = front, progress
-        self._process = processes.replica_name()
+        self._process = replica_name()
         self._name = f"{self._process}:{next(_numbers)}"  # unique if this process serves again
         self._owner: processes.Owner | None = None
         self._loaded: Mapping[str, Loaded] = {}
@@ -248,7 +249,7 @@ class OneProcess:
         mine, own = self._name, f"{self._process}:"
         here = [p.id for p in partitions if p.replica.startswith(own) and p.replica != mine]
         other = [p for p in partitions if not p.replica.startswith(own)]
-        return [*here, *processes.gone(other)]
+        return [*here, *gone(other)]
 
     def _start_replica(self, deadline: StartDeadline) -> None:
         ready = threading.Event()

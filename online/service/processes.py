@@ -22,7 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
@@ -33,7 +33,6 @@ from online.settings.model import ModelSettings
 _KILL_WAIT_S = 3.0
 _REMOVALS = 20  # at most, of a folder that something makes anew
 _REMOVAL_S = 0.05
-_HUNDREDTH_S = 0.01
 _STARTED = re.compile(r"python[\d.]*|raylet|gcs_server|haproxy")  # programs that a service starts
 _FIRST, _RANGES = 20_000, 93  # first port, and ranges of 128 ports each, up to 31904
 
@@ -285,40 +284,3 @@ def begun(data: Mapping[str, Any], name: str, nice: int = 10) -> tuple[Settings,
     settings = Settings.model_validate(data)
     os.umask(settings.umask)
     return settings, next(model for model in settings.models if model.name == name)
-
-
-def replica_name() -> str:
-    """Name of this process among replicas: host, pid and start time identify it uniquely."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
-class _Owned(Protocol):
-    @property
-    def id(self) -> int: ...
-    @property
-    def replica(self) -> str: ...
-
-
-def gone(partitions: Sequence[_Owned]) -> list[int]:
-    """Partitions whose replica was a process of this host that no longer runs.
-
-    A process's start is given in time since boot plus the boot's time, in whole seconds, which
-    moves when the clock is set.  So only hundredths are compared: of a hundred dead processes whose
-    number another one has got, one is waited for until its lease ends.
-    """
-    out = []
-    alive: dict[str, bool] = {}
-    for partition in partitions:
-        host, _, process = partition.replica.partition(":")
-        if host != socket.gethostname():
-            continue
-        if process not in alive:
-            pid, _, started = process.partition(":")
-            try:
-                off_s = psutil.Process(int(pid)).create_time() - float(started)
-                alive[process] = abs(off_s - round(off_s)) < _HUNDREDTH_S / 2
-            except (psutil.Error, ValueError):
-                alive[process] = False
-        if not alive[process]:
-            out.append(partition.id)
-    return out

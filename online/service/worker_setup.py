@@ -52,6 +52,7 @@ _UNKNOWN: Final = (
 def begin() -> None:
     """Set up a Ray process; each of them calls this first."""
     without_tables()
+    without_serializers()
     without_unknown_paths()
 
 
@@ -108,5 +109,16 @@ def without_tables() -> None:
     arrow_serialization._register_custom_datasets_serializers = _nothing
 
 
+def without_serializers() -> None:
+    """Let Ray's messages begin without pydantic, its first version, and starlette.
+
+    Ray imports them in each process to register how it sends what no process that it starts for
+    this service sends: validators of pydantic's first version, and the state of an application.
+    """
+    from ray.util import serialization_addons
+
+    serialization_addons.apply = _nothing
+
+
 def _nothing(context: Any) -> None:
-    """Register no serializers of pyarrow tables with Ray."""
+    """Register no further serializers with Ray."""

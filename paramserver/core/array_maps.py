@@ -313,7 +313,7 @@ class ArrayMap(Mapping[str, Any]):
         return flat[row] if width == 1 else (*flat[row * width : (row + 1) * width],)
 
     def update(self, more: Mapping[str, Any]) -> None:
-        """Set these values."""
+        """Set the values of these names."""
         self.index.look_up(more)
         for name, value in more.items():
             self[name] = value
@@ -383,7 +383,7 @@ class ArrayMap(Mapping[str, Any]):
         return self.index.at(self._positions[first:end])
 
     def keys(self) -> KeysView[str]:
-        """Return the names."""
+        """Return all names in their order."""
         return self._made().keys()
 
     def items(self) -> ItemsView[str, Any]:
@@ -391,7 +391,7 @@ class ArrayMap(Mapping[str, Any]):
         return self._made().items()
 
     def values(self) -> ValuesView[Any]:
-        """Return the values."""
+        """Return all values in the order of their names."""
         return self._made().values()
 
     def _made(self) -> dict[str, Any]:

@@ -270,6 +270,25 @@ def softmax(outputs: Floats) -> Floats:
     return shares
 
 
+def beside_unknown(outputs: Floats) -> Floats:
+    """Return each expert's probability of each class beside an unknown class of output 0.
+
+    Gradients are taken at these: by itself a class that is the only one known would have the
+    probability 1, and nothing would be learned from its rows.
+    """
+    top = np.maximum(outputs.max(axis=-1, keepdims=True), 0.0)
+    powers = np.exp(outputs - top)
+    shares: Floats = powers / (powers.sum(axis=-1, keepdims=True) + np.exp(-top))
+    return shares
+
+
+def towards(shares: Floats, column: int) -> Floats:
+    """Return the gradient at each output if the class of ``column`` is the true one."""
+    slopes = shares.copy()
+    slopes[:, column] -= 1.0
+    return slopes
+
+
 class Terms(NamedTuple):
     """An answer as a sum: ``output`` = ``base`` + Σ ``added``, the contributions by feature.
 

@@ -25,6 +25,7 @@ from online.service.on_ray.relearn_task import fresh_of
 from online.service.on_ray.trigger_task import SearchResult, search_task
 from online.service.parts.composition import model_replica
 from online.service.parts.garbage import collect_seldom
+from online.service.replica_names import replica_name
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.places import journal_opener, server_name
@@ -69,7 +70,7 @@ class LearnerActor:
         keys = Keys.from_file(settings.key_path)
         loaded = load_model(model, settings, keys.secret, keys.old_secrets)
         self._replica = model_replica(
-            model, settings, loaded, journal_opener(settings)(), processes.replica_name(),
+            model, settings, loaded, journal_opener(settings)(), replica_name(),
             ParameterClient(server_name(name, loaded.spec_hash)),
             for_others=True,
             relearn=relearning(settings, name),

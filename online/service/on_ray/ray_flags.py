@@ -29,6 +29,10 @@ _ALWAYS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # The head keeps a record of each push: 12 MB per minute until it has 100,000 of them.
     "RAY_task_events_report_interval_ms": "0",
+    # A call of a process that has ended fails when both have passed, and only then is the next one
+    # made.  The defaults are a second each, so that a server that is back was not asked for two.
+    "RAY_timeout_ms_task_wait_for_death_info": "50",
+    "RAY_core_worker_internal_heartbeat_ms": "50",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "online.service.serve_middleware.middlewares",
     "OMP_NUM_THREADS": "1",
 }

@@ -17,12 +17,12 @@ from online.http import ingress
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
-from online.service import processes
 from online.service.on_ray.learner_process import LearnerSupervisor, actor_of, relearning, searching
 from online.service.on_ray.origin import Origin
 from online.service.on_ray.serve_peers import Peers
 from online.service.parts.assembly import Assembly, ProcessContext
 from online.service.parts.composition import watches_decisions
+from online.service.replica_names import replica_name
 from online.service.serve_middleware import Looks
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
@@ -82,7 +82,7 @@ async def assemble(data: dict[str, Any], given: Settings, origin: Origin) -> Ass
         return loaded
 
     context = ProcessContext(
-        processes.replica_name(),
+        replica_name(),
         lambda name, spec: ParameterClient(server_name(name, spec)),
         lambda name, replica: LearnerSupervisor(partial(actor_of, data, name), replica),
         relearn=relearning,

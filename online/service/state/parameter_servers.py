@@ -14,6 +14,7 @@ from online.errors import StartRefused
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
 from online.service import processes
+from online.service.replica_names import gone
 from online.service.state.deadline import StartDeadline
 from online.settings.config import Settings
 from online.settings.limits import RETRY_WINDOW_S
@@ -91,7 +92,7 @@ def begin(
             journal_opener(settings),
             snapshots_path(settings),
             settings_of(model, settings),
-            processes.gone,
+            gone,
         )
         names = server_names(model.name, one.spec_hash, model.shards)
         if model.name in may_share:

@@ -95,7 +95,7 @@ class RewardHandler:
         if not many:
             label = self._validator.label(label, field)
         event = Event(label, one.id, source=one.source, event_time=one.event_time)
-        nonce = uuid.uuid4().hex[:12]
+        nonce = "" if self._collecting is None else uuid.uuid4().hex[:12]
         return Sent(event, {PLAIN: label} if values is None else values, one.reward_id, nonce)
 
     def _values(self, reward: Any, field: str) -> dict[str, float] | None:

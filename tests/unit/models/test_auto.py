@@ -249,6 +249,16 @@ def test_where_labels_come_in_runs_and_late_it_follows_who_was_right_for_long() 
     assert (found.total.accuracy or 0.0) > 0.72
 
 
+@pytest.mark.parametrize("recipe", [SelfRate(), Auto()], ids=["linear", "auto"])
+def test_a_class_that_was_the_only_one_for_long_is_recognised_later(recipe: SelfRate) -> None:
+    """Without a class of output 0 beside it its rows teach nothing: it is certain anyway."""
+    model, rng = recipe.model_for("multiclass"), random.Random(5)
+    for label, kind in (("first", "a"), ("second", "b")):
+        for _ in range(100):
+            model.learn({"kind": kind, "x": rng.gauss(0.0, 1.0)}, label, 1.0)
+    assert model.predict({"kind": "a", "x": 0.0}).label == "first"
+
+
 def test_after_rows_without_an_answer_richer_views_have_to_show_what_they_know() -> None:
     """Labels of one run come late: all experts are right on them, which tells nothing.
 

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from online.service.processes import gone, replica_name
+from online.service.replica_names import gone, replica_name
 
 
 def partitions(*names: str) -> list[Any]:

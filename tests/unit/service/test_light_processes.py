@@ -108,6 +108,31 @@ def test_rays_pickles_know_tables_of_pyarrow_only_without_the_setup() -> None:
     assert "pyarrow" in heavy(_PICKLES)
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_rays_processes_send_messages_without_pydantic_and_starlette(begun: bool) -> None:
+    """Importing both took a killed server a fifth of the time until it served again."""
+    setup = "from online.service.worker_setup import begin\nbegin()\n" if begun else ""
+    found = "import sys\nfound = {'pydantic', 'starlette'} & sys.modules.keys()\n"
+    heavy(f"{setup}{_PICKLES}{found}assert bool(found) is not {begun}, found\n")
+
+
+def test_what_a_parameter_server_is_given_imports_no_settings(tmp_path: Path) -> None:
+    """It is read in the server's new process, whose pushes wait for it."""
+    from ray import cloudpickle
+
+    from online.service.replica_names import gone
+    from online.settings.config import load
+    from online.settings.places import journal_opener
+    from paramserver.process.actor import ServerSettings
+    from paramserver.process.lineage import Lineage
+
+    opener = journal_opener(load(None, {"state_dir": str(tmp_path)}, {}))
+    given = cloudpickle.dumps((Lineage("m", "s", "", "sum"), opener, ServerSettings(), gone))
+    script = f"import pickle, sys\npickle.loads({given!r})\n"
+    script += "found = {'pydantic', 'starlette', 'online.settings.config'} & sys.modules.keys()\n"
+    heavy(script + "assert found == set(), found\n")
+
+
 def test_ray_starts_without_a_look_at_its_dashboard() -> None:
     script = "import sys\nfrom ray._private import utils\n"
     look = "assert utils.get_dashboard_dependency_error() is {}\n"

@@ -34,6 +34,18 @@ def test_haproxy_holds_what_open_files_allow(
         assert most >= 0.3 * files - 100
 
 
+def test_this_ray_reads_its_flags(tmp_path: Path) -> None:
+    """It says nothing about a flag that it does not know."""
+    import ray
+
+    known = (Path(ray.__file__).parent / "_raylet.so").read_bytes()
+    own = [name for name in flags(tmp_path) if re.match("RAY_[a-z]", name)]
+    assert len(own) >= 5
+    assert [name for name in [*own, "RAY_no_such_flag"] if name.encode() not in known] == [
+        "RAY_no_such_flag"
+    ]
+
+
 def test_callers_have_so_long(tmp_path: Path) -> None:
     found = flags(tmp_path)
     assert found["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "60"

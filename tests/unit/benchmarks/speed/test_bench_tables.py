@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.speed import admission
+from benchmarks.speed import admission, host_table
 from benchmarks.speed import ids as tables
 
 
@@ -50,6 +50,15 @@ def test_an_event_is_smaller_with_a_table() -> None:
     assert (table.what, names.what) == ("a table", "names")
     assert 0 < table.bytes < names.bytes
     assert min(table.learned_us, names.predicted_us, table.cut_us) > 0
+
+
+def test_replicas_of_the_measured_host_read_the_servers_table() -> None:
+    """They looked for its views in a folder without the host's name, and pulled the table."""
+    memory, replicas = host_table.run(5_000, events=20)
+    assert [line.what for line in memory] == ["server", "replica 1", "replica 2"]
+    for line in replicas:
+        assert (line.parts, line.own_rows_left) == (0, 0)
+        assert line.own_rows_most < 5_000
 
 
 def test_bounded_tables_are_compared_on_clicks_and_under_a_flood() -> None:
