@@ -319,9 +319,9 @@ class Ranges(dict[str, Range]):
         fresh = [name for name in names if name not in self and name in known]
         if fresh:
             made = ranges_of(select(self.below, dict.fromkeys(_BELOW, dict.fromkeys(fresh))))
+            self.update(made)
             for name, held in made.items():
-                self[name] = held if not held.shared else held.own()
-                self.note(name, self[name])
+                self.note(name, held)
 
     def note(self, name: str, held: Range) -> None:
         """Update whether values within the range change its state from now on."""

@@ -15,8 +15,7 @@ from online.learning.ranges import BEYOND, RANGE, ROWS, UNTIL
 from online.learning.vocabulary import NAMES
 from online.models.base import Forgetful, Model
 from paramserver.core import blocks as algebra
-from paramserver.core.array_maps import read_names
-from paramserver.core.blocks import ADDITIVE, COUNT, EXTREMA, Block, Touched
+from paramserver.core.blocks import ADDITIVE, COUNT, EXTREMA, Block
 from paramserver.core.names import Names
 from paramserver.core.runs import Collected, read_run
 from paramserver.core.tables.layered import LayeredRows
@@ -41,7 +40,6 @@ class PartialValues:
         self.whole = False
         self.pulled, self.model = Pulled(), model
         self._names, self._collected = Names(), Collected()
-        self._changed: Touched = {}  # while parts arrived
         if model is not None:
             model.reset({})
 
@@ -62,10 +60,6 @@ class PartialValues:
         """Take values that are in arrays; return them if they may be the model's."""
         run, view = read_run(name, kind, data), name in _VIEWS
         if kind == _VIEWS.get(name, ADDITIVE) and self._collected.take(name, run):
-            if isinstance(changed := self._changed.get(name), dict):
-                own = self.pulled.blocks[name].data
-                for key in changed.keys() & read_names(run.blob, run.ends):
-                    own.pop(key, None)  # the run is as new as that, or newer
             return None if view else Block(kind, run.as_dict())
         block = Block(kind, run.as_dict())
         self.pulled.put({name: algebra.copy_block(block)})
@@ -79,17 +73,16 @@ class PartialValues:
                 values.update(own.data)
             self.pulled.blocks[name] = Block(kind, values)
 
-    def finish(self, changes: SyncReply) -> Touched:
-        """Apply the server's changes since the version of the parts; return what they touched."""
+    def finish(self, changes: SyncReply) -> None:
+        """Apply the server's changes since the version of the parts."""
         touched = self.pulled.take(changes, ())
         if self.model is not None:
             self.model.rebase(algebra.select(self.pulled.blocks, touched))
-        return touched
 
     def bring_up(self, part: SyncReply) -> None:
         """Apply changes sent with a part, which bring all parts so far to a newer version."""
         if part.reached is not None:
-            algebra.add_touched(self._changed, self.finish(part))
+            self.finish(part)
             self.since = part.reached
 
 

@@ -133,10 +133,7 @@ class Parts:
             else:
                 data, keys = block.data, self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
-                if isinstance(keys, ArrayMap):
-                    some, end = part_of(keys, begin, end)
-                else:
-                    some = _some(data, keys[begin:end])
+                some = part_of(data, begin, end) if keys is data else _some(data, keys[begin:end])
                 piece[name] = Block(block.kind, some)
                 size += max(end - begin, 1)
                 if end < len(keys):

@@ -47,15 +47,14 @@ class Run(NamedTuple):
         return head, Run(self.token, self.place + n, *rest)
 
 
-def part_of(data: ArrayMap, first: int, end: int) -> tuple[Any, int]:
-    """Return a part of the values for a message, at most up to ``end``, and where it ends."""
-    end = min(end, data.fixed) if first < data.fixed else end
+def part_of(data: ArrayMap, first: int, end: int) -> Any:
+    """Return a part of the values for a message: a run as a list, or a dict."""
     if end > data.fixed or end - first < _LEAST or (stretch := data.stretch(first, end)) is None:
-        return data.part(first, end), end
+        return data.part(first, end)
     place, numbers = stretch
     blob, ends = data.index.bytes_of(place, place + end - first)
     arrays = (blob, ends.astype("<i4"), numbers)
-    return [data.index.token, place, *(array.tobytes() for array in arrays)], end
+    return [data.index.token, place, *(array.tobytes() for array in arrays)]
 
 
 def read_run(name: str, kind: str, data: list[Any]) -> Run:
