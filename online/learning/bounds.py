@@ -192,9 +192,8 @@ class Bounds:
             self._add_target(example, source)
         if sent is not None:  # names that were left out altogether get no range, either
             features = {**features, **{name: sent[name] for name in sent if name in features}}
-        if ranges.below:
-            ranges.make(features)
         if not features.keys() <= ranges.keys():
+            ranges.make(features)
             self._meet(features)
         if self._n % SAMPLED == 0:
             numbers = numbers_of(example, targets=self.targets)
@@ -238,7 +237,8 @@ class Bounds:
 
     def add_alike(self, rows: Sequence[Features]) -> bool:
         """Count unclipped rows with the same names; return False if :meth:`add` must count them."""
-        self._ranges.make(rows[0])
+        if self._ranges.below:
+            self._ranges.make(rows[0])
         asleep = self._ranges.awake.isdisjoint(rows[0])
         if self.on and not (asleep and _all_inside(self._ranges, self._free, rows)):
             return False

@@ -298,6 +298,8 @@ class Ranges(dict[str, Range]):
         awake: Names whose state changes even for values in range.
     """
 
+    __slots__ = ("awake", "below")
+
     def __init__(self) -> None:
         super().__init__()
         self.below: Blocks = {}

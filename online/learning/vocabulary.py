@@ -42,6 +42,8 @@ _SHOWN: Final = 5  # names in a reason
 class _Known(set[str]):
     """Known names; very many are in arrays below, until each is first asked for."""
 
+    __slots__ = ("_below", "_found")
+
     def __init__(self) -> None:
         super().__init__()
         self._below: ArrayMap | None = None
@@ -110,7 +112,7 @@ class Vocabulary:
         for ``hold_s`` seconds from ``now_s``, in POSIX seconds.
         """
         keys = self._keys(features)
-        if self._known.has(keys):
+        if self._known.issuperset(keys) or self._known.has(keys):
             return features, None
         self._end_promises(now_s)
         held = self._promised.setdefault(hold_s, {})
@@ -180,7 +182,7 @@ class Vocabulary:
     def add(self, example: Example, source: str) -> None:
         """Count the names of one learned row of the source."""
         keys = self._keys(example.features)
-        if self._known.has(keys):
+        if self._known.issuperset(keys) or self._known.has(keys):
             return
         for key in keys:
             if key in self._known:

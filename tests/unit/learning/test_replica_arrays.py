@@ -197,7 +197,7 @@ def walk(seed: int) -> tuple[Any, Blocks, Any, set[type]]:
             }
             blocks = {n: wire.WireBlock(b.kind, b.data) for n, b in changes.items()}
             push = wire.Push(2, "s", 1, offset, offset, 1, server.version, blocks)
-            assert server.push(push, lambda _: draw).status == "applied"  # type: ignore[arg-type]
+            assert server.push(push, lambda _: draw).status == "applied"  # type: ignore[arg-type,return-value]
         asked = wire.SyncRequest(wire.FORMAT, "r", 1, [], since, True, [], after=view.after)
         reply = wire.decode_reply(wire.encode(server.reply(asked, [], [], 0.0)))
         kinds.append(reply.kind)
