@@ -328,11 +328,15 @@ class Pulled:
         return {}
 
     def with_deltas(self, pending: Iterable[Delta], touched: Touched | None = None) -> Blocks:
-        """Copy the ``touched`` values (None: all, in dicts), with own deltas on top."""
+        """Copy the ``touched`` values (None: all, in dicts), with own deltas on top.
+
+        Weights are in dicts, too, whichever are asked for.
+        """
         part = self.blocks if touched is None else algebra.select(self.blocks, touched)
         out = algebra.copy(part)
-        if touched is None:
-            out = {name: Block(block.kind, as_dict(block.data)) for name, block in out.items()}
+        for block in out.values():
+            if touched is None or block.kind == algebra.ADDITIVE:
+                block.data = as_dict(block.data)
         for delta in pending:
             own = delta.blocks if touched is None else algebra.select(delta.blocks, touched)
             algebra.merge(out, own, 1.0)

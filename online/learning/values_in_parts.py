@@ -141,9 +141,9 @@ class ServerView:
             yield
         coming.bring_up(part)
         coming.after, coming.whole = part.after, part.after is None
+        self.values = coming
         if coming.whole:
             coming.settle()
-        self.values = coming
 
     def begin(
         self, since: Version, tables: Mapping[str, Rows], others: Iterable[bytes]

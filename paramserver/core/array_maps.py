@@ -38,6 +38,7 @@ NAME_BYTES: Final = 4_096
 
 _CUT: Final = 8_192  # names decoded, or hashed, at a time; such parts fit the CPU cache
 _FOLDED: Final = 4  # a copy is folded when more than one in so many numbers was set
+_ROOM: Final = 16  # growth factor
 _WORD: Final = 8
 _NOTHING: Final = np.empty(0, dtype=np.int64)
 _LOW: Final = np.uint64(2**32 - 1)
@@ -116,15 +117,11 @@ class NameIndex:
             self._ids.lay_out()
         else:
             self._ids.add(hashes)
-            self._blob = _grown(self._blob, self._size, blob)
-            self._ends = _grown(self._ends, self._count, ends + self._size)
+            self._blob = grown(self._blob, self._size, blob)
+            self._ends = grown(self._ends, self._count, ends + self._size)
         self._size += len(blob)
         self._count += len(ends)
         self.places.clear()
-
-    def fit(self) -> None:
-        """Give up the room for more names."""
-        self._blob, self._ends = (array.copy() for array in self.arrays)
 
     def __len__(self) -> int:
         return self._count
@@ -197,10 +194,10 @@ class NameIndex:
         return self._blob[self._begin(place) : self._ends[place]].tobytes()
 
 
-def _grown(held: Array, n: int, more: Array) -> Array:
+def grown(held: Array, n: int, more: Array) -> Array:
     """Return an array with ``more`` after the first ``n`` elements; it has room for others."""
-    if (end := n + len(more)) > len(held):
-        made = np.empty(2 * end, dtype=held.dtype)
+    if (end := n + len(more)) > len(held):  # memory that is not touched yet costs nothing
+        made = np.empty((_ROOM * end, *held.shape[1:]), dtype=held.dtype)
         made[:n] = held[:n]
         held = made
     held[n:end] = more

@@ -6,11 +6,12 @@ can be read without the others; a reader that has met the names compares their b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from paramserver.core.array_maps import Array, ArrayMap, NameIndex, check_names, read_names
+from paramserver.core.array_maps import Array, ArrayMap, NameIndex, check_names, grown, read_names
 from paramserver.errors import BlockError
 
 _WIDTHS: Final = {"additive": 1, "count": 1, "moments": 3, "extrema": 2}
@@ -85,20 +86,29 @@ def read_run(name: str, kind: str, data: list[Any]) -> Run:
     return run
 
 
+@dataclass(slots=True)
+class _Block:
+    """What has arrived of a block: its numbers, and the stretches of their names."""
+
+    numbers: Array
+    n: int
+    spans: list[tuple[int, int]]
+
+
 class Collected:
     """The runs of some blocks that have arrived, of one sender's index."""
 
     def __init__(self) -> None:
         self._index, self._token = NameIndex(), 0
-        self._runs: dict[str, list[Run]] = {}
+        self._blocks: dict[str, _Block] = {}
 
     def take(self, name: str, run: Run) -> bool:
         """Take a run of a block; return False if its names can't be collected with the others."""
-        taken, n, have = self._runs.get(name, []), len(run.ends), len(self._index)
+        taken, n, have = self._blocks.get(name), len(run.ends), len(self._index)
         self._token = self._token or run.token
         if run.token != self._token or run.place > have:
             return False
-        if taken and run.place < taken[-1].place + len(taken[-1].ends):
+        if taken is not None and run.place < taken.spans[-1][1]:
             return False  # a part that was taken before, or names in another order
         if run.place < have < run.place + n:
             return all(self.take(name, one) for one in run.cut(have - run.place))
@@ -106,19 +116,24 @@ class Collected:
             self._index.add(run.blob, run.ends)
         elif not self._index.has(run.place, run.blob, run.ends):
             return False
-        no_names = run._replace(blob=np.empty(0), numbers=run.numbers.copy())
-        self._runs.setdefault(name, []).append(no_names)
+        span = (run.place, run.place + n)
+        if taken is None:
+            self._blocks[name] = _Block(run.numbers.copy(), n, [span])
+            return True
+        taken.numbers = grown(taken.numbers, taken.n, run.numbers)
+        taken.n += n
+        if taken.spans[-1][1] == run.place:
+            taken.spans[-1] = (taken.spans[-1][0], span[1])
+        else:
+            taken.spans.append(span)
         return True
 
     def maps(self) -> dict[str, ArrayMap]:
         """Return the blocks, and begin anew."""
         index, made = self._index, dict[str, ArrayMap]()
-        for name, runs in self._runs.items():
-            spans = [np.arange(run.place, run.place + len(run.ends)) for run in runs]
-            positions: Array | None = np.concatenate(spans)
-            if positions is not None and len(positions) == len(index):
-                positions = None  # they are in order, so they are all
-            made[name] = ArrayMap(index, positions, np.concatenate([run.numbers for run in runs]))
-        index.fit()
-        self._index, self._token, self._runs = NameIndex(), 0, {}
+        for name, block in self._blocks.items():
+            spans = [np.arange(*span) for span in block.spans]
+            positions = None if block.n == len(index) else np.concatenate(spans)  # all, in order
+            made[name] = ArrayMap(index, positions, block.numbers[: block.n])
+        self._index, self._token, self._blocks = NameIndex(), 0, {}
         return made

@@ -298,7 +298,7 @@ def test_names_that_nobody_has_do_not_fill_the_memory() -> None:
 
 RULES = [
     (values_in_parts, "values.update(own.data)", "pass"),
-    (runs, "if taken and run.place < taken[-1].place", "if False and run.place < taken[-1].place"),
+    (runs, "if taken is not None and run.place < taken.spans[-1][1]:", "if False:"),
     (array_maps, "numbers[[*changed]] = [*changed.values()]", "pass"),
 ]
 
