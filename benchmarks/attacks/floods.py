@@ -221,12 +221,14 @@ class Played:
 class Play(Protocol):
     """Sends it all, in this process (:func:`play`) or over HTTP.
 
-    ``quiet``: lies go to the last replica, and nothing else goes there.
+    ``quiet``: lies go to the last replica, and nothing else goes there.  ``lying``: whether lies
+    are sent; if not, their turns pass, so that each replica gets the same honest rows.
     """
 
     def __call__(
         self, name: str, groups: Sequence[list[Sent]], before: int, filters: str, replicas: int = 1,
         *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
+        lying: bool = True,
     ) -> Played:  # fmt: skip
         """Return what became of it."""
 
@@ -234,7 +236,7 @@ class Play(Protocol):
 def play(
     name: str, groups: Sequence[list[Sent]], before: int, filters: str, replicas: int = 1,
     *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
-    unsure: int | None = None,
+    lying: bool = True, unsure: int | None = None,
 ) -> Played:  # fmt: skip
     """Send it all to replicas of this process.
 
@@ -249,6 +251,9 @@ def play(
         for source, features, label, lie in group:
             if n >= before and not lie:
                 right += loop.model.predict(features).label == label
+            if lie and not lying:
+                loop.pass_by()
+                continue
             if lie and unsure is not None:
                 share = partial(_share, loop.model, settings.task)
                 features, label = _lie(rows, n, draw, share)
@@ -271,8 +276,7 @@ def attacked(
 ) -> Flooded:  # fmt: skip
     """One attack: without it (unless ``clean`` is known), without filters, and with them."""
     if clean is None:
-        truth = [[event for event in group if not event[3]] for group in groups]
-        clean = by(name, truth, before, "none", replicas, **given).accuracy
+        clean = by(name, groups, before, "none", replicas, lying=False, **given).accuracy
     bare = by(name, groups, before, "none", replicas, **given).accuracy
     found = by(name, groups, before, "default", replicas, **given)
     liars = {event[0] for group in groups for event in group if event[3]}
@@ -325,13 +329,13 @@ class _Case:
     learner: str | None
 
     def each(self, kind: str, liars: Sequence[int], lies: Sequence[int]) -> Iterator[Flooded]:
-        clean: float | None = None  # the same, whoever would lie: all have sent the same rows
+        clean: float | None = None  # the same for one replica: it gets all honest rows
         if kind == "names":
             for vouched, (many, apart) in product((True, False), _NAMES):
                 groups = many_names(self.rows, self.before, self.seed, many, apart)
                 what = f"names, {many} lies each, {_tokens(vouched)}"
                 found = self._attacked(groups, what, vouched=vouched, clean=clean)
-                clean = found.clean
+                clean = found.clean if self.replicas == 1 else None
                 yield found
             return
         if kind == "few":
@@ -347,7 +351,7 @@ class _Case:
                     groups, f"{kind}, {k} liars, {n} a row", quiet=kind == "quiet", clean=clean,
                     **given,
                 )  # fmt: skip
-                clean = found.clean
+                clean = found.clean if self.replicas == 1 else None
                 yield found
 
     def _attacked(self, groups: Sequence[list[Sent]], what: str, **given: Any) -> Flooded:

@@ -17,7 +17,7 @@ from benchmarks.attacks.floods import Played, Sent, settings_of
 from benchmarks.fixtures.desk import Outside
 from benchmarks.fixtures.service import Running, form, service, status
 
-_MODELS: Final = ({"none": 2, "default": 1}, {"none": 3, "default": 2})
+_MODELS: Final = ({"none": 2, "default": 1}, {"none": 4, "default": 2})
 """Those of a service of one replica, and of several, which takes longer to start."""
 
 _ANYBODY: Final = "anybody"
@@ -50,6 +50,7 @@ class OverHttp:
     def __call__(
         self, name: str, groups: Sequence[list[Sent]], before: int, filters: str, replicas: int = 1,
         *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
+        lying: bool = True,
     ) -> Played:  # fmt: skip
         """Send it all to a model that has learned nothing yet."""
         names = {event[0] for group in groups for event in group} if vouched else set[str]()
@@ -61,7 +62,7 @@ class OverHttp:
         model = self._free[filters].pop()
         with contextlib.closing(Outside(self._running, model, self._tokens)) as desk:
             sending = _Sending(desk, replicas, quiet=quiet, vouched=vouched)
-            right = sending.all(groups, before)
+            right = sending.all(groups, before, lying=lying)
         condemned = frozenset(
             source["source"]
             for url in self._running.replica_urls().values()
@@ -103,7 +104,7 @@ class _Sending:
         self._quiet, self._n = quiet, 0
         self.set_aside, self.taken = Counter[str](), 0
 
-    def all(self, groups: Sequence[list[Sent]], before: int) -> int:
+    def all(self, groups: Sequence[list[Sent]], before: int, *, lying: bool = True) -> int:
         """Send it; how many of the honest rows behind ``before`` were answered right."""
         right = 0
         for at in range(0, before, _TOGETHER):
@@ -116,8 +117,9 @@ class _Sending:
                     aside = self._told([self._placed(event)]) == ["quarantined"]
                     self.set_aside[source] += aside
                 by = dict[tuple[str, int], list[_Placed]]()
-                for lie in (self._placed(event) for event in group if event[3]):
-                    by.setdefault(lie[:2], []).append(lie)
+                for lie in [self._placed(event) for event in group if event[3]]:
+                    if lying:
+                        by.setdefault(lie[:2], []).append(lie)
                 for fates in pool.map(self._told, by.values()):
                     self.taken += len(fates) - fates.count("quarantined")
         self.set_aside = +self.set_aside

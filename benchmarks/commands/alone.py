@@ -392,7 +392,7 @@ def tables(
 
     Takes 2 GB and some minutes.  Example: python -m benchmarks tables --ids 1000000
     """
-    from benchmarks.speed import host_table
+    from benchmarks.speed import growing, host_table
     from benchmarks.speed import ids as bench
 
     show(f"tables of {ids:,} ids", bench.run(ids, width), as_json=as_json)
@@ -400,6 +400,7 @@ def tables(
     found = [line for words in (500, 1_000_000) for line in bench.events(words, 50)]
     show("events of 30 features, 64 a push", found, as_json=as_json)
     show("one of them alone, pushed", bench.one_event(), as_json=as_json)
+    show("pushes of another model beside a table", growing.run(), as_json=as_json)
     memory, replicas = host_table.run(ids, width)
     show("a server and replicas that share the table", memory, as_json=as_json)
     show("the replicas", replicas, as_json=as_json)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -205,6 +205,9 @@ def hostile_http(
 def freshness(
     rate: Annotated[float, typer.Option(help="events a second")] = 200.0,
     seconds: Annotated[float, typer.Option(help="how long")] = 30.0,
+    table: Annotated[
+        Literal["", "shared", "cached"], typer.Option(help="how replicas hold a table of the model")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Feedback acknowledged by one replica: how soon it is in the other's answers.
@@ -213,7 +216,7 @@ def freshness(
     """
     from benchmarks.speed import freshness as bench
 
-    show("freshness", [bench.run(rate, seconds)], as_json=as_json)
+    show("freshness", [bench.run(rate, seconds, table)], as_json=as_json)
 
 
 @app.command()

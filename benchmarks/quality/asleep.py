@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.fixtures.sources import STREAMS, Row
-from online.models.auto import Auto, SleepingViews
+from online.models.auto import Auto
 from online.models.selfrate import SelfRate
+from online.models.sleeping_views import SleepingViews
 from replay.example import Example, label_text
 
 _ASKED: Final = 0.95

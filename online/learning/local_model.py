@@ -30,7 +30,7 @@ from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks, Touched
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import OrderedState, Push, SyncReply, Version
-from paramserver.evidence.losses import Newest
+from paramserver.evidence.generations import Newest
 from replay.example import Example
 from replay.journal.base import Row
 from replay.memory import Memory

@@ -25,7 +25,7 @@ from paramserver.core import blocks as algebra
 from paramserver.core.admission import Keeper
 from paramserver.core.blocks import Blocks, Touched
 from paramserver.core.wire import OrderedState, Push, SyncReply, Version
-from paramserver.evidence.losses import Newest
+from paramserver.evidence.generations import Newest
 from paramserver.filters.sources import keep_bounds
 from replay import codec
 from replay.example import Example

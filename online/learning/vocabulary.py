@@ -22,7 +22,7 @@ from typing import Final
 from online.models.features.hashed import Words
 from paramserver.core.array_maps import ArrayMap
 from paramserver.core.blocks import COUNT, Block, Blocks, Touched
-from replay.example import SENT_LABEL, Example, Features, Value
+from replay.example import SENT_LABEL, Example, Features, Label, Value, label_text
 
 NAMES: Final = "names.known"
 BROUGHT: Final = "names.brought"
@@ -66,7 +66,7 @@ class _Known(set[str]):
         return self.issuperset(names)
 
     def take(self, names: Mapping[str, object]) -> None:
-        """Add names."""
+        """Add the names of values to the known ones."""
         if not self and self._below is None and isinstance(names, ArrayMap):
             self._below = names
         else:
@@ -278,6 +278,13 @@ class Classes:
         self.most = most
         self._promised: dict[str, float] = {}
 
+    def spelled(self, label: Label, known: Collection[str]) -> Label:
+        """The class as it was first sent: 3 and "3" are one class.  ``known``: JSON texts."""
+        twin: Label | None = str(label) if isinstance(label, int) else _whole(label)
+        if twin is None or (text := label_text(label)) in known or text in self._promised:
+            return label
+        return twin if label_text(twin) in known or label_text(twin) in self._promised else label
+
     def admit(self, label: str, known: Collection[str], now_s: float, hold_s: float) -> bool:
         """Whether the label (its JSON text) is known or there is room, in which case it is held."""
         if label in known or label in self._promised:
@@ -292,6 +299,13 @@ class Classes:
             return False
         self._promised[label] = now_s + hold_s
         return True
+
+
+def _whole(label: Label) -> int | None:
+    """The whole number that a class is the text of; None: of none."""
+    if not isinstance(label, str) or not label.removeprefix("-").isdecimal():
+        return None
+    return number if str(number := int(label[:20])) == label else None
 
 
 def words_of(model: object) -> Words | None:

@@ -33,7 +33,7 @@ from paramserver.core import rewrites, wire
 from paramserver.core.admission import TableBounds
 from paramserver.core.blocks import COUNT, Block
 from paramserver.core.rewrites import HALVED, Digest, Spans, note_of, packed
-from paramserver.core.server import Server
+from paramserver.core.server import IN_ORDER, Server
 from paramserver.core.state import SnapshotState
 from paramserver.filters.sources import SOURCES_MAX
 from replay import codec
@@ -91,11 +91,11 @@ class Method:
 
 def method_of(model: ModelSettings, loaded: Loaded, settings: Settings) -> Method:
     """The method for a model of the settings."""
-    ordered = merge_rule(model, loaded.model) in ("ordered", "overlay", "lagging")
+    ordered = merge_rule(model, loaded.model) in IN_ORDER
     return Method(
         loaded.build, model.task, ordered,
         sources_max=settings.limits.sources_max, views=partial(views_of, model),
-        table_rows_max=settings.limits.table_rows_max,
+        table_rows_max=None if ordered else settings.limits.table_rows_max,
     )  # fmt: skip
 
 

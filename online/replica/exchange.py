@@ -34,11 +34,18 @@ _DROPS: Final = 16  # pieces of old copies that are freed after one exchange
 _SYNC_TIMEOUT_S: Final = 5.0
 _PEER_TIMEOUT_S: Final = 1.0  # short: there may be no peer, or the server may be back meanwhile
 _PUBLISH_S: Final = 0.2  # least time between two states of a process that learns for others
-_UNREACHED_S: Final = 0.1  # between two attempts to reach the parameter server
+_UNREACHED_S: Final = 0.1  # between two attempts to reach the parameter server, at least
+_UNREACHED_SHARE: Final = 0.05  # of the time since the last contact; an attempt takes 2 ms of CPU
+_UNREACHED_MAX_S: Final = 1.0
 _WHOLE_SHARE: Final = (
     0.005  # of the time may go into serializing or loading a model in one blocking step
 )
 _STEPS_SHARE: Final = 0.05  # the same in steps of a few milliseconds, or where no request waits
+
+
+def pause_s(away_s: float) -> float:
+    """Return the pause before the next attempt to reach a server that was last reached then."""
+    return min(max(_UNREACHED_S, _UNREACHED_SHARE * away_s), _UNREACHED_MAX_S)
 
 
 class Exchange:
@@ -89,7 +96,7 @@ class Exchange:
         self.versions_behind: int | None = None
         self.refused: str | None = None
         self.publishes = False
-        self.took_s = 0.0
+        self.took_s, self._reached_s = 0.0, self._monotonic_s()
         self._take_due_s = 0.0
         self._peer_continues = False  # whether a peer is sending its values in parts
         self._cut_cost_s, self._cut_at, self._reply_cost_s = 0.0, 0.0, 0.0
@@ -102,7 +109,9 @@ class Exchange:
         moved = await self.once(pushes, state)
         self.took_s = self._monotonic_s() - begun_s
         if moved is None:
-            await asyncio.sleep(_UNREACHED_S)
+            await asyncio.sleep(pause_s(begun_s - self._reached_s))
+        else:
+            self._reached_s = begun_s
         self._pace.idle(not (pushes or moved))
 
     def _is_due(self) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Cache(Tree):
     """How many rows of the model's table a replica holds, and how long it waits for others."""
 
+    switch = "rows"
+
     rows: int | None = Field(
         None,
         ge=100,

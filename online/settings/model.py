@@ -46,6 +46,8 @@ Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 class Replay(Tree):
     """Settings of the rows that each replica stores and relearns beside fresh ones (rehearsal)."""
 
+    switch = "policy"
+
     policy: Policy = Field(
         "none",
         description="balanced: equally many rows of each class; reservoir: a uniform sample of all "
@@ -147,6 +149,8 @@ class Drift(Tree):
 
 class Triggers(Tree):
     """Searches for values that only some sources send and that turn the model to one label."""
+
+    switch, also_alone = "every", frozenset({"rows"})
 
     every: int = Field(
         0,

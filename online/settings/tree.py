@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -32,6 +32,23 @@ Seconds = Annotated[
 
 
 class Tree(BaseModel):
-    """Base class of all parts of the settings: immutable, finite; unknown keys are refused."""
+    """Base class of all parts of the settings: immutable, finite; unknown keys are refused.
+
+    Attributes:
+        switch: The setting without which the others of the part do nothing, and are refused.
+        also_alone: Those that do something without it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    switch: ClassVar[str | None] = None
+    also_alone: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="after")
+    def _is_switched(self) -> Self:
+        given = sorted(self.model_fields_set - self.also_alone)
+        if given and self.switch is not None and self.switch not in given:
+            raise ValueError(
+                f"{given[0]} does nothing without {self.switch}: give {self.switch}, or leave "
+                f"{given[0]} out"
+            )
+        return self

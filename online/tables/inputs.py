@@ -356,8 +356,6 @@ def _as_declared(
         if name in kept:
             out[name] = kind
         elif (known := declared.get(name)) is not None:
-            if kind == "integer" and one.form not in ("csv", "parquet"):
-                kind = "number"  # JSON has texts for categories
             floats = known.named and one.form == "parquet" and kind == "number"
             own = kind in _READ_AS[known.kind] or floats or (one.form == "csv" and kind != "text")
             if not own:

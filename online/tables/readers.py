@@ -246,6 +246,9 @@ def _json_row(
         return Bad(number, "", "no JSON object")
     if layout.action is not None and isinstance(row.get(layout.action), bool | int | float):
         row[layout.action] = action_of(row[layout.action])
+    for column in layout.features:
+        if column.named and type(value := row.get(column.name)) is int:
+            row[column.name] = str(value)  # as in files of other forms
     for name, kind in expected.items():
         if (
             (value := row.get(name)) is not None

@@ -148,7 +148,8 @@ class Filtering:
         self.elsewhere = {}
 
     def _see(self, source: str, at: float) -> None:
-        self._see_others(at)
+        if self.elsewhere:
+            self._see_others(at)
         self._seen[source] = at
         self._seen.move_to_end(source)
         while len(self._seen) > _SEEN_MAX or next(iter(self._seen.values())) < at - ACTIVE_S:
@@ -159,8 +160,7 @@ class Filtering:
 
         Changes no evidence.  ``example`` is the decoded payload; if None, it is decoded here.
         """
-        if self.elsewhere:
-            self._see_others(row.at)
+        self._see_others(row.at)
         if not self.active or row.half is not None:
             return None  # half of a join: it is judged when the other half arrives
         event = self._event(row, example or codec.decode(row.payload))
@@ -224,7 +224,7 @@ class Filtering:
         if row.half is not None or is_again(row) or row.verdict is _QUARANTINED:
             # half of a join, a repeated label, or a row that was quarantined already
             return row, example
-        event = self._checked.pop((row.key, row.payload), None)
+        event = self._checked.pop((row.key, row.payload), None) if self._checked else None
         if self._is_repeat(row):
             return row, example
         if example is None:
@@ -242,14 +242,14 @@ class Filtering:
         if not self.active or example.judged is not None:
             return row, example
         event = event or self._event(row, example)
-        self._past = crc32(row.key, self._past)
-        self.chain.catch_up(event.key, event.version)
-        verdict = self.chain.decide(event)
+        self._past, chain = crc32(row.key, self._past), self.chain
+        chain.catch_up(event.key, event.version)
+        verdict = chain.decide(event)
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = _unweighed(verdict)
-        self.chain.observe(event, verdict)
+        chain.observe(event, verdict)
         if (first := example.corrects) is not None:
-            self.chain.take_back(first.source, _taken_back(first, row.source, verdict))
+            chain.take_back(first.source, _taken_back(first, row.source, verdict))
         self._note_drift()
         effects = self.reputations.decided(row.key, row.source)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # the row's may be clipped already
@@ -272,10 +272,9 @@ class Filtering:
         return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
 
     def _is_repeat(self, row: NewRow) -> bool:
-        if self.reputations.waits(row.key):
-            return True
         at = self._recent.at(row.key)
-        return at is not None and abs(row.at - at) <= _RECENT_S
+        lately = at is not None and abs(row.at - at) <= _RECENT_S
+        return lately or self.reputations.waits(row.key)
 
     def _event(self, row: NewRow, example: Example) -> Event:
         model = self._model()
@@ -285,19 +284,20 @@ class Filtering:
             if gradient is not None and example.weight != 1.0:  # the step scales with the weight
                 gradient = gradient * np.float32(example.weight)
         count, (digest, of_features) = self._count(), digests_of(example)
+        numbers, score = self.chain.losses.numbers, example.score
         return Event(
             source=row.source,
             key=row.key,
             gradient=gradient,
-            loss=loss_of(example, numbers=self.chain.losses.numbers),
+            loss=loss_of(example, numbers=numbers),
             version=count,
             base=count,
-            label=reported_label(example, numbers=self.chain.losses.numbers),
+            label=reported_label(example, numbers=numbers),
             digest=digest,
             features_digest=of_features,
-            answer=max(example.score, key=example.score.__getitem__) if example.score else None,
+            answer=max(score, key=score.__getitem__) if score else None,
             weight=example.weight,
-            favour=favour_of(example, self._rewards),
+            favour=None if self._rewards is None else favour_of(example, self._rewards),
             other=unreported_label(example, row.key, self._past),
         )
 

@@ -231,7 +231,8 @@ class Reputations:
         """Update the set of quarantined sources; report the new ones."""
         for source in sources:
             if not self._chain.sources.get(source).quarantined:
-                self._quarantined.pop(source, None)
+                if self._quarantined:
+                    self._quarantined.pop(source, None)
             elif source not in self._quarantined:
                 self._quarantined[source] = None
                 _log.warning("source %s is quarantined: %s", source, self.evidence(source))

@@ -158,10 +158,17 @@ class ShardedClient(Client):
         return out
 
     def _bases(self, base: Version, epochs: tuple[int, ...]) -> Sequence[Version]:
-        known = self._versions.get(base)
-        if known is None:  # take the oldest that is remembered of that epoch
-            known = next((v for k, v in self._versions.items() if k[0] == base[0]), None)
-        return [(epoch, 0) for epoch in epochs] if known is None else known
+        """Return each shard's part of a base; of one that is not remembered, one no newer.
+
+        Since a base each shard has counted at most what all of them have.
+        """
+        if (known := self._versions.get(base)) is not None:
+            return known
+        oldest = next((one for one in self._versions.items() if one[0][0] == base[0]), None)
+        if oldest is None:
+            return [(epoch, 0) for epoch in epochs]
+        (_, count), parts = oldest
+        return [(epoch, max(n - max(count - base[1], 0), 0)) for epoch, n in parts]
 
     # -- replies -------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from paramserver.core.compensation import compensated, effective_learners
 from paramserver.core.parts import PART_KEYS, WalkedParts
 from paramserver.core.state import Base, Contained, SnapshotState
 from paramserver.errors import PushRefused
-from paramserver.evidence.losses import Newest
+from paramserver.evidence.generations import Newest
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 from paramserver.store import PartitionInfo
 
@@ -49,6 +49,8 @@ With the last three rules nothing is pushed.  One process learns all rows in com
 its whole state.  With ``ordered`` each replica also learns all rows in that order, with ``overlay``
 only its own rows on top of the received state, with ``lagging`` none.
 """
+
+IN_ORDER: Final = frozenset({"ordered", "overlay", "lagging"})
 
 Lookup = Callable[[int], PartitionInfo | None]
 """Returns a partition as the store describes it, or None if the store does not know it."""

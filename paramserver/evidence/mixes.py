@@ -19,10 +19,11 @@ from math import log, sqrt
 from statistics import median
 from typing import Final
 
-from paramserver.evidence.losses import SOURCES_MIN
+from paramserver.evidence.sums import SOURCES_MIN
 
 _OVER: Final = 128.0
-"""Time constant (rows of the source) of the exponentially decaying counts."""
+_FADE: Final = 1.0 - 1.0 / _OVER
+"""Time constant (rows of the source) of the exponentially decaying counts, and their factor."""
 
 _FEW: Final = 4.0
 _ENOUGH: Final = 8.0
@@ -81,10 +82,9 @@ class Mixes:
         if len(self._of) >= _KNOWN:
             del self._of[next(iter(self._of))]
         self._of[source] = counts
-        fade = 1.0 - 1.0 / _OVER
         said, denied = counts.said, counts.denied
-        said[0], said[1] = said[0] * fade, said[1] * fade
-        denied[0], denied[1] = denied[0] * fade, denied[1] * fade
+        said[0], said[1] = said[0] * _FADE, said[1] * _FADE
+        denied[0], denied[1] = denied[0] * _FADE, denied[1] * _FADE
         said[at] += 1.0
         denied[at] += loss > _DENIED
 
@@ -93,8 +93,9 @@ class Mixes:
         counts, at = self._of.get(source), self._at.get(label)
         if counts is None or at is None:
             return False
-        total = sum(counts.said)
-        return total >= _ENOUGH and counts.said[at] >= _NEARLY_ALL * total
+        said = counts.said
+        total = said[0] + said[1]
+        return total >= _ENOUGH and said[at] >= _NEARLY_ALL * total
 
     def rate(self, rate: float, source: str, answer: str, *, large: bool = False) -> float:
         """Return the expected rate at which an honest source contradicts this prediction.

@@ -136,6 +136,22 @@ class Votes:
                 if not self._counts[label]:
                     del self._counts[label]
 
+    def add_each(self, events: Iterable[tuple[int, int, str, str]], *, said: bool) -> None:
+        """Count one event for each generation (which does not matter), bin, label and source."""
+        counts, which, changed = self._counts, int(not said), set()
+        for _, bin_, label, source in events:
+            at = _place(-(-bin_ // _BINS_EACH))
+            try:
+                counts[label][at][source][which] += 1
+            except KeyError:
+                self.add(label, source, bin_, 1, said=said)
+                continue
+            if said:
+                self._said[source] = self._said.get(source, 0) + 1
+            changed.add((label, at))
+        for cell in changed:
+            self._shown.pop(cell, None)
+
     def shown(self) -> dict[str, tuple[list[float], list[float]]]:
         """By label the events by place where it was said and where not, as sources count."""
         out, known = {}, self._known()
@@ -183,10 +199,12 @@ def _bounded(of_source: Mapping[str, list[int]], known: Collection[str]) -> tupl
     most = sizes[len(sizes) // 2] if len(sizes) >= _KNOWN_MIN else inf
     honest = wrong = 0.0
     for said, unsaid in of_source.values():
-        if (n := said + unsaid) > 0:  # what is taken back may come before it
-            part = most / n if n > most else 1.0
-            honest += part * said
-            wrong += part * unsaid
+        if (n := said + unsaid) > most:
+            honest += most / n * said
+            wrong += most / n * unsaid
+        elif n > 0:  # what is taken back may come before it
+            honest += said
+            wrong += unsaid
     return honest, wrong
 
 

@@ -59,12 +59,16 @@ class Rising:
 
     Parameters:
         begins: Nats from where on a source rises.
+
+    Attributes:
+        risen: Sources of whose recent rows nearly all are uncertain.
     """
 
     def __init__(self, begins: float = _BEGINS) -> None:
         self._begins = begins
         self._of: dict[str, _Rate] = {}  # last heard at the end
         self._usual: float | None = None  # of the median source
+        self.risen: set[str] = set()
 
     def hear(self, source: str, loss: float, size: float) -> None:
         """Count a label's loss; ``size``: the source's size in units of the median one, ≥ 1."""
@@ -74,7 +78,9 @@ class Rising:
         """Count one row of a source; ``hit``: it is of the kind that the test counts."""
         rate = self._of.pop(source, None) or _Rate()
         if len(self._of) >= _KNOWN:
-            del self._of[next(iter(self._of))]
+            oldest = next(iter(self._of))
+            del self._of[oldest]
+            self.risen.discard(oldest)
         self._of[source] = rate
         n = rate.n = rate.n + 1
         long, lately = _LONG * size, _LATELY * size
@@ -86,20 +92,20 @@ class Rising:
         usual = max(rate.long, self._usual) + _MORE
         if usual >= _RATE_MAX:
             rate.nats, rate.rises = 0.0, False
+            self.risen.discard(source)
             return
         nats = log(_LIES / usual) if hit else log((1.0 - _LIES) / (1.0 - usual))
         rate.nats = min(max(rate.nats + nats / size, 0.0), _MOST)
-        rate.rises = rate.nats > (_ENDS if rate.rises else self._begins)
-
-    def rises(self, source: str) -> bool:
-        """Return whether nearly all of the source's recent rows are uncertain."""
-        rate = self._of.get(source)
-        return rate is not None and rate.rises
+        rises = rate.nats > (_ENDS if rate.rises else self._begins)
+        if rises != rate.rises:
+            rate.rises = rises
+            (self.risen.add if rises else self.risen.discard)(source)
 
     def forgive(self) -> None:
         """Reset all sources, because the stream has changed."""
         for rate in self._of.values():
             rate.nats, rate.rises = 0.0, False
+        self.risen.clear()
 
     def refresh(self) -> None:
         """Recompute the median rates over the sources that sent last."""

@@ -52,6 +52,17 @@ class Trials:
             bins = of_source[source] = {}
         bins[bin_] = bins.get(bin_, 0) + more
 
+    def add_each(self, events: Iterable[tuple[int, int, str, str]]) -> None:
+        """Count one event for each generation, bin, label and source."""
+        said = self._said
+        for generation, bin_, label, source in events:
+            try:
+                bins = said[generation][label][source]
+            except KeyError:
+                self.add(generation, label, source, bin_, 1)
+                continue
+            bins[bin_] = bins.get(bin_, 0) + 1
+
     def add_unsaid(self, generation: int, label: str, bin_: int, more: int) -> None:
         """Count ``more`` events without the label, which would have had such a loss."""
         bins = self._unsaid.setdefault(generation, {}).setdefault(label, {})

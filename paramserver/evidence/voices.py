@@ -16,7 +16,7 @@ from itertools import islice
 from math import fsum
 from typing import Final
 
-from paramserver.evidence.losses import SOURCES_MIN
+from paramserver.evidence.sums import SOURCES_MIN
 
 _KNOWN: Final = 1024
 _NOW: Final = 32
@@ -84,28 +84,25 @@ class Rates:
 
     def note(self, source: str, *, hit: bool) -> None:
         """Count an event of an established source."""
-        self._move(source, self._active(source), hit)
+        self._count(source, self._voices.get(source) or _Voice(), hit)
 
-    def _active(self, source: str) -> _Voice:
-        """Return the voice of the source of this event, which is the last active one."""
-        self.pass_by(source)
-        voice = self._voices.pop(source, None)
-        if voice is None:
-            voice = _Voice()
-            if len(self._voices) >= _KNOWN:
-                del self._voices[next(iter(self._voices))]
-        self._voices[source] = voice
-        voice.at = self._events
-        return voice
-
-    def _move(self, source: str, voice: _Voice, hit: bool) -> None:
-        """Put the source's new rate in its place, if it is among the active ones."""
+    def _count(self, source: str, voice: _Voice, hit: bool) -> None:
+        """Count an event of a source, which is then the last active one, by its voice."""
+        self._events = voice.at = self._events + 1
+        if source == self._last:
+            self._run += 1
+        else:
+            self._last, self._run = source, 1
+        voices = self._voices
+        if voices.pop(source, None) is None and len(voices) >= _KNOWN:
+            del voices[next(iter(voices))]
+        voices[source] = voice
         rate = voice.rate
         new = voice.rate = rate + (hit - rate) / _LATELY
         self._stale = True
         if source not in self._now:
             self._looked = None  # the next look is at all of them
-        elif new != rate:
+        elif new != rate:  # put it in its place
             rates = self._rates
             del rates[bisect_left(rates, rate)]
             insort(rates, new)
@@ -179,30 +176,41 @@ class Voices(Rates):
         self, source: str, taken: int, *, hit: bool, far: bool, label: str | None = None
     ) -> None:
         """Count an event: ``hit``, a surprise; ``far``, far off; ``taken``: its source's events."""
-        voice = self._active(source)
-        allowed = self._allowed(source, voice, taken)
+        voice = self._voices.get(source) or _Voice()
+        allowed = voice.allowed
+        if allowed != _DEPTH or taken > self.usual or source in self.flooding:
+            allowed = self._allowed(source, voice, taken)
         voice.hard = label if hit else None
         if hit:
             if not self.is_hard(label):
                 allowed = allowed - 1.0 if allowed > 1.0 else 0.0
-        elif voice.rate <= self._usual_rate or allowed >= 1.0:  # not from suspicious ones
+        elif allowed >= 1.0 or voice.rate <= self._usual():  # not from suspicious ones
             self._calm += 1.0 / self.many
         voice.allowed, voice.calm_at = allowed, self._calm
-        self._move(source, voice, hit)
+        self._count(source, voice, hit)
         voice.just += (hit - voice.just) / _JUST
         if far or voice.far:
             voice.far += (far - voice.far) / _LATELY
             voice.just_far += (far - voice.just_far) / _JUST
 
     def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
-        usual, size = self._usual_rate, 1.0
+        size = 1.0
         if source in self.flooding:
             size = self.sizes.get(source, 1.0)
         elif taken > self.usual:
             size = taken / self.usual
-        back = (usual if usual > _ROUND else _ROUND) * (self._calm - voice.calm_at)
-        allowed, most = voice.allowed + size * back, _DEPTH * size
+        rounds, most = self._calm - voice.calm_at, _DEPTH * size
+        if voice.allowed + size * (_ROUND * rounds) >= most:  # most of the time
+            return most
+        usual = self._usual()
+        allowed = voice.allowed + size * ((usual if usual > _ROUND else _ROUND) * rounds)
         return most if allowed > most else allowed
+
+    def _usual(self) -> float:
+        """Return twice the median rate of the active sources before the event that is heard."""
+        if self._stale:
+            self._look()
+        return self._usual_rate
 
     def is_hard(self, label: str | None) -> bool:
         """Return whether the last events of most active sources were surprises with this label."""
@@ -215,7 +223,9 @@ class Voices(Rates):
     def weight(self, source: str, taken: int) -> float:
         """Return the weight of a source's events from its remaining allowance."""
         voice = self._voices.get(source)
-        return 1.0 if voice is None else min(self._allowed(source, voice, taken), 1.0)
+        if voice is None or voice.allowed >= 1.0:
+            return 1.0
+        return min(self._allowed(source, voice, taken), 1.0)
 
     def _rushing(self, now: dict[str, _Voice]) -> float:
         """Return the mean recent rate of events that are far off."""

@@ -19,11 +19,23 @@ EARNED: Final = 8
 """Number of taken events after which a source is established: it has its own budget, and others are
 compared with it."""
 
+DOUBTFUL: Final = 2 * EARNED
+"""Number of taken events after which a source is established even if a test is against it."""
+
 _EACH: Final = 8
 _LEAST: Final = 64
 _MOST_EACH: Final = 64
 _CHANCE: Final = 3.0
 _NONE: Final = (0, 0.0)
+
+
+def is_new(source: Source) -> bool:
+    """Return whether a source is weighted together with all new ones.
+
+    One with a test against it is so for twice as long as others: a name that has sent eight lies
+    has earned nothing by them.
+    """
+    return source.taken < EARNED or (source.taken < DOUBTFUL and not source.unblamed)
 
 
 class Arrivals:
@@ -69,6 +81,11 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self._window)
 
+    @property
+    def compares(self) -> bool:
+        """Whether enough sources are established to judge all events of new ones by them."""
+        return self.established >= EARNED
+
     def shares(self, source: Source, weight: float) -> tuple[float, float]:
         """Return how much an event of this weight says for and against its source, at most 2."""
         return source.shares(weight / self.shift, self.weight)
@@ -91,7 +108,7 @@ class Arrivals:
 
     def add(self, source: str, *, new: bool, weight: float = 1.0) -> None:
         """Add an arrival; ``new``: its source is not established."""
-        count, weight = self._count, max(weight, 1.0)
+        count, weight = self._count, weight if weight > 1.0 else 1.0
         n, known = count.pop(source, _NONE)
         count[source] = n + 1, known + weight
         self._held += n < 2 * _EACH
@@ -99,10 +116,10 @@ class Arrivals:
         self.total += weight
         if new:
             self.new += weight
-        few, many = len(count) * _EACH, len(count) * _MOST_EACH
-        while len(self._window) > max(min(many, self._most), _LEAST) or (
-            self._held > few and len(self._window) > _LEAST
-        ):
+        if len(self._window) <= _LEAST:
+            return
+        few, most = len(count) * _EACH, max(min(len(count) * _MOST_EACH, self._most), _LEAST)
+        while len(self._window) > most or (self._held > few and len(self._window) > _LEAST):
             self._leave()
 
     def _leave(self) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:  # they tell of events and sources themselves
-    from paramserver.evidence.losses import Losses, Null
+    from paramserver.evidence.losses import Losses
+    from paramserver.evidence.sums import Null
     from paramserver.filters.arrivals import Arrivals
 
 Gradient = npt.NDArray[np.float32]
@@ -252,8 +253,10 @@ class Filter:
         budgets: Whether its factor limits how much a source sends, rather than a single event.
         wrong: Whether it was mistaken, so that sources quarantined because of it are pardoned.
         turning: Whether it reports that the stream has changed, not the sources.
-        bounds: Bounds on losses (empty at first); None: the test does not use losses of other
-            replicas' events.
+        concerns: The predicted label, or the label, whose events alone concern the test; on others
+            it has no opinion, and learns nothing.  Both None: all do.
+        bounds: Bounds on losses (empty at first: the test is off); None: the test does not use
+            losses of other replicas' events.
         losses: Losses that it counts for the chain, or None.
     """
 
@@ -261,6 +264,7 @@ class Filter:
     budgets: ClassVar[bool] = False
     wrong: bool = False
     turning: bool = False
+    concerns: tuple[str | None, str | None] = None, None
     bounds: Mapping[str | None, Null] | None = None
     losses: Losses | None = None
 
@@ -268,11 +272,11 @@ class Filter:
         """Receive the chain's arrival statistics; called once at the start."""
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        """Return an opinion on the event.  Changes nothing and never raises."""
+        """Return an opinion on an event that concerns it.  Changes nothing and never raises."""
         raise NotImplementedError
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        """Learn from an event that was written; ``taken``: it was accepted or clipped.
+        """Learn from an event that concerns it and was written; ``taken``: accepted or clipped.
 
         Statistics by which other sources are judged are learned from taken events only.
         """

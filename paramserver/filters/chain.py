@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
-from math import exp, inf
+from math import exp, inf, log
 from typing import Final
 
 import msgspec
@@ -21,6 +21,7 @@ from paramserver.filters.base import (
     ACCEPTED,
     CLIPPED,
     EVIDENCE_MAX,
+    OFF,
     PASS,
     QUARANTINED,
     REFUSED,
@@ -65,6 +66,12 @@ _NOBODY: Final = "no test"
 _WHOLE: Final = 0.95
 """Weights from here on count as 1, so that sources in good standing have full weight."""
 
+_CLEAR: Final = log(_WHOLE / (1.0 - _WHOLE)) + 0.01
+"""Evidence and credit (nats) from which on the weight certainly counts as 1."""
+
+_ALL: Final = (None, None)
+_KINDS_MAX: Final = 64
+
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The verdict on an event.
@@ -75,7 +82,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
         clip: Factor in [0, 1] for this event.
         score: Statistic of the deciding test, finite.
         reason: ``test: why``, for people; empty if accepted.
-        opinions: Opinions of the filters called; not written, but passed back to ``observe``.
+        opinions: Opinions of the filters called, of those that the event concerns; not written, but
+            passed back to ``observe``.
     """
 
     verdict: str
@@ -124,7 +132,7 @@ class Chain:
         refresh_every: int = REFRESH_EVERY,
         credit: float = 0.0,
     ) -> None:
-        self._credit = credit
+        self._credit, self._clear = credit, _CLEAR - credit
         self.filters = tuple(filters)
         self.reference = reference
         self.sources = Sources(sources_max)
@@ -135,27 +143,59 @@ class Chain:
         self._every = refresh_every
         self._arrivals = 0
         self.arrivals = Arrivals()
+        self._concerned: dict[tuple[str | None, str | None], tuple[Filter, ...]] = {}
+        self._concern_all = all(test.concerns == _ALL for test in self.filters)
         for test in self.filters:
             test.watch(self.arrivals)
+
+    def _asked(self, event: Event) -> tuple[Filter, ...]:
+        """Return the filters that an event concerns."""
+        if self._concern_all:
+            return self.filters
+        kind = event.answer, event.label
+        asked = self._concerned.get(kind)
+        if asked is None:
+            if len(self._concerned) >= _KINDS_MAX:
+                self._concerned = {}
+            its = _ALL, (event.answer, None), (None, event.label)
+            asked = tuple([test for test in self.filters if test.concerns in its])
+            self._concerned[kind] = asked
+        return asked
 
     def decide(self, event: Event) -> Verdict:
         """Return the verdict on an event.  Changes nothing."""
         source = self.sources.get(event.source)
-        weight, clip, worst = 1.0, 1.0, PASS
-        standing, test_name = EVIDENCE_MAX, _NOBODY  # the lowest evidence, this event's included
-        opinions, evidence = [], source.evidence
-        shares = self.arrivals.shares(source, event.weight)
-        for test in self.filters:
+        opinions, plain = list[Opinion](), not source.quarantined
+        for test in self._asked(event):
             opinion = test.judge(event, source)
             opinions.append(opinion)
-            nats = evidence.get(test.name)
             if opinion is PASS:
-                if nats is not None and nats <= standing:
-                    standing, test_name = nats, test.name
                 continue
             if opinion.stop:
                 kind = REFUSED if opinion.refuse else QUARANTINED
                 return Verdict(kind, 0.0, 0.0, opinion.score, opinion.reason, tuple(opinions))
+            if opinion.factor != 1.0 or opinion.evidence < 0.0:
+                plain = False
+        # nothing is against it: its standing is at least what is known of its source
+        if plain and min(source.evidence.values(), default=EVIDENCE_MAX) >= self._clear:
+            return Verdict(ACCEPTED, 1.0, 1.0, 0.0, "", tuple(opinions))
+        return self._combined(event, source, tuple(opinions))
+
+    def _combined(self, event: Event, source: Source, asked: tuple[Opinion, ...]) -> Verdict:
+        """Return the verdict by all opinions and by what is known of the source."""
+        weight, clip, worst = 1.0, 1.0, PASS
+        standing, test_name = EVIDENCE_MAX, _NOBODY  # the lowest evidence, this event's included
+        evidence, shares = source.evidence, self.arrivals.shares(source, event.weight)
+        judged = zip(self._asked(event), asked, strict=True)
+        known = {test.name: opinion for test, opinion in judged}
+        for test in self.filters:
+            nats, opinion = evidence.get(test.name), known.get(test.name)
+            if opinion is None:  # the event does not concern it
+                opinion = PASS if test.bounds is None or test.bounds else OFF
+            if opinion is PASS:
+                if nats is not None and nats <= standing:
+                    standing, test_name = nats, test.name
+                continue
             if test.budgets:
                 weight *= opinion.factor
             else:
@@ -167,7 +207,7 @@ class Chain:
                 nats = min((nats or 0.0) + opinion.evidence * share, EVIDENCE_MAX)
             if nats is not None and nats <= standing and not opinion.off:
                 standing, test_name = nats, test.name
-        asked, standing = tuple(opinions), 0.0 if test_name == _NOBODY else standing
+        standing = 0.0 if test_name == _NOBODY else standing
         if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
             reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
@@ -187,12 +227,13 @@ class Chain:
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
-        shares = self.arrivals.shares(source, event.weight)
+        shares: tuple[float, float] | None = None
         source.lately += (event.weight - source.lately) / (8.0 if source.lately else 1.0)
-        for test, opinion in zip(self.filters, verdict.opinions, strict=False):
+        for test, opinion in zip(self._asked(event), verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=taken)
             # evidence against sources does not count while the stream changes
             if (evidence := opinion.evidence) > 0.0 or (evidence < 0.0 and not drift):
+                shares = shares or self.arrivals.shares(source, event.weight)
                 nats = evidence * shares[evidence < 0.0]
                 self.sources.add(source, test.name, nats, self._arrivals)
         if source.turned_at == self._arrivals and not drift:
@@ -201,15 +242,15 @@ class Chain:
             self.sources.take(source, event.weight)
         elif source.quarantined:
             self._shadow(source)
-        elif source.unblamed and self._is_over_budget(verdict):
+        elif source.unblamed and self._is_over_budget(event, verdict):
             source.aside += 1
         if source.standing < QUARANTINE_AT and not self.drift:
             self.sources.quarantine(source)
         if self._arrivals % self._every == 0:
             self.refresh(event.key, event.version)
 
-    def _is_over_budget(self, verdict: Verdict) -> bool:
-        asked = zip(self.filters, verdict.opinions, strict=False)
+    def _is_over_budget(self, event: Event, verdict: Verdict) -> bool:
+        asked = zip(self._asked(event), verdict.opinions, strict=False)
         return any(test.budgets and opinion.factor < 1.0 for test, opinion in asked)
 
     def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
@@ -366,13 +407,8 @@ def by_name(
         elif name == Surprise.name:
             of_all = Surprise(numbers=numbers, answers=answers)
             filters.append(of_all)
-            like: Surprise | None = None
             for about, answer in product((False, True), answers):
-                like = Surprise(
-                    answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses, like=like,
-                    mixes=of_all.mixes,
-                )  # fmt: skip
-                filters.append(like)
+                filters.append(Surprise(answer, about=about, enough=_ROWS_ENOUGH, like=of_all))
             filters.append(Unlikely(of_all, rewards=rewards))
             if rewards:
                 filters.append(Favours())

@@ -5,6 +5,9 @@ action in 98 % of cases (or in 2 %).  An honest source rewards it at the rate th
 expected, corrected by how far off rewards of trusted weight were lately.  So noisy rewards are
 expected, and the test is not diluted by a source's rewards of other actions.
 
+An action with few rewards is held to be hardly better than the others: where rewards are rare, the
+first lie about it makes the model expect many, which would let the next ones pass.
+
 How likely it is beforehand that a source is such a one is learned for each action from the other
 sources: where nobody looks like that, a streak is luck; where some do, the next one is soon
 noticed.  If more than two fifths look like that it is the model that is wrong, or the action that
@@ -50,6 +53,9 @@ _WEIGHT: Final = 0.1
 _SOURCES_MIN: Final = 4
 """Least number of sources that must have rewarded an action for a comparison."""
 
+_OTHERS_MAX: Final = 5.0
+"""Most rewards that the mean over the other actions counts as, in what is expected of an action."""
+
 _LATELY: Final = 40.0
 _ROWS_FIRST: Final = 3.0
 """Rewards over which the model's error is averaged, and the number that its first value, 0, has."""
@@ -58,12 +64,13 @@ _REASON: Final = "favours: the source says the same of this action, whatever it 
 
 
 class _Action:
-    """Statistics of an action: its sources, how many are suspected, and the model's error."""
+    """Statistics of an action: sources, suspected ones, the model's error, trusted rewards."""
 
-    __slots__ = ("high", "low", "n", "off", "weight")
+    __slots__ = ("high", "low", "n", "off", "seen", "total", "weight")
 
     def __init__(self) -> None:
         self.n, self.high, self.low, self.off, self.weight = 0, 0.0, 0.0, 0.0, 0.0
+        self.seen, self.total = 0.0, 0.0
 
     def count(self, said: _Said, sign: int) -> None:
         """Add, or with -1 remove, a source."""
@@ -76,10 +83,16 @@ class _Action:
         share = max((_PRIOR * _FIRST + suspected - own) / (_FIRST + others), _SHARE_MIN)
         return inf if share > _CROWD else nats + log((1.0 - share) / share)
 
-    def steps(self, favour: Favour) -> tuple[float, float]:
-        """Return nats against the hypotheses "always rewards" and "never rewards"."""
-        rate = favour.expected + self.off / (self.weight + _ROWS_FIRST)
-        return _says(favour.reward, rate), _says(1.0 - favour.reward, 1.0 - rate)
+    def steps(self, favour: Favour, others: float) -> tuple[float, float]:
+        """Return nats against the hypotheses "always rewards" and "never rewards".
+
+        ``others``: mean reward of the other actions, above which the action is raised only by
+        rewards of its own: beside as many as it takes for one that is 1 (or 0) among the others'.
+        """
+        first = min(1.0 / min(others, 1.0 - others), _OTHERS_MAX)
+        rate = favour.expected + self.off / (self.weight + max(first, _ROWS_FIRST))
+        at_most = rate + max(rate - others, 0.0) * (self.seen / (self.seen + first) - 1.0)
+        return _says(favour.reward, at_most), _says(1.0 - favour.reward, 1.0 - rate)
 
 
 class _Said:
@@ -100,6 +113,7 @@ class Favours(Filter):
     def __init__(self) -> None:
         self._said: OrderedDict[str, OrderedDict[int, _Said]] = OrderedDict()
         self._actions: OrderedDict[int, _Action] = OrderedDict()
+        self._seen, self._total = 0.0, 0.0  # weight and sum of the trusted rewards of all actions
 
     def judge(self, event: Event, source: Source) -> Opinion:
         favour = event.favour
@@ -107,7 +121,7 @@ class Favours(Filter):
             return PASS
         if action.n < _SOURCES_MIN:
             return PASS
-        high, low = action.steps(favour)
+        high, low = action.steps(favour, self._others(action))
         own_high = own_low = 0.0
         others, actions = action.n, self._said.get(event.source)
         said = None if actions is None else actions.get(favour.action)
@@ -132,16 +146,26 @@ class Favours(Filter):
         action = self._actions.pop(favour.action, None) or _Action()
         self._actions[favour.action] = action
         if len(self._actions) > OFFERED_MAX:
-            self._actions.popitem(last=False)
+            _, dropped = self._actions.popitem(last=False)
+            self._take(dropped, -dropped.seen, -dropped.total)
         said = self._of(event.source, favour.action)
         if said.of is action:
             action.count(said, -1)
-        high, low = action.steps(favour)
+        high, low = action.steps(favour, self._others(action))
         said.high, said.low, said.of = _bounded(said.high + high), _bounded(said.low + low), action
         action.count(said, 1)
         off = opinion.factor * (favour.reward - favour.expected)
         action.off += off - action.off / _LATELY
         action.weight += opinion.factor - action.weight / _LATELY
+        self._take(action, opinion.factor, opinion.factor * favour.reward)
+
+    def _others(self, action: _Action) -> float:
+        """Return the mean of the trusted rewards of all other actions, above 0 and below 1."""
+        return (self._total - action.total + 1.0) / (self._seen - action.seen + 2.0)
+
+    def _take(self, action: _Action, weight: float, total: float) -> None:
+        action.seen, action.total = action.seen + weight, action.total + total
+        self._seen, self._total = self._seen + weight, self._total + total
 
     def _of(self, source: str, action: int) -> _Said:
         """Return the statistics of the source and action, and mark them as most recent."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from paramserver.filters.arrivals import EARNED, Arrivals
+from paramserver.filters.arrivals import DOUBTFUL, Arrivals, is_new
 from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
@@ -30,9 +30,8 @@ class Rate(Filter):
     in good standing are exempt while the model contradicts them hardly more often than small ones:
     a model that a flood has taught finds much of what it sends usual.  Several large sources can
     teach it together what each of them says, so it has to agree with small ones for longer and more
-    often before one of these is exempt.  Sources with fewer than
-    ``EARNED`` taken events share a pool of ``pool_share`` of the window, once at least eight
-    sources are established.
+    often before one of these is exempt.  New sources
+    share a pool of ``pool_share`` of the window, once at least eight sources are established.
 
     Parameters:
         refuse_at: Ratio r from which on events are quarantined.
@@ -52,11 +51,11 @@ class Rate(Filter):
         self.pool_share = pool_share
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        arrivals, size = self.arrivals, max(event.weight, 1.0)
+        arrivals, size = self.arrivals, event.weight if event.weight > 1.0 else 1.0
         own = arrivals.count(event.source) + size
         over = 0.0 if arrivals.budget is None else own / arrivals.budget
         reason = "rate: more than twice the median source"
-        if self._is_pooled(source):
+        if source.taken < DOUBTFUL and self._is_pooled(source):
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
@@ -76,8 +75,8 @@ class Rate(Filter):
 
     def _is_pooled(self, source: Source) -> bool:
         arrivals = self.arrivals
-        known = arrivals.established >= EARNED and len(arrivals) >= _WINDOW_MIN
-        return known and source.taken < EARNED
+        known = arrivals.compares and len(arrivals) >= _WINDOW_MIN
+        return known and is_new(source)
 
     def watch(self, arrivals: Arrivals) -> None:
         """Use the arrivals that the chain counts."""

@@ -34,6 +34,10 @@ class Schema(Filter):
         self._loss_max = sys.float_info.max if numbers else longest
 
     def judge(self, event: Event, source: Source) -> Opinion:
+        loss = event.loss
+        plain = event.gradient is None and 1 <= len(event.source) <= SOURCE_CHARS_MAX
+        if plain and (loss is None or 0.0 <= loss <= self._loss_max):
+            return PASS
         problem = self._problem(event)
         return PASS if problem is None else Opinion(0.0, reason=problem, stop=True, refuse=True)
 

@@ -16,7 +16,8 @@ from typing import Final
 
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from paramserver.core.sums import add_counts
-from paramserver.evidence.losses import LOSS_BLOCKS, Newest
+from paramserver.evidence.generations import Newest
+from paramserver.evidence.losses import LOSS_BLOCKS
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
 from paramserver.filters.surprise import ABOUT

@@ -4,7 +4,7 @@ It works with every model that has a loss, including trees.  Its rules:
 
 - *A surprise* is a loss above the bound of its label: the median over sources of the 90 % quantile
   of their last taken losses with that label, over all replicas
-  (:mod:`paramserver.evidence.losses`).  One bound for all labels would reject honest sources that
+  (:mod:`paramserver.evidence.sums`).  One bound for all labels would reject honest sources that
   send harder labels; a quantile of all losses would be determined by attackers or floods.
 - *The test* is a Bernoulli test.  Honest sources surprise at a rate of at most q₀: twice the median
   over the active established sources (:mod:`paramserver.evidence.voices`), at least 20 %.  Hostile
@@ -15,9 +15,11 @@ It works with every model that has a loss, including trees.  Its rules:
   believes a frequent lie, which then no longer surprises.  While far-off events are more frequent
   than usual over all sources, they get less weight, until it is known which sources are hostile.
 - *When the stream changes*, all sources surprise and q₀ rises; from 60 % on the test is inactive.
-- *New sources* are judged together and are not quarantined, as new names are free.  While they
-  surprise more often than the established sources, their surprising events together get a twentieth
-  of the weight of the established sources' events.
+- *New sources* are weighted together, as new names are free.  While they surprise more often than
+  the established sources, their events together get a twentieth of the weight of the established
+  sources' events.  Beside eight established sources, so do those that do not surprise: lies that
+  the model believes already do not, and learning these makes more of them unsurprising.  (Fewer may
+  be a flood from the first row on, which honest new sources contradict.)
 
 If labels are numbers, weights are reduced only in floods (after a shift of the level, reduced
 weights would delay learning), and for errors above the 90 % quantile, which are learned as if equal
@@ -37,11 +39,21 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.evidence.losses import Losses, Null
+from paramserver.evidence.losses import Losses
 from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.sums import Null
 from paramserver.evidence.voices import Voices
-from paramserver.filters.arrivals import EARNED, Arrivals
-from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Filter, Opinion, Source
+from paramserver.filters.arrivals import EARNED, Arrivals, is_new
+from paramserver.filters.base import (
+    EVIDENCE_MAX,
+    OFF,
+    PASS,
+    STEP_MAX,
+    Event,
+    Filter,
+    Opinion,
+    Source,
+)
 
 _KEPT: Final = 1024
 _ENOUGH: Final = 64
@@ -92,13 +104,15 @@ class Surprise(Filter):
             not diluted.  Such a test only gives evidence and reduces no event's weight.
         enough: Number of taken events before the test is active.
         losses: Losses counted by another such test; None: this test counts them.
-        like: Another test of one label whose recent losses are shared, or None.
+        like: The test on all events, which counts losses, mixes and recent losses for a test of one
+            label; None: it counts its own.
         numbers: Whether labels are numbers, in the form of :class:`Losses`.
         answers: The two labels, if there are two, for :class:`Losses`.
         mixes: Another test's label mixes; None: own ones.
 
     Attributes:
         losses: Losses from which the bounds are computed.
+        every: The last taken losses, also those of sources that have had their share.
         voices: Rates of surprises by source.
         mixes: Label mixes by source.
         bounds: Bounds by label.
@@ -123,12 +137,16 @@ class Surprise(Filter):
     ) -> None:
         if answer is not None:
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
+            self.concerns = (None, answer) if about else (answer, None)
         self._answer, self._about, self._enough = answer, about, enough
+        if like is not None:
+            losses, mixes = like.losses, like.mixes
+        self._counts, self._adds = losses is None, like is None
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
         self._numbers = self.losses.numbers
-        self._counts, self._adds = losses is None, like is None
         self.mixes: Mixes = Mixes(answers) if mixes is None else mixes
-        self._lately: _Lately = _Lately() if like is None else like._lately
+        self.every = _Lately()
+        self._lately: _Lately = _Lately() if like is None else like.every
         self.arrivals = Arrivals()
         self.voices = Voices()
         self._new = Newcomers()
@@ -136,23 +154,26 @@ class Surprise(Filter):
         self.again = 0.0
         self._fresh = 1.0  # factor on evidence because surprises are correlated
         self.turning = False
+        self._judged: tuple[Event | None, Null | None] = None, None  # last, and its label's bounds
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return self._beside_small_ones(event, source)
-        of_all = self._answer is None
-        if not of_all and not self._concerns(event.answer, event.label):
-            return PASS
-        loss, bounds = event.loss, self.bounds.get(self.losses.kind(event.label))
+        of_all, loss, name = self._answer is None, event.loss, source.name
+        bounds = self._bounds_of(event.label)
+        self._judged = event, bounds
         if loss is None or bounds is None:
             return self._beside_small_ones(event, source)
-        rate, numbers = self.voices.rate(source.name), self._numbers
+        calm = loss <= bounds.high and source.evidence.get(self.name) == EVIDENCE_MAX
+        if calm and self._is_sure(source):
+            return PASS
+        rate, numbers = self.voices.rate(name), self._numbers
         if rate is None:
             return self._beside_small_ones(event, source)
-        flooding, size = source.name in self.voices.flooding, self.voices.size(source.sent)
+        flooding, size = name in self.voices.flooding, self.voices.size(source.sent)
         if self._answer is not None:
             large = size >= _LARGE and not flooding
-            rate = self.mixes.rate(rate, source.name, self._answer, large=large)
+            rate = self.mixes.rate(rate, name, self._answer, large=large)
         if rate >= _RATE_MAX:
             return PASS
         hostile, fresh = rate + _APART, self._fresh
@@ -168,9 +189,9 @@ class Surprise(Filter):
             allowed = self._allowed(source, flooding=flooding)
         if of_all:
             weight, reason = allowed, _OFTEN_REASON
-            if source.taken < EARNED:
+            if is_new(source):
                 weight = self._new.most(event.weight)
-                weight *= self._new.weight(rate) if hit else 1.0
+                weight *= self._new.weight(rate) if hit or self.arrivals.compares else 1.0
                 reason = _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON
@@ -191,6 +212,24 @@ class Surprise(Filter):
             if flooding:
                 evidence *= allowed  # a flood must not earn positive evidence by its volume
         return Opinion(weight, evidence, loss, "" if weight == 1.0 else reason)
+
+    def _bounds_of(self, label: str | None) -> Null | None:
+        """Return the bounds of a label, or of a number's fifth and side."""
+        if not self._numbers and (bounds := self.bounds.get(label)) is not None:
+            return bounds  # the label is short, as most are
+        return self.bounds.get(self.losses.kind(label))
+
+    def _is_sure(self, source: Source) -> bool:
+        """Return whether an event that does not surprise changes nothing.
+
+        There is no more evidence for the source to be had; so its weight has to be whole.
+        """
+        name = source.name
+        if not source.good or name in self.voices.flooding:
+            return False
+        if self._answer is not None:
+            return True
+        return source.taken >= EARNED and self.voices.weight(name, source.sent) == 1.0
 
     def _beside_small_ones(self, event: Event, source: Source) -> Opinion:
         """Judge a source beside all small and new ones together, if too few can be compared.
@@ -237,31 +276,39 @@ class Surprise(Filter):
         return self._about and label == self._answer
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        concerned, loss = self._concerns(event.answer, event.label), event.loss
-        if loss is None or not (concerned or self._adds):
+        loss, label = event.loss, event.label
+        if loss is None:
             return
-        if self._counts:
-            self.mixes.hear(event.source, event.label, loss)
-        if (denied := self._is_denied(event)) is not None:
-            self._note_denied(source, event.label, denied=denied)
-        kind = self.losses.kind(event.label)
-        bounds = self.bounds.get(kind)
-        if bounds is not None and concerned:
+        if self._answer is None:
+            if self._counts:
+                self.mixes.hear(source.name, label, loss)
+            if (denied := self._is_denied(event)) is not None:
+                self._note_denied(source, label, denied=denied)
+        judged, bounds = self._judged
+        if judged is not event:
+            bounds = self._bounds_of(label)
+        if bounds is not None:
             hit = loss > bounds.high
             if self._answer is None:
-                source.mean(self.name, float(hit))
-            self._count(source, event.label, event.weight, hit=hit, far=loss > bounds.far)
+                source.mean(self.name, 1.0 if hit else 0.0)
+            self._count(source, label, event.weight, hit=hit, far=loss > bounds.far)
         elif not self.bounds:
             self.voices.pass_by(source.name)
-        if not self._adds or not taken or source.doubted:
-            return
-        if not self._counts or self.losses.add(event.source, event.label, loss, event.other):
+        if self._adds and taken and not source.doubted:
+            self._add(event, loss)
+
+    def _add(self, event: Event, loss: float) -> None:
+        """Count a taken loss."""
+        losses, kind = self.losses, self.losses.kind(event.label)
+        if losses.two:
+            self.every.add(event.source, kind, loss)
+        if not self._counts or losses.add(event.source, event.label, loss, event.other):
             self._lately.add(event.source, kind, loss)
 
     def _note_denied(self, source: Source, label: str | None, *, denied: bool) -> None:
         if self.losses.is_shared(label):
             source.denied += (denied - source.denied) / _DENIED_LATELY
-        small = source.sent <= self.voices.usual
+        small = source.taken + source.aside <= self.voices.usual
         if small or source.taken < EARNED:
             self._new.note(denied=denied)
         if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
@@ -280,7 +327,7 @@ class Surprise(Filter):
         """
         if self._answer is None and self.losses.two:
             self._note_denied(source, label, denied=loss > math.log(2.0))
-        bounds = self.bounds.get(self.losses.kind(label))
+        bounds = self._bounds_of(label)
         if bounds is None:
             return
         if self._counts:
@@ -294,15 +341,15 @@ class Surprise(Filter):
     def _count(
         self, source: Source, label: str | None, weight: float, *, hit: bool, far: bool
     ) -> None:
-        if source.quarantined:
+        if source.offences > source.releases:
             return
-        new = source.taken < EARNED
+        new, sent = source.taken < EARNED, source.taken + source.aside
         if self._answer is None:
-            self._new.count(new=new, hit=hit, weight=weight)
+            self._new.count(new=is_new(source), hit=hit, weight=weight)
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, source.sent, hit=hit, far=far, label=label)
+            self.voices.hear(source.name, sent, hit=hit, far=far, label=label)
 
     def refresh(self, sources: Sequence[Source]) -> None:
         if self._counts:
@@ -327,7 +374,7 @@ _DENIED_LATELY: Final = 16.0
 _DENIED_LONG: Final = 128.0
 _DENIED_MIN: Final = 0.1
 _NEW_SHARE: Final = 0.05
-_FADE: Final = 1.0 - 1.0 / 256.0
+_FADE: Final = 1.0 - 1.0 / 64.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
 _NEW_REASON: Final = (
     "surprise: new sources together say what established ones do not, or with a larger weight"
@@ -335,9 +382,10 @@ _NEW_REASON: Final = (
 
 
 class Newcomers:
-    """The rate of surprises (*hits*) of all sources together that are not established.
+    """The rate of surprises (*hits*) of all new sources together.
 
-    Each event counts as it weighs.
+    Each event counts as it weighs.  Weights are summed over some 64 events: a twentieth of what
+    came before would else be a dozen lies of names that come all at once.
 
     Attributes:
         denied: Rate at which the model lately found another label likelier than that of a new or
@@ -352,7 +400,7 @@ class Newcomers:
         self._usual = 1.0  # weight of one of those
 
     def count(self, *, new: bool, hit: bool, weight: float = 1.0) -> None:
-        """Count one event; ``new``: its source is not established."""
+        """Count one event; ``new``: its source is new."""
         self._surprises = self._surprises * _FADE + weight * (new and hit)
         self._established = self._established * _FADE + weight * (not new)
         if new:
@@ -371,7 +419,7 @@ class Newcomers:
         self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
     def weight(self, rate: float) -> float:
-        """Return the weight of their hits, given the greatest rate of established sources."""
+        """Return the weight of their events, given the greatest rate of established sources."""
         if self._rate <= rate:
             return 1.0
         return min(_NEW_SHARE * self._established / (self._surprises + self._usual), 1.0)
@@ -411,7 +459,7 @@ class _Lately:
             for kept in (self._loss, self._source, self._label):
                 kept[:_KEPT] = kept[lately]
             self._n = _KEPT
-            labels, left = list(self._labels), np.unique(self._label[:_KEPT])
+            labels, left = list(self._labels), sorted(set(self._label[:_KEPT].tolist()))
             self._labels = {labels[at]: i for i, at in enumerate(left)}
             self._label[:_KEPT] = np.searchsorted(left, self._label[:_KEPT])
         new, self._n = slice(self._n, self._n + len(fresh)), self._n + len(fresh)

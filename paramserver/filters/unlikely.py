@@ -30,11 +30,11 @@ from collections.abc import Sequence
 from math import log
 from typing import Final, NamedTuple
 
-from paramserver.evidence.losses import MILD, Null
 from paramserver.evidence.odds import NONE, Odds, key_of
 from paramserver.evidence.rising import Rising
+from paramserver.evidence.sums import MILD, Null
 from paramserver.evidence.voices import Rates
-from paramserver.filters.arrivals import EARNED
+from paramserver.filters.arrivals import EARNED, is_new
 from paramserver.filters.base import (
     OFF,
     PASS,
@@ -135,8 +135,11 @@ class Unlikely(Filter):
         odds = self._odds
         if (odds.unlearned or odds.alone) and self._is_unproven(event.label, source):
             return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
-        says = self._says(event.source, event.label, event.loss)
+        lies = self._lies(event.source, event.label)
         flooding = self._floods(source) or self._rises(event.source)
+        if lies is not None and not flooding and self._is_sure(event, source):
+            return _SURE
+        says = None if lies is None else self._says(event.label, event.loss, *lies)
         if says is None:
             if self._is_proven(event.label, source.name):
                 says = _PROVEN
@@ -155,15 +158,24 @@ class Unlikely(Filter):
         evidence = fresh * says.evidence
         if evidence > 0.0:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
-        if source.taken < EARNED:
+        if is_new(source):
             hit = says.hit or self._odds.is_new(event.label, event.loss)  # new names cost nothing
-            weight = self._new.weight(says.usual) if hit else 1.0
+            bounded = hit or self._surprise.arrivals.compares
+            weight = self._new.weight(says.usual) if bounded else 1.0
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
         in_doubt = doubt < _DOUBTED or flooding
         weight = min(self._left, 1.0) if in_doubt else 1.0
         reason = "" if weight == 1.0 else _REASON
         return Opinion(weight, evidence, doubt, reason, detail=-1.0 if in_doubt else 1.0)
+
+    def _is_sure(self, event: Event, source: Source) -> bool:
+        """Return whether a likely label can change nothing: there is no more credit to be had."""
+        credit = source.evidence.get(self.name, 0.0), self._doubts.get(source.name, 0.0)
+        if self._rates or source.taken < EARNED or min(credit) < _CREDIT_MAX or event.loss is None:
+            return False
+        found = self._found(event.label, event.loss)
+        return found is not None and found[0] >= found[1]
 
     def _is_unproven(self, label: str | None, source: Source) -> bool:
         key = key_of(label or "")
@@ -183,25 +195,32 @@ class Unlikely(Filter):
         return size is not None and not (source.trusted and size >= _LARGE)
 
     def _rises(self, source: str) -> bool:
-        return True in [rising.rises(source) for rising in self._all_rising]
+        return True in [source in rising.risen for rising in self._all_rising]
 
-    def _says(self, source: str, label: str | None, loss: float) -> _Says | None:
-        """Return the evidence of a loss on its source; None: it cannot be judged."""
+    def _lies(self, source: str, label: str | None) -> tuple[float, float] | None:
+        """Return the share of wrong labels of the median source, and its rate of likely lies.
+
+        None: a label of this source cannot be judged.  Of numbers only the rate is known.
+        """
         middle = self._middle(source, label)
-        if middle is None:
+        if middle is None or self._rates:
+            return None if middle is None else (0.0, middle)
+        honest, wrong = self._odds.honest, self._odds.wrong
+        if wrong - honest < _POWER_MIN:
             return None
+        lies = max((middle - honest) / (wrong - honest), 0.0)
+        return None if lies >= _LIES_MAX else (lies, middle)
+
+    def _says(self, label: str | None, loss: float, lies: float, middle: float) -> _Says | None:
+        """Return the evidence of a loss on its source; None: it cannot be judged."""
         if self._rates:
             bounds = self.bounds.get(self._surprise.losses.kind(label))
             return None if bounds is None else _of_number(loss > bounds.unlikely, middle)
-        found, honest, wrong = self._found(label, loss), self._odds.honest, self._odds.wrong
-        if found is None or wrong - honest < _POWER_MIN:
-            return None
-        lies = max((middle - honest) / (wrong - honest), 0.0)
-        if lies >= _LIES_MAX:
+        if (found := self._found(label, loss)) is None:
             return None
         said, unsaid = found
-        sure, less = (_ratio(said, unsaid, lies + more) for more in (_MORE, _DOUBT_MORE))
-        return _Says(said < unsaid, sure, less, max(middle, honest) + _RATE_MORE)
+        sure, less = _ratio(said, unsaid, lies + _MORE), _ratio(said, unsaid, lies + _DOUBT_MORE)
+        return _Says(said < unsaid, sure, less, max(middle, self._odds.honest) + _RATE_MORE)
 
     def _middle(self, source: str, label: str | None) -> float | None:
         """Return the median source's rate of labels that suggest a lie; None: too few sources.
@@ -209,8 +228,8 @@ class Unlikely(Filter):
         If nearly only a few sources send the label, or this one sends hardly any other, it is at
         least the rate with that label, which may be hard at present.
         """
-        middle, same = self.voices.middle(source), self._of_label.get(label or "")
-        if middle is None or label is None or same is None:
+        middle = self.voices.middle(source)
+        if middle is None or label is None or (same := self._of_label.get(label)) is None:
             return middle
         held = key_of(label) in self._odds.held
         if held or self._surprise.mixes.is_nearly_all(source, label):
@@ -235,17 +254,18 @@ class Unlikely(Filter):
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if opinion.detail:
             self._doubts.pop(event.source, None)
-            self._doubts[event.source] = max(opinion.score, _DOUBT_MIN)
+            score = opinion.score
+            self._doubts[event.source] = score if score > _DOUBT_MIN else _DOUBT_MIN
             if len(self._doubts) > _KNOWN:
                 del self._doubts[next(iter(self._doubts))]
             if opinion.detail > 0.0:
                 self._refill()
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
-        if event.loss is not None:
-            self._hear_rate(source, event.label, event.loss)
-        if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
-            self._count(source, event.label, event.loss, event.weight, hit=hit)
+        if (loss := event.loss) is not None:
+            self._hear_rate(source, event.label, loss)
+            if (hit := self._hit(event.label, loss)) is not None:
+                self._count(source, event.label, loss, event.weight, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Learn from an event that another replica has taken."""
@@ -256,8 +276,8 @@ class Unlikely(Filter):
             self._count(source, label, loss, source.weight, hit=hit)
 
     def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
-        if self._rising is not None and not source.quarantined:
-            size = self.voices.size(source.sent)
+        if self._rising is not None and source.offences <= source.releases:
+            size = self.voices.size(source.taken + source.aside)
             self._rising.hear(source.name, loss, size)
             for one, rising in self._one_label.items():
                 rising.note(source.name, label == one, size)
@@ -268,12 +288,12 @@ class Unlikely(Filter):
     def _count(
         self, source: Source, label: str | None, loss: float, weight: float, *, hit: bool
     ) -> None:
-        if source.quarantined:
+        if source.offences > source.releases:
             return
-        new = source.taken < EARNED
+        new = is_new(source)
         hit_new = hit or (new and self._odds.is_new(label, loss))
         self._new.count(new=new, hit=hit_new, weight=weight)
-        if new:
+        if source.taken < EARNED:
             self.voices.pass_by(source.name)
         else:
             self.voices.note(source.name, hit=hit)
@@ -307,6 +327,7 @@ class _Says(NamedTuple):
     usual: float
 
 
+_SURE: Final = Opinion(1.0, 0.0, _CREDIT_MAX, detail=1.0)
 _NOTHING: Final = _Says(hit=False, evidence=0.0, doubt=0.0, usual=1.0)
 _PROVEN: Final = _NOTHING._replace(evidence=_FITS, doubt=_FITS)
 

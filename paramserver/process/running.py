@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from paramserver.core import rewrites, wire
 from paramserver.core.marks import Marks
 from paramserver.core.replicas import Replicas
-from paramserver.core.server import MergeRule, Server
+from paramserver.core.server import IN_ORDER, MergeRule, Server
 from paramserver.core.state import SnapshotState
 from paramserver.errors import NotReady
 from paramserver.process.leases import Leases
@@ -139,7 +139,8 @@ class Running:
     def _set_up(self, server: Server) -> None:
         """Apply the bounds to a server that nobody asks yet, and publish its tables."""
         server.sources_max, server.holdings.most = self.settings.sources_max, self.settings.held_max
-        server.bound(self.settings.tables)
+        if server.rule not in IN_ORDER:  # else replicas keep rows that a restart would remove here
+            server.bound(self.settings.tables)
         if self.shared is not None:
             self.shared.take(server)
 

@@ -195,7 +195,7 @@ MUTANTS = [
     ("unlikely", "said, unsaid = found\n", "unsaid, said = found\n", "turned round"),
     ("favours", "min(_WEIGHT, exp(worst))", "1.0", "who sells an action is heard"),
     ("favours", "nats + log((1.0 - share) / share)", "nats", "any streak is hostile"),
-    ("favours", "favour.expected + self.off / (self.weight + _ROWS_FIRST)", "1.0",
+    ("favours", "favour.expected + self.off / (self.weight + max(first, _ROWS_FIRST))", "1.0",
      "an honest source may reward anything"),
     ("favours", "reward * log(rate / _ALWAYS)", "0.0", "no reward speaks against anybody"),
     ("surprise", "self._labels = {labels[at]: i for i, at in enumerate(left)}", "pass",

@@ -153,7 +153,7 @@ def hold_some(learner: Learner, real: LocalModel) -> Cache:
             world.loop.call_later(0.2 * r.random(), ask)
 
     learner.process.spawn(_soon(ask))
-    return Cache(learn_wait_ms=r.choice((1.0, 50.0, 1_000.0)))
+    return Cache(rows=100, learn_wait_ms=r.choice((1.0, 50.0, 1_000.0)))
 
 
 async def _soon(step: Callable[[], None]) -> None:

@@ -9,7 +9,6 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -24,6 +23,7 @@ from replay.example import Features, Label
 
 if TYPE_CHECKING:
     from evaluation.summary import Summary
+    from online.commands.setup.init_rows import Taken
     from online.models.base import Model
     from online.tables.guess import Guess
 
@@ -103,18 +103,20 @@ def init(
     guessed = guess(open_table(table, _columns(named)), label, wanted)
     model_name = _name(name, table)
     try:
-        learner = _learner(guessed, rows)
-        begun = time.monotonic()
-        score, n = _played(guessed, learner, rows, hidden=as_json)
+        taken = _taken(model_name, guessed, rows)
+        learner, begun = _learner(guessed, taken), time.monotonic()
+        score, n = _played(guessed, learner, taken, hidden=as_json)
     except EvaluationError as error:
         raise ConfigError(str(table), str(error), "Name another --label, or correct it") from None
     elapsed = time.monotonic() - begun
-    _write(places, _settings(model_name, guessed, n), _source(model_name, table, guessed, learner))
+    source = _source(model_name, table, guessed, learner)
+    _write(places, _settings(model_name, guessed, n, taken.limits), source)
     if as_json:
-        shown = {"learner": learner, "rows": n, "seconds": round(elapsed, 1), **_scores(score)}
-        print(json.dumps({"model": model_name, **_guessed(guessed), **shown}))
+        counts = {"rows": n, "refused": taken.refused, "seconds": round(elapsed, 1)}
+        shown = {"model": model_name, **_guessed(guessed), "learner": learner, **counts}
+        print(json.dumps({**shown, **_scores(score)}))
         return
-    _say(guessed, places, score, n)
+    _say(guessed, places, score, n, taken)
 
 
 def _columns(named: Mapping[str, str | None]) -> set[str]:
@@ -226,12 +228,16 @@ class _Learner:
         self._model.learn(x, y, 1.0)
 
 
-def _pairs(guess: Guess, most: int) -> Iterator[tuple[Features, Label]]:
-    for row in islice(guess.rows(), most):
-        yield row.features, guess.canonical(row.label)
+def _taken(name: str, guess: Guess, most: int) -> Taken:
+    """The rows that the service takes under the settings that are going to be written."""
+    from online.commands.setup.init_rows import Taken
+    from online.settings.model import ModelSettings
+
+    made = yaml.safe_load(_settings(name, guess, 0, {}))
+    return Taken(ModelSettings.model_validate(made["models"][0]), guess, most)
 
 
-def _learner(guess: Guess, most: int) -> str:
+def _learner(guess: Guess, taken: Taken) -> str:
     """The built-in learner that does better on the first rows; with texts there are two."""
     from evaluation.prequential import prequential
 
@@ -239,7 +245,7 @@ def _learner(guess: Guess, most: int) -> str:
         return "linear"
     scores = {}
     for learner in _SOURCES:
-        rows = _pairs(guess, min(most, _CANDIDATE_ROWS))
+        rows = taken.pairs(_CANDIDATE_ROWS)
         total = prequential(_Learner(learner, guess), rows, guess.task).total
         scores[learner] = -(total.mae or 0.0) if guess.task == "regression" else _balanced(total)
     return max(scores, key=lambda learner: scores[learner])
@@ -249,7 +255,7 @@ def _balanced(total: Summary) -> float:
     return total.balanced_accuracy or total.accuracy or 0.0
 
 
-def _played(guess: Guess, learner: str, most: int, *, hidden: bool) -> tuple[Summary, int]:
+def _played(guess: Guess, learner: str, taken: Taken, *, hidden: bool) -> tuple[Summary, int]:
     """Play the table, test then learn; returns the score and the number of rows."""
     from evaluation.prequential import prequential
 
@@ -259,12 +265,15 @@ def _played(guess: Guess, learner: str, most: int, *, hidden: bool) -> tuple[Sum
 
         def counted() -> Iterator[tuple[Features, Label]]:
             nonlocal n
-            for n, row in enumerate(_pairs(guess, most), 1):
+            for n, row in enumerate(taken.pairs(sys.maxsize), 1):
                 if n % 500 == 0:
                     progress.update(task, completed=n)
                 yield row
 
         total = prequential(_Learner(learner, guess), counted(), guess.task).total
+    if not n and taken.refused:
+        remedy = "Name another --label, or change the table"
+        raise ConfigError(str(guess.table.path), f"a service refuses its rows: {taken.why}", remedy)
     if not n:
         raise ConfigError(str(guess.table.path), f"no row has a {guess.label}", "Name --label")
     return total, n
@@ -287,7 +296,7 @@ def _scores(score: Summary) -> dict[str, float | None]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _settings(name: str, guess: Guess, n: int) -> str:
+def _settings(name: str, guess: Guess, n: int, limits: Mapping[str, int]) -> str:
     """The text of online.yaml."""
     file = guess.table.path.name
     lines = [
@@ -301,6 +310,8 @@ def _settings(name: str, guess: Guess, n: int) -> str:
         classes = dict(zip(("negative", "positive"), guess.classes, strict=True))
         lines.append(f"    classes: {scalar(classes)}")
     lines += ["    learner: model.py:build", *_declared(guess)]
+    if limits:
+        lines.append(f"limits: {scalar(dict(limits))}    # rows of the table need that much")
     lines += ["", f"# The columns of {file}:"]
     width = max(len(column.name) for column in guess.columns)
     kinds = max(len(column.kind) for column in guess.columns)
@@ -425,7 +436,7 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
     return written(settings), source
 
 
-def _say(guess: Guess, places: list[Path], score: Summary, n: int) -> None:
+def _say(guess: Guess, places: list[Path], score: Summary, n: int, taken: Taken) -> None:
     from online.messages.model_status import short
 
     print(f"{printable(guess.table.path.name)}: a {guess.task} task by its label, {guess.label}")
@@ -434,6 +445,8 @@ def _say(guess: Guess, places: list[Path], score: Summary, n: int) -> None:
         print(f"  {column.name:<{width}}  {column.kind}: {column.why}")
     scores = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
     print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {scores}")
+    if taken.refused:
+        print(f"{taken.refused:,} rows were left out: a service refuses them. {taken.why}")
     print(f"\nwrote {places[0]} and {places[1]}; the first one lists what was guessed\n")
     print(f"  online serve {places[0]}\n")
     print("It starts empty. To teach it the table, before or meanwhile:\n")

@@ -23,7 +23,7 @@ from online.edge.lowering.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear
 from online.edge.lowering.trees import lower_forest
 from online.models.adapters.linear import Linear as ServedLinear
 from online.models.adapters.opaque import Opaque
-from online.models.auto import SeveralViews
+from online.models.auto import STEADY, SeveralViews
 from online.models.base import Model
 from online.models.entities.personal import Personal
 from online.models.experts.linear import EXPERTS
@@ -38,7 +38,7 @@ from online.models.structure import steps
 from replay.example import Label
 
 _BIAS: Final = "bias"  # key among hashed rows; no hash is spelled like this
-_BIASES: Final = frozenset({_BIAS, f"b{_BIAS}", f"c{_BIAS}"})
+_BIASES: Final = frozenset({_BIAS, f"b{_BIAS}", f"c{_BIAS}", f"{STEADY}{_BIAS}"})
 _GLMS: Final = (
     linear_model.LogisticRegression, linear_model.LinearRegression, linear_model.Perceptron,
 )  # fmt: skip
@@ -220,24 +220,30 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
 
 
 def _views(model: SeveralViews, task: Task) -> EdgeModel:
-    """Lower the straight and the bent view to further experts on the same columns and tokens."""
-    tented, paired = model._mixture.active_views()
-    if paired:
+    """Lower the active views to further experts on the same columns and tokens."""
+    tented, third = model._mixture.active_views()
+    if third and model._mixture.crosses:
         raise ExportRefused("auto", "it uses products of features, as with up to four numbers")
     held, rows = model._experts, model._rows
     labels: tuple[Label, ...] = tuple(held.labels) if task == "multiclass" else (False, True)
     if not labels:
         raise ExportRefused("auto", "it has learned no class yet")
-    votes = np.array(model._mixture.votes()[: EXPERTS * (1 + tented)])
+    asked = np.repeat([True, tented, third], EXPERTS)
+    told = np.array(model._mixture.votes())
+    votes = told[asked[: len(told)]]
     scale = votes * model._spread() if isinstance(model, Regression) else None
 
     def of(straight: str, bent: str) -> Floats:
         """Return the experts' weights under a key of each view, in one row; "" has none."""
-        stacked = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
+        keys = (straight, bent, straight and f"{STEADY}{straight}")
+        active = [key for key, there in zip(keys, (True, tented, third), strict=True) if there]
+        stacked = np.concatenate([_held(held, key, task) for key in active])
         return stacked.reshape(-1) if scale is None else scale @ stacked
 
     known = held._at if task == "multiclass" else held._now
-    keys = {key.removeprefix("b") for key in known if key[0] != "c" and key not in _BIASES}
+    keys = {
+        key.removeprefix("b") for key in known if key[0] not in f"c{STEADY}" and key not in _BIASES
+    }
     by_key = {_BIAS: of(_BIAS, f"b{_BIAS}"), **{key: of(key, f"b{key}") for key in keys}}
     wide = len(by_key[_BIAS])
     link: Link = "sigmoid" if task == "binary" else "softmax"

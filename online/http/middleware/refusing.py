@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -51,10 +52,18 @@ def _methods(app: FastAPI, scope: Scope) -> str:
     return ", ".join(dict.fromkeys(taken))
 
 
+_UNROUTED: Final = tuple(
+    f"/v1/models/{{model}}/{action}"
+    for action in ("predict", "feedback", "choose", "reward", "scores")
+)
+"""Paths that are answered before the framework's routes."""
+
+
 def _like(app: FastAPI, path: str) -> list[str]:
     """Return route paths with as many segments as this one, its parameters filled in."""
     parts = path.rstrip("/").split("/")
-    routes = (str(getattr(route, "path", "")).split("/") for route in app.routes)
+    paths = [*(str(getattr(route, "path", "")) for route in app.routes), *_UNROUTED]
+    routes = (path.split("/") for path in paths)
     return [
         "/".join(theirs if ours.startswith("{") else ours for ours, theirs in named)
         for route in routes

@@ -36,6 +36,9 @@ NORMALISED_REGRESSION: Final = (0.05, 0.5)
 CLASSES_MAX: Final = 256
 """Most labels of a multiclass task: each row updates all of them, and each has a block."""
 
+AVERAGED: Final = 1.0 / 3_000.0
+"""Least share of a row in averages of weights: the newest 3,000 rows of a feature count."""
+
 _NUMBERS: Final = 6
 _PLACES: Final = range(_NUMBERS)
 _BLOCK: Final = "experts"
@@ -225,10 +228,7 @@ class OutputPerClass:
         """Learn a row.  Returns a sum of the changed numbers: not finite if one of them is not."""
         at, x, held = taken
         rates = _ADAGRAD if adagrad is ADAGRAD else np.array(adagrad)[:, None]
-        start = self._start
-        for i, place in enumerate(at.tolist()):
-            if place not in start:
-                start[place] = held[i].copy()
+        self._begin(taken)
         g = x[:, None, None] * slopes[:2]
         n = held[:, EXPERTS:]
         n += g * g
@@ -236,6 +236,22 @@ class OutputPerClass:
         held[:, 2:EXPERTS] -= (x / (1.0 + x @ x))[:, None, None] * (_NORMALISED * slopes[2:])
         self._now[at] = held
         return float(held.sum())
+
+    def average(self, taken: Taken, own: Taken) -> None:
+        """Add the weights of ``taken`` to the averages of ``own``, which count their rows."""
+        self._begin(own)
+        held = own.held
+        held[:, EXPERTS] += 1.0
+        share = np.maximum(1.0 / held[:, EXPERTS], AVERAGED)[:, None]
+        held[:, :EXPERTS] += share * (taken.held[:, :EXPERTS] - held[:, :EXPERTS])
+        self._now[own.at] = held
+
+    def _begin(self, taken: Taken) -> None:
+        """Note the numbers of the row's features before they change."""
+        start = self._start
+        for i, place in enumerate(taken.at.tolist()):
+            if place not in start:
+                start[place] = taken.held[i].copy()
 
     def cut(self) -> Blocks:
         """Return the open delta and empty it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from paramserver.core.server import MergeRule
+from paramserver.core.server import IN_ORDER, MergeRule
 
 if TYPE_CHECKING:
     from online.models.base import Model
@@ -164,7 +164,7 @@ def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
     background``, by one process for all.
     """
     merge = model.sync.merge
-    if merge in ("ordered", "overlay", "lagging") or not built.mergeable:
+    if merge in IN_ORDER or not built.mergeable:
         if model.learn == "background":
             return "lagging"
         return merge if merge in ("overlay", "lagging") else "ordered"

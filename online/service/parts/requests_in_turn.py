@@ -7,6 +7,9 @@ If a request offers another protocol (`Upgrade`), uvicorn loses a body that come
 parses a body that comes later as the next request.  A proxy in front sees one request where two are
 answered, so that one caller could receive the answer to another.  Clients such as Java's offer
 HTTP/2 with ordinary requests.
+
+uvicorn also adds the fields that end a chunked body (trailers) to the headers of the request, where
+they replace what a proxy in front has checked or set.  They are ignored here.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _PIECE: Final = 4_096
 """Bytes parsed before looking whether a request waits; contains two hundred of the shortest."""
 _OFFERS: Final = (b"upgrade", b"http2-settings")
+_ONCE: Final = (b"host", b"authorization")  # of two a proxy in front may have read the other one
 IGNORED_S: Final = 10.0
 """How long the rest of a body is read whose request is answered, as one without token is at once.
 
@@ -69,6 +73,7 @@ class RequestsInTurn(HttpToolsProtocol):
         super().__init__(*given, **named)
         self.parser: Any = _Parser(self)
         self._unparsed = b""
+        self._has_head = False  # what follows is the body, and then trailers
         self._body_left = 0  # bytes of the body that are still to come, as its head says
         self._answering: Any = None  # the request that was started last
         self._ignoring: asyncio.TimerHandle | None = None
@@ -112,8 +117,25 @@ class RequestsInTurn(HttpToolsProtocol):
         """Let uvicorn parse the bytes."""
         super().data_received(data)
 
+    def on_message_begin(self) -> None:
+        """Begin the head of a request."""
+        self._has_head = False
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head; those behind a chunked body are ignored."""
+        if not self._has_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Start the request, unless its head is to be parsed again without an offer."""
+        """Start the request, unless its head is to be parsed again without an offer.
+
+        Raises ValueError (answered 400) if it names two hosts or has two tokens.
+        """
+        self._has_head = True
+        once = [name for name, _ in self.headers if name in _ONCE]
+        if len(once) != len(set(once)):
+            raise ValueError("a field that may come once came twice")
         if self.parser.should_upgrade():
             self.parser.plain_head = self._head_without_offer()
         else:

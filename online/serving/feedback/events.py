@@ -77,6 +77,8 @@ class Events:
         if event.label is msgspec.UNSET and not self._replica.settings.purpose.unlabelled:
             raise invalid(f"{field}label", "no label", "Send the true label")
         label = self._validator.label(event.label, f"{field}label", recorded=True)
+        if self._replica.settings.task == "multiclass":
+            label = self._classes.spelled(label, self._replica.learner.tally.seen)
         weight = self._validator.weight(event.weight, f"{field}weight")
         if event.provisional:
             self._check_provisional(event, field)

@@ -87,7 +87,7 @@ class ReceiptMaker:
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
             unlabelled = self._replica.settings.purpose.unlabelled and event.label == UNLABELLED
-            alike = erased or late or unlabelled or event.label == first
+            alike = erased or late or unlabelled or str(event.label) == str(first)
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
                 shown = json.dumps(self._validator.show(first))

@@ -267,6 +267,12 @@ def test_other_paths_keep_their_errors(call: Caller) -> None:
         assert body["error"]["code"] in ("unknown_model", "unknown_path")
 
 
+def test_a_path_with_a_typing_error_is_answered_with_the_one_that_is_meant(call: Caller) -> None:
+    for action, odd in (("predict", "predict/"), ("predict", "predct"), ("feedback", "feedbac")):
+        _, body = call("POST", f"/v1/models/m/{odd}")
+        assert body["error"]["hint"].startswith(f"Did you mean `/v1/models/m/{action}`?")
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [

@@ -139,6 +139,20 @@ def test_classes() -> None:
     assert not classes.admit("e", {"a", "b", "d"}, 60.0, HOLD_S)
 
 
+def test_a_number_and_its_text_are_one_class() -> None:
+    classes = Classes(9)
+    assert classes.spelled("3", {"3"}) == 3, "as it was first sent"
+    assert classes.spelled(3, {'"3"'}) == "3"
+    assert classes.spelled("-4", {"-4"}) == -4
+    for known in ({"3", '"3"'}, {'"3"'}, {'"03"', '"x"'}, ()):
+        assert classes.spelled("3", known) == "3"
+    assert [classes.spelled(x, {"3"}) for x in ("03", "3.0", "", "-", "x", "³", "3" * 5000)] == [
+        "03", "3.0", "", "-", "x", "³", "3" * 5000,
+    ]  # fmt: skip
+    assert classes.admit("7", (), 0.0, HOLD_S)
+    assert classes.spelled("7", ()) == 7, "its row is not learned yet"
+
+
 # -- a view that adds up ---------------------------------------------------------------------
 
 
@@ -351,6 +365,26 @@ def test_after_a_start_and_after_a_forget(tmp_path: Path) -> None:
         values = made.state.values
         assert set(values[NAMES].data) == {"a", "b"}
         assert set(values["weights"].data) == {"a", "b"}
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_class_sent_as_number_and_as_text_is_learned_as_one(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        replica, serving = await replica_of(
+            world, task="multiclass", build=lambda: Linear(linear_model.SoftmaxRegression())
+        )
+        labels: list[Any] = [3, "3", "4", 4, 4.0]
+        events = [
+            Event(features=row("a"), label=label, event_id=f"{i}") for i, label in enumerate(labels)
+        ]
+        _, receipts = await serving.feedback(FeedbackRequest(events=events))
+        assert [r.status for r in receipts.events] == ["learned"] * 5
+        assert set(replica.learner.tally.seen) == {"3", '"4"'}
+        for i, label in enumerate([3, "3", "4", 4, 4.0]):  # repeats, spelled either way
+            _, again = await serving.feedback(event(f"{i}", row("a"), label=label))
+            assert again.status == "duplicate"
+        await replica.stop(1.0)
 
     worlds.play(tmp_path, scene)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from online.replica import exchange
+from online.replica.exchange import Exchange
 from online.replica.pace import Pace
 
 INTERVAL_S = 0.02
@@ -120,3 +123,47 @@ def test_a_wait_that_is_cancelled_leaves_no_task() -> None:
         assert len(asyncio.all_tasks()) == 1, "this one"
 
     asyncio.run(scene())
+
+
+def test_a_server_that_is_away_is_asked_often_at_first_and_seldom_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, asked_s, away = 100.0, list[float](), True
+
+    async def wait(*_: object) -> None: ...
+
+    async def once(*_: object) -> bool | None:
+        asked_s.append(now - 100.0)
+        return None if away else False
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    one = Exchange.__new__(Exchange)
+    one._pace = Pace(INTERVAL_S, ADOPT_S)
+    one._cut_cost_s = one._reply_cost_s = 0.0
+    one._reached_s, one._monotonic_s = now, lambda: now
+    for method, fake in (("once", once), ("_due", lambda: ([], None)), ("_is_due", lambda: True)):
+        monkeypatch.setattr(one, method, fake)
+    monkeypatch.setattr(one._pace, "wait", wait)
+    monkeypatch.setattr(exchange.asyncio, "sleep", sleep)
+
+    def turns(n: int) -> list[float]:
+        """Seconds since the last contact of each attempt."""
+        asked_s.clear()
+        for _ in range(n):
+            asyncio.run(one.turn())
+        return asked_s
+
+    found = turns(60)
+    assert found[:20] == pytest.approx([0.1 * i for i in range(20)])
+    pauses = [later - before for before, later in pairwise(found)]
+    assert all(
+        pause <= max(0.1, 0.05 * at) + 1e-9 for pause, at in zip(pauses, found, strict=False)
+    )
+    assert turns(200)[-1] - asked_s[-2] == pytest.approx(1.0), "and never less often"
+    away = False
+    turns(1)
+    away, before = True, now
+    assert [at + 100.0 - before for at in turns(3)] == pytest.approx([0.0, 0.1, 0.2])

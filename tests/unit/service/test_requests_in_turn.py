@@ -217,3 +217,27 @@ def test_nothing_is_written_for_a_caller_that_left_with_more_requests_under_way(
 
     assert asyncio.run(left(kind)) == (b"", ["/"])
     assert asyncio.run(left(HttpToolsProtocol))[0] != b"", "control: uvicorn writes"
+
+
+@KINDS
+def test_fields_behind_a_chunked_body_are_no_headers(kind: type[HttpToolsProtocol]) -> None:
+    head = f"{HEAD}Authorization: mine\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n"
+    whole = f"{head}Authorization: other\r\nHost: y\r\nX-Late: 1\r\n\r\n".encode()
+    for offer in ("", OFFERS[0]):
+        pieces = [whole.replace(b"\r\n", f"\r\n{offer}".encode(), 1), GET, whole]
+        asked, said, *_ = seen(kind, pieces)
+        assert [body for _, body in asked] == [b"{}", b"", b"{}"]
+        assert said.count(b"HTTP/1.1 200") == 3
+        for scope in (asked[0][0], asked[2][0]):
+            values = [v for n, v in scope["headers"] if n in (b"authorization", b"host", b"x-late")]
+            assert values == [b"x", b"mine"]
+    plain, *_ = seen(HttpToolsProtocol, [whole])
+    assert (b"authorization", b"other") in plain[0][0]["headers"], "control: uvicorn adds them"
+
+
+@KINDS
+@pytest.mark.parametrize("field", ["Host: y", "Authorization: a\r\nAuthorization: b"])
+def test_two_hosts_or_two_tokens_are_refused(kind: type[HttpToolsProtocol], field: str) -> None:
+    asked, said, closed, _ = seen(kind, [request(b"{}", f"{field}\r\n"), GET])
+    assert (asked, closed) == ([], True)
+    assert said.startswith(b"HTTP/1.1 400")

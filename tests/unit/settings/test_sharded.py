@@ -26,7 +26,7 @@ def model(**given: Any) -> ModelSettings:
         {"sync": {"merge": "ordered"}},
         {"challenger": {"learner": "linear"}},
         {"drift": {"on_rise": "relearn"}},
-        {"triggers": {"on_trigger": "forget"}},
+        {"triggers": {"every": 500, "on_trigger": "forget"}},
     ],
 )
 def test_what_needs_all_values_in_one_server_is_refused(given: dict[str, Any]) -> None:

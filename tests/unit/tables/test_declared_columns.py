@@ -90,11 +90,21 @@ def test_whole_numbers_of_a_parquet_file_are_a_category_if_that_is_declared(tmp_
 
 def test_json_lines_are_what_they_say(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    lines = [{"amount": 1.0, "city": "17"}, {"amount": 2.0, "city": 17}, {"amount": "3"}]
+    lines = [
+        {"amount": 1.0, "city": "17"}, {"amount": 2.0, "city": 17.5}, {"amount": "3"},
+        {"amount": 4.0, "city": True}, {"amount": 5.0, "city": 17},
+    ]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     good, bad = rows_of(path)
-    assert good == [{"amount": 1.0, "city": "17"}]
-    assert [(row, column) for row, column, _ in bad] == [(1, "city"), (2, "amount")]
+    assert good == [{"amount": 1.0, "city": "17"}, {"amount": 5.0, "city": "17"}]
+    assert [(row, column) for row, column, _ in bad] == [(1, "city"), (2, "amount"), (3, "city")]
+
+
+def test_ids_of_json_lines_may_be_whole_numbers_as_in_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"amount": 1.0, "city": 17}\n{"amount": 2.0, "city": 2305843009213693952}\n')
+    good, bad = rows_of(path)
+    assert ([row["city"] for row in good], bad) == (["17", str(2**61)], [])
 
 
 def test_a_required_column_that_is_not_there_is_said_once(tmp_path: Path) -> None:

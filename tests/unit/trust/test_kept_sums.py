@@ -14,8 +14,8 @@ from online.learning.source_evidence import Evidence, judged_of
 from online.trust.sources import Reputations
 from paramserver.core.blocks import COUNT, Block, Blocks
 from paramserver.core.sums import add_counts
-from paramserver.evidence.losses import Null
 from paramserver.evidence.odds import Votes
+from paramserver.evidence.sums import Null
 from paramserver.filters.base import Event
 from paramserver.filters.chain import by_name
 from paramserver.filters.sources import Effects

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.attacks import floods
 from online.trust.sources import Reputations
 from paramserver.core.blocks import COUNT, Block, merge
-from paramserver.evidence.losses import Null
+from paramserver.evidence.sums import Null
 from paramserver.filters import sources
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import Event, Source

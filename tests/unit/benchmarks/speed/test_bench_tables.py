@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.speed import admission, host_table
+from benchmarks.speed import admission, growing, host_table
 from benchmarks.speed import ids as tables
 
 
@@ -50,6 +50,15 @@ def test_an_event_is_smaller_with_a_table() -> None:
     assert (table.what, names.what) == ("a table", "names")
     assert 0 < table.bytes < names.bytes
     assert min(table.learned_us, names.predicted_us, table.cut_us) > 0
+
+
+def test_another_model_is_pushed_to_beside_a_table_that_grows() -> None:
+    has, grows = growing.run(doublings=2, turns=1)
+    assert [line.what for line in (has, grows)] == ["it has its size", "it grows"]
+    assert has.rows == grows.rows == 4_000
+    for line in (has, grows):
+        assert line.pushes > 0
+        assert 0 < line.p50_ms <= line.p99_ms <= line.slowest_ms
 
 
 def test_replicas_of_the_measured_host_read_the_servers_table() -> None:

@@ -11,9 +11,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from paramserver.clients import sharded_client
 from paramserver.clients.client import Client
 from paramserver.clients.sharded_client import ShardedClient, ShardedReply, sharded
 from paramserver.core import wire
+from paramserver.core.admission import TableBounds
 from paramserver.core.blocks import Block, Blocks, from_wire, to_wire
 from paramserver.core.server import Server
 from paramserver.core.shards import Cut, ShardStore, joined, shard_name, shard_place
@@ -187,6 +189,51 @@ def test_a_push_for_an_earlier_server_is_not_taken_by_the_next() -> None:
     told = ask(client, request(since=(2, 0), pushes=[push(1, 1, words(a=1.0))]))
     assert (told.epoch, told.kind) == (3, "part"), "all values come again"
     assert (one.server.clock, other.server.clock) == ({1: 1}, {})
+
+
+def test_a_delta_begun_on_a_forgotten_version_counts_as_no_newer_than_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a row that was removed since its begin would come back with this delta alone."""
+    monkeypatch.setattr(sharded_client, "_VERSIONS_MAX", 4)
+    servers = [Asked(0), Asked(1)]
+    for one in servers:
+        one.server.bound(TableBounds(1))
+    client = ShardedClient("m", servers)
+    own = np.array([i for i in range(100) if Cut(2).of_ids(np.array([i]))[0] == 1][:2], np.uint64)
+
+    def table(*ids: int) -> Blocks:
+        rows = Rows(np.array(ids, np.uint64), np.ones((len(ids), 2), np.float32))
+        return {"t": Block("rows", rows)}
+
+    def others(first: int, *ids: int) -> None:
+        """Another replica's push, and a reply to this one."""
+        pushed = msgspec.structs.replace(push(first, first, table(*ids)), partition=2)
+        for one, part in zip(servers, Cut(2).push(pushed), strict=True):
+            epoch = one.server.epoch
+            one.server.push(msgspec.structs.replace(part, epoch=epoch, base=(epoch, 0)), Partition)
+        ask(client, request())
+
+    first, second = own.tolist()
+    others(1, first)
+    reply = ask(client, request())
+    begun = [one.server.count for one in servers]
+    others(2, second)  # the first row leaves
+    assert servers[1].server.values["t"].data.ids.tolist() == [second]
+    for i in range(3, 9):
+        others(i, second)
+    base = (reply.epoch, reply.count)
+    late = msgspec.structs.replace(push(1, 1, table(first), reply.epoch), base=base)
+    for _ in range(2):  # the reply to the first is lost
+        got = ask(client, request(pushes=[late]))
+    for one, count in zip(servers, begun, strict=True):
+        (sent,) = one.asked[-1].pushes
+        assert sent.base[1] <= count
+    assert got.acks[0].status == "repeat"
+    assert got.clock == {1: 1, 2: 8}
+    server = servers[1].server
+    assert server.keeper is not None
+    assert (server.values["t"].data.ids.tolist(), server.keeper.late) == ([second], 1)
 
 
 def test_a_shard_that_stands_still_is_waited_for_briefly_but_now_and_then() -> None:

@@ -119,7 +119,7 @@ def test_true_rows_that_the_model_knows_do_not_hide_lies_of_the_same_label(
     for seed, share in ((5501, 0.2), (5502, 0.2), (7101, 0.4)):
         weight, honest = hidden(seed, share)
         assert honest > 0.9, honest
-        assert (weight < 0.25) is works, weight
+        assert (weight < 0.2) is works, weight
 
 
 def hidden(seed: int, lies: float, rows: int = 2_400) -> tuple[float, float]:
@@ -237,4 +237,4 @@ def test_new_names_that_send_a_label_with_any_row_weigh_little(
             weights.append(verdict.factor if verdict.taken else 0.0)
         chain.observe(event, verdict)
     weight = sum(weights) / len(weights)
-    assert (weight < 0.45) is works, weight
+    assert (weight < 0.35) is works, weight

@@ -109,6 +109,39 @@ def test_few_lies_of_each_are_heard_less_and_honest_streaks_are_not() -> None:
     assert sum(honest) / len(honest) > 0.96
 
 
+def newcomer(chance: float, lies: bool, n: int) -> list[tuple[bool, float]]:
+    """Who lied, and the factor, of each 1 for an action that comes to nine of 3 %; ten worlds."""
+    heard = list[tuple[bool, float]]()
+    for seed in range(10):
+        test, rng, sums = Favours(), random.Random(seed), [[0.06, 2.0] for _ in range(10)]
+        for t in range(400 + n):
+            action, name = (t % 9, 9)[t >= 400], rng.randrange(24)
+            lying = lies and action == 9 and name % 4 == 0
+            told = float(lying or rng.random() < (chance if action == 9 else 0.03))
+            favour = Favour(action, told, sums[action][0] / sums[action][1])
+            event, source = Event(f"s{name}", b"%d" % t, favour=favour), Source(f"s{name}")
+            opinion = test.judge(event, source)
+            test.learn(event, opinion, source, taken=True)
+            sums[action][0] += opinion.factor * told
+            sums[action][1] += opinion.factor
+            if action == 9 and told:
+                heard.append((lying, opinion.factor))
+    return heard
+
+
+def test_where_rewards_are_rare_a_first_lie_lets_few_others_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lies() -> float:
+        return sum(factor for lying, factor in newcomer(0.03, True, 40) if lying) / 10
+
+    assert lies() < 5.2  # of ten
+    heard = [factor for _, factor in newcomer(0.5, False, 60)]
+    assert sum(heard) / len(heard) > 0.85  # a new action that is much better than the others
+    monkeypatch.setattr(favours, "_OTHERS_MAX", 1e-9)  # the control: nothing is known of others
+    assert lies() > 6.0
+
+
 def test_an_action_of_few_sources_is_compared_with_nobody() -> None:
     test = Favours()
     event = Event("s0", b"k", favour=Favour(0, 1.0, 0.05))

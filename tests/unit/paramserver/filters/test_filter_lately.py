@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from paramserver.core.blocks import COUNT, Block
-from paramserver.evidence.losses import LOSSES, Newest, Null
+from paramserver.evidence.generations import Newest
+from paramserver.evidence.losses import LOSSES
+from paramserver.evidence.sums import Null
 from paramserver.filters import surprise
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
@@ -30,7 +33,7 @@ def key(generation: int, i: int) -> str:
     return f"{generation}\n{i}\ntrue\ns{i % 26}"
 
 
-def test_only_a_new_generation_has_all_counts_looked_at() -> None:
+def test_no_generation_has_all_counts_looked_at_again() -> None:
     data = Watched({key(generation, i): 1 for generation in (5, 6, 7) for i in range(500)})
     values, newest = {LOSSES: Block(COUNT, data)}, Newest()
 
@@ -42,8 +45,10 @@ def test_only_a_new_generation_has_all_counts_looked_at() -> None:
 
     assert come(7, 500) == 1, "they had not been seen before"
     assert [come(7, i) for i in range(490, 520)] == [0] * 30
-    assert (come(5, 501), come(8, 0), come(8, 1)) == (0, 1, 0)
+    assert (come(5, 501), come(8, 0), come(8, 1)) == (0, 0, 0)
     assert values[LOSSES].data is data, "nothing was too old"
+    come(10, 0)
+    assert len(values[LOSSES].data) == len(data) - 501, "those of the fifth are gone"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -103,7 +108,13 @@ def test_tests_of_one_answer_share_what_they_look_back_at(monkeypatch: pytest.Mo
     assert max(looks) > 0.0, "nothing is compared"
 
     apart = by_name(("surprise",), None, None, answers=("true", "false"))
-    for test in apart.filters:
-        if isinstance(test, Surprise):  # each keeps its own
-            test._lately, test._adds = surprise._Lately(), True
+    of_all, *others = [test for test in apart.filters if isinstance(test, Surprise)]
+    for test in others:  # each keeps its own
+        test._lately = surprise._Lately()
+
+    def add(*given: Any) -> None:
+        for test in others:
+            test._lately.add(*given)
+
+    monkeypatch.setattr(of_all.every, "add", add)
     assert verdicts(apart, sent) == found

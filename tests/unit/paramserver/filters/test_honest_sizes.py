@@ -9,8 +9,9 @@ from math import exp, log
 import pytest
 
 from online.trust.filtering import _unweighed
-from paramserver.evidence.losses import Losses, Null
+from paramserver.evidence.losses import Losses
 from paramserver.evidence.mixes import Mixes
+from paramserver.evidence.sums import Null
 from paramserver.evidence.voices import Voices
 from paramserver.filters import rate, surprise
 from paramserver.filters.arrivals import Arrivals
@@ -309,6 +310,16 @@ def test_several_large_sources_do_not_free_each_other_of_their_budgets(
     if not works:
         monkeypatch.setattr(rate, "_DENIED_LONG_MAX", 1.0)
     assert (lies_learned(5) < 350.0) is works
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_beside_a_few_large_sources_new_ones_are_not_judged_by_these(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:  # the mutant: a few large ones are enough for that, but not for the pool
+        monkeypatch.setattr(Arrivals, "compares", True)
+        monkeypatch.setattr(Rate, "_is_pooled", lambda self, source: False)
+    assert (lies_learned(5) < 320.0) is works
 
 
 @pytest.mark.parametrize(

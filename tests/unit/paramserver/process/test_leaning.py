@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from paramserver import errors
 from paramserver.core import wire
 from paramserver.core.admission import TableBounds
 from paramserver.core.blocks import ROWS, Blocks
-from paramserver.core.server import Server
+from paramserver.core.server import MergeRule, Server
 from paramserver.core.tables.rows import Rows
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.snapshots import chain
@@ -312,3 +313,26 @@ def test_changes_are_those_since_the_base(world: World, monkeypatch: pytest.Monk
     monkeypatch.setattr(Server, "begin_snapshot", anew)
     with pytest.raises(AssertionError):
         test_a_snapshot_of_few_changes_holds_them_and_is_read_as_a_whole(world)
+
+
+@pytest.mark.parametrize("rule", ["ordered", "overlay", "lagging", "sum"])
+def test_rows_of_a_table_that_is_learned_in_order_stay_whatever_the_bound(
+    world: World, rule: MergeRule
+) -> None:
+    """Replicas that learn all rows in order have them: one that starts from here would not."""
+    world.lineage = replace(LINEAGE, rule=rule)
+    world.settings = ServerSettings(tables=TableBounds(1_000))
+    server = world.serving()
+    rows = Rows(np.arange(N, dtype=np.uint64), np.ones((N, WIDTH), np.float32))
+    block = wire.WireBlock(ROWS, rows.as_message())
+    if rule == "sum":
+        push = wire.Push(1, LINEAGE.spec, 1, 1, 1, 1, (1, 0), {"t": block})
+        assert sync(server, pushes=[push]).acks[0].status == "applied"
+    else:
+        sync(server, state=wire.OrderedState(1, LINEAGE.spec, 0, 1, {1: 1}, {"t": block}))
+    server.snapshot()
+    for one in (server, world.serving()):
+        held = one._running.server
+        assert held is not None
+        assert (len(held.values["t"].data) <= 1_000) is (rule == "sum")
+        assert (len(held.values["t"].data) == N) is (rule != "sum")
