@@ -191,7 +191,7 @@ class Surprise(Filter):
             weight, reason = allowed, _OFTEN_REASON
             if is_new(source):
                 weight = self._new.most(event.weight)
-                weight *= self._new.weight(rate) if hit or self.arrivals.compares else 1.0
+                weight *= self._new.weight(rate, hit=hit, compared=self.arrivals.compares)
                 reason = _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON
@@ -374,6 +374,7 @@ _DENIED_LATELY: Final = 16.0
 _DENIED_LONG: Final = 128.0
 _DENIED_MIN: Final = 0.1
 _NEW_SHARE: Final = 0.05
+_CLEARLY: Final = 0.1
 _FADE: Final = 1.0 - 1.0 / 64.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
 _NEW_REASON: Final = (
@@ -418,9 +419,13 @@ class Newcomers:
         """Count whether the model found another label likelier than that of one such event."""
         self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
-    def weight(self, rate: float) -> float:
-        """Return the weight of their events, given the greatest rate of established sources."""
-        if self._rate <= rate:
+    def weight(self, rate: float, *, hit: bool, compared: bool) -> float:
+        """Return the weight of one of their events, given the greatest rate of established sources.
+
+        ``compared``: whether enough of these are known to judge what is no hit, too.  That takes a
+        rate that is clearly greater: many honest new sources reach the greatest one by chance.
+        """
+        if self._rate <= rate + (0.0 if hit else _CLEARLY) or not (hit or compared):
             return 1.0
         return min(_NEW_SHARE * self._established / (self._surprises + self._usual), 1.0)
 
