@@ -208,7 +208,10 @@ def guess(table: Table, label: str | None = None, task: Task | None = None) -> G
     columns[chosen] = Column(chosen, "label", why + seen[chosen].without + _spellings(classes))
     examples = {n: v for n, c in columns.items() if (v := _typical(c.kind, seen[n])) is not None}
     if not any(c.kind in FEATURES for c in columns.values()):
-        raise ConfigError(str(table.path), "no column is left to learn from", "Add features")
+        others = (c for c in columns.values() if c.kind != "label")
+        whys = "; ".join(f"{c.name[:40]} is {c.kind}: {c.why}" for c in islice(others, 5))
+        problem = f"no column is left to learn from{whys and f' ({whys})'}"
+        raise ConfigError(str(table.path), problem, "Add features, or write these otherwise")
     return Guess(table, guessed_task, chosen, tuple(columns.values()), classes, examples)
 
 

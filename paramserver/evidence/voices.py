@@ -95,7 +95,7 @@ class Rates:
             self._last, self._run = source, 1
         voices = self._voices
         if voices.pop(source, None) is None and len(voices) >= _KNOWN:
-            del voices[next(iter(voices))]
+            self._forget(next(iter(voices)))
         voices[source] = voice
         rate = voice.rate
         new = voice.rate = rate + (hit - rate) / _LATELY
@@ -106,6 +106,9 @@ class Rates:
             rates = self._rates
             del rates[bisect_left(rates, rate)]
             insort(rates, new)
+
+    def _forget(self, source: str) -> None:
+        del self._voices[source]
 
     def size(self, taken: int) -> float:
         """Return the source's size relative to the median source's events, at least 1."""
@@ -171,6 +174,7 @@ class Voices(Rates):
         super().__init__()
         self.many = 1
         self._calm = 0.0  # events without surprise, divided by the number of sources
+        self._hard: dict[str | None, int] = {}  # how many sources' last event was such a surprise
 
     def hear(
         self, source: str, taken: int, *, hit: bool, far: bool, label: str | None = None
@@ -180,7 +184,8 @@ class Voices(Rates):
         allowed = voice.allowed
         if allowed != _DEPTH or taken > self.usual or source in self.flooding:
             allowed = self._allowed(source, voice, taken)
-        voice.hard = label if hit else None
+        if voice.hard != (label if hit else None):
+            self._surprised(voice, label if hit else None)
         if hit:
             if not self.is_hard(label):
                 allowed = allowed - 1.0 if allowed > 1.0 else 0.0
@@ -192,6 +197,18 @@ class Voices(Rates):
         if far or voice.far:
             voice.far += (far - voice.far) / _LATELY
             voice.just_far += (far - voice.just_far) / _JUST
+
+    def _surprised(self, voice: _Voice, label: str | None) -> None:
+        """Set the label of a source's last event if it was a surprise."""
+        hard = self._hard
+        hard[voice.hard], voice.hard = hard.get(voice.hard, 0) - 1, label
+        hard[label] = hard.get(label, 0) + 1
+        if len(hard) > 2 * _KNOWN:
+            self._hard = {one: n for one, n in hard.items() if n > 0}
+
+    def _forget(self, source: str) -> None:
+        self._surprised(self._voices[source], None)
+        super()._forget(source)
 
     def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
         size = 1.0
@@ -214,7 +231,7 @@ class Voices(Rates):
 
     def is_hard(self, label: str | None) -> bool:
         """Return whether the last events of most active sources were surprises with this label."""
-        if label is None:
+        if label is None or self._hard.get(label, 0) < SOURCES_MIN:
             return False
         now = self._look()
         hard = [voice.hard for voice in now.values()].count(label)

@@ -317,8 +317,9 @@ class Sources:
             assert isinstance(value, int | float)
             total = value + (mine if isinstance(mine, int | float) else 0.0)
             bounded = min(max(float(total), -EVIDENCE_MAX), EVIDENCE_MAX)
-            self._write(source, block.removeprefix(EVIDENCE), bounded, arrival)
-        elif block == TAKEN:
+            self._write(source, block[len(EVIDENCE) :], bounded, arrival)
+            return source
+        if block == TAKEN:
             assert isinstance(value, int | float)
             taken = int(value) + (mine if isinstance(mine, int) else 0)
             if taken > source.taken:

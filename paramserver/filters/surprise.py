@@ -228,7 +228,7 @@ class Surprise(Filter):
             return False
         if self._answer is not None:
             return True
-        return source.taken >= EARNED and self.voices.weight(name, source.sent) == 1.0
+        return not is_new(source) and self.voices.weight(name, source.sent) == 1.0
 
     def _beside_small_ones(self, event: Event, source: Source) -> Opinion:
         """Judge a source beside all small and new ones together, if too few can be compared.

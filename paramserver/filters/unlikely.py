@@ -172,7 +172,7 @@ class Unlikely(Filter):
     def _is_sure(self, event: Event, source: Source) -> bool:
         """Return whether a likely label can change nothing: there is no more credit to be had."""
         credit = source.evidence.get(self.name, 0.0), self._doubts.get(source.name, 0.0)
-        if self._rates or source.taken < EARNED or min(credit) < _CREDIT_MAX or event.loss is None:
+        if self._rates or min(credit) < _CREDIT_MAX or is_new(source) or event.loss is None:
             return False
         found = self._found(event.label, event.loss)
         return found is not None and found[0] >= found[1]

@@ -35,6 +35,8 @@ SALT_SHARED: Final = _SALTS[HEADS - 1]
 _ADAGRAD: Final[Floats] = np.array(ADAGRAD)[:, None]
 _NORMALISED: Final[Floats] = np.array(NORMALISED)
 _NUMBERS: Final = 6
+_UNTAUGHT: Final = 0.2
+"""How much worse a rival's answer counts than the own head's, in a row that teaches it nothing."""
 
 
 class Ids(NamedTuple):
@@ -131,7 +133,8 @@ class Lessons:
             at: By row, the index in ``held`` of each of its slots.
 
         Returns:
-            Expected rewards of the chosen actions: shape (rows, experts).
+            Expected rewards of the chosen actions: shape (rows, experts).  A row whose rivals are
+            not known teaches the rivals nothing, so they must not share in the own heads' success.
         """
         k, features = len(self.rows), self.forms.shape[2]
         size = at.shape[1] - self.products.shape[1]
@@ -153,8 +156,8 @@ class Lessons:
             to_shares(mine)
             told = answers[i]
             told[0:5:2] = mine.T
-            told[1:4:2] = told[0:4:2]
             mine -= y
+            told[1:4:2] = told[0:4:2] + np.copysign(_UNTAUGHT, mine[:, :2].T)
             mine *= weight
             slopes[:, :, 0] = mine[:, :2]
             if len(rivals) > 1:

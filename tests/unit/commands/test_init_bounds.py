@@ -81,3 +81,9 @@ def test_ids_that_are_numbers_in_json_are_backfilled_as_it_says(table: Path) -> 
     (command,) = re.findall(r"^  online (backfill .*)$", init(str(path)), re.M)
     done = CliRunner().invoke(cli.app, shlex.split(command))
     assert "visits: 60 rows learned" in done.output
+
+
+def test_a_table_without_features_is_told_what_its_columns_were_taken_for(table: Path) -> None:
+    table.write_text("\n".join(["price,y", *(f'"${i},000.5",{i % 2}' for i in range(1, 300))]))
+    with pytest.raises(ConfigError, match=r"\(price is left_out: no value comes twice.*no signs"):
+        init(str(table))

@@ -54,6 +54,19 @@ def test_what_is_not_rewarded_speaks_for_the_others() -> None:
     assert (blind.score(context_of(0), ACTIONS).answers[rivals, 1] < 0.34).all()
 
 
+def test_what_taught_the_rivals_nothing_gives_them_no_say() -> None:
+    """Rows of a log that was not chosen here: who else might have been chosen is not known."""
+    model = model_of()
+    for t in range(300):
+        i = t // 3 % 3
+        model.learn(row(context_of(t), *ACTIONS[i]), float(i == t % 3), 1.0)
+    scores = model.score(context_of(0), ACTIONS)
+    rivals = [*range(4, 8), *range(12, 16)]
+    assert scores.votes[rivals].sum() < 0.05
+    assert scores.answers[rivals] == pytest.approx(1 / 3)
+    assert scores.shares[0] > 0.9, scores.shares
+
+
 def test_deltas_of_two_replicas_merge_to_what_both_have_counted() -> None:
     first, second = model_of(), model_of()
     for t in range(40):

@@ -13,7 +13,9 @@ from benchmarks.speed.admission import Learning, Partition
 from online.learning.deltas import Pulled
 from online.models.choices.expert_table import Table
 from online.models.fm import FmModel
+from online.models.loading.from_settings import load_model
 from online.models.state.factors import TABLE, TableLines
+from online.rebuild.rebuild import method_of
 from online.service.state.parameter_servers import settings_of
 from online.settings import config
 from paramserver.core import wire
@@ -304,3 +306,15 @@ def test_the_settings_name_the_bounds(limits: dict[str, int], bounds: TableBound
     model = {"name": "m", "task": "binary", "learner": "fm", "params": {"table": True}}
     settings = config.load(None, {"models": [model], "limits": limits}, {})
     assert settings_of(settings.models[0], settings).tables == bounds
+
+
+@pytest.mark.parametrize(("merge", "most"), [("auto", 5_000), ("ordered", None)])
+def test_a_model_that_is_learned_in_order_is_rebuilt_with_all_its_rows(
+    merge: str, most: int | None
+) -> None:
+    """As its server has them: else a forget would remove rows of others."""
+    told = {"name": "m", "task": "binary", "learner": "fm", "params": {"table": True}}
+    model = {**told, "sync": {"merge": merge}}
+    settings = config.load(None, {"models": [model], "limits": {"table_rows_max": 5_000}}, {})
+    loaded = load_model(settings.models[0], settings, b"0" * 32)
+    assert method_of(settings.models[0], loaded, settings).table_rows_max == most

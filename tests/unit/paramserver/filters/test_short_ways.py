@@ -49,15 +49,17 @@ def events(draw: Any, labels: int, n: int) -> list[Event]:
     """Events of honest and hostile sources, one of which may flood, of a model that learns."""
     liars = draw.randrange(6)
     flood, begins = draw.random() < 0.4, draw.randrange(n)
+    names = draw.random() < 0.4  # new ones that lie
     heavy, right = draw.random() < 0.3, draw.choice((0.7, 0.85, 0.97))
     said, out = LABELS[labels], []
     for i in range(n):
         who = draw.randrange(SOURCES)
         if flood and i > begins and draw.random() < 0.6:
             who = 0
+        name = f"n{i // 90}" if names and draw.random() < 0.2 else f"s{who}"
         label = draw.choice(said[:2]) if draw.random() < 0.8 else draw.choice(said)
         answer = label if draw.random() < right else draw.choice(said)
-        lie = who < liars and i > begins and draw.random() < 0.8
+        lie = (who < liars or name[0] == "n") and i > begins and draw.random() < 0.8
         if lie:
             label = draw.choice([x for x in said if x != label])
         loss = draw.expovariate(6.0) if answer == label else 0.7 + draw.expovariate(0.8)
@@ -67,7 +69,7 @@ def events(draw: Any, labels: int, n: int) -> list[Event]:
         weight = draw.choice((0.1, 1.0, 1.0, 2.0)) if heavy else 1.0
         row = draw.randrange(1 << 30) if draw.random() < 0.98 else 7
         out.append(Event(
-            f"s{who}", i.to_bytes(16, "little"), None, loss, label=label, answer=answer,
+            name, i.to_bytes(16, "little"), None, loss, label=label, answer=answer,
             digest=hash((row, label)), features_digest=row, weight=weight, other=other,
         ))  # fmt: skip
     return out
@@ -109,6 +111,21 @@ def apart(seed: int, labels: int, n: int, change: Callable[[Chain], object]) -> 
 @given(seed=st.integers(0, 1 << 30), labels=st.sampled_from((2, 4)))
 def test_the_short_way_ends_where_the_long_one_does(seed: int, labels: int) -> None:
     assert not apart(seed, labels, 800, lambda chain: None)
+
+
+@pytest.mark.parametrize("blamed", [True, False])
+def test_who_is_still_weighted_with_new_sources_is_asked_about(blamed: bool) -> None:
+    """A source with a test against it is new for longer, and its calm events may weigh less."""
+    chain = made(2)
+    of_all = next(test for test in chain.filters if isinstance(test, Surprise))
+    unlikely = next(test for test in chain.filters if isinstance(test, Unlikely))
+    unlikely._doubts["s"], unlikely._asked = 2.0, (unlikely._odds, "true", 0.1, (0.9, 0.1))
+    event = Event("s", b"", None, 0.1, label="true", answer="true")
+    evidence = {"surprise": 8.0, "unlikely": 2.0} | ({"samples": -2.0} if blamed else {})
+    for taken in (10, 16):
+        source = Source("s", evidence=evidence, good=True, taken=taken)
+        sure = not blamed or taken == 16
+        assert (of_all._is_sure(source), unlikely._is_sure(event, source)) == (sure, sure)
 
 
 def the_allowance_does_not_matter(chain: Chain) -> None:
