@@ -421,8 +421,7 @@ class Newcomers:
     def weight(self, rate: float, *, hit: bool, compared: bool) -> float:
         """Return the weight of one of their events, given the greatest rate of established sources.
 
-        ``compared``: whether enough of these are known to judge what is no hit, too, which takes a
-        clearly greater rate: many honest new sources reach the greatest one by chance.
+        ``compared``: whether enough of these are known to judge what is no hit, too.
         """
         if self._rate <= rate + (0.0 if hit else _CLEARLY) or not (hit or compared):
             return 1.0
