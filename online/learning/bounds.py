@@ -47,11 +47,11 @@ from online.learning.ranges import (
     UNTIL,
     YOUNG,
     Range,
+    Ranges,
     RecentValues,
     TargetRange,
     data_of,
     own_range,
-    ranges_of,
     rebase_ranges,
     widths,
 )  # fmt: skip
@@ -86,8 +86,7 @@ class Bounds:
         self.on = True
         self.targets = targets
         self._free = frozenset(free)
-        self._ranges: dict[str, Range] = {}
-        self._awake: set[str] = set()  # names whose state changes even for values in range
+        self._ranges = Ranges()
         self._n = 0  # rows that the model has learned
         self._recent = RecentValues()
         self._begin()
@@ -112,6 +111,8 @@ class Bounds:
     def answered(self, features: Features) -> Features:
         """The row as a prediction uses it; the same object if no value is beyond the reach."""
         out = features
+        if self._ranges.below:
+            self._ranges.make(features)
         for name, held in _outside(self._ranges, features) if self.on else ():
             if widths(held, features[name]) > held.reach(self._n):
                 out = dict(out) if out is features else out
@@ -123,6 +124,8 @@ class Bounds:
 
         Returns the same row, and None, if no value is beyond the reach.
         """
+        if self._ranges.below:
+            self._ranges.make(features)
         outside = _outside(self._ranges, features) if self.on else []
         if not outside:
             return features, None
@@ -151,13 +154,14 @@ class Bounds:
 
         Values must also lie within ±``most``, the only bound for a name without a range.
         """
+        self._ranges.make(names)
         ranges = self._ranges if self.on else {}
         return _rows_inside([ranges.get(name) for name in names], x, most)
 
     @property
     def names(self) -> Collection[str]:
         """Names of the features that have a range."""
-        return self._ranges.keys() - {SENT_LABEL}
+        return self._ranges.names() - {SENT_LABEL}
 
     def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float, float, float]]:
         """Return what predictions accept as it is, for those of the names that have a range.
@@ -166,7 +170,8 @@ class Bounds:
         """
         if not self.on:
             return {}
-        out = {}
+        out, names = {}, [*names]
+        self._ranges.make(names)
         for name in names:
             if (held := self._ranges.get(name)) is not None:
                 reach = held.reach(self._n) * held.width
@@ -188,6 +193,7 @@ class Bounds:
         if sent is not None:  # names that were left out altogether get no range, either
             features = {**features, **{name: sent[name] for name in sent if name in features}}
         if not features.keys() <= ranges.keys():
+            ranges.make(features)
             self._meet(features)
         if self._n % SAMPLED == 0:
             numbers = numbers_of(example, targets=self.targets)
@@ -197,16 +203,16 @@ class Bounds:
             value = float(features[name])  # type: ignore[arg-type]  # outside: a number
             held = own_range(ranges, name)
             self._widen(name, held, value, clipped=sent is not None and name in sent)
-            self._note(name, held)
-        if self._awake:
+            self._ranges.note(name, held)
+        if ranges.awake:
             done = dict(outside)
-            for name in [n for n in features if n in self._awake and n not in done]:
+            for name in [n for n in features if n in ranges.awake and n not in done]:
                 held = ranges[name]
                 if held.beyond and features[name]:
                     self._ease(name, held)
                 if held.rows < YOUNG and not held.still(features[name], self._n):
                     self._age(name, held)
-                self._note(name, held)
+                self._ranges.note(name, held)
 
     def _add_target(self, example: Example, source: str) -> None:
         taught, sent = float(example.label), (example.raw or {}).get(SENT_LABEL)
@@ -216,7 +222,7 @@ class Bounds:
             held = self._ranges[SENT_LABEL] = TargetRange(value, value)
             held.changed = True
         held.learn(value, self._n, source, clipped=sent is not None)
-        self._note(SENT_LABEL, held)
+        self._ranges.note(SENT_LABEL, held)
 
     def ahead(self) -> Bounds:
         """Make a copy for the targets alone, to process rows before they are learned."""
@@ -226,12 +232,14 @@ class Bounds:
         held = self._ranges.get(SENT_LABEL)
         if isinstance(held, TargetRange):
             made._ranges[SENT_LABEL] = held.copy()
-            made._note(SENT_LABEL, held)
+            made._ranges.note(SENT_LABEL, held)
         return made
 
     def add_alike(self, rows: Sequence[Features]) -> bool:
         """Count unclipped rows with the same names; return False if :meth:`add` must count them."""
-        asleep = self._awake.isdisjoint(rows[0])
+        if self._ranges.below:
+            self._ranges.make(rows[0])
+        asleep = self._ranges.awake.isdisjoint(rows[0])
         if self.on and not (asleep and _all_inside(self._ranges, self._free, rows)):
             return False
         if self.on:
@@ -259,13 +267,6 @@ class Bounds:
         if self._n > 1:
             held.first = held.until = float(self._n)
         return held, (number, number), (held.first, held.until)
-
-    def _note(self, name: str, held: Range) -> None:
-        """Update whether values within the range change its state from now on."""
-        if held.awake:
-            self._awake.add(name)
-        else:
-            self._awake.discard(name)
 
     def _ease(self, name: str, held: Range) -> None:
         by = -min(_BACK, held.beyond)
@@ -330,9 +331,9 @@ class Bounds:
         target = ranges.pop(SENT_LABEL, None)
         if DIGEST in values:
             self._n = values[DIGEST].data["count"] + self._open_n
-        begun = not ranges  # so nothing is open, either
+        begun = not (ranges or ranges.below)  # so nothing is open, either
         if begun:
-            ranges.update(ranges_of(values))
+            ranges.begin(values)
         else:
             opened = (self._open_ranges, self._open_rows, self._open_beyond, self._open_until)
             rebase_ranges(ranges, values, *opened)
@@ -343,17 +344,16 @@ class Bounds:
             ranges[SENT_LABEL] = target
             target.rebase(values)
         if begun:
-            self._awake = {name for name, held in ranges.items() if not held.shared and held.awake}
+            ranges.awake = {name for name, held in ranges.items() if not held.shared and held.awake}
             return
         for block in (RANGE, ROWS, BEYOND):
             for name in data_of(values, block):
                 if (held := ranges.get(name)) is not None:
-                    self._note(name, held)
+                    self._ranges.note(name, held)
 
     def reset(self, values: Blocks) -> None:
         """Replace the state by exactly ``values``, with an empty open delta."""
-        self._ranges, self._n = {}, 0
-        self._awake.clear()
+        self._ranges, self._n = Ranges(), 0
         self._begin()
         self.rebase(values)
 
@@ -367,7 +367,7 @@ class Bounds:
         self._begin()
         for name in (*names, SENT_LABEL):
             self._ranges.pop(name, None)
-            self._awake.discard(name)
+            self._ranges.awake.discard(name)
         self._n = 0
         self.rebase(values)
 

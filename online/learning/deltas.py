@@ -9,7 +9,8 @@ from itertools import chain
 from typing import Final, TypeAlias
 
 from paramserver.core import blocks as algebra
-from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.array_maps import ArrayMap, as_dict
+from paramserver.core.blocks import Block, Blocks, Touched
 from paramserver.core.tables.layered import on_top_of
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Curved, Push, SyncReply, Version
@@ -261,6 +262,7 @@ class Pulled:
         self.blocks: Blocks = {}
         self._from: Version = (0, 0)  # changes after this version are known
         self._changes: deque[tuple[Version, Touched]] = deque()
+        self._given = 0  # names of the block that is being given up
 
     def note(self, version: Version, touched: Touched, *, whole: bool) -> None:
         """Record the values' new version, and what the last step to it has touched."""
@@ -312,16 +314,29 @@ class Pulled:
 
     def give_up(self, n: int) -> Blocks:
         """Remove and return at most ``n`` keys of a block; empty if there are none left."""
-        for name, block in self.blocks.items():
+        for name, block in [*self.blocks.items()]:
             if isinstance(block.data, dict) and (size := min(n, len(block.data))):
                 taken = dict(block.data.popitem() for _ in range(size))
-                return {name: algebra.Block(block.kind, taken)}
+                return {name: Block(block.kind, taken)}
+            if isinstance(block.data, ArrayMap):
+                taken = block.data.part(self._given, self._given + n)
+                self._given += len(taken)
+                if taken:
+                    return {name: Block(block.kind, taken)}
+                del self.blocks[name]
+                self._given = 0
         return {}
 
     def with_deltas(self, pending: Iterable[Delta], touched: Touched | None = None) -> Blocks:
-        """Copy the ``touched`` values (None: all), with own deltas on top."""
+        """Copy the ``touched`` values (None: all, in dicts), with own deltas on top.
+
+        Weights are in dicts, too, whichever are asked for.
+        """
         part = self.blocks if touched is None else algebra.select(self.blocks, touched)
         out = algebra.copy(part)
+        for block in out.values():
+            if touched is None or block.kind == algebra.ADDITIVE:
+                block.data = as_dict(block.data)
         for delta in pending:
             own = delta.blocks if touched is None else algebra.select(delta.blocks, touched)
             algebra.merge(out, own, 1.0)

@@ -312,7 +312,7 @@ class OrderedLearner(BaseLearner):
     def _values_of(self, reply: SyncReply, coming: PartialValues | None) -> Blocks | None:
         """The complete initial values that have arrived; None: none, or not all of them."""
         if coming is not None:
-            return coming.pulled.blocks
+            return coming.pulled.with_deltas(())
         return algebra.from_wire(reply.blocks) if reply.kind == "all" else None
 
     def _stand(self) -> None:

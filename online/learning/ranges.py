@@ -10,12 +10,13 @@ range then extends to their median.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, KeysView, Mapping
 from math import frexp, inf, log2
 from typing import Any, ClassVar, Final
 from zlib import crc32
 
-from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.core.array_maps import ArrayMap
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched, select
 from replay.example import SENT_LABEL, Features, Value
 
 REACH: Final = 16.0
@@ -67,6 +68,7 @@ reach is restored.  For targets: how many lay beyond the reach, by source, side 
 SINCE: Final = f"{SENT_LABEL} far"
 """Key in UNTIL for the row until which targets beyond the reach are counted together."""
 
+_BELOW: Final = (RANGE, ROWS, BEYOND, UNTIL)
 _ENDS: Final = (SENT_LABEL, SINCE)
 
 SAMPLED: Final = 8
@@ -288,6 +290,53 @@ class RecentValues:
         return made
 
 
+class Ranges(dict[str, Range]):
+    """Ranges by name.  Of very many, each is made when its name is first asked for.
+
+    Attributes:
+        below: Blocks with the ranges that are not made yet, and those that are; empty: all are.
+        awake: Names whose state changes even for values in range.
+    """
+
+    __slots__ = ("awake", "below")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below: Blocks = {}
+        self.awake: set[str] = set()
+
+    def begin(self, values: Blocks) -> None:
+        """Take all ranges of these values; there are none yet."""
+        if isinstance(data_of(values, RANGE), ArrayMap):
+            self.below = {name: values[name] for name in _BELOW if name in values}
+            self.make((SENT_LABEL,))
+        else:
+            self.update(ranges_of(values))
+
+    def make(self, names: Iterable[str]) -> None:
+        """Make the ranges of these names, as far as there are values of them."""
+        if not self.below:
+            return
+        known = self.below[RANGE].data
+        fresh = [name for name in names if name not in self and name in known]
+        if fresh:
+            made = ranges_of(select(self.below, dict.fromkeys(_BELOW, dict.fromkeys(fresh))))
+            self.update(made)
+            for name, held in made.items():
+                self.note(name, held)
+
+    def note(self, name: str, held: Range) -> None:
+        """Update whether values within the range change its state from now on."""
+        if held.awake:
+            self.awake.add(name)
+        else:
+            self.awake.discard(name)
+
+    def names(self) -> KeysView[str]:
+        """Return the names of all ranges."""
+        return {**data_of(self.below, RANGE), **self}.keys()
+
+
 def ranges_of(values: Blocks) -> dict[str, Range]:
     """Return the ranges in these values.
 
@@ -315,7 +364,7 @@ def ranges_of(values: Blocks) -> dict[str, Range]:
 
 
 def rebase_ranges(
-    ranges: dict[str, Range],
+    ranges: Ranges,
     values: Blocks,
     open_ranges: Mapping[str, tuple[float, float]],
     open_rows: Mapping[str, int],
@@ -323,6 +372,7 @@ def rebase_ranges(
     open_until: Mapping[str, tuple[float, float]],
 ) -> None:
     """Set the ranges that are in these values, with the open delta on top."""
+    ranges.make({name for block in _BELOW for name in data_of(values, block)})
     for name, (low, high) in data_of(values, RANGE).items():
         own = open_ranges.get(name, (low, high))
         low, high = min(low, own[0]), max(high, own[1])

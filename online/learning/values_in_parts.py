@@ -8,15 +8,22 @@ model, while the first one goes on answering and learning.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from online.learning.deltas import Pulled
+from online.learning.ranges import BEYOND, RANGE, ROWS, UNTIL
+from online.learning.vocabulary import NAMES
 from online.models.base import Forgetful, Model
 from paramserver.core import blocks as algebra
-from paramserver.core.blocks import Block
+from paramserver.core.blocks import ADDITIVE, COUNT, EXTREMA, Block
 from paramserver.core.names import Names
+from paramserver.core.runs import Collected, read_run
 from paramserver.core.tables.layered import LayeredRows
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Place, SyncReply, Version, decode_piece
+
+_VIEWS: Final = {RANGE: EXTREMA, UNTIL: EXTREMA, ROWS: COUNT, BEYOND: COUNT, NAMES: COUNT}
+"""Blocks that no model reads."""
 
 _DROPPED_KEYS = 1024  # in one turn of the loop
 
@@ -32,16 +39,39 @@ class PartialValues:
         self.after: Place | None = None
         self.whole = False
         self.pulled, self.model = Pulled(), model
-        self._names = Names()
+        self._names, self._collected = Names(), Collected()
         if model is not None:
             model.reset({})
 
     def take(self, piece: bytes) -> None:
         """Take a piece of the next part."""
-        blocks = algebra.from_wire(decode_piece(piece), names=self._names)
+        wire = decode_piece(piece)
+        runs = {name: block for name, block in wire.items() if isinstance(block.data, list)}
+        by_name = {name: block for name, block in wire.items() if name not in runs}
+        blocks = algebra.from_wire(by_name, names=self._names)
         self.pulled.put(blocks)
+        for name, block in runs.items():
+            if (made := self._take_run(name, block.kind, block.data)) is not None:
+                blocks[name] = made
         if self.model is not None:
             self.model.rebase(blocks)
+
+    def _take_run(self, name: str, kind: str, data: list[Any]) -> Block | None:
+        """Take values that are in arrays; return them if they may be the model's."""
+        run, view = read_run(name, kind, data), name in _VIEWS
+        if kind == _VIEWS.get(name, ADDITIVE) and self._collected.take(name, run):
+            return None if view else Block(kind, run.as_dict())
+        block = Block(kind, run.as_dict())
+        self.pulled.put({name: algebra.copy_block(block)})
+        return block
+
+    def settle(self) -> None:
+        """Put what was collected among the values, when all parts are here."""
+        for name, values in self._collected.maps().items():
+            kind = _VIEWS.get(name, ADDITIVE)
+            if (own := self.pulled.blocks.pop(name, None)) is not None:
+                values.update(own.data)
+            self.pulled.blocks[name] = Block(kind, values)
 
     def finish(self, changes: SyncReply) -> None:
         """Apply the server's changes since the version of the parts."""
@@ -112,6 +142,8 @@ class ServerView:
         coming.bring_up(part)
         coming.after, coming.whole = part.after, part.after is None
         self.values = coming
+        if coming.whole:
+            coming.settle()
 
     def begin(
         self, since: Version, tables: Mapping[str, Rows], others: Iterable[bytes]
@@ -127,6 +159,7 @@ class ServerView:
         for piece in others:
             coming.take(piece)
             yield
+        coming.settle()
         coming.whole = True
         self.values = coming
 

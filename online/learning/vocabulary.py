@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from online.models.features.hashed import Words
+from paramserver.core.array_maps import ArrayMap
 from paramserver.core.blocks import COUNT, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Example, Features, Label, Value, label_text
 
@@ -38,6 +39,41 @@ _REST_S: Final = 0.005  # shorter rests are accumulated
 _SHOWN: Final = 5  # names in a reason
 
 
+class _Known(set[str]):
+    """Known names; very many are in arrays below, until each is first asked for."""
+
+    __slots__ = ("_below", "_found")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._below: ArrayMap | None = None
+        self._found = 0  # of those below
+
+    @property
+    def count(self) -> int:
+        """The number of known names."""
+        return len(self) if self._below is None else len(self) - self._found + len(self._below)
+
+    def has(self, names: Collection[str]) -> bool:
+        """Whether all of these names are known; those that are, are in the set from then on."""
+        if self.issuperset(names):
+            return True
+        if (below := self._below) is None:
+            return False
+        found = {name for name in names if name not in self and name in below}
+        self._found += len(found)
+        self.update(found)
+        return self.issuperset(names)
+
+    def take(self, names: Mapping[str, object]) -> None:
+        """Add the names of values to the known ones."""
+        if not self and self._below is None and isinstance(names, ArrayMap):
+            self._below = names
+        else:
+            self.has(names.keys())
+            self.update(names)
+
+
 class Vocabulary:
     """The names of one model, with an open delta; has the methods of a tally.
 
@@ -54,7 +90,7 @@ class Vocabulary:
         self.most, self.share, self.a_second = MOST, SHARE, A_SECOND
         self._grown = 0  # names learned since the last rest
         self._words = words
-        self._known: set[str] = set()
+        self._known = _Known()
         self._brought: Counter[str] = Counter()
         # Promised names with their expiry and source, by the time for which they are held.
         self._promised: dict[float, dict[str, tuple[float, str]]] = {}
@@ -63,7 +99,7 @@ class Vocabulary:
         self._open_brought: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._known)
+        return self._known.count
 
     # -- bounding rows ------------------------------------------------------------------------
 
@@ -76,7 +112,7 @@ class Vocabulary:
         for ``hold_s`` seconds from ``now_s``, in POSIX seconds.
         """
         keys = self._keys(features)
-        if self._known.issuperset(keys):
+        if self._known.issuperset(keys) or self._known.has(keys):
             return features, None
         self._end_promises(now_s)
         held = self._promised.setdefault(hold_s, {})
@@ -92,7 +128,7 @@ class Vocabulary:
 
     def _room(self, source: str) -> int:
         """Number of new names that the source may bring."""
-        left = self.most - len(self._known) - self._promised_to.total()
+        left = self.most - len(self) - self._promised_to.total()
         own = int(self.most * self.share) - self._brought[source] - self._promised_to[source]
         return max(min(left, own), 0)
 
@@ -146,7 +182,7 @@ class Vocabulary:
     def add(self, example: Example, source: str) -> None:
         """Count the names of one learned row of the source."""
         keys = self._keys(example.features)
-        if self._known.issuperset(keys):
+        if self._known.issuperset(keys) or self._known.has(keys):
             return
         for key in keys:
             if key in self._known:
@@ -163,19 +199,21 @@ class Vocabulary:
     def knows(self, rows: Sequence[Features]) -> bool:
         """Whether rows that have the same names bring no new ones."""
         if self._words is None:
-            return self._known.issuperset(rows[0])
-        return all(self._known.issuperset(self._keys(x)) for x in rows)
+            return self._known.has(rows[0])
+        return all(self._known.has(self._keys(x)) for x in rows)
 
     def knows_numbers(self, names: Sequence[str]) -> bool:
         """Whether rows with any numbers under these names bring no new ones."""
         words, known = self._words, self._known
         if words is None or words.ids.isdisjoint(names):
-            return known.issuperset(names)
+            return known.has(names)
+        known.has([*names])
         return all(not words.keys(n, 0.0) if n in words.ids else n in known for n in names)
 
     def fresh(self, features: Features) -> list[str]:
         """Names of the row, in its order, for whose values nothing was learned yet."""
         known = self._known
+        known.has(self._keys(features))
         return [
             name
             for name, value in features.items()
@@ -209,14 +247,14 @@ class Vocabulary:
     def rebase(self, values: Blocks) -> None:
         """Replace the values of the given keys, and apply the open delta on top."""
         if NAMES in values:
-            self._known.update(values[NAMES].data)
+            self._known.take(values[NAMES].data)
         if BROUGHT in values:
             for source, n in values[BROUGHT].data.items():
                 self._brought[source] = n + self._open_brought[source]
 
     def reset(self, values: Blocks) -> None:
         """Replace the state by exactly ``values``, with an empty open delta."""
-        self._known, self._brought = set(), Counter()
+        self._known, self._brought = _Known(), Counter()
         self._open_known, self._open_brought = {}, Counter()
         self.rebase(values)
 

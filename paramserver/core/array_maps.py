@@ -9,7 +9,16 @@ Neither changes: a mapping keeps what is set in dicts of its own, so copies shar
 from __future__ import annotations
 
 import os
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import (
+    Collection,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from copy import copy
 from itertools import count
 from typing import Any, Final, Self
@@ -29,7 +38,9 @@ NAME_BYTES: Final = 4_096
 
 _CUT: Final = 8_192  # names decoded, or hashed, at a time; such parts fit the CPU cache
 _FOLDED: Final = 4  # a copy is folded when more than one in so many numbers was set
+_ROOM: Final = 16  # growth factor
 _WORD: Final = 8
+_NOTHING: Final = np.empty(0, dtype=np.int64)
 _LOW: Final = np.uint64(2**32 - 1)
 _HALF: Final = np.uint64(32)
 _FACTORS: Final = np.frombuffer(os.urandom(4 * (NAME_BYTES + _WORD)), dtype=np.uint64).reshape(
@@ -60,6 +71,17 @@ def check_ends(blob: Array, ends: Array) -> None:
         raise ValueError("keys overlap, or end beyond their bytes")
 
 
+def check_names(blob: Array, ends: Array) -> None:
+    """Raise ValueError if an index can't take these names, of which there are some."""
+    check_ends(blob, ends)
+    if (np.diff(ends, prepend=0) > NAME_BYTES).any():
+        raise ValueError(f"a name is longer than {NAME_BYTES} bytes")
+    if len(blob) and blob.max() > 127:  # not ASCII
+        blob.tobytes().decode()
+        if (blob[ends[ends < len(blob)]] & 0xC0 == 0x80).any():
+            raise ValueError("a name ends within a character")
+
+
 class NameIndex:
     """Distinct names by position, as UTF-8 bytes that are found by a hash.
 
@@ -70,39 +92,64 @@ class NameIndex:
 
     Attributes:
         places: Positions of the names that were looked up; -1: not among the names.
+        token: A number that no other index has.
 
     Raises:
         ValueError: They are no names, or one is longer than ``NAME_BYTES``.
     """
 
-    def __init__(self, blob: Array, ends: Array) -> None:
-        if len(ends):
-            check_ends(blob, ends)
-        if (np.diff(ends, prepend=0) > NAME_BYTES).any():
-            raise ValueError(f"a name is longer than {NAME_BYTES} bytes")
-        if len(blob) and blob.max() > 127:  # not ASCII
-            blob.tobytes().decode()
-            if (blob[ends[ends < len(blob)]] & 0xC0 == 0x80).any():
-                raise ValueError("a name ends within a character")
-        self._padded = np.append(blob, np.zeros(_WORD, dtype=np.uint8))
-        self._blob, self._ends = self._padded[: len(blob)], ends
-        self._ids = Ids(_hashes(self._padded, ends))
-        self._ids.lay_out()
+    def __init__(self, blob: Array = _NOTHING, ends: Array = _NOTHING) -> None:
+        self.token = int.from_bytes(os.urandom(8), "little") | 2**63  # as long as any other
+        self._blob, self._ends = np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64)
+        self._size = self._count = 0
+        self._ids: Ids | None = None
         self.places: dict[str, int] = {}
+        if len(ends):
+            self.add(blob, ends)
+
+    def add(self, blob: Array, ends: Array) -> None:
+        """Add names, of which none is there yet.  Raises ValueError as the constructor."""
+        check_names(blob, ends)
+        padded = np.append(blob, np.zeros(_WORD, dtype=np.uint8))
+        hashes = _hashes(padded, ends)
+        if self._ids is None:
+            self._blob, self._ends, self._ids = padded, ends, Ids(hashes)
+            self._ids.lay_out()
+        else:
+            self._ids.add(hashes)
+            self._blob = grown(self._blob, self._size, blob)
+            self._ends = grown(self._ends, self._count, ends + self._size)
+        self._size += len(blob)
+        self._count += len(ends)
+        self.places.clear()
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._count
 
     @property
     def arrays(self) -> tuple[Array, Array]:
         """The bytes of all names, and the end of each."""
-        return self._blob, self._ends
+        return self._blob[: self._size], self._ends[: self._count]
+
+    def has(self, first: int, blob: Array, ends: Array) -> bool:
+        """Whether these are the names from the position ``first`` on."""
+        begin, end = self._begin(first), first + len(ends)
+        if end > self._count:
+            return False
+        same = np.array_equal(self._ends[first:end] - begin, ends)
+        return same and np.array_equal(self._blob[begin : begin + len(blob)], blob)
+
+    def _begin(self, place: int) -> int:
+        return int(self._ends[place - 1]) if place else 0
+
+    def bytes_of(self, first: int, end: int) -> tuple[Array, Array]:
+        """Return bytes and ends of the names at the positions from ``first`` up to ``end``."""
+        begin = self._begin(first)
+        return self._blob[begin : self._begin(end)], self._ends[first:end] - begin
 
     def part(self, first: int, end: int) -> list[str]:
         """Return the names at the positions from ``first`` up to ``end``."""
-        begin = int(self._ends[first - 1]) if first else 0
-        ends = self._ends[first:end] - begin
-        return read_names(self._blob[begin : begin + int(ends[-1])], ends) if len(ends) else []
+        return read_names(*self.bytes_of(first, end)) if end > first else []
 
     def at(self, positions: Array) -> list[str]:
         """Return the names at these positions."""
@@ -114,13 +161,16 @@ class NameIndex:
     def chars(self, positions: Array | None) -> int:
         """Return the number of bytes of the names at these positions (None: all)."""
         if positions is None:
-            return len(self._blob)
-        return int(np.diff(self._ends, prepend=0)[positions].sum())
+            return self._size
+        return int(np.diff(self.arrays[1], prepend=0)[positions].sum())
 
-    def look_up(self, names: Iterable[str]) -> dict[str, int]:
+    def look_up(self, names: Collection[str]) -> dict[str, int]:
         """Return :attr:`places`, in which all of these names now are."""
         places = self.places
         if fresh := [name for name in names if name not in places]:
+            if len(places) + len(fresh) > 2 * self._count + _CUT:  # names that nobody has
+                places = self.places = {}  # others may be reading the one before
+                fresh = [*dict.fromkeys(names)]
             places.update(zip(fresh, self._found(fresh), strict=True))
         return places
 
@@ -131,6 +181,8 @@ class NameIndex:
         if max(map(len, raw)) > NAME_BYTES:
             return [self._found([name])[0] if len(b) <= NAME_BYTES else -1
                     for name, b in zip(names, raw, strict=True)]  # fmt: skip
+        if self._ids is None:
+            return [-1] * len(raw)
         found: list[int] = self._ids.find(_hashes(padded, ends), len(self)).tolist()
         for place, one in zip(found, raw, strict=True):
             if place >= 0 and self._raw(place) != one:  # two names have one hash: that may not be
@@ -139,8 +191,17 @@ class NameIndex:
         return found
 
     def _raw(self, place: int) -> bytes:
-        begin = self._ends[place - 1] if place else 0
-        return self._blob[begin : self._ends[place]].tobytes()
+        return self._blob[self._begin(place) : self._ends[place]].tobytes()
+
+
+def grown(held: Array, n: int, more: Array) -> Array:
+    """Return an array with ``more`` after the first ``n`` elements; it has room for others."""
+    if (end := n + len(more)) > len(held):  # memory that is not touched yet costs nothing
+        made = np.empty((_ROOM * end, *held.shape[1:]), dtype=held.dtype)
+        made[:n] = held[:n]
+        held = made
+    held[n:end] = more
+    return held
 
 
 def spans_of(positions: Array) -> Array:
@@ -282,6 +343,37 @@ class ArrayMap(Mapping[str, Any]):
             some |= [*self._new.items()][begin : end - len(self._numbers)]
         return some
 
+    @property
+    def fixed(self) -> int:
+        """Number of names of the array, which are the first ones."""
+        return len(self._numbers)
+
+    def stretch(self, first: int, end: int) -> tuple[int, Array] | None:
+        """Return the position of the ``first`` name of the array, and the numbers up to ``end``.
+
+        None: their positions do not follow each other, or a number is of another type.
+        """
+        place, numbers = first, self._numbers[first:end]
+        if self._positions is not None:
+            positions = self._positions[first:end]
+            place = int(positions[0])
+            if (np.diff(positions) != 1).any():
+                return None
+        if self._set:
+            names = self._names(first, end)
+            changed = {i: self._set[name] for i, name in enumerate(names) if name in self._set}
+            if not self._fits(changed.values()):
+                return None
+            numbers = numbers.copy()
+            if changed:
+                numbers[[*changed]] = [*changed.values()]
+        return place, numbers
+
+    def _fits(self, values: Iterable[Any]) -> bool:
+        """Whether the array can hold the values as they are."""
+        kind = int if self._numbers.dtype == np.int64 else float
+        return self._width > 1 or set(map(type, values)) <= {kind}
+
     def _names(self, first: int, end: int) -> list[str]:
         if self._positions is None:
             return self.index.part(first, end)
@@ -320,8 +412,7 @@ class ArrayMap(Mapping[str, Any]):
     def _folded(self) -> Array | None:
         """Return the array with what was set; None if not all of it is of the array's type."""
         changed, numbers = self._set, self._numbers
-        kind = int if numbers.dtype == np.int64 else float
-        if self._width == 1 and not set(map(type, changed.values())) <= {kind}:
+        if not self._fits(changed.values()):
             return None
         made = numbers.copy()
         rows = np.fromiter(map(self._row, changed), dtype=np.int64, count=len(changed))
@@ -332,14 +423,12 @@ class ArrayMap(Mapping[str, Any]):
         """Return all numbers in order; None if they are of several types."""
         if (made := self._folded() if self._set else self._numbers) is None or not self._new:
             return made
-        new = self._new.values()
-        kind = int if made.dtype == np.int64 else float
-        if self._width == 1 and not set(map(type, new)) <= {kind}:
+        if not self._fits(new := self._new.values()):
             return None
         return np.concatenate((made, np.array([*new], dtype=made.dtype)))
 
 
-def expect(data: Any, names: Iterable[str]) -> None:
+def expect(data: Any, names: Collection[str]) -> None:
     """Look the names up together if the data is in an array: one by one takes ten times as long."""
     if isinstance(data, ArrayMap):
         data.index.look_up(names)

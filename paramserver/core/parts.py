@@ -19,6 +19,7 @@ from paramserver.core.applied import PartialPulls
 from paramserver.core.array_maps import ArrayMap
 from paramserver.core.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
 from paramserver.core.holdings import Held, Holdings, read_ids, select_held
+from paramserver.core.runs import part_of
 from paramserver.core.tables.rows import Rows
 from paramserver.core.wire import Place, SyncRequest, Version, encode_piece
 
@@ -132,7 +133,7 @@ class Parts:
             else:
                 data, keys = block.data, self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
-                some = keys.part(begin, end) if keys is data else _some(data, keys[begin:end])
+                some = part_of(data, begin, end) if keys is data else _some(data, keys[begin:end])
                 piece[name] = Block(block.kind, some)
                 size += max(end - begin, 1)
                 if end < len(keys):

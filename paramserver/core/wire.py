@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-FORMAT = 5
+FORMAT = 6
 
 Version = tuple[int, int]
 """``(epoch, count)``: the server's epoch, and the number of pushes ever applied."""

@@ -57,7 +57,7 @@ def play(seed: int, *, shared: bool) -> list[str]:
             if not shared:
                 apart(bounds)
             out.append(repr(sorted(bounds.ends(WORDS).items())))
-            out.append(repr(sorted(bounds._awake)))
+            out.append(repr(sorted(bounds._ranges.awake)))
         out.append(repr(sorted((name, b.data) for name, b in delta.items())))
     return out
 
