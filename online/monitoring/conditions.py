@@ -6,10 +6,13 @@ begins and when it ends.  An event (a promotion, a decision, a quarantined sourc
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from online.monitoring.alerts import Alert
 from online.monitoring.recording import Look
@@ -23,7 +26,7 @@ _OF_MARK: Final[Mapping[str, Kind]] = {
 
 
 _Key: TypeAlias = tuple[Kind, str | None, str]
-"""Kind and model of a condition, and its text with digits masked."""
+"""Kind and model of a condition, and a hash of its text with digits masked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +51,39 @@ class _Seen:
     def key(self) -> _Key:
         """Return the condition's identity, which does not change with numbers in the text."""
         words = re.sub(r"\d[\d,.]*", "#", self.text) if self.kind == "incident" else ""
-        return self.kind, self.model, words
+        return self.kind, self.model, hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+class Raised(msgspec.Struct, frozen=True):
+    """A condition that was reported and is not over yet, as it is kept over a restart.
+
+    ``text`` omits what may name a row, which is not kept where ``online forget`` does not look.
+    """
+
+    key: _Key
+    text: str
 
 
 class Conditions:
-    """Remembers the conditions that hold, and derives alerts from each observation."""
+    """Remembers the conditions that hold, and derives alerts from each observation.
 
-    def __init__(self) -> None:
+    ``before``: what an earlier process has reported.  What of it still lasts is reported again, and
+    the rest is over.
+    """
+
+    def __init__(self, before: Iterable[Raised] = ()) -> None:
         self._held: dict[_Key, _Held] = {}
+        self._before = {one.key: one.text for one in before}
+
+    @property
+    def raised(self) -> list[Raised]:
+        """The conditions that were reported and are not over yet."""
+        told = {
+            key: held.text.partition(": ")[0] if key[0] == "incident" else held.text
+            for key, held in self._held.items()
+            if held.told
+        }
+        return [Raised(key, text) for key, text in {**self._before, **told}.items()]
 
     def of(self, look: Look, stale_s: float) -> list[Alert]:
         """Return the alerts that follow from an observation, in the order of time.
@@ -84,6 +112,13 @@ class Conditions:
             was = self._held.pop(key)
             if was.told:
                 out.append(Alert(kind, model, "over", was.text, look.at, look.service))
+        for key, text in list(self._before.items()):
+            if (held := self._held.get(key)) is not None:
+                if held.told:
+                    del self._before[key]
+            elif look.failed is None:
+                del self._before[key]
+                out.append(Alert(key[0], key[1], "over", text, look.at, look.service))
         return out
 
 

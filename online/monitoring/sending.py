@@ -10,15 +10,22 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
 
+import msgspec
+
+from online.edge.releases.folder import write
 from online.monitoring.alerts import Alert
-from online.monitoring.conditions import Conditions
+from online.monitoring.conditions import Conditions, Raised
 from online.monitoring.receivers import NotSent, Receiver, receivers
 from online.monitoring.recording import Look
 from online.settings.alerts import Alerts
 
 log = logging.getLogger(__name__)
 
+ALERTS_FILE: Final = "alerts.json"
+"""In the state folder: which conditions were reported and are not over."""
 _RETRY_MAX_S = 600.0
 _END_S = 0.5  # seconds to wait at the end for a thread without an attempt in progress
 
@@ -95,22 +102,36 @@ class Outbox:
         log.warning("alerts: given up: %s: %s", why, alert.summary)
 
 
+def _read(kept: Path | None) -> list[Raised]:
+    """Read which conditions were reported; none if the file is missing or damaged."""
+    try:
+        return [] if kept is None else msgspec.json.decode(kept.read_bytes(), type=list[Raised])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("alerts: %s can't be read: %s", kept, error)
+        return []
+
+
 class Sending:
     """Derives alerts from each observation of the service, and queues them for the receivers.
 
     Parameters:
         wanted: Returns the present settings, which may change while the service runs.
         made: Makes the receivers of the settings.
+        kept: The file that keeps which conditions were reported, over a restart; None: none does.
     """
 
     def __init__(
         self,
         wanted: Callable[[], Alerts],
         made: Callable[[Alerts], Sequence[Receiver]] = receivers,
+        kept: Path | None = None,
     ) -> None:
-        self._wanted, self._made = wanted, made
+        self._wanted, self._made, self._kept = wanted, made, kept
         self._settings: Alerts | None = None
-        self._conditions = Conditions()
+        self._written = _read(kept)
+        self._conditions = Conditions(self._written)
         self.boxes: list[Outbox] = []
 
     def __call__(self, look: Look | None) -> None:
@@ -126,6 +147,18 @@ class Sending:
         for alert in self._conditions.of(look, wanted.stale_s):
             for box in self.boxes:
                 box.put(alert)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Write which conditions are reported, if that has changed and somebody is told."""
+        raised = self._conditions.raised
+        if self._kept is None or not self.boxes or raised == self._written:
+            return
+        self._written = raised
+        try:
+            write(self._kept, msgspec.json.encode(raised), 0o600)
+        except OSError as error:  # such as a full disk: the alerts matter more
+            log.warning("alerts: %s can't be written: %s", self._kept, error)
 
     def _close(self) -> None:
         for box in self.boxes:

@@ -16,7 +16,7 @@ import uvicorn
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.monitoring.recording import Recording
-from online.monitoring.sending import Sending
+from online.monitoring.sending import ALERTS_FILE, Sending
 from online.service.one_process import (
     OneProcess,
     Progress,
@@ -124,7 +124,8 @@ class Embedded:
         self._http = _Http(settings.host, settings.port)
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
-        self._recording = Recording(settings.state_dir, Sending(lambda: settings.alerts))
+        sending = Sending(lambda: settings.alerts, kept=settings.state_dir / ALERTS_FILE)
+        self._recording = Recording(settings.state_dir, sending)
 
     def __enter__(self) -> Self:
         return self

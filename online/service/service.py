@@ -27,7 +27,7 @@ from online.client.simple_client import NoAnswer, SimpleClient
 from online.errors import OnlineError, StartRefused
 from online.models.loaded import Loaded
 from online.monitoring.recording import Recording
-from online.monitoring.sending import Sending
+from online.monitoring.sending import ALERTS_FILE, Sending
 from online.service import processes, worker_setup
 from online.service.on_ray import rollout
 from online.service.on_ray.balancer import balanced
@@ -224,7 +224,8 @@ class Service:
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
-        self._recording = Recording(settings.state_dir, Sending(lambda: self._settings.alerts))
+        sending = Sending(lambda: self._settings.alerts, kept=settings.state_dir / ALERTS_FILE)
+        self._recording = Recording(settings.state_dir, sending)
         self.url = ""
 
     # -- start -------------------------------------------------------------------------------
