@@ -17,9 +17,8 @@ It works with every model that has a loss, including trees.  Its rules:
 - *When the stream changes*, all sources surprise and q₀ rises; from 60 % on the test is inactive.
 - *New sources* are weighted together, as new names are free.  While they surprise more often than
   the established sources, their events together get a twentieth of the weight of the established
-  sources' events.  Beside eight established sources, so do those that do not surprise: lies that
-  the model believes already do not, and learning these makes more of them unsurprising.  (Fewer may
-  be a flood from the first row on, which honest new sources contradict.)
+  sources' events.  Beside eight established sources (fewer may be a flood from the first row on),
+  so do those that do not surprise, such as lies that the model believes already.
 
 If labels are numbers, weights are reduced only in floods (after a shift of the level, reduced
 weights would delay learning), and for errors above the 90 % quantile, which are learned as if equal
@@ -191,7 +190,7 @@ class Surprise(Filter):
             weight, reason = allowed, _OFTEN_REASON
             if is_new(source):
                 weight = self._new.most(event.weight)
-                weight *= self._new.weight(rate) if hit or self.arrivals.compares else 1.0
+                weight *= self._new.weight(rate, hit=hit, compared=self.arrivals.compares)
                 reason = _NEW_REASON
             if numbers and (most := _LARGEST * bounds.high) < weight * loss:
                 weight, reason = most / loss, _LARGE_REASON
@@ -374,6 +373,7 @@ _DENIED_LATELY: Final = 16.0
 _DENIED_LONG: Final = 128.0
 _DENIED_MIN: Final = 0.1
 _NEW_SHARE: Final = 0.05
+_CLEARLY: Final = 0.1
 _FADE: Final = 1.0 - 1.0 / 64.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
 _NEW_REASON: Final = (
@@ -384,8 +384,8 @@ _NEW_REASON: Final = (
 class Newcomers:
     """The rate of surprises (*hits*) of all new sources together.
 
-    Each event counts as it weighs.  Weights are summed over some 64 events: a twentieth of what
-    came before would else be a dozen lies of names that come all at once.
+    Each event counts as it weighs.  Weights are summed over some 64 events, or a twentieth of them
+    would be a dozen lies of names that come all at once.
 
     Attributes:
         denied: Rate at which the model lately found another label likelier than that of a new or
@@ -418,9 +418,12 @@ class Newcomers:
         """Count whether the model found another label likelier than that of one such event."""
         self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
-    def weight(self, rate: float) -> float:
-        """Return the weight of their events, given the greatest rate of established sources."""
-        if self._rate <= rate:
+    def weight(self, rate: float, *, hit: bool, compared: bool) -> float:
+        """Return the weight of one of their events, given the greatest rate of established sources.
+
+        ``compared``: whether enough of these are known to judge what is no hit, too.
+        """
+        if self._rate <= rate + (0.0 if hit else _CLEARLY) or not (hit or compared):
             return 1.0
         return min(_NEW_SHARE * self._established / (self._surprises + self._usual), 1.0)
 

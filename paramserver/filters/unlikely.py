@@ -160,8 +160,8 @@ class Unlikely(Filter):
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
         if is_new(source):
             hit = says.hit or self._odds.is_new(event.label, event.loss)  # new names cost nothing
-            bounded = hit or self._surprise.arrivals.compares
-            weight = self._new.weight(says.usual) if bounded else 1.0
+            compared = self._surprise.arrivals.compares
+            weight = self._new.weight(says.usual, hit=hit, compared=compared)
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
         in_doubt = doubt < _DOUBTED or flooding

@@ -212,7 +212,7 @@ def test_new_sources_together_weigh_a_share_however_heavy_their_events_are() -> 
             new.count(new=False, hit=False)
         learned[heavy] = 0.0
         for _ in range(40):
-            learned[heavy] += heavy * new.most(heavy) * new.weight(0.2)
+            learned[heavy] += heavy * new.most(heavy) * new.weight(0.2, hit=True, compared=True)
             new.count(new=True, hit=True, weight=heavy)
     assert learned[MOST] <= learned[1.0]
     assert new.most(1.0) == 1.0
@@ -225,7 +225,7 @@ def test_true_rows_that_weigh_nothing_hide_no_lies_of_new_sources() -> None:
         new.count(new=False, hit=False)
         lie = n % 6 == 0
         new.count(new=True, hit=lie, weight=MOST if lie else 0.01)
-    assert new.weight(0.5) < 1.0
+    assert new.weight(0.5, hit=True, compared=True) < 1.0
 
 
 DOORS = ("features", "body", "token", "prediction first", "label first", "provisional")

@@ -76,7 +76,7 @@ def test_new_names_are_judged_together(
     monkeypatch: pytest.MonkeyPatch, together: bool, vouched: bool
 ) -> None:
     if not together:  # the mutant
-        monkeypatch.setattr(Newcomers, "weight", lambda self, rate: 1.0)
+        monkeypatch.setattr(Newcomers, "weight", lambda self, rate, **given: 1.0)
     rows = ROWS[: BEFORE + 200]
     groups = floods.many_names(rows, BEFORE, 33)
     weights: list[float] = []

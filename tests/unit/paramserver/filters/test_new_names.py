@@ -51,7 +51,7 @@ def test_lies_that_do_not_surprise_share_the_weight_of_those_that_do(
     monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     if not works:  # the mutant
-        monkeypatch.setattr(Newcomers, "weight", lambda self, rate: 1.0)
+        monkeypatch.setattr(Newcomers, "weight", lambda self, rate, **given: 1.0)
     for seed in (1, 2, 3):
         _, likely, _ = lies_of_new_names(3, seed)
         late = likely[len(likely) // 4 :]
