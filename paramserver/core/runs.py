@@ -88,7 +88,7 @@ def read_run(name: str, kind: str, data: list[Any]) -> Run:
 
 @dataclass(slots=True)
 class _Block:
-    """Numbers of a block that have arrived, and the stretches of their names."""
+    """The arrived part of a block: its numbers, and the stretches of their names."""
 
     numbers: Array
     n: int

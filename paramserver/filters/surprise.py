@@ -418,7 +418,7 @@ class Newcomers:
         """Count whether the model found another label likelier than that of one such event."""
         self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
 
-    def weight(self, rate: float, *, hit: bool, compared: bool) -> float:
+    def weight(self, rate: float, *, hit: bool = True, compared: bool = True) -> float:
         """Return the weight of one of their events, given the greatest rate of established sources.
 
         ``compared``: whether enough of these are known to judge what is no hit, too.
