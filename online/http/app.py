@@ -55,6 +55,7 @@ from online.messages.bodies import (
     Transfers,
     content_type,
     decode,
+    decode_feedback,
     error_body,
     format_of,
 )
@@ -286,7 +287,7 @@ class App:
                     serving.explained(request) if explain else serving.answered(request)
                 )
             elif action == "feedback":
-                request = decode(form.feedback, body)
+                request = await decode_feedback(form, body, self._limits.rows_max)
                 self._direct.offer(send, request, model, form, headers_in)
                 status, result = await serving.feedback(request)
             else:

@@ -36,13 +36,30 @@ _NO_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?(?:NaN|Infinity|inf|nan)\b)')
 _NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?\d+(?:\.\d+)?[eE]\+?\d+)')
 
 
+class UnreadEvent(Event, kw_only=True, gc=True):
+    """An event that can't be decoded, in its place among others, and why."""
+
+    error: RequestError
+
+
+class _Apart(FeedbackRequest):
+    """Feedback whose events are not decoded yet."""
+
+    events: list[msgspec.Raw] | None = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One content type: the decoders and the encoder of its bodies."""
+    """One content type: the decoders and the encoder of its bodies.
+
+    ``apart`` leaves the events of feedback as they are, and ``event`` decodes one of them.
+    """
 
     content_type: bytes
     predict: Callable[[bytes], PredictRequest]
     feedback: Callable[[bytes], FeedbackRequest]
+    apart: Callable[[bytes], _Apart]
+    event: Callable[[bytes], Event]
     choose: Callable[[bytes], ChooseRequest]
     reward: Callable[[bytes], RewardRequest]
     encode: Callable[[Any], bytes]
@@ -52,6 +69,8 @@ JSON: Final = Format(
     b"application/json",
     msgspec.json.Decoder(PredictRequest).decode,
     msgspec.json.Decoder(FeedbackRequest).decode,
+    msgspec.json.Decoder(_Apart).decode,
+    msgspec.json.Decoder(Event).decode,
     msgspec.json.Decoder(ChooseRequest).decode,
     msgspec.json.Decoder(RewardRequest).decode,
     msgspec.json.Encoder().encode,
@@ -60,6 +79,8 @@ MSGPACK: Final = Format(
     b"application/msgpack",
     msgspec.msgpack.Decoder(PredictRequest).decode,
     msgspec.msgpack.Decoder(FeedbackRequest).decode,
+    msgspec.msgpack.Decoder(_Apart).decode,
+    msgspec.msgpack.Decoder(Event).decode,
     msgspec.msgpack.Decoder(ChooseRequest).decode,
     msgspec.msgpack.Decoder(RewardRequest).decode,
     msgspec.msgpack.Encoder().encode,
@@ -247,20 +268,48 @@ def _too_large(size: int, limit: int) -> RequestError:
     )
 
 
-async def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
-    """Decode each line of an upload into an event, or a RequestError that names the wrong field.
+async def decode_feedback(form: Format, body: bytes, rows_max: int) -> FeedbackRequest:
+    """Decode one event or many; among many, one that can't be decoded is an UnreadEvent.
+
+    Raises RequestError 400 or 422, also for more than ``rows_max`` events with such a one.
+    """
+    try:
+        request: FeedbackRequest = decode(form.feedback, body)
+    except RequestError as error:
+        if error.code != "invalid_value" or not (error.field or "").startswith("events["):
+            raise
+        apart: _Apart = decode(form.apart, body)
+        if apart.events is None or len(apart.events) > rows_max:
+            raise
+    else:
+        return request
+    events: list[Event] = []
+    for i, raw in enumerate(apart.events):
+        if i % _LINES == 0:
+            await asyncio.sleep(0)  # lets predictions run
+        event = _event(form.event, bytes(raw))
+        if isinstance(event, UnreadEvent):
+            e, place = event.error, f"events[{i}]"
+            field = f"{place}.{e.field}" if e.field else place
+            event = UnreadEvent(error=RequestError(e.status, e.code, e.message, field, e.hint))
+        events.append(event)
+    return FeedbackRequest(**{**msgspec.structs.asdict(apart), "events": events})
+
+
+async def decode_events(lines: Sequence[bytes]) -> list[Event]:
+    """Decode each line of an upload into an event, or an UnreadEvent that names the wrong field.
 
     Other tasks get a turn after some lines and at the end, because invalid lines are not written
     and so never wait for a commit, however many there are.
     """
-    events: list[Event | RequestError] = []
+    events: list[Event] = []
     for i in range(0, len(lines), _LINES):
         events += _some_events(lines[i : i + _LINES])
         await asyncio.sleep(0)
     return events
 
 
-def _some_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
+def _some_events(lines: Sequence[bytes]) -> list[Event]:
     """Decode some of the lines.
 
     All are decoded together if they look like objects.  The decoder would accept two objects on one
@@ -268,17 +317,17 @@ def _some_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
     """
     if all([line[:1] == b"{" and line[-1:] == b"}" for line in lines]):
         with contextlib.suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            events: list[Event | RequestError] = [*_LINE.decode_lines(b"\n".join(lines))]
+            events: list[Event] = _LINE.decode_lines(b"\n".join(lines))
             if len(events) == len(lines):
                 return events
-    return [_event(line) for line in lines]
+    return [_event(_LINE.decode, line) for line in lines]
 
 
-def _event(line: bytes) -> Event | RequestError:
+def _event(decoder: Callable[[bytes], Event], body: bytes) -> Event:
     try:
-        event: Event = decode(_LINE.decode, line)
+        event: Event = decode(decoder, body)
     except RequestError as error:
-        return error
+        return UnreadEvent(error=error)
     return event
 
 

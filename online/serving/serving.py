@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from online.errors import RequestError, invalid
+from online.messages.bodies import UnreadEvent
 from online.messages.structs import (
     Event,
     Explanation,
@@ -345,6 +346,8 @@ class Serving:
 
     async def _read(self, event: Event, i: int) -> EventRow | Receipt | RequestError:
         """Read the ``i``-th event of a body by itself."""
+        if isinstance(event, UnreadEvent):
+            return event.error
         if i % _READ_EVENTS == 0:
             await asyncio.sleep(0)  # lets predictions run
         try:

@@ -390,6 +390,8 @@ def test_many_events_with_bad_ones_between(client: Client) -> None:
         {"id": "forged" * 11, "label": "no"},
         {"id": token, "label": "yes"},
         {"features": {"a": 1.0}, "label": "no", "weight": 0},
+        None,
+        {"features": {"a": 1.0}, "labl": "yes"},
         {"features": {"a": 2.0}, "label": "no", "event_id": "last", "source": "many"},
     ]
     status, body = client.post("clicks", "feedback", events=events)
@@ -397,14 +399,16 @@ def test_many_events_with_bad_ones_between(client: Client) -> None:
     got = body["events"]
     assert [receipt["status"] for receipt in got] == [
         "learned", "refused", "learned", "refused", "duplicate", "refused", "conflict", "refused",
-        "learned",
+        "refused", "refused", "learned",
     ]  # fmt: skip
-    fields = {i: got[i]["error"]["field"] for i in (1, 3, 5, 7)}
+    fields = {i: got[i]["error"]["field"] for i in (1, 3, 5, 7, 8, 9)}
     assert fields == {
         1: "events[1].features.a",
         3: "events[3].label",
         5: "events[5].id",
         7: "events[7].weight",
+        8: "events[8]",
+        9: "events[9].labl",
     }
     assert all(got[i]["error"].keys() == {"code", "message", "field", "hint"} for i in fields)
     assert client.steady("clicks")[2] == learned + 3

@@ -18,8 +18,6 @@ import msgspec
 
 from online.errors import RequestError, failed
 from online.messages.bodies import NDJSON, Receive, Send, decode_events, error_body, read_lines
-from online.messages.structs import Event, Receipt
-from online.serving.feedback.receipts import refused
 from online.serving.serving import Serving
 from online.settings.limits import Limits
 
@@ -132,7 +130,8 @@ async def upload(
     try:
         async for lines in slot.timely(read_lines(receive, limits.body_bytes_max)):
             for i in range(0, len(lines), limits.rows_max):
-                receipts = await _record(serving, lines[i : i + limits.rows_max])
+                some = [line.strip() for line in lines[i : i + limits.rows_max]]
+                receipts = await serving.record(await decode_events(some))
                 body = _encode(receipts)
                 part = {"type": "http.response.body", "body": body, "more_body": True}
                 await slot.within(send(part))
@@ -144,10 +143,3 @@ async def upload(
         last = _encode([error_body(failed())])
     with contextlib.suppress(RequestError):  # the client reads nothing any more
         await slot.within(send({"type": "http.response.body", "body": last}))
-
-
-async def _record(serving: Serving, lines: list[bytes]) -> list[Receipt]:
-    events = await decode_events([line.strip() for line in lines])
-    good = [event for event in events if isinstance(event, Event)]
-    receipts = iter(await serving.record(good) if good else [])
-    return [refused(e) if isinstance(e, RequestError) else next(receipts) for e in events]

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _PIECE: Final = 4_096
 """Bytes parsed before looking whether a request waits; contains two hundred of the shortest."""
 _OFFERS: Final = (b"upgrade", b"http2-settings")
+_CODING: Final = b"transfer-encoding"
 _ONCE: Final = (b"host", b"authorization")  # of two a proxy in front may have read the other one
 IGNORED_S: Final = 10.0
 """How long the rest of a body is read whose request is answered, as one without token is at once.
@@ -130,9 +131,13 @@ class RequestsInTurn(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start the request, unless its head is to be parsed again without an offer.
 
-        Raises ValueError (answered 400) if it names two hosts or has two tokens.
+        Raises ValueError (answered 400) if it names two hosts or has two tokens, or if its body is
+        encoded for the transfer in another way than in chunks.
         """
         self._has_head = True
+        codings = [value.strip().lower() for name, value in self.headers if name == _CODING]
+        if codings not in ([], [b"chunked"]):  # the parser would only look at the last one
+            raise ValueError("a transfer coding other than chunked")
         once = [name for name, _ in self.headers if name in _ONCE]
         if len(once) != len(set(once)):
             raise ValueError("a field that may come once came twice")

@@ -10,8 +10,16 @@ import pytest
 
 from online.errors import RequestError
 from online.messages import bodies
-from online.messages.bodies import decode, decode_events
-from online.messages.structs import Event
+from online.messages.bodies import (
+    JSON,
+    MSGPACK,
+    Format,
+    UnreadEvent,
+    decode,
+    decode_events,
+    decode_feedback,
+)
+from online.messages.structs import Event, FeedbackRequest
 
 GOOD = b'{"features":{"a":1.5},"label":true,"event_id":"e"}'
 LINES = (
@@ -46,8 +54,10 @@ def alone(line: bytes) -> object:
         return str(error), error.field, error.code
 
 
-def told(found: Event | RequestError) -> object:
-    return found if isinstance(found, Event) else (str(found), found.field, found.code)
+def told(found: Event) -> object:
+    if not isinstance(found, UnreadEvent):
+        return found
+    return str(found.error), found.error.field, found.error.code
 
 
 def compare(seed: int) -> None:
@@ -67,3 +77,23 @@ def test_two_objects_of_one_line_would_be_noticed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bodies, "len", lambda some: 0, raising=False)
     with pytest.raises(AssertionError):
         compare(1)
+
+
+@pytest.mark.parametrize("form", [JSON, MSGPACK], ids=["json", "msgpack"])
+def test_an_event_that_cannot_be_decoded_is_refused_in_its_place(form: Format) -> None:
+    good = {"features": {"a": 1.0}, "label": True}
+    events = [good, None, {**good, "event_id": 7}, {**good, "lable": 1}, good]
+    body = form.encode({"events": events})
+    request = asyncio.run(decode_feedback(form, body, 5))
+    assert request == FeedbackRequest(events=request.events)
+    fields = [one.error.field if isinstance(one, UnreadEvent) else one.label
+              for one in request.events or ()]  # fmt: skip
+    assert fields == [True, "events[1]", "events[2].event_id", "events[3].lable", True]
+    with pytest.raises(RequestError):
+        decode(form.feedback, body)  # control: together they are all refused
+    with pytest.raises(RequestError):  # more than may come at once are not looked at one by one
+        asyncio.run(decode_feedback(form, body, 4))
+    for other in ({"events": [None], "lable": 1}, {"events": {}}, {"events": 3}, None):
+        with pytest.raises(RequestError) as caught:
+            asyncio.run(decode_feedback(form, form.encode(other), 5))
+        assert caught.value.status == 422

@@ -241,3 +241,19 @@ def test_two_hosts_or_two_tokens_are_refused(kind: type[HttpToolsProtocol], fiel
     asked, said, closed, _ = seen(kind, [request(b"{}", f"{field}\r\n"), GET])
     assert (asked, closed) == ([], True)
     assert said.startswith(b"HTTP/1.1 400")
+
+
+@KINDS
+@pytest.mark.parametrize("coding", ["gzip, chunked", "chunked, chunked", "gzip"])
+def test_a_body_with_another_transfer_coding_than_chunked_is_refused(
+    kind: type[HttpToolsProtocol], coding: str
+) -> None:
+    def sent(value: str) -> bytes:
+        return f"{HEAD}Transfer-Encoding: {value}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode()
+
+    for value in (coding, coding.replace(", ", "\r\nTransfer-Encoding: ")):
+        asked, said, closed, _ = seen(kind, [sent(value)])
+        assert (asked, closed) == ([], True)
+        assert said.startswith(b"HTTP/1.1 400")
+    asked, *_ = seen(kind, [sent("Chunked")])
+    assert [body for _, body in asked] == [b"{}"]
