@@ -12,8 +12,6 @@ SHARE_MAX: Final = 0.25
 TURN_S: Final = 0.0005
 """Seconds that a pass over several rows, and so a turn of the event loop, should take."""
 
-_FEW: Final = 8  # rows; a pass over no more may take two turns: most of it is the pass itself
-
 _NUMBERS: Final = 256  # feature values in one pass at first, before its duration is known
 _NUMBERS_MAX: Final = 1 << 16
 _NUMBERS_A_ROW: Final = 16  # fixed cost of a row, in feature values that take as long
@@ -57,8 +55,6 @@ class Cost:
 class PassSize:
     """How many rows one pass learns, so that it takes about one turn of the event loop.
 
-    A pass over few rows may take two: rows that take long share what a pass costs by itself.
-
     Parameters:
         least: Fewest rows of a pass.
     """
@@ -75,8 +71,7 @@ class PassSize:
 
         The steps are small, because other load on the machine distorts single measurements.
         """
-        turn_s = TURN_S if n > _FEW else 2.0 * TURN_S
-        if took_s > turn_s:
-            self._numbers = max(int(self._numbers * max(turn_s / took_s, 0.8)), 1)
+        if took_s > TURN_S:
+            self._numbers = max(int(self._numbers * max(TURN_S / took_s, 0.8)), 1)
         elif n == most:
-            self._numbers = min(int(self._numbers * min(turn_s / took_s, 1.25)) + 1, _NUMBERS_MAX)
+            self._numbers = min(int(self._numbers * min(TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)

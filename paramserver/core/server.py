@@ -15,6 +15,7 @@ from typing import Final, Literal, Self
 from paramserver.core import wire
 from paramserver.core.admission import Keeper, TableBounds, taken_out
 from paramserver.core.applied import Applied, AppliedPushes
+from paramserver.core.array_maps import as_dict
 from paramserver.core.blocks import (
     DEFAULT_LIMITS,
     DIGEST,
@@ -35,7 +36,8 @@ from paramserver.core.parts import PART_KEYS, WalkedParts
 from paramserver.core.state import Base, Contained, SnapshotState
 from paramserver.errors import PushRefused
 from paramserver.evidence.generations import Newest
-from paramserver.filters.sources import SOURCES_MAX, keep_bounds
+from paramserver.evidence.losses import LOSS_BLOCKS
+from paramserver.filters.sources import SOURCES_MAX, keep_bounds, of_sources
 from paramserver.store import PartitionInfo
 
 MergeRule = Literal["sum", "average", "compensated", "ordered", "overlay", "lagging"]
@@ -391,11 +393,17 @@ def _shallow(blocks: Blocks) -> Blocks:
 
 
 def _laid_out(blocks: Blocks) -> Blocks:
-    """Return the blocks with the tables' indexes built, so that the first push need not wait."""
+    """Return the blocks with the tables' indexes built, so that the first push need not wait.
+
+    What is counted of sources is in dicts, because its newest keys are looked for.
+    """
     for block in blocks.values():
         if block.kind == ROWS:
             block.data.lay_out()
-    return _shallow(blocks)
+    made, counted = _shallow(blocks), of_sources(blocks).keys() | LOSS_BLOCKS
+    for name in made.keys() & counted:
+        made[name].data = as_dict(made[name].data)
+    return made
 
 
 def _check_bounds(push: wire.Push) -> None:

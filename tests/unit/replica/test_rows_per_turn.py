@@ -1,7 +1,4 @@
-"""A pass has as many rows as half a millisecond has room for, by what the last ones took.
-
-Up to eight rows may take a whole one.
-"""
+"""A pass has as many rows as half a millisecond has room for, by what the last ones took."""
 
 from __future__ import annotations
 
@@ -53,12 +50,11 @@ def test_cheap_rows_come_in_long_passes_and_dear_ones_in_short_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(world: worlds.World) -> None:
-        cheap, dear, dearer, dearest, again = await passes(
-            world, monkeypatch, [20 * US, 50 * US, 200 * US, 1000 * US, 20 * US]
+        cheap, dear, dearest, again = await passes(
+            world, monkeypatch, [20 * US, 50 * US, 1000 * US, 20 * US]
         )
         assert 20 <= max(cheap) <= 32, cheap
         assert 8 <= max(dear) <= 13, dear
-        assert 4 <= max(dearer) <= 6, dearer  # so few may take a millisecond
         assert max(dearest) == 2, dearest
         assert 20 <= max(again) <= 32, again
 

@@ -18,6 +18,8 @@ from paramserver.core.blocks import Block, Blocks, copy, from_wire, merge, put, 
 from paramserver.core.server import Server
 from paramserver.core.state import SnapshotState
 from paramserver.errors import BlockError, SnapshotCorrupt
+from paramserver.evidence.losses import LOSSES
+from paramserver.filters.sources import TAKEN
 from paramserver.snapshots import format as snapshot_format
 
 NAMES = ["", "a", "b\0", "é" * 5, "eightchr", "eightchrs", "x" * 16, "x" * 17, "ü" * 900, "\0"]
@@ -211,6 +213,26 @@ def test_a_restored_server_is_read_in_parts_while_it_is_pushed_to() -> None:
     assert same(server.values, oracle.values)
     assert {n: b.data for n, b in read.items()} == {n: b.data for n, b in oracle.values.items()}
     assert same(begun.values, before), "later pushes do not change a snapshot"
+
+
+@pytest.mark.parametrize("oldest", [1, 6])
+def test_a_restored_server_bounds_what_it_counts_of_sources(oldest: int) -> None:
+    losses = {f"{7 if i > 3 else oldest}\nbin {i}\ntrue\ns": i for i in range(9)}
+    values = {
+        LOSSES: Block("count", losses),
+        TAKEN: Block("count", {f"s{i}": i for i in range(9)}),
+        "filter.evidence.norm": Block("count", {f"s{i}": 10**6 for i in range(9)}),
+    }
+    server = Server.restored(state(in_arrays(values)), "sum", 2)
+    server.sources_max = 6
+    for row in (6, 7):
+        pushed = {LOSSES: wire.WireBlock("count", {f"7\nbin {row}0\ntrue\ns": 1})}
+        push = wire.Push(2, "s", 1, row, row, 1, server.version, pushed)
+        assert server.push(push, lambda _: None).status == "applied"
+    more = [f"7\nbin {row}0\ntrue\ns" for row in (6, 7)]
+    assert [*server.values[LOSSES].data] == [*list(losses)[4 if oldest == 1 else 0 :], *more]
+    assert len(server.values[TAKEN].data) <= 6
+    assert server.sources_left >= 3
 
 
 def test_only_large_blocks_are_put_in_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
