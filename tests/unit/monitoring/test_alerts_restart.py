@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from alert_receivers import WAIT_S
-from test_alerts import Taker, alerts, status
 
+from online.monitoring.alerts import Alert
 from online.monitoring.recording import Look
 from online.monitoring.sending import Sending
+from online.settings.alerts import Alerts, Kind
+
+
+class _Taker:
+    """A receiver that takes what comes."""
+
+    name = "taker"
+    on: tuple[Kind, ...] = ("alarm", "incident")
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.enough = threading.Semaphore(0)
+
+    def send(self, alert: Alert) -> None:
+        """Take the alert."""
+        self.taken.append(f"{alert.state} {alert.text}")
+        self.enough.release()
+
+
+def _status(**more: Any) -> dict[str, Any]:
+    return {"model": "m", "server": {"epoch": 1}, "replicas": {"r": {"age_ms": 20.0}}, **more}
 
 
 def test_what_ends_during_a_restart_is_over_after_it(tmp_path: Path) -> None:
     kept = tmp_path / "alerts.json"
     text = "2 rows were given up: order 18 of shop"
-    bad = status(drift={"state": "act", "why": "since noon"}, incidents=[text])
+    bad = _status(drift={"state": "act", "why": "since noon"}, incidents=[text])
 
     def told(looks: Sequence[Look], n: int, file: Path | None = kept) -> list[str]:
-        taker = Taker()
-        sending = Sending(alerts, lambda _: [taker], file)
+        taker = _Taker()
+        sending = Sending(Alerts, lambda _: [taker], file)
         for look in looks:
             sending(look)
         for _ in range(n):
@@ -31,10 +54,11 @@ def test_what_ends_during_a_restart_is_over_after_it(tmp_path: Path) -> None:
     assert len(told([Look(0.0, here, [bad])], 2)) == 2
     assert b"shop" not in kept.read_bytes(), "forgetting a source does not look here"
     assert kept.stat().st_mode & 0o077 == 0
-    down, up = Look(60.0, here, failed="gone"), Look(75.0, here, [status(incidents=[text])])
-    assert told([down, up], 2) == [text, "the error rose: since noon"]
-    assert told([Look(90.0, here, [status()])] * 2, 1) == ["2 rows were given up"]
-    assert told([Look(105.0, here, [status()])], 0) == []
+    down, up = Look(60.0, here, failed="gone"), Look(75.0, here, [_status(incidents=[text])])
+    over = "over the error rose: since noon"
+    assert told([down, up], 2) == [f"raised {text}", over]
+    assert told([Look(90.0, here, [_status()])] * 2, 1) == ["over 2 rows were given up"]
+    assert told([Look(105.0, here, [_status()])], 0) == []
     kept.write_bytes(b"{")
     assert told([Look(120.0, here, [bad])], 2) != [], "a damaged file hinders nothing"
-    assert told([Look(135.0, here, [status()])], 0, None) == [], "control: without the file"
+    assert told([Look(135.0, here, [_status()])], 0, None) == [], "control: without the file"
