@@ -141,6 +141,10 @@ def _conditions(look: Look, stale_s: float) -> Iterator[_Seen]:
 
 
 def _stale(model: str, status: Mapping[str, Any], stale_s: float) -> Iterator[_Seen]:
+    if status.get("journal", {}) is None:
+        text = "the journal does not answer, and feedback is refused with 503 until it does"
+        yield _Seen("stale", model, text, stale_s)
+        return
     if status.get("server") is None:
         yield _Seen("stale", model, "the parameter server does not answer", stale_s)
         return

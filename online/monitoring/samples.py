@@ -34,6 +34,10 @@ TENTHS: Final = 10
 """Bins of the calibration curve."""
 
 
+_ANSWERED: Final = ("epoch", "frozen", "last", "banned")
+"""What the parameter server and the journal say; unknown while they do not answer."""
+
+
 class Mark(msgspec.Struct, frozen=True):
     """Something that happened at a time (POSIX seconds): a start, a rollback, an alarm."""
 
@@ -94,7 +98,10 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
             gauges[name] = float(max(values))
     if (journal := status.get("journal")) and journal.get("size") is not None:
         gauges["journal_bytes"] = float(journal["size"])
-    return Sample(at, n, totals, gauges, _seen(status), raw)
+    seen = _seen(status)
+    if before is not None:  # what did not answer has decided nothing: it is as it was known last
+        seen |= {x: before.seen[x] for x in _ANSWERED if seen[x] is None and x in before.seen}
+    return Sample(at, n, totals, gauges, seen, raw)
 
 
 def _calibration(tenths: Sequence[Mapping[str, Any]]) -> dict[str, float]:
