@@ -39,8 +39,8 @@ class JournalBehind(ReplayError):
     known: int
     text = (
         "partition {partition} ends at offset {end} but offset {known} was answered: the journal "
-        "is older than its writer (restored from a backup?); put the newer file back, or register "
-        "a new partition and count the loss"
+        "is older than its writer (restored from a backup?); put the newer file back, or start the "
+        "service with --accept-loss, which counts what is lost"
     )
 
 
