@@ -15,7 +15,7 @@ from math import frexp, inf, log2
 from typing import Any, ClassVar, Final
 from zlib import crc32
 
-from paramserver.core.array_maps import ArrayMap
+from paramserver.core.array_maps import ArrayMap, expect
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched, select
 from replay.example import SENT_LABEL, Features, Value
 
@@ -317,9 +317,9 @@ class Ranges(dict[str, Range]):
         """Make the ranges of these names, as far as there are values of them."""
         if not self.below:
             return
-        known = self.below[RANGE].data
-        fresh = [name for name in names if name not in self and name in known]
-        if fresh:
+        known, fresh = self.below[RANGE].data, [name for name in names if name not in self]
+        expect(known, fresh)
+        if fresh := [name for name in fresh if name in known]:
             made = ranges_of(select(self.below, dict.fromkeys(_BELOW, dict.fromkeys(fresh))))
             self.update(made)
             for name, held in made.items():

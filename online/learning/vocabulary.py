@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from online.models.features.hashed import Words
-from paramserver.core.array_maps import ArrayMap
+from paramserver.core.array_maps import ArrayMap, expect
 from paramserver.core.blocks import COUNT, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Example, Features, Label, Value, label_text
 
@@ -60,7 +60,9 @@ class _Known(set[str]):
             return True
         if (below := self._below) is None:
             return False
-        found = {name for name in names if name not in self and name in below}
+        fresh = [name for name in names if name not in self]
+        expect(below, fresh)
+        found = {name for name in fresh if name in below}
         self._found += len(found)
         self.update(found)
         return self.issuperset(names)

@@ -307,7 +307,7 @@ class Surprise(Filter):
     def _note_denied(self, source: Source, label: str | None, *, denied: bool) -> None:
         if self.losses.is_shared(label):
             source.denied += (denied - source.denied) / _DENIED_LATELY
-        small = source.taken + source.aside <= self.voices.usual
+        small = source.sent <= self.voices.usual
         if small or source.taken < EARNED:
             self._new.note(denied=denied)
         if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
@@ -340,15 +340,15 @@ class Surprise(Filter):
     def _count(
         self, source: Source, label: str | None, weight: float, *, hit: bool, far: bool
     ) -> None:
-        if source.offences > source.releases:
+        if source.quarantined:
             return
-        new, sent = source.taken < EARNED, source.taken + source.aside
+        new = source.taken < EARNED
         if self._answer is None:
             self._new.count(new=is_new(source), hit=hit, weight=weight)
         if new:
             self.voices.pass_by(source.name)
         else:
-            self.voices.hear(source.name, sent, hit=hit, far=far, label=label)
+            self.voices.hear(source.name, source.sent, hit=hit, far=far, label=label)
 
     def refresh(self, sources: Sequence[Source]) -> None:
         if self._counts:

@@ -276,8 +276,8 @@ class Unlikely(Filter):
             self._count(source, label, loss, source.weight, hit=hit)
 
     def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
-        if self._rising is not None and source.offences <= source.releases:
-            size = self.voices.size(source.taken + source.aside)
+        if self._rising is not None and not source.quarantined:
+            size = self.voices.size(source.sent)
             self._rising.hear(source.name, loss, size)
             for one, rising in self._one_label.items():
                 rising.note(source.name, label == one, size)
@@ -288,7 +288,7 @@ class Unlikely(Filter):
     def _count(
         self, source: Source, label: str | None, loss: float, weight: float, *, hit: bool
     ) -> None:
-        if source.offences > source.releases:
+        if source.quarantined:
             return
         new = is_new(source)
         hit_new = hit or (new and self._odds.is_new(label, loss))

@@ -87,7 +87,8 @@ class ReceiptMaker:
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
             unlabelled = self._replica.settings.purpose.unlabelled and event.label == UNLABELLED
-            alike = erased or late or unlabelled or str(event.label) == str(first)
+            same = event.label == first or str(event.label) == str(first)  # 3 and "3" are one class
+            alike = erased or late or unlabelled or same
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
                 shown = json.dumps(self._validator.show(first))

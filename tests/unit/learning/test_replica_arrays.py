@@ -326,3 +326,23 @@ def test_the_walks_notice_a_rule_less(
 
     with pytest.raises((AssertionError, BlockError, ValueError, StopIteration)):
         assert all(map(right, range(120)))
+
+
+def test_names_of_a_row_are_looked_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one a row of a thousand names that nobody has would stop the loop for .1 s."""
+    bounds, names = Bounds(), Vocabulary()
+    bounds.reset(in_arrays({RANGE: Block("extrema", dict.fromkeys(LONG, (0.0, 1.0)))}))
+    names.reset(in_arrays({NAMES: Block("count", dict.fromkeys(LONG, 1))}))
+    asked: list[int] = []
+    find = array_maps.NameIndex._found
+
+    def counted(index: array_maps.NameIndex, fresh: list[str]) -> list[int]:
+        asked.append(len(fresh))
+        return find(index, fresh)
+
+    monkeypatch.setattr(array_maps.NameIndex, "_found", counted)
+    row = {**{f"asked {i}": 1.0 for i in range(300)}, **dict.fromkeys(LONG[:100], 0.5)}
+    bounds.answered(row)
+    assert asked == [400]
+    assert not names.knows([row])
+    assert asked == [400, 400]

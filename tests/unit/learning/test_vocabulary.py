@@ -389,6 +389,21 @@ def test_a_class_sent_as_number_and_as_text_is_learned_as_one(tmp_path: Path) ->
     worlds.play(tmp_path, scene)
 
 
+def test_a_number_that_is_repeated_with_another_sign_of_zero_is_a_duplicate(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        replica, serving = await replica_of(
+            world, task="regression", build=lambda: Linear(linear_model.LinearRegression())
+        )
+        told = [
+            (await serving.feedback(event("0", row("a"), label=label)))[1].status
+            for label in (0.0, -0.0, 0, 1.0)
+        ]
+        assert told == ["learned", "duplicate", "duplicate", "conflict"]
+        await replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_a_class_more_than_there_may_be_is_refused(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         replica, serving = await replica_of(
