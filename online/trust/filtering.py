@@ -284,7 +284,7 @@ class Filtering:
             if gradient is not None and example.weight != 1.0:  # the step scales with the weight
                 gradient = gradient * np.float32(example.weight)
         count, (digest, of_features) = self._count(), digests_of(example)
-        numbers, score = self.chain.losses.numbers, example.score
+        numbers, score = self.chain.losses.sums.numbers, example.score
         return Event(
             source=row.source,
             key=row.key,

@@ -44,16 +44,20 @@ Heard = tuple[str, str | None, float]
 """Source, label, loss (upper end of its bin)."""
 
 
-class Losses(Sums):
+class Losses:
     """Counts of one model's taken events.  ``len`` is that of the keys.
 
+    Parameters:
+        numbers, answers: As of :class:`~paramserver.evidence.sums.Sums`.
+
     Attributes:
+        sums: Their sums, of which bounds and odds are drawn.
         blocks: Names of the blocks that they stand in.
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
     def __init__(self, *, numbers: bool = False, answers: Sequence[str] = ()) -> None:
-        super().__init__(numbers=numbers, answers=answers)
+        self.sums = Sums(numbers=numbers, answers=answers)
         self.blocks = (NUMBER_LOSSES,) if numbers else (LOSSES, UNSAID_LOSSES)
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
@@ -83,7 +87,9 @@ class Losses(Sums):
         newest, source = max(self._counts, default=1), source or NAMELESS
         if self._sizes.get(newest, 0) + self._passed >= _GENERATION:
             newest += 1
-        elif self._in.get(source, 0) >= max(2 * _GENERATION // max(len(self._of), 1), _SHARE_MIN):
+        elif self._in.get(source, 0) >= max(
+            2 * _GENERATION // max(len(self.sums.of_sources), 1), _SHARE_MIN
+        ):
             self._passed += _PASSED
             return False
         bin_, label = bin_of(loss), key_of(label or "")
@@ -94,17 +100,17 @@ class Losses(Sums):
         else:  # what :meth:`_set` does, without reading the key
             counts[key] = counts.get(key, 0) + 1
             self._sizes[newest] += 1
-            if source in self._bins.get(label, ()):  # else there is one more to compare with
-                self._waiting.append((newest, bin_, label, source))
+            if self.sums.has(label, source):  # else there is one more to compare with
+                self.sums.waiting.append((newest, bin_, label, source))
             else:
-                self._add(newest, bin_, label, source, 1)
+                self.sums.add(newest, bin_, label, source, 1)
             self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
         if other is not None:
             bin_, label, source = bin_of(other[1]), key_of(other[0]), f"{_UNSAID}{source}"
             key, counts = f"{newest}\n{bin_}\n{label}\n{source}", self._counts[newest]
             counts[key] = counts.get(key, 0) + 1
-            self._waiting_unsaid.append((newest, bin_, label, source))
+            self.sums.waiting_unsaid.append((newest, bin_, label, source))
             self._open_unsaid[key] = self._open_unsaid.get(key, 0) + 1
         return True
 
@@ -137,7 +143,7 @@ class Losses(Sums):
 
     def reset(self) -> None:
         """Forget everything that has been counted."""
-        self._begin()
+        self.sums.reset()
         self._counts, self._sizes, self.heard = {}, {}, []
         self._open, self._open_unsaid = {}, {}
         self._in, self._passed = {}, 0.0
@@ -161,23 +167,23 @@ class Losses(Sums):
         if more:
             _, bin_, label, source = key.split("\n", 3)
             if _is_unsaid(source):
-                self._add_unsaid(generation, int(bin_), label, source, more)
+                self.sums.add_unsaid(generation, int(bin_), label, source, more)
                 return more  # nor is it an event
-            self._add(generation, int(bin_), label, source, more)
+            self.sums.add(generation, int(bin_), label, source, more)
             self._sizes[generation] += more
             if generation == newest:
                 self._in[source] = self._in.get(source, 0) + more
         return more
 
     def _leave(self, generation: int) -> None:
-        self._settle()
+        self.sums.settle()
         for key, n in self._counts.pop(generation).items():
             _, bin_, label, source = key.split("\n", 3)
-            add = self._add_unsaid if _is_unsaid(source) else self._add
+            add = self.sums.add_unsaid if _is_unsaid(source) else self.sums.add
             add(generation, int(bin_), label, source, -n)
             self._open.pop(key, None)
             self._open_unsaid.pop(key, None)
-        self._trials.leave(generation)
+        self.sums.leave(generation)
         del self._sizes[generation]
 
 

@@ -82,34 +82,37 @@ class Sums:
     Attributes:
         numbers: As given.
         answers, two: As given, and whether there are two labels.
+        of_sources: All that is counted of each source.
+        waiting, waiting_unsaid: Events that no sum has yet; of the first ones each sum has others
+            of the same label and source.
     """
 
     def __init__(self, *, numbers: bool = False, answers: Sequence[str] = ()) -> None:
         self.numbers = numbers
         self.answers, self.two = tuple(answers), len(answers) == 2
         self._other = dict(zip(answers, reversed(answers), strict=True))
-        self._begin()
+        self.reset()
 
-    def _begin(self) -> None:
+    def reset(self) -> None:
         """Set all sums to nothing."""
         self._edges: list[float] = []  # between the fifths of the numbers
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
         self._all: dict[str, Bins] = {}  # and of all labels together
         self._unsaid: dict[str, Bins] = {}  # what labels that were not said would have lost
-        self._of: dict[str, int] = {}  # all that is counted of each source
+        self.of_sources: dict[str, int] = {}
         self._votes, self._trials = Votes(), Trials(self._other, _turned)
         self._odds: Odds | None = NONE
         self._nulls: dict[str | None, Null] | None = {}
-        self._waiting: list[Counted] = []  # events that no sum has yet
-        self._waiting_unsaid: list[Counted] = []
+        self.waiting: list[Counted] = []
+        self.waiting_unsaid: list[Counted] = []
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Add the waiting events to the sums, each sum by itself."""
-        said, self._waiting = self._waiting, []
-        unsaid, self._waiting_unsaid = self._waiting_unsaid, []
+        said, self.waiting = self.waiting, []
+        unsaid, self.waiting_unsaid = self.waiting_unsaid, []
         if said:
             self._nulls = self._odds = None
-            of_all, of_source = self._all, self._of
+            of_all, of_source = self._all, self.of_sources
             for _, bin_, label, source in said:
                 bins = self._bins[label][source]
                 bins[bin_] = bins.get(bin_, 0) + 1
@@ -125,11 +128,12 @@ class Sums:
                     [(g, _turned(b), other[x], s) for g, b, x, s in told if x in other], said=False
                 )
         for event in unsaid:
-            self._add_unsaid(*event, 1)
+            self.add_unsaid(*event, 1)
 
-    def _add(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
-        if self._waiting or self._waiting_unsaid:
-            self._settle()
+    def add(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
+        """Count as many more events; subtract them if ``more`` is negative."""
+        if self.waiting or self.waiting_unsaid:
+            self.settle()
         self._nulls = self._odds = None
         if label and not self.numbers:
             self._votes.add(label, source, bin_, more, said=True)
@@ -141,19 +145,27 @@ class Sums:
         if not of_label:
             del self._bins[label]
         _count(self._all, source, bin_, more)
-        if total := self._of.get(source, 0) + more:
-            self._of[source] = total
+        if total := self.of_sources.get(source, 0) + more:
+            self.of_sources[source] = total
         else:
-            self._of.pop(source, None)
+            self.of_sources.pop(source, None)
 
-    def _add_unsaid(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
+    def add_unsaid(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
         """Count a label that its source, whose name is marked, did not say."""
-        if self._waiting or self._waiting_unsaid:
-            self._settle()
+        if self.waiting or self.waiting_unsaid:
+            self.settle()
         self._nulls = self._odds = None
         self._trials.add_unsaid(generation, label, bin_, more)
         self._votes.add(label, source[1:], bin_, more, said=False)
         _count(self._unsaid, label, bin_, more)
+
+    def has(self, label: str, source: str) -> bool:
+        """Return whether events of this label and source are counted."""
+        return source in self._bins.get(label, ())
+
+    def leave(self, generation: int) -> None:
+        """End a generation whose events were subtracted."""
+        self._trials.leave(generation)
 
     def nulls(self) -> dict[str | None, Null]:
         """By label, what nine of ten losses of honest sources are not above, and what is far off.
@@ -162,16 +174,16 @@ class Sums:
         surprise first, whoever sends them.  Only sources that have sent enough have a say, of a
         label too: made-up names are many.  Empty: too few have.
         """
-        self._settle()
+        self.settle()
         if self._nulls is None:
             self._nulls = self._drawn()
         return self._nulls
 
     def odds(self) -> Odds:
         """How often honest labels, and wrong ones, have such a loss."""
-        self._settle()
+        self.settle()
         if self._odds is None:
-            known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
+            known = {source for source, n in self.of_sources.items() if n >= OF_A_SOURCE}
             held = held_by_few(self._bins, known)
             unknown = () if self.two else self._votes.denied_by_few(known)
             alone, proven = self._alone()
@@ -255,7 +267,7 @@ class Sums:
         return out
 
     def _drawn(self) -> dict[str | None, Null]:
-        known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
+        known = {source for source, n in self.of_sources.items() if n >= OF_A_SOURCE}
         least = _null({source: self._all[source] for source in known}, OF_A_SOURCE)
         if least is None:
             return {}

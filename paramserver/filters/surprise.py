@@ -142,7 +142,7 @@ class Surprise(Filter):
             losses, mixes = like.losses, like.mixes
         self._counts, self._adds = losses is None, like is None
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
-        self._numbers = self.losses.numbers
+        self._numbers = self.losses.sums.numbers
         self.mixes: Mixes = Mixes(answers) if mixes is None else mixes
         self.every = _Lately()
         self._lately: _Lately = _Lately() if like is None else like.every
@@ -216,7 +216,7 @@ class Surprise(Filter):
         """Return the bounds of a label, or of a number's fifth and side."""
         if not self._numbers and (bounds := self.bounds.get(label)) is not None:
             return bounds  # the label is short, as most are
-        return self.bounds.get(self.losses.kind(label))
+        return self.bounds.get(self.losses.sums.kind(label))
 
     def _is_sure(self, source: Source) -> bool:
         """Return whether an event that does not surprise changes nothing.
@@ -251,7 +251,7 @@ class Surprise(Filter):
         """Return whether another label would have been likelier; None: unknown, as for numbers."""
         if event.loss is None or self._answer is not None:
             return None
-        if self.losses.two:
+        if self.losses.sums.two:
             return event.loss > math.log(2.0)
         return None if event.other is None else event.loss > event.other[1]
 
@@ -298,14 +298,14 @@ class Surprise(Filter):
 
     def _add(self, event: Event, loss: float) -> None:
         """Count a taken loss."""
-        losses, kind = self.losses, self.losses.kind(event.label)
-        if losses.two:
+        losses, kind = self.losses, self.losses.sums.kind(event.label)
+        if losses.sums.two:
             self.every.add(event.source, kind, loss)
         if not self._counts or losses.add(event.source, event.label, loss, event.other):
             self._lately.add(event.source, kind, loss)
 
     def _note_denied(self, source: Source, label: str | None, *, denied: bool) -> None:
-        if self.losses.is_shared(label):
+        if self.losses.sums.is_shared(label):
             source.denied += (denied - source.denied) / _DENIED_LATELY
         small = source.sent <= self.voices.usual
         if small or source.taken < EARNED:
@@ -313,7 +313,7 @@ class Surprise(Filter):
         if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
             usual = self.arrivals.denied
             self.arrivals.denied += (max(denied, _DENIED_MIN) - usual) / _DENIED_LATELY
-            if self.losses.two:
+            if self.losses.sums.two:
                 before = self.arrivals.denied_long
                 before = 0.5 if before is None else before
                 self.arrivals.denied_long = before + (denied - before) / _DENIED_LONG
@@ -324,7 +324,7 @@ class Surprise(Filter):
         Tests of one predicted label exist only with two labels; so if the loss exceeds ln 2, the
         model predicted the other label.
         """
-        if self._answer is None and self.losses.two:
+        if self._answer is None and self.losses.sums.two:
             self._note_denied(source, label, denied=loss > math.log(2.0))
         bounds = self._bounds_of(label)
         if bounds is None:
@@ -354,7 +354,7 @@ class Surprise(Filter):
         if self._counts:
             self.mixes.refresh()
         if self.losses.events >= self._enough:
-            self.bounds = self.losses.nulls()
+            self.bounds = self.losses.sums.nulls()
             # honest labels that contradict learned poison are no change of the stream
             self.turning = not self._about and self.voices.turning()
             if self.turning:

@@ -111,7 +111,7 @@ class Unlikely(Filter):
     name = UNLIKELY
 
     def __init__(self, surprise: Surprise, *, rewards: bool = False) -> None:
-        self._surprise, self._rates = surprise, rewards or surprise.losses.numbers
+        self._surprise, self._rates = surprise, rewards or surprise.losses.sums.numbers
         self._odds = NONE
         self._asked: tuple[Odds, str | None, float, tuple[float, float] | None]
         self._asked = NONE, None, 0.0, None
@@ -122,9 +122,11 @@ class Unlikely(Filter):
         self._left = _DEPTH
         self._new = Newcomers()
         # with more than two labels a single lie is enough evidence
-        two = surprise.losses.two and not self._rates
+        two = surprise.losses.sums.two and not self._rates
         self._rising = Rising() if two else None
-        self._one_label = {label: Rising(_ONE_LABEL) for label in surprise.losses.answers if two}
+        self._one_label = {
+            label: Rising(_ONE_LABEL) for label in surprise.losses.sums.answers if two
+        }
         self._all_rising = () if self._rising is None else (self._rising, *self._one_label.values())
 
     def judge(self, event: Event, source: Source) -> Opinion:
@@ -153,7 +155,7 @@ class Unlikely(Filter):
         fresh = (1.0 - again) / (1.0 + again)
         if (size := self.voices.size(source.sent)) > 1.0:
             fresh /= size**0.5
-        if self._surprise.losses.numbers:
+        if self._surprise.losses.sums.numbers:
             fresh /= self.voices.run(event.source) ** 2
         evidence = fresh * says.evidence
         if evidence > 0.0:
@@ -214,7 +216,7 @@ class Unlikely(Filter):
     def _says(self, label: str | None, loss: float, lies: float, middle: float) -> _Says | None:
         """Return the evidence of a loss on its source; None: it cannot be judged."""
         if self._rates:
-            bounds = self.bounds.get(self._surprise.losses.kind(label))
+            bounds = self.bounds.get(self._surprise.losses.sums.kind(label))
             return None if bounds is None else _of_number(loss > bounds.unlikely, middle)
         if (found := self._found(label, loss)) is None:
             return None
@@ -239,7 +241,7 @@ class Unlikely(Filter):
     def _hit(self, label: str | None, loss: float) -> bool | None:
         """Return whether a loss suggests a lie; None: unknown."""
         if self._rates:
-            bounds = self.bounds.get(self._surprise.losses.kind(label))
+            bounds = self.bounds.get(self._surprise.losses.sums.kind(label))
             return None if bounds is None else loss > bounds.unlikely
         found = self._found(label, loss)
         return None if found is None else found[0] < found[1]
@@ -297,7 +299,7 @@ class Unlikely(Filter):
             self.voices.pass_by(source.name)
         else:
             self.voices.note(source.name, hit=hit)
-            if self._surprise.losses.two and label:
+            if self._surprise.losses.sums.two and label:
                 if (same := self._of_label.get(label)) is None and len(self._of_label) < 2:
                     same = self._of_label[label] = Rates()
                 if same is not None:
@@ -309,7 +311,7 @@ class Unlikely(Filter):
         surprise = self._surprise
         self.bounds = surprise.bounds
         if self.bounds and not self._rates:
-            self._odds = surprise.losses.odds()
+            self._odds = surprise.losses.sums.odds()
         for voices in (self.voices, *self._of_label.values()):
             voices.flooding, voices.usual = surprise.voices.flooding, surprise.voices.usual
         if surprise.turning:

@@ -176,14 +176,14 @@ def test_a_flood_leaves_the_others_their_share_of_the_losses() -> None:
             losses.add(f"h{draw.randrange(20)}", "true", 0.1)
         else:
             losses.add(f"x{draw.randrange(6)}", "true", 5.0)
-    assert losses.nulls()["true"][0] < 0.2, "the null is the others'"
+    assert losses.sums.nulls()["true"][0] < 0.2, "the null is the others'"
 
 
 def test_where_one_source_sends_nearly_all_losses_still_leave() -> None:
     losses = Losses()
     for i in range(60_000):
         losses.add("big" if i % 1_000 else f"s{i % 7}", "true", 0.1 if i < 20_000 else 3.0)
-    assert losses.nulls() == {} or losses.nulls()["true"][0] > 2.0
+    assert losses.sums.nulls() == {} or losses.sums.nulls()["true"][0] > 2.0
 
 
 def test_a_flood_whose_rows_have_left_the_window_weighs_what_it_has_earned() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.attacks import liars, number_lies, outlying_targets
 from benchmarks.attacks.abuse import HOSTILE
-from paramserver.evidence.losses import Losses
+from paramserver.evidence.sums import Sums
 from paramserver.filters import surprise
 
 ROWS = [({"x": float(i)}, i % 3) for i in range(2_000)]
@@ -65,7 +65,7 @@ def test_lies_about_numbers_are_not_found_by_labels_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The control: each number is a label of its own, as if it were a class."""
-    monkeypatch.setattr(Losses, "kind", lambda self, label: label)
+    monkeypatch.setattr(Sums, "kind", lambda self, label: label)
     groups = number_lies.sent(_measured(600, 5), 5, "flip")
     assert number_lies.play("price, linear", groups, "default", 1).caught == 0
 

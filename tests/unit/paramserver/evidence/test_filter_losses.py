@@ -52,7 +52,7 @@ def dealt(to: list[Chain], sent: list[Event], pull: Callable[[Chain, Blocks], ob
 
 def odds(losses: Losses, label: str, loss: float) -> tuple[float, float]:
     """How often honest and wrong ones of this label lose so much."""
-    found = losses.odds().of(label, loss)
+    found = losses.sums.odds().of(label, loss)
     assert found is not None, label
     return found
 
@@ -64,10 +64,10 @@ def test_two_replicas_expect_what_one_would(shared: bool) -> None:
     for event in sent:
         one.observe(event, one.decide(event))
     dealt(pair, sent, Chain.rebase if shared else lambda chain, server: None)
-    expected = one.losses.nulls()
+    expected = one.losses.sums.nulls()
     assert expected.keys() == {"true", "false"}
     assert expected["true"] > expected["false"]
-    assert (pair[0].losses.nulls() == pair[1].losses.nulls() == expected) is shared
+    assert (pair[0].losses.sums.nulls() == pair[1].losses.sums.nulls() == expected) is shared
     assert (pair[0].losses.events == 600) is shared
 
 
@@ -94,14 +94,14 @@ def test_a_row_that_is_a_repeat_takes_its_loss_back() -> None:
     for event in events(200):
         chain.observe(event, chain.decide(event))
         reputations.decided(event.key, event.source)
-    before = chain.losses.nulls(), chain.losses.events
+    before = chain.losses.sums.nulls(), chain.losses.events
     again = Event("s1", b"again", None, 50.0, label="true", answer="false")
     chain.observe(again, chain.decide(again))
     effects = reputations.decided(again.key, again.source)
     assert sum(effects.more[LOSSES].data.values()) == 1
     assert chain.losses.events == before[1] + 1
     reputations.take_back(again.key)
-    assert (chain.losses.nulls(), chain.losses.events) == before
+    assert (chain.losses.sums.nulls(), chain.losses.events) == before
 
 
 def test_what_was_not_said_is_counted_beside_and_is_no_event() -> None:
@@ -123,17 +123,17 @@ def test_what_was_not_said_is_counted_beside_and_is_no_event() -> None:
         losses.rebase(server)
     one, other = pair
     assert one.events == other.events <= 1_280
-    assert one.odds() == other.odds()
+    assert one.sums.odds() == other.sums.odds()
     assert not [source for source, _, _ in one.heard if not source]
-    assert one.nulls().keys() == {"a", "b", "c"}
+    assert one.sums.nulls().keys() == {"a", "b", "c"}
     for label in "abc":
         (easy, _), (hard, wrong) = (odds(one, label, x) for x in (0.3, 2.0))
         assert easy > 0.3
         assert wrong > 4.0 * hard
-    assert one.odds().of("d", 0.3) is None
+    assert one.sums.odds().of("d", 0.3) is None
     for n in range(99, 104):  # what is old leaves
         one.rebase({f"{n}\n1\na\ns0": 1})
-    assert one.odds().of("b", 0.3) is None
+    assert one.sums.odds().of("b", 0.3) is None
 
 
 @pytest.mark.parametrize("answers", [("a", "b"), ()])
@@ -167,7 +167,7 @@ def test_what_is_taken_back_before_it_is_known_is_no_event_of_anybody() -> None:
     losses = Losses(answers=("a", "b"))
     losses.add("x", "b", 2.35)  # as of "a" it would have lost what the next one did
     losses.rebase({"1\n-53\na\nx": -1})
-    assert losses.odds().of("a", 0.1) is None
+    assert losses.sums.odds().of("a", 0.1) is None
 
 
 @pytest.mark.parametrize("bounded", [True, False])
@@ -203,12 +203,12 @@ def test_of_two_labels_the_other_one_is_known() -> None:
     losses = Losses(answers=("true", "false"))
     for i in range(400):
         losses.add(f"s{i % 12}", "true", 0.12 if i % 4 else 2.2)
-    assert losses.odds().of("false", 2.2) is None, "nobody has said it"
+    assert losses.sums.odds().of("false", 2.2) is None, "nobody has said it"
     for i in range(4):
         losses.add(f"s{i}", "false", 0.12)
     assert odds(losses, "false", 2.2)[1] > 0.6, "what was true would have lost so much as false"
     assert odds(losses, "true", 0.12)[0] > 0.6
-    assert losses.odds().honest < 0.3
+    assert losses.sums.odds().honest < 0.3
 
 
 @pytest.mark.parametrize("senders", [3, 6])
@@ -230,10 +230,10 @@ def test_who_alone_sends_a_label_is_compared_with_nobody(senders: int) -> None:
     condemned = [source.name for source in chain.sources if source.quarantined]
     assert not condemned
     assert whole > 60, "true labels are learned"
-    assert (chain.losses.odds().of("true", 2.5) is None) is (senders == 3)
-    assert ("true" in chain.losses.nulls()) is (senders > 3)
+    assert (chain.losses.sums.odds().of("true", 2.5) is None) is (senders == 3)
+    assert ("true" in chain.losses.sums.nulls()) is (senders > 3)
     if senders == 3:
-        assert not any(chain.losses.odds().alone["true"])
+        assert not any(chain.losses.sums.odds().alone["true"])
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -312,8 +312,8 @@ def test_a_source_may_have_an_empty_name(named: str) -> None:
         other.rebase(block.data)
     assert other.events == 40
     assert {source for source, _, _ in other.heard} == {named, "s0", "s1", "s2", "s3"}
-    assert other.odds() == one.odds()
-    assert other.odds().alone == {"a": {named}}
+    assert other.sums.odds() == one.sums.odds()
+    assert other.sums.odds().alone == {"a": {named}}
 
 
 def test_what_an_earlier_version_has_counted_as_not_said_is_so() -> None:
@@ -328,7 +328,7 @@ def test_losses_that_do_not_vary_are_no_surprise() -> None:
         losses = Losses()
         for i in range(100):
             losses.add(f"s{i % 5}", "1", loss)
-        assert losses.nulls()["1"][0] >= loss
+        assert losses.sums.nulls()["1"][0] >= loss
 
 
 def test_made_up_keys_change_no_source() -> None:
@@ -361,16 +361,16 @@ def test_numbers_are_compared_with_those_of_their_fifth_and_side_of_the_answer()
         value, above = draw.random(), draw.random() < 0.5  # large ones are harder, and above
         size = (0.2 if above else 0.1) * (1.0 + 4.0 * value)
         losses.add(f"s{i % 10}", f"{'+' if above else '-'}{value!r}", size * draw.random())
-    nulls = losses.nulls()
+    nulls = losses.sums.nulls()
     assert nulls.keys() == {f"{fifth}{side}" for fifth in range(5) for side in "+-"}
-    assert [losses.kind(f"+{x}") for x in (-1e9, 0.3, 0.5, 0.7, 1e9)] == [
+    assert [losses.sums.kind(f"+{x}") for x in (-1e9, 0.3, 0.5, 0.7, 1e9)] == [
         f"{fifth}+" for fifth in range(5)
     ]
     assert nulls["4+"].high > nulls["4-"].high >= nulls["0-"].high, "never below that of all"
     losses.reset()
-    assert losses.kind("-0.9") == "0-", "nothing is known of numbers then"
-    assert losses.kind(None) is None
-    assert Losses().kind("0.9") == "0.9", "of a class there is one label"
+    assert losses.sums.kind("-0.9") == "0-", "nothing is known of numbers then"
+    assert losses.sums.kind(None) is None
+    assert Losses().sums.kind("0.9") == "0.9", "of a class there is one label"
 
 
 def test_numbers_that_an_earlier_version_has_counted_are_none_of_these() -> None:
@@ -394,5 +394,5 @@ def test_a_number_without_its_side_is_no_label() -> None:
     losses = Losses(numbers=True)
     for i in range(400):
         losses.add(f"s{i % 12}", "5e-05" if i % 2 else "+5e-05", 0.5 + i % 7)
-    assert losses.nulls().keys() == {None, "0+"}
-    assert [losses.kind(label) for label in ("5e-05", "12.5", "")] == [None, None, ""]
+    assert losses.sums.nulls().keys() == {None, "0+"}
+    assert [losses.sums.kind(label) for label in ("5e-05", "12.5", "")] == [None, None, ""]

@@ -8,9 +8,9 @@ from math import log
 
 import pytest
 
-from paramserver.evidence.losses import Losses
 from paramserver.evidence.mixes import Mixes
 from paramserver.evidence.odds import Odds
+from paramserver.evidence.sums import Sums
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
 
@@ -174,7 +174,7 @@ def test_what_few_have_said_is_not_held_against_them_before_the_model_knows_it(
 ) -> None:
     """Five sources report a defect in fifty rows, and the model finds it no likelier there yet."""
     if not works:  # the mutant: a label that few have said is as hard as the others
-        monkeypatch.setattr(Losses, "_at_random", lambda self, label: 0.0)
+        monkeypatch.setattr(Sums, "_at_random", lambda self, label: 0.0)
     chain, draw = by_name(("surprise",), None, None, answers=("true", "false")), random.Random(4)
     for i in range(2_400):
         defect, expected = draw.random() < 0.02, draw.uniform(0.01, 0.03)
@@ -194,7 +194,7 @@ def test_a_label_that_a_minority_sends_with_any_row_weighs_little(
 ) -> None:
     """Six sources are enough to compare them with each other, and all of them say it of any row."""
     if not works:  # the mutant: with four senders a label is no longer asked for
-        monkeypatch.setattr(Losses, "_unlearned", lambda self, held: {})
+        monkeypatch.setattr(Sums, "_unlearned", lambda self, held: {})
     chain, draw = by_name(("surprise",), None, None, answers=("true", "false")), random.Random(4)
     weights = []
     for i in range(2_400):
@@ -220,7 +220,7 @@ def test_new_names_that_send_a_label_with_any_row_weigh_little(
 ) -> None:
     """Each has seven lies: too few to ask it by itself."""
     if not works:  # the mutant
-        monkeypatch.setattr(Losses, "_unlearned", lambda self, held: {})
+        monkeypatch.setattr(Sums, "_unlearned", lambda self, held: {})
         monkeypatch.setattr(Odds, "is_new", lambda self, label, loss: False)
     chain, draw = by_name(("surprise",), None, None, answers=("true", "false")), random.Random(12)
     weights = list[float]()

@@ -11,6 +11,7 @@ from benchmarks.attacks import floods
 from paramserver.evidence.losses import Losses
 from paramserver.evidence.mixes import Mixes
 from paramserver.evidence.odds import NONE
+from paramserver.evidence.sums import Sums
 from paramserver.evidence.voices import Voices
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Event, Source
@@ -84,7 +85,7 @@ def test_liars_are_caught_where_the_model_is_wrong_in_one_of_three(
 ) -> None:
     """Honest labels are denied as often as not: beside wrong ones they look honest."""
     if not works:  # the mutant: no wrong labels are known
-        monkeypatch.setattr(Losses, "odds", lambda self: NONE)
+        monkeypatch.setattr(Sums, "odds", lambda self: NONE)
     groups = floods.flood(hard_rows(43), BEFORE, 6, 1, 43)
     names = {event[0] for group in groups for event in group if event[3]}
     truth = [[event for event in group if not event[3]] for group in groups]
@@ -137,7 +138,7 @@ def world(seed: int, many: int = 26) -> tuple[Unlikely, list[Source], random.Ran
     for at in (surprise, test):
         at.refresh(sources)
     for label in ("true", "false"):
-        likely, denied = (losses.odds().of(label, x) for x in (LIKELY, DENIED))
+        likely, denied = (losses.sums.odds().of(label, x) for x in (LIKELY, DENIED))
         assert likely is not None
         assert denied is not None
         assert likely[0] > 3.0 * likely[1]

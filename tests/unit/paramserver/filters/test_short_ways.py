@@ -38,7 +38,7 @@ def in_full(labels: int) -> Chain:
 
     def added(*given: Any) -> bool:
         taken = add(*given)
-        losses._settle()
+        losses.sums.settle()
         return taken
 
     losses.add = added  # type: ignore[method-assign]
@@ -152,7 +152,7 @@ def standing_does_not_matter(chain: Chain) -> None:
 
 
 def losses_wait_for_ever(chain: Chain) -> None:
-    chain.losses._settle = lambda: None  # type: ignore[method-assign]
+    chain.losses.sums.settle = lambda: None  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("change", [
@@ -168,12 +168,15 @@ def test_sums_of_losses_wait_for_whoever_asks() -> None:
     for i in range(700):
         given = f"s{i % 9}", LABELS[2][i % 7 > 3], 0.02 * (i % 60)
         assert losses.add(*given) == at_once.add(*given)
-        at_once._settle()
-    assert len(losses._waiting) > 20
-    assert losses.nulls() == at_once.nulls()
-    odds, its = losses.odds(), at_once.odds()
+        at_once.sums.settle()
+    assert len(losses.sums.waiting) > 20
+    assert losses.sums.nulls() == at_once.sums.nulls()
+    odds, its = losses.sums.odds(), at_once.sums.odds()
     for label in LABELS[2]:
         assert odds.said[label] == pytest.approx(its.said[label], abs=1e-12)
         assert odds.unsaid[label] == pytest.approx(its.unsaid[label], abs=1e-12)
-    assert (losses._bins, losses._of) == (at_once._bins, at_once._of)
-    assert not losses._waiting
+    assert (losses.sums._bins, losses.sums.of_sources) == (
+        at_once.sums._bins,
+        at_once.sums.of_sources,
+    )
+    assert not losses.sums.waiting
