@@ -23,7 +23,7 @@ from online.commands.operate import serve
 from online.errors import ConfigError, RequestError
 from online.http.app import _unknown_model
 from online.http.middleware.refusing import answer_errors
-from online.messages.bodies import JSON, MSGPACK, decode, decode_events
+from online.messages.bodies import JSON, MSGPACK, UnreadEvent, decode, decode_events
 from online.settings.config import load
 
 ONE = {"name": "m", "task": "binary", "learner": "linear"}
@@ -185,9 +185,9 @@ def test_unknown_fields_of_requests_name_the_one_that_is_meant(
     assert (refused.value.status, refused.value.field) == (422, field)
     assert hint in (refused.value.hint or "")
     (line,) = asyncio.run(decode_events([b'{"lable":1}']))
-    assert isinstance(line, RequestError)
-    assert "unknown field" in line.message
-    assert line.hint == "Did you mean `label`?"
+    assert isinstance(line, UnreadEvent)
+    assert "unknown field" in line.error.message
+    assert line.error.hint == "Did you mean `label`?"
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def close_to(expected: dict[str, Any]) -> Any:
     [
         "phishing",
         pytest.param("elec2", marks=pytest.mark.skipif(
-            "ONLINE_DATA_DIR" not in os.environ, reason="needs ONLINE_DATA_DIR"
+            not os.environ.get("ONLINE_DATA_DIR"), reason="needs ONLINE_DATA_DIR"
         )),
     ],
 )  # fmt: skip
