@@ -88,22 +88,6 @@ def merge(
 
 
 @app.command()
-def journal(as_json: AsJson = False) -> None:
-    """Ways for two writers of one node to share a journal.
-
-    Example: python -m benchmarks journal
-    """
-    from benchmarks.studies import journal as bench
-
-    found = bench.run()
-    if as_json:
-        print(json.dumps(found))
-        return
-    for row in found:
-        print(row)
-
-
-@app.command()
 def buffers(
     peer: Annotated[
         Path | None, typer.Option(help="Python of an environment with avalanche-lib==0.6.0")

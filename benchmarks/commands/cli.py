@@ -19,7 +19,6 @@ from benchmarks.commands.alone import (
     detectors,
     edge,
     forgetting,
-    journal,
     merge,
     prequential,
     relearning,
@@ -353,7 +352,6 @@ def everything() -> None:
     reloads()
     merge()
     tables()
-    journal()
     relearning(rows=None)
     services = (
         http,

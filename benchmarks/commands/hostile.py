@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -16,14 +15,11 @@ from benchmarks.commands.table import AsJson, Rows, app, one_of, print_table, sh
 
 @app.command()
 def robustness(
-    peer: Annotated[
-        Path | None, typer.Option(help="Python of an environment with byzfl==0.0.11")
-    ] = None,
     seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
     long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
     only: Annotated[
-        Literal["R3", "R6", "R7", "R8"] | None, typer.Option(help="one protocol and no other")
+        Literal["R6", "R7", "R8"] | None, typer.Option(help="one protocol and no other")
     ] = None,
     served: Annotated[
         bool, typer.Option("--served", help="R6 through a service of two replicas, too")
@@ -32,37 +28,30 @@ def robustness(
 ) -> None:
     """Attacks by defences of a network that learns from sources of which a quarter is hostile.
 
-    R1, or R1 and R2, and R4 (what an update costs); R3 beside --peer; drills on real streams: what
-    an alarm undoes (R6), a world that turns without an attacker (R7), a poisoned buffer (R8).
+    R1, or R1 and R2, and R4 (what an update costs); drills on real streams: what an alarm undoes
+    (R6), a world that turns without an attacker (R7), a poisoned buffer (R8).
     Needs torch and MNIST, Elec2, INSECTS and the gas sensors in ONLINE_DATA_DIR.
     Example: python -m benchmarks robustness --quick
     """
-    from benchmarks.studies.pushes import filtercost, synchronous
+    from benchmarks.studies.pushes import filtercost
     from benchmarks.studies.pushes import robustness as bench
     from online.settings.config import data_dir
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
 
-    if only == "R3" and peer is None:
-        raise typer.BadParameter("R3 is beside byzfl: give --peer PYTHON")
-    if only is not None and only != "R3":
+    if only is not None:
         found = _drills((only,), served=served, progress=progress, as_json=as_json)
         raise typer.Exit(0 if found else 1)
     data = bench.images(data_dir())
-    if only == "R3" and peer is not None:
-        lines = synchronous.run(data, peer, progress=progress)
-        show("R3, rounds beside byzfl", lines, as_json=as_json)
-        return
     parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
-    beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
     sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES
     cost = [line for size in sizes for line in filtercost.costs(size)]
     memory = filtercost.memory(1_000 if quick else filtercost.SOURCES)
     verdicts = [row.good for part in parts for row in part.summaries]
     good = quick or all([*verdicts, memory.good, *(row.good for row in cost)])
     if as_json:
-        tables: dict[str, Any] = {"parts": parts, "beside": beside, "cost": cost}
+        tables: dict[str, Any] = {"parts": parts, "cost": cost}
         shown = {name: [asdict(row) for row in rows] for name, rows in tables.items()}
         print(json.dumps({**shown, "memory": asdict(memory), "good": good}))
     else:
@@ -70,8 +59,6 @@ def robustness(
             title = f"{part.name}: accuracy / trigger (honest rejected, hostile weight) in percent"
             print_table(title, bench.matrix(part.cells))
             show(part.name, part.summaries, as_json=False)
-        if beside:
-            show("R3, rounds beside byzfl", beside, as_json=False)
         show("R4, cost of an update", cost, as_json=False)
         show("memory", [memory], as_json=False)
         if not quick:
