@@ -295,13 +295,16 @@ class ArrayMap(Mapping[str, Any]):
         numbers: One number, or one row of numbers, for each of them, in C order.  The caller must
             not change it.
 
+    Attributes:
+        spans: As given, without empty ones.
+
     Raises:
         ValueError: A position is given twice.
     """
 
     def __init__(self, index: NameIndex, spans: Array, numbers: Array) -> None:
         self.index = index
-        self._spans = spans = spans[spans[:, 0] < spans[:, 1]]
+        self.spans = spans = spans[spans[:, 0] < spans[:, 1]]
         self._begins = np.append(0, (spans[:, 1] - spans[:, 0]).cumsum())  # rows
         order = spans[:, 0].argsort()
         firsts, ends, rows = spans[order, 0], spans[order, 1], self._begins[order]
@@ -430,7 +433,7 @@ class ArrayMap(Mapping[str, Any]):
         """Return the spans of the names of the array from the ``first`` one up to ``end``."""
         begins = self._begins
         i, j = (int(begins.searchsorted(at, "right")) - 1 for at in (first, end - 1))
-        spans = self._spans[i : j + 1].copy()
+        spans = self.spans[i : j + 1].copy()
         if len(spans):
             spans[-1, 1] = spans[-1, 0] + end - begins[j]
             spans[0, 0] += first - begins[i]
@@ -454,12 +457,7 @@ class ArrayMap(Mapping[str, Any]):
     @property
     def chars(self) -> int:
         """Number of bytes of all names."""
-        return self.index.chars(self._spans) + sum(map(len, self._new))
-
-    @property
-    def spans(self) -> Array:
-        """Positions in the index of the names of the array, as rows of (first, end)."""
-        return self._spans
+        return self.index.chars(self.spans) + sum(map(len, self._new))
 
     @property
     def new(self) -> Mapping[str, Any]:
