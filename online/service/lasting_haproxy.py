@@ -5,8 +5,8 @@ manager, which takes a process's start.  A manager that dies takes HAProxy with 
 nobody listens on the service's port.  With the changes made here
 
 * a manager starts a HAProxy that has died again at once, with the newest configuration;
-* HAProxy is in a process group of its own, so it outlives its manager, and the next manager
-  adopts it instead of starting another one beside it.
+* HAProxy is in a session of its own, so it outlives its manager, and the next manager adopts it
+  instead of starting another one beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +62,20 @@ def change(module: Any) -> bool:
     if was is None or not all(hasattr(was, name) for name in _NEEDED):
         return False
     module.HAProxyApi = lasting(was)
+    module.asyncio = _Alone()
     return True
+
+
+class _Alone:
+    """What a module has of asyncio, but that child processes are in sessions of their own.
+
+    Raylet ends the process group of a worker that has died.
+    """
+
+    create_subprocess_exec = partial(asyncio.create_subprocess_exec, start_new_session=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
 
 
 def lasting(was: type[Any]) -> type[Any]:

@@ -286,6 +286,7 @@ class Service:
             self._deploy(settings)
             if changes.renewed and not replaced and not rollout.renew_tokens(settings):
                 replaced, self._version = True, self._version + 1
+                self._progress("a replica did not confirm the tokens: all are replaced")
                 self._deploy(settings)
         self._given, self._settings, self._code, self._incomplete = given, settings, code, False
         self._loaded = {name: self._loaded[name] for name in models}

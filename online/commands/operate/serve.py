@@ -216,15 +216,23 @@ def _settled(
 ) -> config.Settings:
     """Read the settings until two readings are equal: an editor may have written half of a file.
 
-    Raises StartRefused if they go on changing.
+    Raises ConfigError if they have an error, and StartRefused if they go on changing.
     """
-    settings = load()
+    read = _read(load)
     for _ in range(_READINGS_MAX):
         sleep(_SETTLED_S)
-        before, settings = settings, load()
-        if settings == before:
-            return settings
+        before, read = read, _read(load)
+        if read == before:
+            return read if isinstance(read, config.Settings) else load()
     raise StartRefused("the settings change while they are read", "Send SIGHUP when all is written")
+
+
+def _read(load: Callable[[], config.Settings]) -> config.Settings | str:
+    """Return the settings, or the text of the error in them."""
+    try:
+        return load()
+    except ConfigError as error:
+        return str(error)
 
 
 def _service(settings: config.Settings, said: Callable[[str], None]) -> Any:

@@ -157,6 +157,8 @@ def renew_tokens(settings: Settings) -> bool:
     tokens = settings.tokens.model_dump(mode="json", context=WITH_SECRETS)
     try:
         handle = serve.get_deployment_handle("Replica", APP)
+        if not handle.is_initialized:  # else it works on an event loop only, by the flags
+            handle._init(_run_router_in_separate_loop=True)
         renewed = handle.broadcast("renew", tokens).results(timeout_s=_RENEW_S)
         found = serve.status().applications[APP].deployments["Replica"].replica_states
     except Exception as error:  # whatever Ray raises: replicas are replaced then

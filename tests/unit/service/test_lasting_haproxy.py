@@ -172,9 +172,18 @@ def test_an_adopted_process_is_like_a_child() -> None:
 @pytest.mark.parametrize("begun", [True, False])
 def test_each_process_of_ray_has_it(begun: bool) -> None:
     script = "from online.service.worker_setup import begin\nbegin()\n" if begun else ""
-    script += "import ray.serve._private.haproxy as found\nprint(found.HAProxyApi.__name__)\n"
+    script += (
+        "import ray.serve._private.haproxy as found, asyncio, os\n"
+        "async def begin():\n"
+        "    started = await found.asyncio.create_subprocess_exec('sleep', '60')\n"
+        "    print(os.getsid(started.pid) == os.getsid(0), found.HAProxyApi.__name__)\n"
+        "    started.kill()\n"
+        "asyncio.run(begin())\n"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.split() == ["LastingHAProxy" if begun else "HAProxyApi"], done.stderr
+    with_manager, name = done.stdout.split()
+    assert name == ("LastingHAProxy" if begun else "HAProxyApi"), done.stderr
+    assert with_manager == str(not begun), "raylet ends it with its manager"
 
 
 def test_another_version_of_ray_is_left_alone() -> None:

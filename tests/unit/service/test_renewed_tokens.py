@@ -139,6 +139,8 @@ def test_all_running_replicas_have_taken_them(
             return [None, None]
 
     class Handle:
+        is_initialized = True
+
         def broadcast(self, method: str, tokens: Mapping[str, Any]) -> Replies:
             assert method == "renew"
             assert NEW not in json.dumps(tokens), "only digests are sent"
