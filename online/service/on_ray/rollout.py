@@ -126,7 +126,7 @@ def start_serve(host: str, port: int, wait_s: float) -> None:
     """
     from ray.serve._private import api
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the rest is about its own queues
     set_proxy_timeout(wait_s)
     controller, _ = api._create_controller_and_proxy_refs(
         {"host": host, "port": port}, None, None, None, api._coerce_controller_options(None)
