@@ -67,7 +67,7 @@ def change(module: Any) -> bool:
 
 
 class _Alone:
-    """What a module has of asyncio, but that child processes are in sessions of their own.
+    """The functions of asyncio for one module, with child processes in sessions of their own.
 
     Raylet ends the process group of a worker that has died.
     """
