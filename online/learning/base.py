@@ -61,6 +61,23 @@ def _lacks_nothing(partition: int, offset: int, key: bytes) -> bool:
     return False
 
 
+def _answer(model: Model, features: Features, field: str) -> Prediction:
+    """Return the model's answer, none if it has learned nothing.  RequestError 422: it raises."""
+    try:
+        return model.predict(features)
+    except NotAnswered as error:
+        if not error.taught:
+            return Prediction(None, None)
+        raise not_answered(str(error), field) from None
+
+
+def _answers(model: Model, rows: Sequence[Features]) -> list[Prediction]:
+    try:
+        return model.predict_many(rows)
+    except NotAnswered:  # for one of them
+        return [_answer(model, x, f"instances[{i}]") for i, x in enumerate(rows)]
+
+
 def _as_it_is(answer: Prediction) -> Prediction:
     return answer
 
@@ -137,25 +154,13 @@ class BaseLearner(ABC):
     # -- answering ----------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:
-        """Predict with the local model.  Changes nothing.  RequestError: it raises an exception."""
-        return self._answered(features, "features")
+        """Predict with the local model.  Changes nothing.  RequestError: the model raises."""
+        return self.corrected(_answer(self.serving, self.bounds.answered(features), "features"))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Predict for several rows; equal to :meth:`predict` within 1e-12.  Raises as it does."""
-        answered = self.bounds.answered
-        try:
-            answers = self.serving.predict_many([answered(x) for x in rows])
-        except NotAnswered:  # by one of them
-            return [self._answered(x, f"instances[{i}]") for i, x in enumerate(rows)]
-        return list(map(self.corrected, answers))
-
-    def _answered(self, features: Features, field: str) -> Prediction:
-        try:
-            return self.corrected(self.serving.predict(self.bounds.answered(features)))
-        except NotAnswered as error:
-            if not error.taught:
-                return Prediction(None, None)
-            raise not_answered(str(error), field) from None
+        """Predict for several rows; equal to :meth:`predict` within 1e-12."""
+        given = list(map(self.bounds.answered, rows))
+        return list(map(self.corrected, _answers(self.serving, given)))
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction in the form kept in rows: by the label's JSON text, or ``{"": number}``."""
