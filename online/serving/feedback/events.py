@@ -44,8 +44,8 @@ class Events:
     A token is longer than 64 characters and an id of a stored join never is, so the length tells
     them apart.
 
-    ``askers``: sources that prediction tokens may stand for.  ``ordinary`` reads many events at a
-    time, ``answer_ids`` makes the ids of answers.
+    ``askers``: sources that prediction tokens may stand for, which may be replaced.  ``ordinary``
+    reads many events at a time, ``answer_ids`` makes the ids of answers.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Events:
         self._limits, self._now_s = limits, now_s
         self.answer_ids = AnswerIds(replica, tokens, limits, spec, now_s)
         self._classes = Classes(limits.classes_max)
-        self._askers = frozenset(askers)
+        self.askers = frozenset(askers)
         self._unfit = Unfit(replica)
         self.ordinary = Ordinary(replica, validator, self.answer_ids.known, self._unfit, now_s)
 
@@ -107,7 +107,7 @@ class Events:
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of predictions with an own id that events of the source may be about."""
-        askers = [asker for asker in labels_for(source) if asker in self._askers]
+        askers = [asker for asker in labels_for(source) if asker in self.askers]
         return tuple(join_key(asker, own) for asker in (*askers, None))
 
     async def _with_own_id(
