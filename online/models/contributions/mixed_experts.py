@@ -35,7 +35,8 @@ def explained(model: SelfRateModel, features: Features) -> tuple[Prediction, Ter
     added = dict.fromkeys(features, 0.0)
     for i, view in enumerate(views):
         if view is not None:
-            model._experts.add_contributions(view, worths[EXPERTS * i : EXPERTS * (i + 1)], added)
+            own = worths[EXPERTS * i : EXPERTS * (i + 1)]
+            model._experts_of(i, row).add_contributions(view, own, added)
     return answer, Terms(base, output, added)
 
 
