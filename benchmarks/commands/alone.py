@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.commands.table import AsJson, Rows, app, one_of, show
+from benchmarks.commands.table import (
+    AsJson,
+    Rows,
+    Streams,
+    app,
+    needed,
+    one_of,
+    progress,
+    show,
+    verdict,
+)
+from online.settings.config import data_dir
 
 
 @app.command()
@@ -32,20 +42,18 @@ def report(
     ../evidently/bin/python
     """
     from benchmarks.speed import report as bench
-    from online.settings.config import data_dir
 
     if broken:
         from benchmarks.studies.drift import broken as frozen
 
-        lines = frozen.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
-        show("the report on a frozen model", lines, as_json=as_json)
-        raise typer.Exit(0 if all(line.good for line in lines) else 1)
+        lines = frozen.run(data_dir(), progress=progress)
+        raise verdict("the report on a frozen model", lines, as_json=as_json)
     found = bench.run(
         data_dir(),
         runs=runs,
         sizes=(bench.SIZES[0], largest),
         peer=peer,
-        progress=lambda x: print(x, file=sys.stderr),
+        progress=progress,
     )
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good}))
@@ -73,34 +81,15 @@ def merge(
     Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: python -m benchmarks merge --stream elec2
     """
     from benchmarks.studies import merge as bench
-    from online.settings.config import data_dir
 
     names = stream or (["phishing"] if quick else list(bench.STREAMS))
     cells = bench.QUICK if quick else bench.FULL
     found = [
         line
         for name in names
-        for line in bench.run(
-            bench.load(name, data_dir(), rows), cells, progress=lambda x: print(x, file=sys.stderr)
-        )
+        for line in bench.run(bench.load(name, data_dir(), rows), cells, progress=progress)
     ]
     print(json.dumps([asdict(line) for line in found]) if as_json else bench.markdown(found))
-
-
-@app.command()
-def journal(as_json: AsJson = False) -> None:
-    """Ways for two writers of one node to share a journal.
-
-    Example: python -m benchmarks journal
-    """
-    from benchmarks.studies import journal as bench
-
-    found = bench.run()
-    if as_json:
-        print(json.dumps(found))
-        return
-    for row in found:
-        print(row)
 
 
 @app.command()
@@ -119,9 +108,7 @@ def buffers(
     from benchmarks.studies.memory import buffers as bench
 
     sizes = [n for n in bench.SIZES if n <= largest]
-    found = bench.run(
-        sizes=sizes, rounds=rounds, peer=peer, progress=lambda x: print(x, file=sys.stderr)
-    )
+    found = bench.run(sizes=sizes, rounds=rounds, peer=peer, progress=progress)
     if as_json:
         print(json.dumps(asdict(found)))
     else:
@@ -145,9 +132,8 @@ def forgetting(
     ONLINE_DATA_DIR.  Example: python -m benchmarks forgetting --json
     """
     from benchmarks.studies.memory import forgetting as bench
-    from online.settings.config import data_dir
 
-    found = bench.run(data_dir(), long=long, progress=lambda x: print(x, file=sys.stderr))
+    found = bench.run(data_dir(), long=long, progress=progress)
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good}))
     else:
@@ -159,9 +145,7 @@ def forgetting(
 
 @app.command()
 def prequential(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
+    stream: Streams = None,
     rows: Rows = None,
     full: Annotated[
         bool, typer.Option("--full", help="forests and neighbours on the long streams too")
@@ -176,7 +160,6 @@ def prequential(
     """
     from benchmarks.quality import prequential as bench
     from evaluation.streams import open_stream
-    from online.settings.config import data_dir
 
     names = [open_stream(name, data_dir()).name for name in stream or bench.STREAMS]
     found = bench.run(
@@ -184,7 +167,7 @@ def prequential(
         streams=names,
         full=full,
         rows=rows,
-        progress=lambda x: print(x, file=sys.stderr),
+        progress=progress,
     )
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good}))
@@ -195,9 +178,7 @@ def prequential(
 
 @app.command()
 def defaults(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
+    stream: Streams = None,
     learner: Annotated[
         list[str] | None, typer.Option(help="a learner of the table; may be given again")
     ] = None,
@@ -217,7 +198,6 @@ def defaults(
     """
     from benchmarks.fixtures import sources
     from benchmarks.quality import defaults as bench
-    from online.settings.config import data_dir
 
     learners = one_of(learner, (*bench.LEARNERS, "mlp", *bench.VOWPAL))
     delays = [f" {n} late" for n in late or ()] or [""]
@@ -233,7 +213,7 @@ def defaults(
         learners=learners,
         rows=rows,
         kept=kept,
-        progress=lambda x: print(x, file=sys.stderr),
+        progress=progress,
     )
     show("Nobody has tuned them", found, as_json=as_json)
     show("mean rank", bench.ranks(found), as_json=as_json)
@@ -254,13 +234,11 @@ def asleep(
     """
     from benchmarks.fixtures.sources import STREAMS
     from benchmarks.quality import asleep as bench
-    from online.settings.config import data_dir
 
     names = stream or ["elec2", "insects", "acs", "demand"]
     one_of(names, STREAMS)
     found = bench.run(data_dir() or Path(), streams=names, rows=rows, pairs=pairs)
-    show("auto asleep beside linear", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    raise verdict("auto asleep beside linear", found, as_json=as_json)
 
 
 @app.command()
@@ -275,9 +253,8 @@ def comparison(
     """
     from benchmarks.studies import comparison as bench
 
-    found = bench.run(pairs=pairs, rows=rows, progress=lambda x: print(x, file=sys.stderr))
-    show("comparison", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
+    found = bench.run(pairs=pairs, rows=rows, progress=progress)
+    raise verdict("comparison", found, as_json=as_json)
 
 
 @app.command()
@@ -296,7 +273,6 @@ def detectors(
     python -m benchmarks detectors --trials 10
     """
     from benchmarks.studies.drift import drift as bench
-    from online.settings.config import data_dir
 
     found = bench.run(
         None if quick else data_dir(),
@@ -304,7 +280,7 @@ def detectors(
         seeds=4 if quick else seeds,
         first=first,
         quick=quick,
-        progress=lambda x: print(x, file=sys.stderr),
+        progress=progress,
     )
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good, "aims": found.aims}))
@@ -324,9 +300,8 @@ def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
     python -m benchmarks relearning --rows 15000
     """
     from benchmarks.studies.drift import relearning as bench
-    from online.settings.config import data_dir
 
-    found = bench.run(data_dir(), rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    found = bench.run(data_dir(), rows=rows, progress=progress)
     show("a fresh model after an alarm", found, as_json=as_json)
 
 
@@ -344,13 +319,10 @@ def factors(
     Needs MovieLens in ONLINE_DATA_DIR.  Example: python -m benchmarks factors --learner fm
     """
     from benchmarks.quality import factors as bench
-    from online.settings.config import data_dir
 
     names = one_of(learner, bench.LEARNERS)
-    if (data := data_dir()) is None:
-        raise typer.BadParameter("set ONLINE_DATA_DIR: the ratings are read from there")
-    told = partial(print, file=sys.stderr)
-    found = bench.run(bench.ratings(data, "proof")[:rows], names, progress=told)
+    data = needed(data_dir(), "the ratings")
+    found = bench.run(bench.ratings(data, "proof")[:rows], names, progress=progress)
     title = "stars of films, and whether four or more"
     show(title, found if every else bench.best(found), as_json=as_json)
 
@@ -368,18 +340,16 @@ def offsets(
     Films and questions need ONLINE_DATA_DIR.  Example: python -m benchmarks offsets --part costs
     """
     from benchmarks.quality import offsets as bench
-    from online.settings.config import data_dir
 
-    data, told = data_dir(), partial(print, file=sys.stderr)
+    data = data_dir()
     for name in one_of(part, ("films", "others", "costs")):
         if name == "costs":
             show("what many keys cost", bench.costs(), as_json=as_json)
         elif name == "others":
-            show("offsets by key", bench.others(data, rows, told), as_json=as_json)
-        elif data is None:
-            raise typer.BadParameter("set ONLINE_DATA_DIR: the ratings are read from there")
+            show("offsets by key", bench.others(data, rows, progress), as_json=as_json)
         else:
-            show("stars of films", bench.films(data, rows, told), as_json=as_json)
+            found = bench.films(needed(data, "the ratings"), rows, progress)
+            show("stars of films", found, as_json=as_json)
 
 
 @app.command()
@@ -414,7 +384,6 @@ def edge(as_json: AsJson = False) -> None:
     (Node, gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: python -m benchmarks edge
     """
     from benchmarks.edge import exported as bench
-    from online.settings.config import data_dir
 
     good = True
     tables = {}
@@ -430,7 +399,7 @@ def edge(as_json: AsJson = False) -> None:
 
 @app.command()
 def conversions(
-    stream: Annotated[list[str] | None, typer.Option(help="a stream; may be given again")] = None,
+    stream: Streams = None,
     learner: Annotated[
         list[str] | None, typer.Option(help="a built-in; may be given again")
     ] = None,
@@ -445,7 +414,6 @@ def conversions(
     ONLINE_DATA_DIR.  Example: python -m benchmarks conversions --stream elec2 --learner logreg
     """
     from benchmarks.quality import conversions as bench
-    from online.settings.config import data_dir
 
     found = [
         line

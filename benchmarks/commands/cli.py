@@ -19,7 +19,6 @@ from benchmarks.commands.alone import (
     detectors,
     edge,
     forgetting,
-    journal,
     merge,
     prequential,
     relearning,
@@ -39,12 +38,13 @@ from benchmarks.commands.deciding import (
 from benchmarks.commands.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.commands.hostile import robustness
 from benchmarks.commands.sure import confidence
-from benchmarks.commands.table import AsJson, Rows, app, print_table, show
+from benchmarks.commands.table import AsJson, First, Rows, app, print_table, progress, show, verdict
 from benchmarks.quality.anomalies import anomalies
 from benchmarks.speed.embedded import embedded
 from benchmarks.speed.newcomer import newcomer
 from benchmarks.speed.observed import observed
 from benchmarks.speed.starts import start
+from online.settings.config import data_dir
 
 
 @app.command()
@@ -93,12 +93,10 @@ def challenger(
     from benchmarks.quality import shadowed as bench
 
     if http:
-        line = bench.over_http()
-        show("a challenger where answers lack newer labels", [line], as_json=as_json)
-        raise typer.Exit(0 if line.good else 1)
-    found = bench.run(runs=runs, first=first, progress=lambda x: print(x, file=sys.stderr))
-    show("a challenger where answers lack newer labels", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+        found = [bench.over_http()]
+    else:
+        found = bench.run(runs=runs, first=first, progress=progress)
+    raise verdict("a challenger where answers lack newer labels", found, as_json=as_json)
 
 
 @app.command()
@@ -108,11 +106,9 @@ def settled(as_json: AsJson = False) -> None:
     Needs Elec2, INSECTS and ACS in ONLINE_DATA_DIR.  Example: python -m benchmarks settled
     """
     from benchmarks.quality import settled as bench
-    from online.settings.config import data_dir
 
-    found = bench.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
-    show("looks above ok, in per cent", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    found = bench.run(data_dir(), progress=progress)
+    raise verdict("looks above ok, in per cent", found, as_json=as_json)
 
 
 @app.command()
@@ -173,7 +169,7 @@ class Lie(StrEnum):
 def hostile_http(
     rows: Rows = None,
     seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
-    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    first: First = 0,
     kind: Annotated[
         list[Lie] | None,
         typer.Option(help="of lies; may be given again; then no honest streams"),
@@ -254,9 +250,6 @@ def http(
     """
     from benchmarks.speed import http as bench
 
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr)
-
     if quick:
         runs, seconds = 1, 0.3
     table = bench.run(
@@ -287,7 +280,7 @@ def push(
     """
     from benchmarks.speed import push as bench
 
-    found = bench.run(large=large, rounds=rounds, progress=lambda x: print(x, file=sys.stderr))
+    found = bench.run(large=large, rounds=rounds, progress=progress)
     show("one event", found.costs, as_json=as_json)
     raise typer.Exit(0 if found.good else 1)
 
@@ -304,11 +297,8 @@ def rescore(
     --runs 5
     """
     from benchmarks.speed import rescore as bench
-    from online.settings.config import data_dir
 
-    speeds, memory = bench.run(
-        data_dir(), runs=runs, rows=rows, progress=lambda x: print(x, file=sys.stderr)
-    )
+    speeds, memory = bench.run(data_dir(), runs=runs, rows=rows, progress=progress)
     if as_json:
         data = [asdict(row) for row in speeds] + [asdict(row) for row in memory]
         print(json.dumps(data))
@@ -333,11 +323,8 @@ def scores(
     """
     from benchmarks.speed import scores as bench
 
-    found = bench.run(
-        runs=runs, seconds=seconds, keys=keys, progress=lambda x: print(x, file=sys.stderr)
-    )
-    show("scores by key", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
+    found = bench.run(runs=runs, seconds=seconds, keys=keys, progress=progress)
+    raise verdict("scores by key", found, as_json=as_json)
 
 
 @app.command("all")
@@ -353,7 +340,6 @@ def everything() -> None:
     reloads()
     merge()
     tables()
-    journal()
     relearning(rows=None)
     services = (
         http,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.commands.table import AsJson, Rows, app, one_of, show
+from benchmarks.commands.table import (
+    AsJson,
+    Rows,
+    Streams,
+    app,
+    one_of,
+    progress,
+    show,
+    show_result,
+    verdict,
+)
+from online.settings.config import data_dir
 
 
 @app.command()
 def bandits(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
+    stream: Streams = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="a policy of ours; may be given again")
     ] = None,
@@ -34,7 +41,6 @@ def bandits(
     """
     from benchmarks.choices import bandits as bench
     from benchmarks.choices.bandits_streams import STREAMS
-    from online.settings.config import data_dir
 
     found = [
         line
@@ -95,8 +101,7 @@ def off_policy(
     from benchmarks.studies import offpolicy as bench
 
     found = bench.run(range(1, logs + 1), rows or 2000, peer)
-    show("off-policy", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    raise verdict("off-policy", found, as_json=as_json)
 
 
 @app.command()
@@ -112,8 +117,7 @@ def propensities(
     from benchmarks.choices import propensities as bench
 
     found = bench.run(choices)
-    show("chi-square of the draws", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    raise verdict("chi-square of the draws", found, as_json=as_json)
 
 
 @app.command("poisoned-rewards")
@@ -134,9 +138,6 @@ def poisoned_rewards(
     one_of([filters], ("none", "default"))
     names = one_of(None if world is None else [world], bench.WORLDS)
 
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     lines = bench.run(range(first, first + worlds), rows or 1500, filters, names, progress)
     show("poisoned rewards", list(lines), as_json=as_json)
 
@@ -154,8 +155,7 @@ def choices_killed(
     from benchmarks.faults import choices_killed as bench
 
     result = bench.run(kills, seed=seed)
-    for name, value in {**asdict(result), "good": result.good}.items():
-        print(f"{name.replace('_', ' ')}: {value}")
+    show_result(result)
     raise typer.Exit(0 if result.good else 1)
 
 
@@ -172,8 +172,7 @@ def conversions_killed(
     from benchmarks.faults import conversions_killed as bench
 
     result = bench.run(kills, seed=seed)
-    for name, value in {**asdict(result), "good": result.good}.items():
-        print(f"{name.replace('_', ' ')}: {value}")
+    show_result(result)
     raise typer.Exit(0 if result.good else 1)
 
 
@@ -189,5 +188,4 @@ def choice_cost(
     from benchmarks.speed import choice_cost as bench
 
     found = bench.run(turns)
-    show("CPU time of the service a request", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    raise verdict("CPU time of the service a request", found, as_json=as_json)

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from benchmarks.commands.table import AsJson, app, one_of, print_table, show
+from benchmarks.commands.table import (
+    AsJson,
+    app,
+    one_of,
+    print_table,
+    progress,
+    show,
+    show_result,
+    verdict,
+)
 
 
 @app.command("exactly-once")
@@ -56,16 +65,8 @@ def check_once(
 ) -> bool:
     from benchmarks.faults import exactly_once as bench
 
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr)
-
     result = bench.run(rounds, journal=journal, seed=seed, progress=progress, **how)
-    data = {**asdict(result), "good": result.good}
-    if as_json:
-        print(json.dumps(data))
-    else:
-        for name, value in data.items():
-            print(f"{name.replace('_', ' ')}: {value}")
+    show_result(result, as_json=as_json)
     return result.good
 
 
@@ -90,8 +91,7 @@ def mishaps(
     for name in one_of(only, list(bench.kinds(journal))):
         found.append(bench.run(name, journal, times, seed, embedded=not ray))
         print(found[-1], file=sys.stderr)
-    show("mishaps", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    raise verdict("mishaps", found, as_json=as_json)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def hosts(
     plan = [(bench.fault(fault), seconds)] if fault else list(bench.faults())
     rows = hosts_table.campaign(
         plan, runs, seed=seed, keep=keep,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=progress,
     )  # fmt: skip
     for row in rows:
         if "failed" in row:
@@ -146,15 +146,8 @@ def soak(
     """
     from benchmarks.faults import soak as bench
 
-    result = bench.run(
-        minutes * 60, kill_s=kill_s, seed=seed, progress=lambda line: print(line, file=sys.stderr)
-    )
-    data = {**asdict(result), "good": result.good}
-    if as_json:
-        print(json.dumps(data))
-    else:
-        for name, value in data.items():
-            print(f"{name.replace('_', ' ')}: {value}")
+    result = bench.run(minutes * 60, kill_s=kill_s, seed=seed, progress=progress)
+    show_result(result, as_json=as_json)
     raise typer.Exit(0 if result.good else 1)
 
 
@@ -173,7 +166,7 @@ def reloads(
 
     rows = bench.run(
         rounds=rounds, seconds=seconds, rate=rate,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=progress,
     )  # fmt: skip
     show("reloads", rows, as_json=as_json)
 
@@ -207,8 +200,7 @@ def shard_killed(
     from benchmarks.faults import shard_killed as bench
 
     found = list(bench.run(kills))
-    show("a killed server of two", found, as_json=as_json)
-    raise typer.Exit(0 if all(one.good for one in found) else 1)
+    raise verdict("a killed server of two", found, as_json=as_json)
 
 
 @app.command()

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from benchmarks.commands.table import AsJson, Rows, app, one_of, print_table, show
+from benchmarks.commands.table import (
+    AsJson,
+    First,
+    Replicas,
+    Rows,
+    Seeds,
+    Streams,
+    app,
+    followed,
+    one_of,
+    print_table,
+    progress,
+    show,
+    verdict,
+)
+from online.settings.config import data_dir
 
 
 @app.command()
 def robustness(
-    peer: Annotated[
-        Path | None, typer.Option(help="Python of an environment with byzfl==0.0.11")
-    ] = None,
     seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
     long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
     only: Annotated[
-        Literal["R3", "R6", "R7", "R8"] | None, typer.Option(help="one protocol and no other")
+        Literal["R6", "R7", "R8"] | None, typer.Option(help="one protocol and no other")
     ] = None,
     served: Annotated[
         bool, typer.Option("--served", help="R6 through a service of two replicas, too")
@@ -32,37 +42,26 @@ def robustness(
 ) -> None:
     """Attacks by defences of a network that learns from sources of which a quarter is hostile.
 
-    R1, or R1 and R2, and R4 (what an update costs); R3 beside --peer; drills on real streams: what
-    an alarm undoes (R6), a world that turns without an attacker (R7), a poisoned buffer (R8).
+    R1, or R1 and R2, and R4 (what an update costs); drills on real streams: what an alarm undoes
+    (R6), a world that turns without an attacker (R7), a poisoned buffer (R8).
     Needs torch and MNIST, Elec2, INSECTS and the gas sensors in ONLINE_DATA_DIR.
     Example: python -m benchmarks robustness --quick
     """
-    from benchmarks.studies.pushes import filtercost, synchronous
+    from benchmarks.studies.pushes import filtercost
     from benchmarks.studies.pushes import robustness as bench
-    from online.settings.config import data_dir
 
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    if only == "R3" and peer is None:
-        raise typer.BadParameter("R3 is beside byzfl: give --peer PYTHON")
-    if only is not None and only != "R3":
-        found = _drills((only,), served=served, progress=progress, as_json=as_json)
+    if only is not None:
+        found = _drills((only,), served=served, as_json=as_json)
         raise typer.Exit(0 if found else 1)
     data = bench.images(data_dir())
-    if only == "R3" and peer is not None:
-        lines = synchronous.run(data, peer, progress=progress)
-        show("R3, rounds beside byzfl", lines, as_json=as_json)
-        return
     parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
-    beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
     sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES
     cost = [line for size in sizes for line in filtercost.costs(size)]
     memory = filtercost.memory(1_000 if quick else filtercost.SOURCES)
     verdicts = [row.good for part in parts for row in part.summaries]
     good = quick or all([*verdicts, memory.good, *(row.good for row in cost)])
     if as_json:
-        tables: dict[str, Any] = {"parts": parts, "beside": beside, "cost": cost}
+        tables: dict[str, Any] = {"parts": parts, "cost": cost}
         shown = {name: [asdict(row) for row in rows] for name, rows in tables.items()}
         print(json.dumps({**shown, "memory": asdict(memory), "good": good}))
     else:
@@ -70,23 +69,19 @@ def robustness(
             title = f"{part.name}: accuracy / trigger (honest rejected, hostile weight) in percent"
             print_table(title, bench.matrix(part.cells))
             show(part.name, part.summaries, as_json=False)
-        if beside:
-            show("R3, rounds beside byzfl", beside, as_json=False)
         show("R4, cost of an update", cost, as_json=False)
         show("memory", [memory], as_json=False)
         if not quick:
             every = ("R6", "R7", "R8")
-            good = _drills(every, served=served, progress=progress, as_json=False) and good
+            good = _drills(every, served=served, as_json=False) and good
     raise typer.Exit(0 if good else 1)
 
 
 @app.command()
 def liars(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="runs of each kind", min=1)] = 3,
-    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    stream: Streams = None,
+    seeds: Seeds = 3,
+    first: First = 0,
     numbers: Annotated[bool, typer.Option("--numbers", help="of regression, instead")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -98,30 +93,23 @@ def liars(
     """
     from benchmarks.attacks import liars as bench
     from benchmarks.attacks import number_lies
-    from online.settings.config import data_dir
 
     if numbers:
-        told = list(number_lies.run(range(first, first + seeds)))
-        show("liars, numbers", told, as_json=as_json)
-        raise typer.Exit(0 if all(line.good for line in told) else 1)
-    names, found = one_of(stream, bench.STREAMS), []
-    for line in bench.run(data_dir(), names, range(first, first + seeds)):
-        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
-        found.append(line)
-    show("liars", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+        told = number_lies.run(range(first, first + seeds))
+        raise verdict("liars, numbers", told, as_json=as_json)
+    names = one_of(stream, bench.STREAMS)
+    found = followed(bench.run(data_dir(), names, range(first, first + seeds)), _accuracy)
+    raise verdict("liars", found, as_json=as_json)
 
 
 @app.command()
 def doors(
     only: Annotated[str, typer.Argument(help="weight, joins, ids or forget")],
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="runs of each case", min=1)] = 3,
-    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
-    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
-    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    stream: Streams = None,
+    seeds: Seeds = 3,
+    first: First = 0,
+    replicas: Replicas = None,
+    rows: Rows = None,
     http: Annotated[bool, typer.Option(help="over HTTP, a service for each stream")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,44 +121,37 @@ def doors(
     """
     from benchmarks.attacks import doors as bench
     from benchmarks.attacks import forgotten
-    from online.settings.config import data_dir
 
     if only not in ("weight", "joins", "ids", "forget"):
         raise typer.BadParameter("give weight, joins, ids or forget")
     names, places = one_of(stream, bench.STREAMS), range(first, first + seeds)
     if only == "forget":
-        lines = list(forgotten.run(names, places, data_dir(), rows))
-        show("forget", lines, as_json=as_json)
-        raise typer.Exit(0 if all(line.good for line in lines) else 1)
+        lines = forgotten.run(names, places, data_dir(), rows)
+        raise verdict("forget", lines, as_json=as_json)
     make = bench.served if http else bench.tables
-    found = []
-    for line in make(only, names, places, replicas or [1, 2], data_dir(), rows):
-        print(line, file=sys.stderr)
-        found.append(line)
-    show(only, found, as_json=as_json)
+    found = make(only, names, places, replicas or [1, 2], data_dir(), rows)
+    show(only, followed(found), as_json=as_json)
 
 
 @app.command()
 def floods(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
+    stream: Streams = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(help="one of them; may be given again"),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 3,
-    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    seeds: Seeds = 3,
+    first: First = 0,
     liars: Annotated[list[int] | None, typer.Option(help="how many; may be given again")] = None,
     lies: Annotated[list[int] | None, typer.Option(help="a row; may be given again")] = None,
-    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
-    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    replicas: Replicas = None,
+    rows: Rows = None,
     http: Annotated[bool, typer.Option("--http", help="sent to services")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sources that behave and then flood, names without end, a replica that hears few.
 
-    Kinds: flood, quiet, unsure (in this process only), names, few.
+    Kinds: flood, quiet, unsure (in this process only), names, few, half.
 
     Exits 1 if fewer than four of five liars are caught, two honest rows of a hundred are set aside,
     accuracy falls by five points or half a point below no filter.  Needs the streams in
@@ -179,30 +160,23 @@ def floods(
     """
     from benchmarks.attacks import floods as bench
     from benchmarks.attacks.floods_served import OverHttp
-    from online.settings.config import data_dir
 
     kinds, streams = one_of(kind, bench.ATTACKS), one_of(stream, bench.STREAMS)
-    found = []
-    for line in bench.run(
+    found = bench.run(
         data_dir(), streams, range(first, first + seeds), tuple(kinds),
         liars or bench.LIARS, lies or bench.LIES, replicas or (1, 2),
         way=OverHttp() if http else None, most=rows,
-    ):  # fmt: skip
-        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
-        found.append(line)
-    show("floods", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    )  # fmt: skip
+    raise verdict("floods", followed(found, _accuracy), as_json=as_json)
 
 
 @app.command()
 def strangers(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
+    stream: Streams = None,
     kind: Annotated[list[str] | None, typer.Option(help="one of them; may be given again")] = None,
-    seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 3,
-    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
-    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    seeds: Seeds = 3,
+    first: First = 0,
+    rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
     """Eight of 26 sources lie as somebody would who has read how sources are judged.
@@ -213,28 +187,18 @@ def strangers(
     """
     from benchmarks.attacks import strangers as bench
     from benchmarks.attacks.floods import STREAMS
-    from online.settings.config import data_dir
 
-    for given, known in ((stream, STREAMS), (kind, bench.KINDS)):
-        if unknown := set(given or ()) - set(known):
-            raise typer.BadParameter(f"no {sorted(unknown)[0]!r}: there are {', '.join(known)}")
-    found, places = [], range(first, first + seeds)
-    kinds = tuple(kind or bench.KINDS)
-    for line in bench.run(data_dir(), stream or list(STREAMS), places, kinds, rows):
-        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
-        found.append(line)
-    show("strangers", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    names, kinds = one_of(stream, STREAMS), tuple(one_of(kind, bench.KINDS))
+    found = bench.run(data_dir(), names, range(first, first + seeds), kinds, rows)
+    raise verdict("strangers", followed(found, _accuracy), as_json=as_json)
 
 
 @app.command()
 def honest(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
+    stream: Streams = None,
     deal: Annotated[list[str] | None, typer.Option(help="one of them; may be given again")] = None,
-    seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 1,
-    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    seeds: Seeds = 1,
+    first: First = 0,
     rows: Annotated[int, typer.Option(help="at most so many rows of each stream")] = 2_000,
     as_json: AsJson = False,
 ) -> None:
@@ -246,24 +210,23 @@ def honest(
     """
     from benchmarks.attacks import deals as bench
     from benchmarks.attacks.floods import STREAMS
-    from online.settings.config import data_dir
 
-    names, deals, found = one_of(stream, STREAMS), one_of(deal, bench.DEALS), []
-    for line in bench.run(data_dir(), names, range(first, first + seeds), deals, rows):
+    def said(line: bench.Honest) -> str:
         lost = line.unfiltered - line.accuracy
-        told = f"{line.what}, seed {line.seed}: {lost:.2f} points, {line.set_aside:.1f} % aside"
-        print(told, file=sys.stderr)
-        found.append(line)
-    show("honest sources", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+        return f"{line.what}, seed {line.seed}: {lost:.2f} points, {line.set_aside:.1f} % aside"
+
+    names, deals = one_of(stream, STREAMS), one_of(deal, bench.DEALS)
+    found = bench.run(data_dir(), names, range(first, first + seeds), deals, rows)
+    raise verdict("honest sources", followed(found, said), as_json=as_json)
 
 
-def _drills(
-    which: Sequence[str], *, served: bool, progress: Callable[[str], None], as_json: bool
-) -> bool:
+def _accuracy(line: Any) -> str:
+    return f"{line.what}, seed {line.seed}: {line.accuracy:.1f}"
+
+
+def _drills(which: Sequence[str], *, served: bool, as_json: bool) -> bool:
     """Show these; whether all is as it is asked."""
     from benchmarks.attacks import poisoned, turning, undo, undo_http
-    from online.settings.config import data_dir
 
     folder = data_dir()
     tables: dict[str, Callable[[], Iterable[Any]]] = {
@@ -285,11 +248,9 @@ def _drills(
 def outliers(
     rows: Rows = None,
     seeds: Annotated[int, typer.Option(help="runs of each", min=1, max=10)] = 3,
-    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
-    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
+    first: First = 0,
+    stream: Streams = None,
+    replicas: Replicas = None,
     http: Annotated[bool, typer.Option("--http", help="by services, 1e4 and 1e100 only")] = False,
     targets: Annotated[bool, typer.Option("--targets", help="of regression, instead")] = False,
     honest: Annotated[
@@ -307,12 +268,10 @@ def outliers(
 
     if honest:
         hard = [*heavy_tails.in_order(), *heavy_tails.run(range(first, first + seeds))]
-        show("outliers, honest numbers", hard, as_json=as_json)
-        raise typer.Exit(0 if all(x.good for x in hard) else 1)
+        raise verdict("outliers, honest numbers", hard, as_json=as_json)
     if targets:
         costs = list(outlying_targets.run(seeds=range(first, first + seeds)))
-        show("outliers, targets", costs, as_json=as_json)
-        raise typer.Exit(0 if all(x.good for x in costs) else 1)
+        raise verdict("outliers, targets", costs, as_json=as_json)
     one_of(stream, bench.STREAMS)
     given: dict[str, Any] = {"streams": stream} if stream else {}
     found = list(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -23,7 +24,15 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
-Rows = Annotated[int | None, typer.Option(help="only so many rows of the stream")]
+Rows = Annotated[int | None, typer.Option(help="only so many rows of a stream")]
+Streams = Annotated[
+    list[str] | None, typer.Option(help="a stream of the table; may be given again")
+]
+Seeds = Annotated[int, typer.Option(help="runs of each case", min=1)]
+First = Annotated[int, typer.Option(help="first seed", min=0)]
+Replicas = Annotated[list[int] | None, typer.Option(help="how many; both by default")]
+
+T = TypeVar("T")
 
 
 def one_of(given: Sequence[str] | None, known: Iterable[str]) -> list[str]:
@@ -37,6 +46,47 @@ def one_of(given: Sequence[str] | None, known: Iterable[str]) -> list[str]:
             known_names = ", ".join(map(repr, names))
             raise typer.BadParameter(f"{name!r} is not known; known are: {known_names}")
     return list(given or names)
+
+
+def needed(data: Path | None, what: str) -> Path:
+    """The folder of real streams.  Raises BadParameter if ONLINE_DATA_DIR names none."""
+    if data is None:
+        raise typer.BadParameter(f"set ONLINE_DATA_DIR: {what} are read from there")
+    return data
+
+
+def progress(line: object) -> None:
+    """Print a line on standard error at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def followed(lines: Iterable[T], text: Callable[[T], str] = str) -> list[T]:
+    """The lines, each of which is printed on standard error as soon as it is measured."""
+    found = []
+    for line in lines:
+        progress(text(line))
+        found.append(line)
+    return found
+
+
+def verdict(title: str, rows: Iterable[Any], *, as_json: bool) -> typer.Exit:
+    """Show rows; return the end of the command: exit code 1 if one is not good.
+
+    A row whose ``good`` is None is not judged.
+    """
+    data = list(rows)
+    show(title, data, as_json=as_json)
+    return typer.Exit(0 if all(row.good is not False for row in data) else 1)
+
+
+def show_result(result: Any, *, as_json: bool = False) -> None:
+    """Show the fields of one dataclass, and whether it is good, a line each."""
+    data = {**asdict(result), "good": result.good}
+    if as_json:
+        print(json.dumps(data))
+        return
+    for name, value in data.items():
+        print(f"{name.replace('_', ' ')}: {value}")
 
 
 def show(title: str, rows: Iterable[Any], *, as_json: bool) -> None:

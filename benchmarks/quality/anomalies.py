@@ -14,19 +14,17 @@ import csv
 import gzip
 import math
 import random
-import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import httpx
-import typer
 
 import online
-from benchmarks.commands.table import AsJson, Rows, app, show
+from benchmarks.commands.table import AsJson, Rows, Streams, app, progress, show
 from evaluation.errors import StreamUnusable
 from online.models.detector import trees
 from online.settings.config import data_dir
@@ -169,9 +167,7 @@ def run(
 
 @app.command("anomalies")
 def anomalies(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
+    stream: Streams = None,
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
@@ -181,5 +177,5 @@ def anomalies(
     "mail, logs"
     """
     names = stream or list(STREAMS)
-    found = run(data_dir(), streams=names, rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    found = run(data_dir(), streams=names, rows=rows, progress=progress)
     show("anomalies beside river", found, as_json=as_json)

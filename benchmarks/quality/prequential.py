@@ -1,8 +1,6 @@
 """Learners over real streams, test then learn, beside published figures and honest baselines.
 
-Every learner runs in a process of its own, so that its memory can be told from others'.  Members
-of the selector never know of one another, so their answers are kept and played to it again: that
-costs each of them one run, and is what the selector answers live.
+Every learner runs in a process of its own, so that its memory can be told from others'.
 """
 
 from __future__ import annotations
@@ -19,12 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 from river import forest, linear_model, naive_bayes, neighbors, optim, preprocessing, tree
 
-from benchmarks.studies.selector import Selector
-from evaluation.comparison import Comparison
 from evaluation.errors import StreamUnusable
 from evaluation.learner import Answer, verbs
 from evaluation.metrics import Task
@@ -40,8 +35,6 @@ STREAMS: Final = ("elec2", "insects", "gas", "phishing", "bananas", "image_segme
 COSTLY: Final = ("knn", "arf", "amf")
 COSTLY_VALUES: Final = 100_000
 """Streams of more rows times features are left out for these learners, unless asked for."""
-GAP_MAX: Final = 0.5
-"""Points by which the selector may be worse than the best of its learners."""
 DELAYS: Final = (0, 48, 336)
 
 Progress = Callable[[str], None]
@@ -156,49 +149,17 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The selector beside the best of its learners; ``gap`` is in points, below 0 is better.
-
-    ``difference`` is the confidence sequence of the selector's mean advantage, in points.
-    """
-
-    stream: str
-    rows: int
-    delay: int
-    learners: int
-    best: str
-    best_accuracy: float
-    selector: float
-    gap: float
-    difference: str
-    us: float
-    good: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """All tables; ``anchors`` says for each anchor whether it was met exactly."""
 
     lines: list[Line]
-    choices: list[Choice]
     anchors: dict[str, bool]
     seconds: float
 
     @property
     def good(self) -> bool:
-        """Whether the anchors are met and the selector is within its bound on all streams."""
-        return all(self.anchors.values()) and all(choice.good for choice in self.choices)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """The result that a process sends back when its run has ended.
-
-    ``shares`` has the shape (rows, labels), and is for the selector.
-    """
-
-    line: Line
-    shares: npt.NDArray[np.float32]
+        """Whether the anchors are met."""
+        return all(self.anchors.values())
 
 
 class Timed:
@@ -227,30 +188,17 @@ class Timed:
         self.ns.append(took + time.thread_time_ns() - begun)
 
 
-def measure(stream: str, name: str, data_dir: Path | None, delay: int, limit: int | None) -> Run:
+def measure(stream: str, name: str, data_dir: Path | None, delay: int, limit: int | None) -> Line:
     """One learner over one stream, in this process."""
     data = open_stream(stream, data_dir)
     rows = list(itertools.islice(data.rows, limit))
     learner = LEARNERS[name](data.task)
-    labels = sorted({y for _, y in rows}, key=str)
-    at = {label: i for i, label in enumerate(labels)}
-    shares = np.ones((len(rows), len(labels)), np.float32)
-    shares *= 0.0  # written to, so that it is no part of what the learner gains
-
-    def note(place: int, answer: Answer, label: Label) -> None:
-        known = answer.probabilities
-        if known is None and answer.label is not None:
-            known = {answer.label: 1.0}
-        for one, p in (known or {}).items():
-            if one in at:
-                shares[place, at[one]] = p
-
     timed = Timed(learner, data.task)
     gc.collect()
     before = psutil.Process().memory_info().rss
-    judged = prequential(timed, rows, data.task, delay=delay, each=note)
+    judged = prequential(timed, rows, data.task, delay=delay)
     gained = psutil.Process().memory_info().rss - before
-    return Run(_line(data, len(rows), delay, name, judged, timed.ns, gained), shares)
+    return _line(data, len(rows), delay, name, judged, timed.ns, gained)
 
 
 def _line(
@@ -268,63 +216,6 @@ def _line(
         mb=max(gained, 0) / 1e6,
         lacking="; ".join(judged.lacking),
     )  # fmt: skip
-
-
-# -- the selector --------------------------------------------------------------------------------
-
-
-class Replayed:
-    """Answers as a learner did, row by row."""
-
-    def __init__(self, shares: npt.NDArray[np.float32], labels: Sequence[Label]) -> None:
-        self._labels = labels
-        self._rows = iter(shares.tolist())
-
-    def predict_proba_one(self, x: Features) -> dict[Label, float]:
-        """The next row's answer; labels without any probability were not known."""
-        return {k: p for k, p in zip(self._labels, next(self._rows), strict=True) if p}
-
-    def learn_one(self, x: Features, y: Label) -> None:
-        """It has learned already."""
-
-
-def choose(stream: str, data_dir: Path | None, runs: Mapping[str, Run]) -> Choice:
-    """The selector over the learners of these runs, which are of the same rows and delay."""
-    first = next(iter(runs.values())).line
-    data = open_stream(stream, data_dir)
-    taken = itertools.islice(data.rows, first.rows)
-    rows: list[tuple[Features, Label]] = [({}, y) for _, y in taken]
-    labels = sorted({y for _, y in rows}, key=str)
-    members = {name: Replayed(run.shares, labels) for name, run in runs.items()}
-    timed = Timed(Selector(members, data.task), data.task)
-    best = max(runs, key=lambda name: runs[name].line.accuracy or 0.0)
-    beside = iter(_right(runs[best], rows, labels))
-    comparison = Comparison()
-
-    def compare(place: int, answer: Answer, label: Label) -> None:
-        comparison.add(answer.label == label, next(beside))
-
-    judged = prequential(timed, rows, data.task, delay=first.delay, each=compare)
-    found = comparison.now()
-    top = runs[best].line.accuracy or 0.0
-    accuracy = judged.total.accuracy or 0.0
-    gap = 100.0 * (top - accuracy)
-    interval = found.interval
-    shown = "" if interval is None else f"[{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
-    return Choice(
-        stream, first.rows, first.delay, len(members), best, top, accuracy, gap, shown,
-        sum(timed.ns) / len(timed.ns) / 1e3, gap <= GAP_MAX,
-    )  # fmt: skip
-
-
-def _right(
-    run: Run, rows: Sequence[tuple[Features, Label]], labels: Sequence[Label]
-) -> Iterator[bool]:
-    """Row by row, whether a run's answer was right."""
-    known = run.shares.sum(axis=1) > 0
-    said = run.shares.argmax(axis=1).tolist()
-    for (_, label), some, place in zip(rows, known.tolist(), said, strict=True):
-        yield some and labels[place] == label
 
 
 # -- all of them ---------------------------------------------------------------------------------
@@ -357,7 +248,7 @@ def run(
     cells.sort(key=lambda cell: cell[1] not in COSTLY)  # the longest first
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    found: dict[tuple[str, int], dict[str, Run]] = {}
+    found: dict[tuple[str, int], dict[str, Line]] = {}
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
         waiting = [
             (cell, pool.submit(measure, cell[0], cell[1], data_dir, cell[2], rows))
@@ -367,12 +258,11 @@ def run(
             done = future.result()
             found.setdefault((stream, delay), {})[name] = done
             if progress:
-                score = _short(done.line.accuracy)
+                score = _short(done.accuracy)
                 progress(f"{stream}, labels {delay} rows late, {name}: {score}")
     keys = sorted(found, key=lambda key: (streams.index(key[0]), key[1]))
-    lines = [found[key][name].line for key in keys for name in LEARNERS if name in found[key]]
-    choices = [choose(key[0], data_dir, found[key]) for key in keys]
-    return Found(lines, choices, _anchors(lines), time.perf_counter() - begun)
+    lines = [found[key][name] for key in keys for name in LEARNERS if name in found[key]]
+    return Found(lines, _anchors(lines), time.perf_counter() - begun)
 
 
 def _fitting(stream: str, data_dir: Path | None, rows: int | None, *, full: bool) -> list[str]:
@@ -414,20 +304,6 @@ def shown(found: Found) -> str:
             cells = [x.what, *map(_short, scores), _short(x.ece), _short(x.auc)]
             note = f" ({x.lacking})" if x.lacking else ""
             out.append(f"| {' | '.join(cells)} | {x.us:.0f} | {x.us_p99:.0f} | {x.mb:.1f} |{note}")
-    out += [
-        "",
-        f"### The selector; asked: at most {GAP_MAX} points behind the best of its learners",
-        "",
-        "| stream | labels late | learners | best of them | its accuracy | selector "
-        "| points behind | its advantage, 95 % at all times | µs/row | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    out += [
-        f"| {c.stream} | {c.delay} | {c.learners} | {c.best} | {_short(c.best_accuracy)} "
-        f"| {_short(c.selector)} | {c.gap:+.2f} | {c.difference} | {c.us:.0f} "
-        f"| {'met' if c.good else '**missed**'} |"
-        for c in found.choices
-    ]
     for name, met in found.anchors.items():
         figure = _short(PUBLISHED["elec2", name])
         out.append(f"\nElec2, {name}: {figure} {'met' if met else '**missed**'}")

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks.commands.table import AsJson, app, show
+from benchmarks.commands.table import AsJson, app, verdict
 from benchmarks.fixtures.service import own_environment
 
 MORE_MB: Final = 60.0
@@ -125,5 +125,4 @@ def embedded(
     Exits 1 past 60 MB more, or 2 s of the processor.  Example: python -m benchmarks embedded
     """
     found = run(runs)
-    show("in one process", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
+    raise verdict("in one process", found, as_json=as_json)

@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
@@ -34,7 +33,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from benchmarks.commands.table import AsJson, app, one_of, show
+from benchmarks.commands.table import AsJson, app, one_of, progress, verdict
 from benchmarks.fixtures.connection import Connection
 from online.client.load.own_service import start, stop, write_settings
 from online.http.middleware.traced import Traced
@@ -472,12 +471,9 @@ def observed(
 
     Example: python -m benchmarks observed --pairs 10 --only explain
     """
-    import sys
 
     known = [subject.what for subject in SUBJECTS]
     if not any(name.startswith(only) for name in known):
         one_of([only], known)
-    said = partial(print, file=sys.stderr)
-    found = run(pairs=pairs, requests=requests, only=only, progress=said)
-    show("what being looked at costs", found, as_json=as_json)
-    raise typer.Exit(0 if all(cost.good for cost in found) else 1)
+    found = run(pairs=pairs, requests=requests, only=only, progress=progress)
+    raise verdict("what being looked at costs", found, as_json=as_json)

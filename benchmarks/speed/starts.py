@@ -22,7 +22,7 @@ from typing import Annotated, Final
 import psutil
 import typer
 
-from benchmarks.commands.table import AsJson, app, show
+from benchmarks.commands.table import AsJson, app, verdict
 from benchmarks.fixtures.service import own_environment, service, write_settings
 from online.service.processes import end, free_port
 
@@ -162,5 +162,4 @@ def start(
     Example: python -m benchmarks start --runs 3
     """
     lines = run(runs=runs)
-    show("start", lines, as_json=as_json)
-    raise typer.Exit(0 if all(line.good is not False for line in lines) else 1)
+    raise verdict("start", lines, as_json=as_json)

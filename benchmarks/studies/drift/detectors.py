@@ -15,8 +15,6 @@ from random import Random
 from typing import Final
 
 from benchmarks.studies.drift.scoring import Episode, score
-from benchmarks.studies.drift.seed import Seed
-from benchmarks.studies.drift.stepd import Stepd
 from evaluation.drift.alarm import Change, Direction
 from evaluation.drift.detectors import DETECTORS, Detector
 
@@ -57,10 +55,7 @@ CONTROLS: Final[Mapping[str, Make]] = {
     "every 500": lambda: Every(500),
     "every 50": lambda: Every(50),
 }
-STUDIED: Final[Mapping[str, Make]] = {**DETECTORS, "stepd": Stepd, "seed": Seed}
-"""Detectors that are compared: those that can be selected, and two that are only studied."""
-
-ALL: Final[Mapping[str, Make]] = {**STUDIED, **CONTROLS}
+ALL: Final[Mapping[str, Make]] = {**DETECTORS, **CONTROLS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Found:
                 found[name] = stream.good
         for line in self.injected:
             for bound in (injected.ASKED, TUNED):
-                if line.what in (DEFAULT, "seed", injected.ERROR_WATCHED):
+                if line.what in (DEFAULT, injected.ERROR_WATCHED):
                     name = f"{line.what}: F1 on Elec2 >= {bound}, feed `{line.feed}`"
                     found[name] = line.f1 >= bound
         for marked_line in self.marked:

@@ -41,11 +41,9 @@ WINDOW: Final = 500
 """Rows of a window of features in the watch."""
 
 PUBLISHED: Final[Mapping[str, str]] = {
-    "seed": ".498 (tuned .539)",
     "hddm_a": ".466",
     "adwin": ".430",
     "hddm_w": ".358",
-    "stepd": ".229 (tuned .517)",
     "page_hinkley": ".17",
     "ddm": ".07",
     WATCHED: "1.000 ABCD(X), x_permutation",

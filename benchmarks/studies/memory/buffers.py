@@ -21,7 +21,7 @@ from random import Random
 from typing import Final
 
 from benchmarks.studies.memory import avalanche_peer
-from benchmarks.studies.peers import PeerGone
+from evaluation.errors import EvaluationError
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import Buffer
 from replay.buffers.compartments import TwoCompartments
@@ -47,6 +47,16 @@ POLICIES: Final[dict[str, Callable[[int], Buffer]]] = {
     "ring": lambda n: Ring(n),
     "two compartments": lambda n: TwoCompartments(Reservoir(n - n // 5, 1), Ring(n // 5)),
 }
+
+
+class PeerGone(EvaluationError):
+    """The peer ended without an answer; ``python`` is what it was run with."""
+
+    python: str
+    text = (
+        "the peer that {python} runs ended without an answer (its message is above); give the "
+        "Python of an environment with avalanche-lib==0.6.0"
+    )
 
 
 @dataclass(frozen=True, slots=True)

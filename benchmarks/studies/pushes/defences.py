@@ -9,7 +9,6 @@ import numpy as np
 
 from benchmarks.studies.pushes import perceptron as net
 from benchmarks.studies.pushes import rules_arriving as arriving
-from benchmarks.studies.pushes import rules_stacked as stacked
 from benchmarks.studies.pushes.hostile import (
     BATCH,
     HOSTILE,
@@ -35,16 +34,6 @@ def none(arena: Arena) -> Callable[[Push], Answer]:
     return lambda push: Answer(push.gradient, 1.0)
 
 
-def clipping(arena: Arena) -> Callable[[Push], Answer]:
-    """Pushes are scaled down to a fixed length."""
-
-    def offer(push: Push) -> Answer:
-        length = float(np.linalg.norm(push.gradient))
-        return Answer(push.gradient * np.float32(min(1.0, _CAP / max(length, 1e-12))), 1.0)
-
-    return offer
-
-
 class Kardam:
     """Lipschitz filter with dampening; one is let through after n rejected in a row."""
 
@@ -68,32 +57,6 @@ class Kardam:
         self._rejected = 0
         weight = arriving.damped((push.version - push.base) // SOURCES)
         return Answer(push.gradient * np.float32(weight), weight)
-
-
-class Basgd:
-    """Buffers by source; when all have something, the trimmed mean of their means is applied."""
-
-    def __init__(self, arena: Arena, momentum: float = 0.0) -> None:
-        self._buffers: list[list[Vector]] = [[] for _ in range(SOURCES // 2)]
-        self._momentum = momentum
-        self._velocity: Vector | None = None
-
-    def __call__(self, push: Push) -> Answer:
-        self._buffers[arriving.basgd_buffer(push.source, len(self._buffers))].append(push.gradient)
-        if not all(self._buffers):
-            return Answer(None, 1.0)
-        means = np.stack([np.mean(buffer, axis=0) for buffer in self._buffers])
-        self._buffers = [[] for _ in self._buffers]
-        step = stacked.trimmed_mean(means, 4).astype(np.float32)
-        if self._momentum:
-            old = step if self._velocity is None else self._velocity
-            self._velocity = step = np.float32(self._momentum) * old + step
-        return Answer(step, 1.0)
-
-
-def basgdm(arena: Arena) -> Callable[[Push], Answer]:
-    """The same with momentum."""
-    return Basgd(arena, 0.9)
 
 
 class _Referenced:
@@ -177,10 +140,7 @@ class Ours:
 
 DEFENCES: Final[dict[str, Make]] = {
     "none": none,
-    "clipping": clipping,
     "Kardam": Kardam,
-    "BASGD": Basgd,
-    "BASGDm": basgdm,
     "Zeno++": zeno,
     "AFLGuard": aflguard,
     "THROTTLE": Throttle,

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from msgspec.structs import replace
 
-from benchmarks.studies.pushes import rules_stacked as stacked
 from benchmarks.studies.pushes.inputs import Layer, LayerReference
 from benchmarks.studies.pushes.pushes import usual
 from paramserver.filters.base import Event, Filter, Gradient, Source
@@ -101,22 +100,6 @@ def costs(size: int, rounds: int = 201) -> list[Cost]:
 def _of_filter(test: Filter, event: Event, source: Source, size: int, rounds: int) -> Cost:
     anew = iter([replace(event) for _ in range(rounds)])
     return Cost(test.name, size, _timed(lambda: test.judge(next(anew), source), rounds), "", True)
-
-
-def peers(size: int = 66_230, n: int = 20, rounds: int = 5) -> list[Cost]:
-    """Our forms of the rules over a stack of n vectors."""
-    x = np.random.default_rng(0).standard_normal((n, size)).astype(np.float32)
-    calls: dict[str, Callable[[], object]] = {
-        "median": lambda: stacked.median(x),
-        "trimmed mean": lambda: stacked.trimmed_mean(x, 4),
-        "geometric median": lambda: stacked.geometric_median(x),
-        "centred clipping": lambda: stacked.centred_clipping(x, tau=1.0),
-        "multi-krum": lambda: stacked.multi_krum(x, 4),
-        "NNM": lambda: stacked.nearest_mixed(x, 4),
-    }
-    return [
-        Cost(f"{name}, {n} vectors", size, _timed(c, rounds), "", True) for name, c in calls.items()
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ R2_KINDS: Final = (
     "none", "noise", "-10 g", "label flip", "IPM 6", "ALIE 1", "ALIE .25", "backdoor",
     "flood 83 %", "aware backdoor",
 )  # fmt: skip
-R2_DEFENCES: Final = ("none", "BASGDm", "Zeno++", "ours")
+R2_DEFENCES: Final = ("none", "Zeno++", "ours")
 
 Progress = Callable[[str], None]
 

@@ -51,11 +51,6 @@ def kardam(value: float, of_each: Sequence[float], f: int) -> bool:
     return value <= sorted(of_each)[len(of_each) - f - 1]
 
 
-def basgd_buffer(number: int, buffers: int) -> int:
-    """BASGD (Yang & Li 2021): the buffer of a pusher, by its number."""
-    return number % buffers
-
-
 def throttle_weight(before: int, pushers: int, *, q: float = 1.1) -> float:
     """THROTTLE (Otsuka, Meyer et al. 2026): weight of a push in a round.
 

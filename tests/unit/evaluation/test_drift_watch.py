@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies.drift.seed import Seed
-from benchmarks.studies.drift.stepd import Stepd
 from evaluation.drift import error_history
 from evaluation.drift.alarm import Alarm
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
@@ -320,10 +318,6 @@ def test_settings_are_checked(settings: dict[str, Any], said: str) -> None:
         (lambda: Glr(block=0), "block = 0"),
         (lambda: Glr(width=0), "width = 0"),
         (lambda: Glr(rows_max=0), "rows_max = 0"),
-        (lambda: Seed(delta=0.0), "delta = 0.0"),
-        (lambda: Seed(block=1), "block = 1: give 2"),
-        (lambda: Stepd(alpha=0.0), "alpha = 0.0"),
-        (lambda: Stepd(window=1), "window = 1: give 8"),
     ],
 )
 def test_settings_of_detectors_are_checked(make: Callable[[], object], said: str) -> None:

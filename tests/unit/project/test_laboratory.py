@@ -54,7 +54,6 @@ TABLES: Final = {
     "hostile-http",
     "hosts",
     "http",
-    "journal",
     "judging",
     "learning-back",
     "liars",

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from benchmarks.studies.memory import buffers as bench
-from benchmarks.studies.peers import PeerGone
 from replay.errors import SettingInvalid
 
 AVALANCHE = """
@@ -68,7 +67,7 @@ def test_a_peer_without_the_library(tmp_path: Path, capfd: pytest.CaptureFixture
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
     python.chmod(0o755)
-    with pytest.raises(PeerGone, match=r"avalanche-lib==0\.6\.0"):
+    with pytest.raises(bench.PeerGone, match=r"avalanche-lib==0\.6\.0"):
         bench.run(sizes=(50,), rounds=1, steps=2, peer=python)
     assert "No module named 'avalanche'" in capfd.readouterr().err
 

@@ -21,7 +21,7 @@ from benchmarks.studies.drift import (
     relearning,
     watching,
 )
-from benchmarks.studies.drift.detectors import CONTROLS, COURSES, STUDIED
+from benchmarks.studies.drift.detectors import CONTROLS, COURSES
 from evaluation.drift.detectors import DETECTORS
 from evaluation.errors import StreamUnusable
 from evaluation.streams import Row, Stream
@@ -124,7 +124,7 @@ def test_the_command_prints_json() -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     names = [row["what"] for row in found["error_streams"]]
-    assert names == [*STUDIED, *CONTROLS]
+    assert names == [*DETECTORS, *CONTROLS]
 
 
 def test_a_fresh_model_gains_where_labels_change_their_meaning() -> None:

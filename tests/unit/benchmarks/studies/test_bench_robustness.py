@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from benchmarks.studies.peers import PeerGone
 from benchmarks.studies.pushes import filtercost
 from benchmarks.studies.pushes import perceptron as net
 from benchmarks.studies.pushes import robustness as bench
 from benchmarks.studies.pushes.hostile import BATCH, HONEST, HOSTILE, KINDS, Images, patched, world
-from benchmarks.studies.pushes.synchronous import Peer, peer, rules, spanned
 from evaluation.errors import StreamUnusable
 
 
@@ -87,38 +82,6 @@ def test_cost_and_memory_in_small() -> None:
     assert {line.what for line in filtercost.costs(500, rounds=11)} >= {"direction", "observe"}
 
 
-def test_without_data_or_peer() -> None:
+def test_without_data() -> None:
     with pytest.raises(StreamUnusable, match="ONLINE_DATA_DIR"):
         bench.images(None)
-    with peer(Path(sys.executable)) as ask, pytest.raises(PeerGone, match="byzfl"):
-        ask.ask(rules(1, 1.0)["byzfl TrMean"], np.zeros((3, 2), np.float32))
-
-
-def test_few_dimensions_have_the_same_inner_products() -> None:
-    rng = np.random.default_rng(3)
-    x = rng.standard_normal((5, 400)).astype(np.float32)
-    x = np.vstack([x, x[-1:], x[-1:]])  # hostile ones send the same
-    small, back = spanned(x)
-    assert small.shape == (7, 7)
-    assert small @ small.T == pytest.approx(x @ x.T, abs=1e-2)
-    mix = rng.random((2, 7)).astype(np.float32)
-    assert back(mix @ small) == pytest.approx(mix @ x, abs=1e-3)
-
-
-def test_only_rules_by_coordinate_see_the_whole_vectors() -> None:
-    asked = []
-
-    class Fake(Peer):
-        def __init__(self) -> None:
-            pass
-
-        def ask(self, rule: object, x: object, *, double: bool = False) -> object:
-            asked.append((rule, x.shape))  # type: ignore[attr-defined]
-            return x, 0.0
-
-    x = np.random.default_rng(4).standard_normal((4, 300)).astype(np.float32)
-    for name in ("byzfl TrMean", "byzfl MultiKrum"):
-        assert Fake().combine(rules(1, 1.0)[name], x) == pytest.approx(x[0], abs=1e-3)
-    assert [(rule[-1][0], shape) for rule, shape in asked] == [  # type: ignore[index]
-        ("NNM", (4, 4)), ("TrMean", (4, 300)), ("MultiKrum", (4, 4)),
-    ]  # fmt: skip
