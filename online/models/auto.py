@@ -206,6 +206,10 @@ class SeveralViews(SelfRateModel):
             third = straight._replace(keys=[f"{STEADY}{key}" for key in straight.keys])
         return seen, [straight, tented, third]
 
+    def _experts_of(self, view: int, row: Views | Row) -> Any:
+        """Return the experts of a view of the row."""
+        return self._experts
+
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
         """Learn rows of moderate numbers, none of which can raise; False for any other rows.
 

@@ -238,10 +238,6 @@ class SelfRateModel(Hashing):
         """Return the row as :meth:`_read` does, and by view the feature of each entry."""
         return self._rows.joined(counted(words), numbers), [self._rows.owned(words, numbers)]
 
-    def _experts_of(self, view: int, row: Any) -> OneOutput | OutputPerClass:
-        """Return the experts of a view of the row."""
-        return self._experts
-
     # -- by task -----------------------------------------------------------------------------
 
     def _untrained(self) -> OneOutput | OutputPerClass:

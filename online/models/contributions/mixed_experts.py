@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from online.models.auto import SeveralViews
 from online.models.base import Prediction
 from online.models.contributions.attribution import binary_factors, class_factors, log_odds
 from online.models.experts.exponential_weights import Terms, logistic, mixed
@@ -36,7 +37,10 @@ def explained(model: SelfRateModel, features: Features) -> tuple[Prediction, Ter
     for i, view in enumerate(views):
         if view is not None:
             own = worths[EXPERTS * i : EXPERTS * (i + 1)]
-            model._experts_of(i, row).add_contributions(view, own, added)
+            experts = (
+                model._experts_of(i, row) if isinstance(model, SeveralViews) else model._experts
+            )
+            experts.add_contributions(view, own, added)
     return answer, Terms(base, output, added)
 
 
