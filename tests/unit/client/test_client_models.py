@@ -156,11 +156,14 @@ def test_what_is_no_value_is_named_and_not_sent(
 
 
 @pytest.mark.parametrize(
-    ("actions", "sent"), [(["a", "b", "a"], ["a", "b", "a"]), ("news", ["news"]), ({"a": {}}, ["a"])]
+    ("actions", "sent"),
+    [(["a", "b", "a"], ["a", "b", "a"]), ("news", ["news"]), ({"a": {}}, ["a"])],
 )
 def test_actions_are_sent_as_they_are_given(call: Call, actions: Any, sent: list[str]) -> None:
     service = Service()
-    with pytest.raises(ServiceRefused, match="not_ours"):  # this service does not know what a choice is
+    with pytest.raises(
+        ServiceRefused, match="not_ours"
+    ):  # this service does not know what a choice is
         call(service, "choose", actions)
     assert [one["id"] for one in service.asked[0][2]["actions"]] == sent
 
