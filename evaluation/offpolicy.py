@@ -181,9 +181,7 @@ class OffPolicy:
         if effective < EFFECTIVE_MIN:  # too few rows to test the mean weight
             return tuple(warnings)
         mean = c["w"] / n
-        error = (
-            math.sqrt(max(c["spread"], 0.0)) / n
-        )  # by the log itself: rare actions may be absent
+        error = math.sqrt(max(c["spread"], 0.0)) / n  # not the sample's: it may lack rare actions
         if abs(mean + c["lost"] / n - 1.0) > WEIGHT_OFF * error + 1e-6:
             warnings.append(
                 f"the weights have a mean of {mean:.3f}, not 1: the logged probabilities are not "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import json
 from collections.abc import Callable
@@ -161,9 +160,7 @@ def test_what_is_no_value_is_named_and_not_sent(
 )
 def test_actions_are_sent_as_they_are_given(call: Call, actions: Any, sent: list[str]) -> None:
     service = Service()
-    with pytest.raises(
-        ServiceRefused, match="not_ours"
-    ):  # this service does not know what a choice is
+    with pytest.raises(ServiceRefused, match="not_ours"):  # it knows nothing of choices
         call(service, "choose", actions)
     assert [one["id"] for one in service.asked[0][2]["actions"]] == sent
 
