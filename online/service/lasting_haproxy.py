@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -23,6 +24,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+
+log = logging.getLogger("ray.serve")  # which the manager writes to its file
 
 MODULE: Final = "ray.serve._private.haproxy"
 _NEEDED: Final = (
@@ -126,6 +129,7 @@ def lasting(was: type[Any]) -> type[Any]:
                 if self._ended or self._proc is not process:
                     return
                 if time.monotonic() - begun_s > _LIVED_S:
+                    log.warning("HAProxy (pid %s) has ended: it is started again", process.pid)
                     self._proc = await self._start_and_wait_for_haproxy()
 
     return LastingHAProxy

@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -216,6 +217,37 @@ def test_tokens_refuse_and_allow_at_the_port(running: Running) -> None:
                 refused = answer.status_code in (401, 403)
                 assert refused == (role not in allowed), place
                 assert not refused or "www-authenticate" in answer.headers, place
+
+
+def reloaded(running: Running, tokens: list[str]) -> None:
+    """Write the tokens for predictions, send SIGHUP, and wait until it is done."""
+    log = running.folder / "serve.log"
+    before = len(log.read_text())
+    (running.folder / "predict.token").write_text("".join(f"{token}\n" for token in tokens))
+    running.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 240
+    while "tokens changed" not in (said := log.read_text()[before:]):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.05)
+    assert "replaced" not in said, "a replica did not confirm them"
+
+
+def test_a_new_token_is_taken_by_running_replicas_on_open_connections(running: Running) -> None:
+    replicas, new = running.replica_urls(), "another-predict-token-0123456789"
+    headers = {"authorization": f"Bearer {new}"}
+    for url in (running.url, *replicas.values()):
+        with httpx.Client(base_url=url, headers=headers, timeout=120) as kept:
+
+            def asked(kept: httpx.Client = kept) -> list[int]:
+                return [kept.post(PREDICT, json=ROW).status_code for _ in range(3)]
+
+            assert asked() == [401] * 3
+            reloaded(running, [TOKENS["predict"], new])
+            assert asked() == [200] * 3, "the head is known by then"
+            reloaded(running, [TOKENS["predict"]])
+            assert asked() == [401] * 3
+    assert not failures(running, 4)
+    assert running.replica_urls() == replicas
 
 
 def test_what_serve_plays_is_sent_with_a_token(running: Running) -> None:
