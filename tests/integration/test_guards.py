@@ -246,8 +246,29 @@ def test_a_new_token_is_taken_by_running_replicas_on_open_connections(running: R
             assert asked() == [200] * 3, "the head is known by then"
             reloaded(running, [TOKENS["predict"]])
             assert asked() == [401] * 3
-    assert not failures(running, 4)
     assert running.replica_urls() == replicas
+    reloaded(running, [new])
+    (replica,) = replicas
+    os.kill(int(replica.partition(":")[0]), signal.SIGKILL)
+    deadline = time.monotonic() + 240
+    while not (others := running.replica_urls().keys() - replicas):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not any(code(running, TOKENS["predict"]) == 200 for _ in range(20)), others
+    while code(running, new) != 200:
+        assert time.monotonic() < deadline, "the next replica knows what the last one was told"
+        time.sleep(0.1)
+    assert code(running, TOKENS["predict"]) == 401
+    reloaded(running, [TOKENS["predict"]])
+    assert not failures(running, 4)
+
+
+def code(running: Running, token: str) -> int:
+    headers = {"authorization": f"Bearer {token}"}
+    try:
+        return httpx.post(running.url + PREDICT, json=ROW, headers=headers, timeout=120).status_code
+    except httpx.HTTPError:
+        return 0
 
 
 def test_what_serve_plays_is_sent_with_a_token(running: Running) -> None:
