@@ -10,7 +10,6 @@ import http.client
 import os
 import re
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -217,58 +216,6 @@ def test_tokens_refuse_and_allow_at_the_port(running: Running) -> None:
                 refused = answer.status_code in (401, 403)
                 assert refused == (role not in allowed), place
                 assert not refused or "www-authenticate" in answer.headers, place
-
-
-def reloaded(running: Running, tokens: list[str]) -> None:
-    """Write the tokens for predictions, send SIGHUP, and wait until it is done."""
-    log = running.folder / "serve.log"
-    before = len(log.read_text())
-    (running.folder / "predict.token").write_text("".join(f"{token}\n" for token in tokens))
-    running.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 240
-    while "tokens changed" not in (said := log.read_text()[before:]):
-        assert time.monotonic() < deadline, said
-        time.sleep(0.05)
-    assert "replaced" not in said, "a replica did not confirm them"
-
-
-def test_a_new_token_is_taken_by_running_replicas_on_open_connections(running: Running) -> None:
-    replicas, new = running.replica_urls(), "another-predict-token-0123456789"
-    headers = {"authorization": f"Bearer {new}"}
-    for url in (running.url, *replicas.values()):
-        with httpx.Client(base_url=url, headers=headers, timeout=120) as kept:
-
-            def asked(kept: httpx.Client = kept) -> list[int]:
-                return [kept.post(PREDICT, json=ROW).status_code for _ in range(3)]
-
-            assert asked() == [401] * 3
-            reloaded(running, [TOKENS["predict"], new])
-            assert asked() == [200] * 3, "the head is known by then"
-            reloaded(running, [TOKENS["predict"]])
-            assert asked() == [401] * 3
-    assert running.replica_urls() == replicas
-    reloaded(running, [new])
-    (replica,) = replicas
-    os.kill(int(replica.partition(":")[0]), signal.SIGKILL)
-    deadline = time.monotonic() + 240
-    while not (others := running.replica_urls().keys() - replicas):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert not any(code(running, TOKENS["predict"]) == 200 for _ in range(20)), others
-    while code(running, new) != 200:
-        assert time.monotonic() < deadline, "the next replica knows what the last one was told"
-        time.sleep(0.1)
-    assert code(running, TOKENS["predict"]) == 401
-    reloaded(running, [TOKENS["predict"]])
-    assert not failures(running, 4)
-
-
-def code(running: Running, token: str) -> int:
-    headers = {"authorization": f"Bearer {token}"}
-    try:
-        return httpx.post(running.url + PREDICT, json=ROW, headers=headers, timeout=120).status_code
-    except httpx.HTTPError:
-        return 0
 
 
 def test_what_serve_plays_is_sent_with_a_token(running: Running) -> None:
