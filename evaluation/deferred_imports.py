@@ -16,7 +16,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from _typeshed.importlib import MetaPathFinderProtocol
 
 RIVER: Final[Mapping[str, Sequence[str]]] = {
     "river.drift": ("river.drift.datasets",),
@@ -149,6 +152,6 @@ def _placeholders(names: Sequence[str]) -> Iterator[None]:
             one.finish()
 
 
-def install(finder: DeferredImports | _Nowhere) -> None:
+def install(finder: MetaPathFinderProtocol) -> None:
     """Install this finder before all others in this process."""
     sys.meta_path.insert(0, finder)

@@ -139,7 +139,7 @@ class App:
             AppParts(
                 servings, self._live, self._choosing, self._ids, self._unread, self._send,
                 lambda direct: direct + self._under_way < limits.ongoing_max, draws_trace,
-                limits.body_bytes_max,
+                limits.body_bytes_max, access,
             )
         )  # fmt: skip
         self._streams = Streams(lambda: _statuses(servings, cluster), limits.listeners_max)

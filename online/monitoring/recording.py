@@ -95,13 +95,15 @@ class Recording:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def of(self, url: str, token: str | None) -> None:
-        """Record the status of the service at ``url``; returns at once."""
-        client = SimpleClient(url, token, _ASK_S)
+    def of(self, url: str, token: Callable[[], str | None]) -> None:
+        """Record the status of the service at ``url``; returns at once.
+
+        ``token`` returns the present token of its administrator, which may be replaced.
+        """
         self._url = url
 
         def ask() -> list[Mapping[str, Any]]:
-            answer = client.get("/v1/models")
+            answer = SimpleClient(url, token(), _ASK_S).get("/v1/models")
             if answer.status_code in (401, 403):
                 raise _NotAllowed(answer.status_code)
             if answer.status_code != 200:

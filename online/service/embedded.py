@@ -26,6 +26,7 @@ from online.service.one_process import (
     starting,
 )
 from online.service.parts.assembly import Assembly
+from online.service.state.changes import UNCHANGED, changes, needs_restart
 from online.settings import config
 from online.settings.config import Settings
 from online.settings.purposes import TaskName
@@ -124,7 +125,9 @@ class Embedded:
         self._http = _Http(settings.host, settings.port)
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
-        sending = Sending(lambda: settings.alerts, kept=settings.state_dir / ALERTS_FILE)
+        sending = Sending(
+            lambda: self._parts.settings.alerts, kept=settings.state_dir / ALERTS_FILE
+        )
         self._recording = Recording(settings.state_dir, sending)
 
     def __enter__(self) -> Self:
@@ -192,7 +195,19 @@ class Embedded:
             StartRefused, LearnerUnusable, ConfigError: With the remedy; nothing runs then.
         """
         self._parts.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
-        self._recording.of(self.url, config.own_token(self._parts.settings, {}))
+        self._recording.of(self.url, lambda: config.own_token(self._parts.settings, {}))
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Take new access tokens and alerts; return what was done, as lines.
+
+        Any other change of the settings needs a restart, and then nothing is changed.
+        """
+        found = changes(self._parts.given, settings)
+        names = [*found.restart, *found.rolling, *(f"models.{name}" for name in found.models)]
+        if names := [*names, *(["replicas"] if found.scaled else [])]:
+            return needs_restart(names)
+        self._parts.renew(settings)
+        return found.lines() or [UNCHANGED]
 
     def stop(self) -> None:
         """Finish requests, push and seal, publish a last snapshot.  Does nothing when repeated."""

@@ -34,6 +34,7 @@ from online.service import processes
 from online.service.parts.assembly import Assembly, ProcessContext, nobody
 from online.service.replica_names import gone, replica_name
 from online.service.state import server_count
+from online.service.state.changes import AT_ONCE
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
 from online.service.state.journal_upkeep import JournalUpkeep
@@ -103,7 +104,7 @@ class OneProcess:
     """
 
     def __init__(self, settings: Settings, front: Front, progress: Progress) -> None:
-        self._given = self.settings = settings
+        self.given = self.settings = settings
         self._front, self._progress = front, progress
         self._process = replica_name()
         self._name = f"{self._process}:{next(_numbers)}"  # unique if this process serves again
@@ -186,7 +187,7 @@ class OneProcess:
         processes.remove_private(settings.state_dir)
 
     def _check(self, *, fresh: bool, relearn: bool, accept_loss: bool) -> Models:
-        given = self._given
+        given = self.given
         with contextlib.closing(open_journal(given)) as journal:
             lines = promotion.follow_file(given, journal) if fresh or relearn else []
             settings, said = promotion.as_served(given, journal)
@@ -293,6 +294,17 @@ class OneProcess:
         finally:
             self._running = None
             await assembly.stop()
+
+    def renew(self, settings: Settings) -> None:
+        """Take the settings that a running service can take (:meth:`Embedded.reload`)."""
+
+        async def step(assembly: Assembly) -> None:
+            assembly.renew(settings.tokens)
+
+        self.call(step)
+        self.given = settings
+        taken = {name: getattr(settings, name) for name in ("tokens", "limits", *AT_ONCE)}
+        self.settings = self.settings.model_copy(update=taken)
 
     # -- while it runs -----------------------------------------------------------------------
 

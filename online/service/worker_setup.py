@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from evaluation.deferred_imports import SERVE, DeferredImports, install
+from online.service import lasting_haproxy
 
 FLAG: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """The environment variable with the function that each Ray process calls first."""
@@ -54,6 +55,7 @@ def begin() -> None:
     without_tables()
     without_serializers()
     without_unknown_paths()
+    install(lasting_haproxy.Finder())
 
 
 def without_unknown_paths() -> None:

@@ -93,6 +93,19 @@ class AccessTokens(Tree):
         return tuple(entry_of(token.get_secret_value())[0] for token in tokens)
 
     @property
+    def by_role(self) -> dict[Role, tuple[str, ...]]:
+        """Tokens of all roles, or their digests."""
+        return {role: self.of(role) for role in ROLES}
+
+    def renewed_by(self, new: AccessTokens) -> bool:
+        """Whether running processes can take ``new`` instead of these.
+
+        Not if there are tokens before or after only, and not if the filters begin or cease to rely
+        on the sources of tokens.
+        """
+        return bool(self) and bool(new) and self.vouched == new.vouched
+
+    @property
     def grants(self) -> dict[tuple[Role, str], Grant]:
         """Grants of the tokens that have more than a role, by role and token."""
         out: dict[tuple[Role, str], Grant] = {}

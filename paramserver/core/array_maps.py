@@ -9,6 +9,7 @@ Neither changes: a mapping keeps what is set in dicts of its own, so copies shar
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import (
     Collection,
     ItemsView,
@@ -37,6 +38,7 @@ NAME_BYTES: Final = 4_096
 """Greatest length of a name in bytes that an index takes."""
 
 _CUT: Final = 8_192  # names decoded, or hashed, at a time; such parts fit the CPU cache
+_CHECKED: Final = 65_536  # ends compared at a time: new memory takes longer than comparing
 _FOLDED: Final = 4  # a copy is folded when more than one in so many numbers was set
 _ROOM: Final = 16  # growth factor
 _WORD: Final = 8
@@ -67,14 +69,22 @@ def read_names(blob: Array, ends: Array) -> list[str]:
 
 def check_ends(blob: Array, ends: Array) -> None:
     """Raise ValueError if these are not the ends of names in the bytes, of which there are some."""
-    if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
+    if ends[0] < 0 or ends[-1] != len(blob) or (ends[1:] < ends[:-1]).any():
         raise ValueError("keys overlap, or end beyond their bytes")
+
+
+def longest(ends: Array) -> int:
+    """Return the number of bytes of the longest name, given the end of each; 0: there is none."""
+    most = int(ends[0]) if len(ends) else 0
+    for i in range(0, len(ends) - 1, _CHECKED):
+        most = max(most, int(np.diff(ends[i : i + _CHECKED + 1]).max()))
+    return most
 
 
 def check_names(blob: Array, ends: Array) -> None:
     """Raise ValueError if an index can't take these names, of which there are some."""
     check_ends(blob, ends)
-    if (np.diff(ends, prepend=0) > NAME_BYTES).any():
+    if longest(ends) > NAME_BYTES:
         raise ValueError(f"a name is longer than {NAME_BYTES} bytes")
     if len(blob) and blob.max() > 127:  # not ASCII
         blob.tobytes().decode()
@@ -88,7 +98,8 @@ class NameIndex:
     The hash is drawn once per process, so that nobody can choose names that collide.
 
     Parameters:
-        blob, ends: The bytes of all names, and the end of each in them.
+        blob, ends: The bytes of all names, and the end of each in them.  The caller must not change
+            them.
 
     Attributes:
         places: Positions of the names that were looked up; -1: not among the names.
@@ -110,10 +121,9 @@ class NameIndex:
     def add(self, blob: Array, ends: Array) -> None:
         """Add names, of which none is there yet.  Raises ValueError as the constructor."""
         check_names(blob, ends)
-        padded = np.append(blob, np.zeros(_WORD, dtype=np.uint8))
-        hashes = _hashes(padded, ends)
+        hashes = _hashes(blob, ends)
         if self._ids is None:
-            self._blob, self._ends, self._ids = padded, ends, Ids(hashes)
+            self._blob, self._ends, self._ids = blob, ends, Ids(hashes)
             self._ids.lay_out()
         else:
             self._ids.add(hashes)
@@ -125,6 +135,10 @@ class NameIndex:
 
     def __len__(self) -> int:
         return self._count
+
+    def detach(self) -> None:
+        """Copy the names into newly allocated memory; nobody may add names meanwhile."""
+        self._blob, self._ends = self._blob.copy(), self._ends.copy()
 
     @property
     def arrays(self) -> tuple[Array, Array]:
@@ -151,18 +165,16 @@ class NameIndex:
         """Return the names at the positions from ``first`` up to ``end``."""
         return read_names(*self.bytes_of(first, end)) if end > first else []
 
-    def at(self, positions: Array) -> list[str]:
-        """Return the names at these positions."""
+    def at(self, spans: Array) -> list[str]:
+        """Return the names at the positions in these spans."""
         names: list[str] = []
-        for first, end in spans_of(positions).tolist():
+        for first, end in spans.tolist():
             names += self.part(first, end)
         return names
 
-    def chars(self, positions: Array | None) -> int:
-        """Return the number of bytes of the names at these positions (None: all)."""
-        if positions is None:
-            return self._size
-        return int(np.diff(self.arrays[1], prepend=0)[positions].sum())
+    def chars(self, spans: Array) -> int:
+        """Return the number of bytes of the names at the positions in these spans."""
+        return sum(self._begin(end) - self._begin(first) for first, end in spans.tolist())
 
     def look_up(self, names: Collection[str]) -> dict[str, int]:
         """Return :attr:`places`, in which all of these names now are."""
@@ -176,14 +188,14 @@ class NameIndex:
 
     def _found(self, names: Sequence[str]) -> list[int]:
         raw = [name.encode() for name in names]
-        padded = np.frombuffer(b"".join(raw) + bytes(_WORD), dtype=np.uint8)
+        blob = np.frombuffer(b"".join(raw), dtype=np.uint8)
         ends = np.cumsum(np.fromiter(map(len, raw), dtype=np.int64, count=len(raw)))
         if max(map(len, raw)) > NAME_BYTES:
             return [self._found([name])[0] if len(b) <= NAME_BYTES else -1
                     for name, b in zip(names, raw, strict=True)]  # fmt: skip
         if self._ids is None:
             return [-1] * len(raw)
-        found: list[int] = self._ids.find(_hashes(padded, ends), len(self)).tolist()
+        found: list[int] = self._ids.find(_hashes(blob, ends), len(self)).tolist()
         for place, one in zip(found, raw, strict=True):
             if place >= 0 and self._raw(place) != one:  # two names have one hash: that may not be
                 places = dict(zip(self.part(0, len(self)), count(), strict=False))
@@ -213,18 +225,30 @@ def spans_of(positions: Array) -> Array:
     return np.column_stack((positions[first], positions[last] + 1))
 
 
-def _hashes(padded: Array, ends: Array) -> npt.NDArray[np.uint64]:
-    """Return a hash of 64 bits of each name; at least a word of other bytes follows the last one.
+def joined_spans(a: Array, b: Array) -> Array:
+    """Return the spans of ``a`` and then those of ``b``; one that goes on is not divided."""
+    if len(a) and len(b) and a[-1, 1] == b[0, 0]:
+        middle = [[a[-1, 0], b[0, 1]]]
+        return np.concatenate((a[:-1], middle, b[1:]))
+    return np.concatenate((a, b))
+
+
+def _hashes(blob: Array, ends: Array) -> npt.NDArray[np.uint64]:
+    """Return a hash of 64 bits of each name.
 
     It consists of two multilinear hashes (Lemire and Kaser 2014, *Strongly universal string hashing
     is fast*) of 32 bits: two names have the same with a probability of 2**-64.
     """
-    hashes = np.empty(len(ends), dtype=np.uint64)
-    starts = np.append(0, ends[:-1])
-    words = np.ndarray((len(padded) - _WORD + 1,), "<u8", padded.data, strides=(1,))
+    hashes, begin = np.empty(len(ends), dtype=np.uint64), 0
     for i in range(0, len(ends), _CUT):
-        at, sizes = starts[i : i + _CUT], np.diff(ends[i : i + _CUT], prepend=starts[i])
-        hashes[i : i + _CUT] = _hashes_at(words, at, sizes)
+        stops = ends[i : i + _CUT]
+        sizes, end = np.diff(stops, prepend=begin), int(stops[-1])
+        part = blob[begin : end + _WORD]  # the last word of a name ends in other bytes
+        if (lacks := end + _WORD - begin - len(part)) > 0:
+            part = np.append(part, np.zeros(lacks, dtype=np.uint8))
+        words = np.ndarray((len(part) - _WORD + 1,), "<u8", part.data, strides=(1,))
+        hashes[i : i + _CUT] = _hashes_at(words, stops - sizes - begin, sizes)
+        begin = end
     return hashes
 
 
@@ -245,6 +269,20 @@ def _hashes_at(words: Array, at: Array, sizes: Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
+class _Numbers:
+    """The array of a mapping and of its copies, also as a flat buffer.  It is never changed."""
+
+    __slots__ = ("array", "flat")
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.flat = array, array.reshape(-1).data
+
+    def detach(self) -> None:
+        """Copy it into newly allocated memory; others may read it meanwhile."""
+        self.array = array = self.array.copy()
+        self.flat = array.reshape(-1).data
+
+
 class ArrayMap(Mapping[str, Any]):
     """A mapping from names to numbers, or to tuples of two or three, with numbers in an array.
 
@@ -253,27 +291,39 @@ class ArrayMap(Mapping[str, Any]):
 
     Parameters:
         index: Contains the names of the array.
-        positions: Their positions in the index, in order; None: all names.
-        numbers: One number, or one row of numbers, for each of them, in C order.
+        spans: Their positions in the index, in order, as rows of (first, end).
+        numbers: One number, or one row of numbers, for each of them, in C order.  The caller must
+            not change it.
+
+    Attributes:
+        spans: As given, without empty ones.
 
     Raises:
         ValueError: A position is given twice.
     """
 
-    def __init__(self, index: NameIndex, positions: Array | None, numbers: Array) -> None:
+    def __init__(self, index: NameIndex, spans: Array, numbers: Array) -> None:
         self.index = index
-        self._positions, self._numbers = positions, numbers
-        self._rows: memoryview | None = None
-        if positions is not None:
-            rows = np.full(len(index), -1, dtype=np.int32)
-            rows[positions] = np.arange(len(positions), dtype=np.int32)
-            if np.count_nonzero(rows >= 0) != len(positions):
-                raise ValueError("a name stands twice in a block")
-            self._rows = rows.data
+        self.spans = spans = spans[spans[:, 0] < spans[:, 1]]
+        self._begins = np.append(0, (spans[:, 1] - spans[:, 0]).cumsum())  # rows
+        order = spans[:, 0].argsort()
+        firsts, ends, rows = spans[order, 0], spans[order, 1], self._begins[order]
+        if (firsts[1:] < ends[:-1]).any():
+            raise ValueError("a name stands twice in a block")
+        self._sorted = firsts.data, ends.data, rows.data
+        self._first, self._end = map(int, spans[0] if len(spans) else (0, 0))
+        self._held = _Numbers(numbers)
         self._width = 1 if numbers.ndim == 1 else numbers.shape[1]
-        self._flat = numbers.reshape(-1).data
         self._set: dict[str, Any] = {}  # under names of the array
         self._new: dict[str, Any] = {}  # under other names
+
+    @property
+    def _numbers(self) -> Array:
+        return self._held.array
+
+    def detach(self) -> None:
+        """Copy the array into newly allocated memory, for copies, too; others may read it."""
+        self._held.detach()
 
     def __len__(self) -> int:
         return len(self._numbers) + len(self._new)
@@ -303,10 +353,14 @@ class ArrayMap(Mapping[str, Any]):
         place = self.index.places.get(name)
         if place is None:
             place = self.index.look_up((name,))[name]
-        return place if place < 0 or self._rows is None else self._rows[place]
+        if self._first <= place < self._end:
+            return place - self._first
+        firsts, ends, rows = self._sorted
+        i = bisect_right(firsts, place) - 1
+        return -1 if i < 0 or place >= ends[i] else rows[i] + place - firsts[i]
 
     def _value(self, row: int) -> Any:
-        flat, width = self._flat, self._width
+        flat, width = self._held.flat, self._width
         return flat[row] if width == 1 else (*flat[row * width : (row + 1) * width],)
 
     def update(self, more: Mapping[str, Any]) -> None:
@@ -324,7 +378,7 @@ class ArrayMap(Mapping[str, Any]):
         made._set, made._new = self._set.copy(), self._new.copy()
         many = len(self._set) * _FOLDED > len(self._numbers)
         if many and (folded := self._folded()) is not None:
-            made._set, made._numbers, made._flat = {}, folded, folded.reshape(-1).data
+            made._set, made._held = {}, _Numbers(folded)
         return made
 
     def part(self, first: int, end: int) -> dict[str, Any]:
@@ -353,12 +407,10 @@ class ArrayMap(Mapping[str, Any]):
 
         None: their positions do not follow each other, or a number is of another type.
         """
-        place, numbers = first, self._numbers[first:end]
-        if self._positions is not None:
-            positions = self._positions[first:end]
-            place = int(positions[0])
-            if (np.diff(positions) != 1).any():
-                return None
+        numbers, spans = self._numbers[first:end], self._between(first, end)
+        if len(spans) != 1:
+            return None
+        place = int(spans[0, 0])
         if self._set:
             names = self._names(first, end)
             changed = {i: self._set[name] for i, name in enumerate(names) if name in self._set}
@@ -375,9 +427,17 @@ class ArrayMap(Mapping[str, Any]):
         return self._width > 1 or set(map(type, values)) <= {kind}
 
     def _names(self, first: int, end: int) -> list[str]:
-        if self._positions is None:
-            return self.index.part(first, end)
-        return self.index.at(self._positions[first:end])
+        return self.index.at(self._between(first, end))
+
+    def _between(self, first: int, end: int) -> Array:
+        """Return the spans of the names of the array from the ``first`` one up to ``end``."""
+        begins = self._begins
+        i, j = (int(begins.searchsorted(at, "right")) - 1 for at in (first, end - 1))
+        spans = self.spans[i : j + 1].copy()
+        if len(spans):
+            spans[-1, 1] = spans[-1, 0] + end - begins[j]
+            spans[0, 0] += first - begins[i]
+        return spans
 
     def keys(self) -> KeysView[str]:
         """Return all names in their order."""
@@ -397,12 +457,7 @@ class ArrayMap(Mapping[str, Any]):
     @property
     def chars(self) -> int:
         """Number of bytes of all names."""
-        return self.index.chars(self._positions) + sum(map(len, self._new))
-
-    @property
-    def positions(self) -> Array:
-        """Positions in the index of the names of the array."""
-        return np.arange(len(self.index)) if self._positions is None else self._positions
+        return self.index.chars(self.spans) + sum(map(len, self._new))
 
     @property
     def new(self) -> Mapping[str, Any]:

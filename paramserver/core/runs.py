@@ -132,8 +132,7 @@ class Collected:
         """Return the blocks, and begin anew."""
         index, made = self._index, dict[str, ArrayMap]()
         for name, block in self._blocks.items():
-            spans = [np.arange(*span) for span in block.spans]
-            positions = None if block.n == len(index) else np.concatenate(spans)  # all, in order
-            made[name] = ArrayMap(index, positions, block.numbers[: block.n])
+            spans = np.array(block.spans, dtype=np.int64)
+            made[name] = ArrayMap(index, spans, block.numbers[: block.n])
         self._index, self._token, self._blocks = NameIndex(), 0, {}
         return made

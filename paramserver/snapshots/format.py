@@ -25,6 +25,7 @@ import struct
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import chain
+from threading import Thread
 from typing import Any, Final
 
 import msgspec
@@ -37,6 +38,7 @@ from paramserver.core.array_maps import (
     ArrayMap,
     NameIndex,
     as_dict,
+    longest,
     read_names,
 )
 from paramserver.core.blocks import Block, Blocks
@@ -46,7 +48,7 @@ from paramserver.core.tables.ids import Ids
 from paramserver.core.tables.rows import Rows
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
 from paramserver.snapshots.mapped import DIGEST_BYTES, MappedFile, Source, source_of
-from paramserver.snapshots.names import Names, keys_at, positions_in
+from paramserver.snapshots.names import Names, checked_spans, keys_at
 from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.tensors import Array, Arrays, Stored, write_arrays
 
@@ -181,13 +183,14 @@ def decode(
         _verify(source)
         return _decoded(source, base, in_arrays)[0]
     try:
-        state, tables = _decoded(source, base, in_arrays)
+        state, tables, keys = _decoded(source, base, in_arrays)
     except Exception:
         _verify(source)  # what is damaged is not called something else
         raise
     _verify(source)
     for table in tables:
         table.detach()
+    keys.detach()
     return state
 
 
@@ -198,8 +201,8 @@ def _verify(source: Source) -> None:
 
 def _decoded(
     source: Source, base: Callable[[Base], SnapshotState] | None, in_arrays: bool
-) -> tuple[SnapshotState, list[Rows]]:
-    """Return the state, and those of its tables whose rows are where the source has them."""
+) -> tuple[SnapshotState, list[Rows], _Keys]:
+    """Return the state, and the tables and names of it that are where the source has them."""
     source.until(manifest_end(source.view))
     manifest, begin = read_manifest(source.view), manifest_end(source.view)
     schema = _read_frame(source.view)[0]
@@ -237,7 +240,7 @@ def _decoded(
         log=manifest.log,
     )
     whole = [n for n, kind in manifest.blocks if kind == algebra.ROWS and n not in manifest.changes]
-    return state, [values[name].data for name in whole]
+    return state, [values[name].data for name in whole], keys
 
 
 def manifest_end(head: bytes | memoryview) -> int:
@@ -356,8 +359,9 @@ class _Keys:
     def __init__(self, arrays: Arrays, *, shared: bool, in_arrays: bool) -> None:
         self._arrays, self._index = arrays, None
         ends = arrays[_NAMES + "ends"] if shared and in_arrays else np.empty(0)
-        if len(ends) >= ARRAYS_LEAST and (np.diff(ends, prepend=0) <= NAME_BYTES).all():
-            self._index = NameIndex(arrays[_NAMES + "keys"], ends.copy())
+        self._maps: list[ArrayMap] = []
+        if len(ends) >= ARRAYS_LEAST and longest(ends) <= NAME_BYTES:
+            self._index = NameIndex(self._kept(arrays[_NAMES + "keys"]), self._kept(ends))
         self._names = self._read(_NAMES) if shared and self._index is None else None
 
     def _read(self, prefix: str) -> list[str]:
@@ -367,17 +371,31 @@ class _Keys:
         """Return a block with these numbers as a mapping in arrays; None: it is to be a dict."""
         if self._index is None or len(numbers) < ARRAYS_LEAST:
             return None
-        spans, n = self._arrays[prefix + "spans"], len(self._index)
-        positions = None if spans.tolist() == [[0, n]] else positions_in(spans, n)
-        if len(numbers) != (n if positions is None else len(positions)):
+        spans = checked_spans(self._arrays[prefix + "spans"].copy(), len(self._index))
+        if len(numbers) != (spans[:, 1] - spans[:, 0]).sum():
             raise ValueError("a block has not one number for each key")
-        return ArrayMap(self._index, positions, numbers.copy())
+        self._maps.append(ArrayMap(self._index, spans, self._kept(numbers)))
+        return self._maps[-1]
+
+    def _kept(self, array: Array) -> Array:
+        """Return the array where it is mapped, until :meth:`detach`, else in memory of its own."""
+        return array if self._arrays.mapped else array.copy()
+
+    def detach(self) -> None:
+        """Copy names and numbers that are in a mapped file into memory, in a thread."""
+        if self._index is not None:
+            Thread(target=self._copy, name="rows", daemon=True).start()
+
+    def _copy(self) -> None:
+        for one in (self._index, *self._maps):
+            if one is not None:
+                one.detach()
 
     def of(self, prefix: str) -> list[str]:
         """Return the keys of a block in order."""
         if self._index is not None:
             spans = self._arrays[prefix + "spans"]
-            return self._index.at(positions_in(spans, len(self._index)))
+            return self._index.at(checked_spans(spans, len(self._index)))
         if self._names is None:
             return self._read(prefix)
         return keys_at(self._names, self._arrays[prefix + "spans"])
@@ -408,7 +426,6 @@ def _from_arrays(kind: str, arrays: Arrays, prefix: str, of: _Keys) -> Any:
     if kind == algebra.ROWS:
         ids = Ids(arrays[prefix + "ids"])
         if arrays.mapped:  # the rows are still being read
-            ids = Ids(arrays[prefix + "ids"].copy())
             ids.lay_out()
         return Rows.in_place(ids, _finite(arrays[prefix + "rows"]))
     if kind == algebra.COUNT:

@@ -1,15 +1,18 @@
 """Reads large snapshots through a mapping of the file, so that a start does not wait for a copy.
 
 New memory is what costs a start most: a virtual machine takes seconds to hand out gigabytes.  The
-pages of a mapping are the system's cache of the file.  A second thread reads the file through,
-computes its checksum, and finds errors of the disk; a page of the mapping is touched only once it
-has been read, because an error there would end the process.  A disk that delivers nothing is waited
-for as long as the reader says, and no longer: whoever restores tries again.
+pages of a mapping are the system's cache of the file.  A second thread reads the file through and
+finds errors of the disk; a page of the mapping is touched only once it has been read, because an
+error there would end the process.  A third one follows it with the checksum, which takes several
+times as long as reading what is in the cache; it reads the file, too, because it may still do so
+when the file was given up and is replaced.  A disk that delivers nothing is waited for as long as
+the reader says, and no longer: whoever restores tries again.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from hashlib import sha256
 from io import BufferedReader
@@ -60,32 +63,55 @@ class MappedFile:
     def __init__(self, file: BufferedReader, size: int, stall_s: float = STALL_S) -> None:
         self.view = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
         self._file, self._size, self._stall_s = file, size, stall_s
-        self._sum, self._tail = sha256(), b""
+        self._sum, self._tail, self._again = sha256(), b"", os.dup(file.fileno())
         self._read = 0
         self._error: OSError | None = None
         self._more = threading.Condition()
-        threading.Thread(target=self._run, name="snapshot-checksum", daemon=True).start()
+        threading.Thread(target=self._read_through, name="snapshot-read", daemon=True).start()
+        self._summing = threading.Thread(target=self._add, name="snapshot-checksum", daemon=True)
+        self._summing.start()
 
-    def _run(self) -> None:
+    def _read_through(self) -> None:
         held = memoryview(bytearray(_PIECE))
         try:
             with self._file:
                 while self._read < self._size and self._error is None:
-                    self._take(held[: self._file.readinto(held[: self._size - self._read])])
+                    self._note(self._file.readinto(held[: self._size - self._read]))
         except OSError as error:
-            with self._more:
-                self._error = error
-                self._more.notify_all()
+            self._fail(error)
 
-    def _take(self, piece: memoryview) -> None:
-        if not len(piece):
+    def _check(self, n: int) -> None:
+        if not n:
             raise OSError(f"the file has become shorter than {self._size} bytes")
-        left = max(self._size - DIGEST_BYTES - self._read, 0)
-        self._sum.update(piece[:left])
-        self._tail += piece[left:]
+
+    def _fail(self, error: OSError) -> None:
         with self._more:
-            self._read += len(piece)
+            self._error = error
             self._more.notify_all()
+
+    def _note(self, n: int) -> None:
+        self._check(n)
+        with self._more:
+            self._read += n
+            self._more.notify_all()
+
+    def _add(self) -> None:
+        """Compute the checksum of what has been read, until all or nothing more is."""
+        last = max(self._size - DIGEST_BYTES, 0)
+        held, begin = memoryview(bytearray(_PIECE)), 0
+        try:
+            while begin < last:
+                self.until(min(begin + _PIECE, last))
+                n = os.preadv(self._again, [held[: last - begin]], begin)
+                self._check(n)
+                self._sum.update(held[:n])
+                begin += n
+            self.until(self._size)
+            self._tail = os.pread(self._again, DIGEST_BYTES, last)
+        except OSError as error:
+            self._fail(error)
+        finally:
+            os.close(self._again)
 
     def until(self, end: int) -> None:
         """Wait until so many bytes, or all, have been read.
@@ -99,8 +125,11 @@ class MappedFile:
         with self._more:
             while self._read < end and self._error is None:
                 self._wait_for_more(self._read)
-            if self._error is not None:
-                raise self._error
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def _wait_for_more(self, before: int) -> None:
         """Wait for the next bytes, and give the file up if none come; the caller holds the lock."""
@@ -114,13 +143,18 @@ class MappedFile:
 
     def tail(self) -> bytes:
         """Return the last bytes, where the checksum stands.  Raises OSError."""
-        self.until(self._size)
+        self._sum_all()
         return self._tail
 
     def digest(self) -> bytes:
         """Return the SHA-256 of all bytes before the tail.  Raises OSError."""
-        self.until(self._size)
+        self._sum_all()
         return self._sum.digest()
+
+    def _sum_all(self) -> None:
+        self.until(self._size)
+        self._summing.join()
+        self._raise()
 
 
 Source = InMemory | MappedFile

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.core.array_maps import ArrayMap, NameIndex, spans_of
+from paramserver.core.array_maps import ArrayMap, NameIndex, joined_spans, spans_of
 from paramserver.snapshots.tensors import Array
 
 _CUT_KEYS: Final = 8192  # keys split at a time; parts that fit the CPU cache are a third faster
@@ -49,9 +49,9 @@ class Names:
 
     def _spans_on(self, base: NameIndex, data: Mapping[str, object]) -> Array:
         """Return the spans of a block among the names of the index and those added after them."""
-        before = np.empty(0, dtype=np.int64)
+        before = np.empty((0, 2), dtype=np.int64)
         if isinstance(data, ArrayMap) and data.index is base:
-            before, data = data.positions, data.new
+            before, data = data.spans, data.new
         keys, places = [*data], self._places
         known = base.look_up(keys)
         for key in keys:
@@ -59,7 +59,7 @@ class Names:
                 places.setdefault(key, len(base) + len(places))
         at = (place if (place := known[key]) >= 0 else places[key] for key in keys)
         more = np.fromiter(at, dtype=np.int64, count=len(keys))
-        return spans_of(np.concatenate((before, more)))
+        return joined_spans(before, spans_of(more))
 
     def _place(self, key: str, guess: int) -> int:
         """Return where the name stands; it is added if it is new."""
@@ -97,19 +97,17 @@ class Names:
         return {"keys": keys, "ends": ends}
 
 
-def positions_in(spans: Array, n: int) -> Array:
-    """Return the positions in these spans of ``n`` names.  Raises ValueError if they leave them."""
+def checked_spans(spans: Array, n: int) -> Array:
+    """Return the spans.  Raises ValueError if they leave the ``n`` names."""
     first, end = spans[:, 0], spans[:, 1]
     if (first < 0).any() or (end < first).any() or (end > n).any():
         raise ValueError("a span of keys points beyond the names")
-    sizes = end - first
-    return np.repeat(end - np.cumsum(sizes), sizes) + np.arange(sizes.sum())
+    return spans
 
 
 def keys_at(names: list[str], spans: Array) -> list[str]:
     """Return the names in these spans.  Raises ValueError if a span leaves them."""
-    positions_in(spans, len(names))
     keys: list[str] = []
-    for a, b in spans.tolist():
+    for a, b in checked_spans(spans, len(names)).tolist():
         keys += names[a:b]
     return keys

@@ -129,7 +129,7 @@ class _Foreground:
 
     def _watch(self) -> int:
         if self._settings.cluster == config.EMBEDDED:
-            return _watch_embedded(self.running, self.stop, self._hangup)
+            return _watch_embedded(self.running, self.stop, self._hangup, self._load)
         return _watch(self.running, self.stop, self._hangup, self._load)
 
     def _take_signals(self) -> None:
@@ -202,6 +202,7 @@ def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
     from online.audit.log import note
     from online.settings.places import open_journal
 
+    print("  reading the settings again", flush=True)
     settings = _settled(load)
     lines: list[str] = running.reload(settings)
     acting.set("a signal (SIGHUP)")
@@ -215,15 +216,23 @@ def _settled(
 ) -> config.Settings:
     """Read the settings until two readings are equal: an editor may have written half of a file.
 
-    Raises StartRefused if they go on changing.
+    Raises ConfigError if they have an error, and StartRefused if they go on changing.
     """
-    settings = load()
+    read = _read(load)
     for _ in range(_READINGS_MAX):
         sleep(_SETTLED_S)
-        before, settings = settings, load()
-        if settings == before:
-            return settings
+        before, read = read, _read(load)
+        if read == before:
+            return read if isinstance(read, config.Settings) else load()
     raise StartRefused("the settings change while they are read", "Send SIGHUP when all is written")
+
+
+def _read(load: Callable[[], config.Settings]) -> config.Settings | str:
+    """Return the settings, or the text of the error in them."""
+    try:
+        return load()
+    except ConfigError as error:
+        return str(error)
 
 
 def _service(settings: config.Settings, said: Callable[[str], None]) -> Any:
@@ -270,12 +279,17 @@ def _watch(
     return 0
 
 
-def _watch_embedded(running: Any, stop: threading.Event, hangup: threading.Event) -> int:
+def _watch_embedded(
+    running: Any,
+    stop: threading.Event,
+    hangup: threading.Event,
+    load: Callable[[], config.Settings],
+) -> int:
     """Run until a signal (returns 0), or until the service has ended by itself (returns 2)."""
     while not stop.wait(_TEND_S):
         if hangup.is_set():
             hangup.clear()
-            print("  with `cluster: embedded` new settings need a restart", flush=True)
+            _change("reloaded", partial(_reload, running, load))
         if not running.alive():
             print("the service has ended; start it again", file=sys.stderr)
             return 2

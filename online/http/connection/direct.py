@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final, Protocol
 from online.errors import RequestError
 from online.http.connection.unread_answers import UnreadAnswers
 from online.http.connection.whole_answers import written
-from online.http.middleware.access import RequestIds
+from online.http.middleware.access import Access, RequestIds, admitted_by
 from online.http.middleware.refusing import answer_of
 from online.http.ring import Ring
 from online.messages.bodies import Format, Send
@@ -62,6 +62,7 @@ class AppParts:
         has_room: Returns whether one more request is admitted beside that many direct ones.
         draws_trace: Decides at random whether a request is traced; None: tracing is off.
         body_bytes_max: Largest size of a body in bytes.
+        access: Access control; None: everybody may do everything.
     """
 
     servings: Mapping[str, Serving]
@@ -73,6 +74,7 @@ class AppParts:
     has_room: Callable[[int], bool]
     draws_trace: Callable[[], bool] | None
     body_bytes_max: int
+    access: Access | None
 
 
 _Body = PredictRequest | FeedbackRequest | ChooseRequest | RewardRequest
@@ -142,7 +144,7 @@ class HeadHandler(ABC):
         context: The context in which the request was admitted, including its sender.
     """
 
-    __slots__ = ("context", "direct", "form", "headers", "model")
+    __slots__ = ("admitted_by", "context", "direct", "form", "headers", "model")
 
     def __init__(
         self, direct: Direct, model: str, form: Format, headers: Mapping[bytes, bytes],
@@ -150,6 +152,7 @@ class HeadHandler(ABC):
     ) -> None:  # fmt: skip
         self.direct, self.model, self.form = direct, model, form
         self.headers, self.context = headers, context
+        self.admitted_by = admitted_by.get()
 
     def accept(self, cycle: Any, body: bytes) -> bool:
         """Take a body, if it can be handled directly; return whether it was.
@@ -160,6 +163,8 @@ class HeadHandler(ABC):
         serving = app.servings.get(self.model)
         if serving is None or len(body) > app.body_bytes_max:
             return False
+        if app.access is not None and app.access.roles is not self.admitted_by:
+            return False  # the tokens were renewed since
         if not app.has_room(self.direct.under_way) or self._traced(cycle):
             return False
         return self.handle(serving, cycle, body)

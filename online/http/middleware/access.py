@@ -12,7 +12,8 @@ import hmac
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from contextvars import ContextVar
+from typing import Any, Final
 
 from online.errors import RequestError
 from online.messages.sender import sender
@@ -67,12 +68,15 @@ def needed(method: str, path: str) -> frozenset[Role] | None:
     return ADMIN
 
 
-class Access:
-    """The configured tokens, stored as digests only.
+admitted_by: ContextVar[Any] = ContextVar("admitted_by", default=None)
+"""The value of :attr:`Access.roles` by which the current request was admitted."""
 
-    Parameters:
-        tokens: Tokens or digests of each role.  The same one under two roles has both.
-        grants: Further rights and limits of tokens, by role and token (or digest).
+
+class Access:
+    """The configured tokens, stored as digests only.  The parameters are those of :meth:`renew`.
+
+    Attributes:
+        roles: The digest of each token with its roles; another list after each renewal.
     """
 
     def __init__(
@@ -80,19 +84,34 @@ class Access:
         tokens: Mapping[Role, Sequence[str]],
         grants: Mapping[tuple[Role, str], Grant] | None = None,
     ) -> None:
+        self.renew(tokens, grants)
+
+    def renew(
+        self,
+        tokens: Mapping[Role, Sequence[str]],
+        grants: Mapping[tuple[Role, str], Grant] | None = None,
+    ) -> None:
+        """Replace the tokens; what was admitted before is not admitted again by that.
+
+        Parameters:
+            tokens: Tokens or digests of each role.  The same one under two roles has both.
+            grants: Further rights and limits of tokens, by role and token (or digest).
+        """
         self._grants = {(role, _key(token)): x for (role, token), x in (grants or {}).items()}
         roles: dict[bytes, set[Role]] = {}
         for role, several in tokens.items():
             for token in several:
                 roles.setdefault(_key(token), set()).add(role)
-        self._roles = [(key, frozenset(granted)) for key, granted in roles.items()]
+        self.roles = [(key, frozenset(granted)) for key, granted in roles.items()]
 
     def check(self, headers: Headers, roles: frozenset[Role]) -> bytes:
         """Return the digest of the request's token, after checking that it has one of ``roles``.
 
-        Sets :data:`sender` for this request.  Raises RequestError 401 or 403.
+        Sets :data:`sender` and :data:`admitted_by` for this request.  Raises RequestError 401 or
+        403.
         """
         key, held = self._held(headers)
+        admitted_by.set(self.roles)
         if held.isdisjoint(roles):
             needs = " or ".join(sorted(roles))
             message = (
@@ -124,7 +143,7 @@ class Access:
         sent = b""
         if scheme.lower() == b"bearer" and len(value) <= _HEADER_BYTES_MAX:
             sent = hashlib.sha256(token.strip()).digest()
-            for key, roles in self._roles:  # compare with all, so that timing reveals nothing
+            for key, roles in self.roles:  # compare with all, so that timing reveals nothing
                 if hmac.compare_digest(sent, key):
                     held = roles
         if not held:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from fastapi import FastAPI, Request
@@ -17,6 +19,37 @@ from refusals import meant
 
 log = logging.getLogger(__name__)
 
+_EVERY_S: Final = 1.0
+
+
+class Warnings:
+    """Logs refusals for which the service is to blame: of each kind one a second, and how many.
+
+    While the journal is away there is one for each event, and the log may be on the same disk.
+
+    Parameters:
+        monotonic_s: A clock in seconds.
+    """
+
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic_s = monotonic_s
+        self._logged: dict[str, tuple[float, int]] = {}  # when, and how many were left out since
+
+    def log(self, what: str, error: RequestError) -> None:
+        """Log a refusal with a status from 500 on; ``what`` is the request."""
+        if error.status < 500:
+            return
+        now_s, (logged_s, left_out) = self._monotonic_s(), self._logged.get(error.code, (0.0, 0))
+        if error.code in self._logged and now_s < logged_s + _EVERY_S:
+            self._logged[error.code] = logged_s, left_out + 1
+            return
+        self._logged[error.code] = now_s, 0
+        more = f" ({left_out} more `{error.code}` since the last line)" if left_out else ""
+        log.warning("%s: %s%s", what, error, more)
+
+
+_warnings = Warnings()
+
 
 def answer_of(
     error: Exception, what: str, form: Format
@@ -26,8 +59,7 @@ def answer_of(
     ``what``: the request, as the log names it.
     """
     if isinstance(error, RequestError):
-        if error.status >= 500:
-            log.warning("%s: %s", what, error)
+        _warnings.log(what, error)
         return error.status, form.encode(error_body(error)), headers_of(error)
     log.error("%s", what, exc_info=error)
     return 500, form.encode(error_body(failed())), []
@@ -76,9 +108,8 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     async def on_error(request: Request, error: RequestError) -> JSONResponse:
-        if error.status >= 500:
-            name = request.headers.get("x-request-id")
-            log.warning("%s %s, request %s: %s", request.method, request.url.path, name, error)
+        name = request.headers.get("x-request-id")
+        _warnings.log(f"{request.method} {request.url.path}, request {name}", error)
         return JSONResponse(error_body(error), error.status, error.headers)
 
     @app.exception_handler(Exception)

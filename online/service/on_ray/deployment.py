@@ -65,6 +65,12 @@ class Replica:
         """Parameters for a starting replica that can't reach the parameter server."""
         return await self._assembly.replicas[model].answer_peer(request)
 
+    async def renew(self, tokens: dict[str, Any]) -> None:
+        """Take new access tokens."""
+        from online.settings.access_tokens import AccessTokens
+
+        self._assembly.renew(AccessTokens.model_validate(tokens))
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """CPU share of this replica; Serve calls it if the number of replicas is a range."""
         return self._busy()

@@ -8,7 +8,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from online.errors import StartRefused
@@ -21,11 +20,12 @@ from online.service.parts.composition import swappable, watches_decisions
 from online.service.state import parameter_servers
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
-from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from paramserver.snapshots.views import lineage_folder
 from replay.errors import JournalHeld, JournalUnavailable, ReplayError
 from replay.journal.base import Journal
+
+log = logging.getLogger(__name__)
 
 _STOP_REPLICA_S = 2.0
 _POLL_S = 0.05  # between two polls of Serve whether replicas run
@@ -34,68 +34,8 @@ _LOOK_S = 0.1
 _SEALED_S = 30.0  # for replicas that stop to push and seal
 _LAST_SNAPSHOTS_S = 60.0  # of models that leave: nobody waits for them
 _ABSENCE = b"absence"
+_RENEW_S = 5.0  # for all replicas to take new tokens
 _SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
-
-_BY_REPLICAS = ("limits", "tokens", "origins", "hosts", "telemetry")
-_AT_ONCE = ("start_wait_s", "alerts")  # used only by the process that owns the service
-_BY_RESTART = ("task", "learner", "params", "classes", "state_of", "entity", "shards")  # its spec
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """Differences between two versions of the settings, as dotted names.
-
-    Attributes:
-        restart: Applied only by a restart of the service.
-        rolling: Read by replicas at their start: applied by replacing each replica.
-        scaled: Whether the number of replicas changes.
-        at_once: Used only by the owner process, which applies them immediately.
-        added, removed: Names of models that are new, and of those that are no longer served.
-    """
-
-    restart: tuple[str, ...]
-    rolling: tuple[str, ...]
-    scaled: bool
-    at_once: tuple[str, ...] = ()
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-
-    @property
-    def replaces(self) -> bool:
-        """Whether they need a replacement of every replica."""
-        return bool(self.rolling or self.added or self.removed)
-
-    def lines(self) -> list[str]:
-        """Return a line about each change but that of the number of replicas."""
-        changed = [f"{name} changed" for name in (*self.rolling, *self.at_once)]
-        return changed + [f"model {name} is new" for name in self.added]
-
-
-def changes(old: Settings, new: Settings) -> Changes:
-    """Compare the settings that a service runs on with new ones."""
-    restart = [
-        name
-        for name in Settings.model_fields
-        if name not in ("replicas", "models", *_AT_ONCE, *_BY_REPLICAS)
-        and getattr(old, name) != getattr(new, name)
-    ]
-    if old.tokens and not new.tokens:  # the file may be cut, and the service would be open to all
-        restart.append("to be without tokens")
-    rolling = [name for name in _BY_REPLICAS if _of_replicas(old, name) != _of_replicas(new, name)]
-    known, served = {m.name: m for m in old.models}, {m.name: m for m in new.models}
-    for name in [name for name in known if name in served]:
-        was, model = known[name], served[name]
-        for field in ModelSettings.model_fields:
-            if getattr(was, field) != getattr(model, field):
-                dotted = f"models.{name}.{field}"
-                (restart if field in _BY_RESTART else rolling).append(dotted)
-    at_once = [name for name in _AT_ONCE if getattr(old, name) != getattr(new, name)]
-    if old.limits.standstill_s != new.limits.standstill_s:
-        at_once.append("limits.standstill_s")
-    scaled = old.replicas != new.replicas
-    added = tuple(name for name in served if name not in known)
-    removed = tuple(name for name in known if name not in served)
-    return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once), added, removed)
 
 
 def other_specs(before: Mapping[str, Loaded], after: Mapping[str, Loaded]) -> list[str]:
@@ -106,12 +46,6 @@ def other_specs(before: Mapping[str, Loaded], after: Mapping[str, Loaded]) -> li
         for name in both
         if after[name].spec_hash != before[name].spec_hash
     ]
-
-
-def _of_replicas(settings: Settings, name: str) -> Any:
-    """A part of the settings as replicas use it: a standstill is the business of their owner."""
-    part = getattr(settings, name)
-    return part.model_copy(update={"standstill_s": None}) if name == "limits" else part
 
 
 def all_swappable(
@@ -192,7 +126,7 @@ def start_serve(host: str, port: int, wait_s: float) -> None:
     """
     from ray.serve._private import api
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the rest is about its own queues
     set_proxy_timeout(wait_s)
     controller, _ = api._create_controller_and_proxy_refs(
         {"host": host, "port": port}, None, None, None, api._coerce_controller_options(None)
@@ -214,6 +148,23 @@ def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int)
         raise StartRefused(
             f"the replicas do not start: {reason(message) or error}", "Correct that"
         ) from error
+
+
+def renew_tokens(settings: Settings) -> bool:
+    """Have all running replicas take new access tokens; False if one of them may not have."""
+    from ray import serve
+
+    tokens = settings.tokens.model_dump(mode="json", context=WITH_SECRETS)
+    try:
+        handle = serve.get_deployment_handle("Replica", APP)
+        if not handle.is_initialized:  # else it works on an event loop only, by the flags
+            handle._init(_run_router_in_separate_loop=True)
+        renewed = handle.broadcast("renew", tokens).results(timeout_s=_RENEW_S)
+        found = serve.status().applications[APP].deployments["Replica"].replica_states
+    except Exception as error:  # whatever Ray raises: replicas are replaced then
+        log.warning("not all replicas have taken the new tokens: %r", error)
+        return False
+    return bool(len(renewed) == sum(found.values()))
 
 
 def wait_swapped(

@@ -40,10 +40,10 @@ from online.serving.operating.journal_room import journal_room
 from online.serving.operating.status import Cluster, ParameterServerControl
 from online.serving.scores import Reader, threaded
 from online.serving.serving import Serving
+from online.settings.access_tokens import AccessTokens
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import journal_opener
-from online.settings.tokens import ROLES
 from online.trust.trigger_watch import SearchResult
 from online.watch.on_rise import Relearn
 from paramserver.clients.client import Client
@@ -54,6 +54,7 @@ from replay.journal.base import Journal
 
 if TYPE_CHECKING:
     from online.http.ingress import Application
+    from online.http.middleware.access import Access
     from online.telemetry.spans import Tracing
 
 _STOP_S: Final = 1.5
@@ -122,6 +123,7 @@ class Assembly:
         self._journals: dict[str, Journal] = {}
         self._threads: list[ThreadPoolExecutor] = []
         self._swaps: list[ModelSwap] = []
+        self._access: Access | None = None
         challengers: dict[str, ParameterServerControl] = {}
         self._tracing = _tracing(settings, context.replica)
         self._open_one = journal_opener(settings)  # one journal per model, as each blocks
@@ -173,7 +175,7 @@ class Assembly:
             if model.task == "binary"
             else None,
         }
-        askers = settings.tokens.askers
+        askers = self._settings.tokens.askers
         serving = Serving(replica, validator, tokens, limits, loaded.spec_hash, askers)
         can = swappable(model, rule)
         choosing = None
@@ -225,11 +227,10 @@ class Assembly:
         )
         from online.http.middleware.browsers import Browsers
 
-        settings = self._settings
-        access = None
+        settings, access = self._settings, None
         if settings.tokens:
-            given = {role: settings.tokens.of(role) for role in ROLES}
-            access = Access(given, settings.tokens.grants)
+            access = Access(settings.tokens.by_role, settings.tokens.grants)
+        self._access = access
         clear(settings.state_dir)
         browsers = Browsers(
             settings.origins, settings.hosts, guarded=access is not None, own=settings.host
@@ -248,6 +249,14 @@ class Assembly:
 
             app = AccessLog(app, share)
         return app
+
+    def renew(self, tokens: AccessTokens) -> None:
+        """Admit callers by these tokens from the next request on, on open connections too."""
+        self._settings = self._settings.model_copy(update={"tokens": tokens})
+        for serving in self._servings.values():
+            serving.reader.askers = tokens.askers
+        if self._access is not None:
+            self._access.renew(tokens.by_role, tokens.grants)
 
     def serving(self, name: str) -> Serving:
         """Predict and feedback of one model as a Python object."""

@@ -13,7 +13,7 @@ from online.errors import RequestError, damaged, invalid
 from online.learning.vocabulary import Classes
 from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
-from online.models.base import why_not_revised
+from online.models.base import Prediction, why_not_revised
 from online.replica.replica import ModelReplica
 from online.rows.finals import final_key, has_provisional
 from online.rows.joins import join_key
@@ -44,8 +44,8 @@ class Events:
     A token is longer than 64 characters and an id of a stored join never is, so the length tells
     them apart.
 
-    ``askers``: sources that prediction tokens may stand for.  ``ordinary`` reads many events at a
-    time, ``answer_ids`` makes the ids of answers.
+    ``askers``: sources that prediction tokens may stand for, which may be replaced.  ``ordinary``
+    reads many events at a time, ``answer_ids`` makes the ids of answers.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Events:
         self._limits, self._now_s = limits, now_s
         self.answer_ids = AnswerIds(replica, tokens, limits, spec, now_s)
         self._classes = Classes(limits.classes_max)
-        self._askers = frozenset(askers)
+        self.askers = frozenset(askers)
         self._unfit = Unfit(replica)
         self.ordinary = Ordinary(replica, validator, self.answer_ids.known, self._unfit, now_s)
 
@@ -107,7 +107,7 @@ class Events:
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of predictions with an own id that events of the source may be about."""
-        askers = [asker for asker in labels_for(source) if asker in self._askers]
+        askers = [asker for asker in labels_for(source) if asker in self.askers]
         return tuple(join_key(asker, own) for asker in (*askers, None))
 
     async def _with_own_id(
@@ -130,7 +130,10 @@ class Events:
         key = event_key("event", event.source, event_id)
         await self._check_new(event, label, weight, [key], field)
         features = self._validator.features(event.features, f"{field}features", recorded=True)
-        answer = self._replica.learner.predict(features)
+        try:
+            answer = self._replica.learner.predict(features)
+        except RequestError:  # it can't answer the row, which may teach it nevertheless
+            answer = Prediction(None, None)
         version, asked_at, known = self.answer_ids.version(), self._now_s(), self.answer_ids.known()
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window

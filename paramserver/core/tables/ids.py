@@ -40,6 +40,7 @@ _RESERVED: Final = 16  # growth factor of the id array: memory pages not yet tou
 _NUMBER_BITS: Final = 31
 _AT_ONCE: Final = 65_536  # ids that are laid out without parts that fit into the CPU cache
 _BLOCK: Final = 2**20  # ids that are sorted into parts at a time
+_PART_BITS: Final = 17  # slots of a part, which are 512 kB; more in tables of more than 2**25 slots
 
 ROWS_MAX: Final = 2**_NUMBER_BITS - 1
 """Greatest number of ids."""
@@ -268,7 +269,8 @@ def _laid_out(ids: IdArray) -> Slots:
     if len(ids) <= _AT_ONCE:
         _insert(slots, _home(slots, ids), _marks(np.arange(len(ids))))
         return slots
-    shift = _homes(slots).bit_length() - 1 - 8
+    bits = _homes(slots).bit_length() - 1
+    shift = max(min(_PART_BITS, bits - 1), bits - 8)  # at most 256 parts
     for begin in range(0, len(ids), _BLOCK):  # with a block at a time memory is used again
         homes = _home(slots, ids[begin : begin + _BLOCK])
         part = (homes >> shift).astype(np.uint8)

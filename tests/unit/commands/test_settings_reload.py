@@ -34,6 +34,21 @@ def test_an_editor_that_has_written_half_is_waited_for(path: Path) -> None:
     assert len(found.tokens.of("admin")) == 1
 
 
+def test_half_a_file_that_can_not_be_read_is_waited_for_too(path: Path) -> None:
+    whole = MODELS + TOKENS
+    path.write_text(whole[: whole.index("task")])
+    with pytest.raises(ConfigError):
+        read(path)
+    later = iter([whole, whole])
+    found = _settled(lambda: read(path), lambda s: path.write_text(next(later)) and None)
+    assert len(found.tokens.of("admin")) == 1
+    path.write_text(whole[: whole.index("task")])
+    waits: list[float] = []
+    with pytest.raises(ConfigError):
+        _settled(lambda: read(path), waits.append)
+    assert len(waits) == 1, "an error that stays is reported soon"
+
+
 @pytest.mark.parametrize("cut", range(len(MODELS), len(MODELS + TOKENS)))
 def test_a_file_that_stays_cut_is_refused_or_has_fewer_tokens_or_none(path: Path, cut: int) -> None:
     """None of them opens a running service: tests of the roll-out say what none is."""

@@ -16,7 +16,7 @@ from kept_connection import LIMITS, QUESTIONS, TOKEN, Caller, ways
 from test_ordinary import NAMES, event, taught
 
 from online.http.app import App
-from online.http.connection.direct import Direct
+from online.http.connection.direct import Direct, HeadHandler
 from online.http.middleware.access import Access
 from online.messages.structs import Event
 from online.service.parts.head_cache import CachedHeads
@@ -365,5 +365,34 @@ def test_what_answers_for_the_model_now_takes_the_event(tmp_path: Path) -> None:
             assert (await caller.answered())[0] == 200
         assert replica.counts["feedback_learned"] == 4
         await replica.stop(1.0)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_token_that_was_taken_back_is_refused_behind_a_known_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: bool
+) -> None:
+    """The negative control takes each head as admitted by the present tokens."""
+
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        access, rng = app._access, random.Random(5)
+        assert access is not None
+        if not checked:
+            monkeypatch.setattr(
+                HeadHandler, "admitted_by", property(lambda _: access.roles, lambda *_: None)
+            )
+        (caller,) = await known(app, 1)
+        access.renew({"feedback": [OTHER], "predict": [OTHER]})
+        caller.sends(event(rng, 1, source="one"))
+        status, said = await caller.answered()
+        assert status == (401 if checked else 200), said
+        assert (said.get("status") == "learned") is not checked
+        caller.sends(event(rng, 2, source="one"))
+        assert (await caller.answered())[0] == status, "nor after that"
+        other = Caller(app, token=OTHER)
+        for i in (3, 4):
+            other.sends(event(rng, i, source="two"))
+            assert (await other.answered())[1]["status"] == "learned"
 
     play(tmp_path, scene)

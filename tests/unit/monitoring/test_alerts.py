@@ -26,7 +26,7 @@ from online.monitoring.receivers import HttpReceiver, Mailbox, NotSent, receiver
 from online.monitoring.recording import Look, Recording
 from online.monitoring.samples import Mark
 from online.monitoring.sending import Outbox, Sending
-from online.service.on_ray.rollout import changes
+from online.service.state.changes import changes
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.alerts import Alerts, Kind, Mail, Webhook
 from online.settings.config import Settings, load

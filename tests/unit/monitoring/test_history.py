@@ -302,7 +302,7 @@ def test_a_service_that_does_not_answer_is_reported_with_the_reason(tmp_path: Pa
     made = Recording(tmp_path, heard.put)
     with socket.socket() as nobody:  # bound, and not listening
         nobody.bind(("127.0.0.1", 0))
-        made.of(f"http://127.0.0.1:{nobody.getsockname()[1]}", None)
+        made.of(f"http://127.0.0.1:{nobody.getsockname()[1]}", lambda: None)
         look = heard.get(timeout=60)
         made.stop()
     assert look is not None

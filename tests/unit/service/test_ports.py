@@ -13,8 +13,8 @@ import pytest
 
 from online.errors import StartRefused
 from online.service import embedded, processes
+from online.service.on_ray.start_checks import check_port
 from online.service.processes import PortRange, free_port, is_free
-from online.service.service import check_port
 from online.settings import config
 
 

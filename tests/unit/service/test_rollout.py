@@ -12,8 +12,9 @@ import pytest
 from online.errors import StartRefused
 from online.service.on_ray import origin
 from online.service.on_ray.origin import Origin
-from online.service.on_ray.rollout import Changes, absent, changes, reason
-from online.service.service import check_nodes
+from online.service.on_ray.rollout import absent, reason
+from online.service.on_ray.start_checks import check_nodes
+from online.service.state.changes import Changes, changes
 from online.settings.config import Settings, load
 
 MODEL: dict[str, Any] = {"name": "m", "task": "binary", "learner": "logreg"}
@@ -38,7 +39,9 @@ def test_a_file_that_was_cut_before_its_tokens_does_not_open_a_running_service(
     assert changes(closed, opened).restart == ("to be without tokens",)
     assert changes(opened, closed) == Changes((), ("tokens",), False)
     other = settings(tmp_path, tokens={**TOKENS, "predict": "x" * 24})
-    assert changes(closed, other) == Changes((), ("tokens",), False)
+    assert changes(closed, other) == Changes((), (), False, renewed=("tokens",))
+    bound = settings(tmp_path, tokens={**TOKENS, "feedback": [{"source": "a", "token": "x" * 24}]})
+    assert changes(closed, bound) == Changes((), ("tokens",), False), "now the filters trust names"
 
 
 def test_a_standstill_is_judged_by_the_owner_so_no_replica_is_replaced(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from online.errors import StartRefused
 from online.service.on_ray import rollout
+from online.service.state.changes import changes
 from online.service.state.deadline import StartDeadline
 from online.settings import config
 
@@ -33,7 +34,7 @@ def test_it_is_a_setting_that_needs_no_restart() -> None:
     usual = config.load(None, {}, {})
     assert usual.start_wait_s == 180
     longer = config.load(None, {"start_wait_s": 600}, {})
-    found = rollout.changes(usual, longer)
+    found = changes(usual, longer)
     assert (found.restart, found.rolling, found.scaled) == ((), (), False)
 
 

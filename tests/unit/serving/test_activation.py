@@ -25,7 +25,7 @@ def test_the_default_of_an_activated_choice_is_of_the_source_that_asked(tmp_path
     async def scene(world: Any) -> None:
         one = await shop(world)
         sender.set(Grant("bob"))
-        one.choosing.serving._reader._askers = frozenset({"bob"})
+        one.choosing.serving._reader.askers = frozenset({"bob"})
         await one.choose("now")
         await one.choose("later", defer=True)
         await activate(one.choosing.serving, "later")

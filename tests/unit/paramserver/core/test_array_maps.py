@@ -80,8 +80,8 @@ def test_names_are_found_by_their_place_whatever_their_length() -> None:
     places = held.look_up(asked)
     assert [places[name] for name in asked] == [*range(len(every)), -1, -1, -1]
     assert held.part(0, len(every)) == every
-    assert held.at(np.array([3, 4, 2])) == [every[3], every[4], every[2]]
-    assert held.chars(np.array([1, 3])) == 1 + 10
+    assert held.at(np.array([[3, 5], [2, 3]])) == [every[3], every[4], every[2]]
+    assert held.chars(np.array([[1, 2], [3, 4]])) == 1 + 10
 
 
 def test_two_names_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +125,30 @@ def test_spans_contain_the_positions_in_order(positions: list[int]) -> None:
     spans = spans_of(np.array(positions, dtype=np.int64)).tolist()
     assert [p for first, end in spans for p in range(first, end)] == positions
     assert all(a[1] != b[0] for a, b in pairwise(spans))
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6))))
+def test_names_of_a_block_stand_at_any_places_but_none_twice(
+    given_spans: list[tuple[int, int]],
+) -> None:
+    every = [f"name {n}" for n in range(40)]
+    spans = np.array([(a, a + n) for a, n in given_spans], dtype=np.int64).reshape(-1, 2)
+    places = [p for a, n in given_spans for p in range(a, a + n)]
+    if len({*places}) < len(places):
+        with pytest.raises(ValueError, match="stands twice"):
+            ArrayMap(index(every), spans, np.arange(len(places)))
+        return
+    made = ArrayMap(index(every), spans, np.arange(len(places)))
+    expected = {every[place]: i for i, place in enumerate(places)}
+    assert {name: x for name in every if (x := made.get(name)) is not None} == expected
+    assert [*made.items()] == [*expected.items()]
+    for first in range(len(places)):
+        end = min(first + 5, len(places))
+        assert [*made.part(first, end)] == [*expected][first:end]
+        stretch = made.stretch(first, end)
+        if stretch is not None:
+            assert places[first:end] == [*range(stretch[0], stretch[0] + end - first)]
+    assert made.chars == sum(map(len, expected))
 
 
 @given(

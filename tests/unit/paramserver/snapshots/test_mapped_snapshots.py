@@ -89,6 +89,46 @@ def test_what_is_restored_is_in_memory_of_its_own_in_the_end(tmp_path: Path, nam
     assert files == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def is_mapped(array: Any) -> bool:
+    """Whether the array is where a file is mapped."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array is not None
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_names_and_numbers_in_arrays_are_in_memory_of_their_own_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    """The negative control does not copy them.  A copy made before has what its original gets."""
+    monkeypatch.setattr(snapshot_format, "ARRAYS_LEAST", 1)
+    server = Server("m", "s", "{}", "sum", 1)
+    weights, ranges = {"é": 0.5, "b": -1.0, "": 2.0}, {"b": (0.0, 1.0), "new": (-1.0, 1.0)}
+    server.values["w"] = Block("additive", dict(weights))
+    server.values["r"] = Block("extrema", dict(ranges))
+    snapshots = DirectorySnapshots(tmp_path)
+    SnapshotHistory(snapshots, Retention()).publish("1-0", server.begin_snapshot(0.0, None, {}))
+    go_on, copy = threading.Event(), snapshot_format._Keys._copy
+
+    def later(keys: snapshot_format._Keys) -> None:
+        go_on.wait(60)
+        if copied:
+            copy(keys)
+
+    monkeypatch.setattr(snapshot_format._Keys, "_copy", later)
+    state = SnapshotHistory(snapshots, Retention(), in_arrays=True).load("1-0")
+    made = [block.data.copy() for block in state.values.values()]
+    w, r = made
+    w["é"] = 0.75
+    arrays = lambda: [*w.index.arrays, w._numbers, r._numbers]  # noqa: E731
+    assert all(map(is_mapped, arrays()))
+    go_on.set()
+    settled()
+    assert [is_mapped(one) for one in arrays()] == [not copied] * 4
+    assert dict(w.items()) == {**weights, "é": 0.75}
+    assert [r.get(name) for name in ("b", "new", "é")] == [(0.0, 1.0), (-1.0, 1.0), None]
+
+
 def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
 
