@@ -178,10 +178,10 @@ def publish(
             last = state.version
             rows = golden_rows(settings, served, stream)
             origin = "journal" if stream is None else "stream"
-            golden = _reused_golden(_folder(settings, served), origin)
+            golden = _golden(_folder(settings, served), origin)
             made = _exported(settings, served, state, built, rows, wanted, golden, steps=steps)
             channel, whole = _publish(settings, served, place, made, percent, valid_days)
-            _print_channel(channel, context.as_json, served.name)
+            _print(channel, context.as_json, served.name)
             if not context.as_json:
                 _print_left_out(made, whole)
         if every is None:
@@ -269,7 +269,7 @@ def rollback(
         about, differences, _ = with_deltas(folder, channel, old.about, {})
         return channel.returned(about), differences
 
-    _print_channel(_change(folder, place, valid_days, returned), context.as_json, served.name)
+    _print(_change(folder, place, valid_days, returned), context.as_json, served.name)
 
 
 @app.command()
@@ -287,9 +287,7 @@ def status(context: Context) -> None:
     if channel.releases:
         expires = json.loads(folder.head()[0])["expires"]
         lost = left_behind(settings, served, channel.newest.about)
-    _print_channel(
-        channel, context.as_json, served.name, expires, folder.reports(channel.sequence), lost
-    )
+    _print(channel, context.as_json, served.name, expires, folder.reports(channel.sequence), lost)
 
 
 def _exported(
@@ -304,7 +302,7 @@ def _exported(
         built,
         served.task,
         rows,
-        about={"model": served.name, "freshness": how_fresh, **_learning_on_devices(served)},
+        about={"model": served.name, "freshness": how_fresh, **_learning(served)},
         shown=labels_outside(served),
         targets=targets,
         asked=golden,
@@ -313,7 +311,7 @@ def _exported(
     )
 
 
-def _reused_golden(folder: Folder, origin: str) -> Asked:
+def _golden(folder: Folder, origin: str) -> Asked:
     """The golden rows that devices have, if they may be reused; else new ones are made."""
     from online.edge.export import Asked
 
@@ -321,7 +319,7 @@ def _reused_golden(folder: Folder, origin: str) -> Asked:
     return Asked(GOLDEN, origin, features, held)
 
 
-def _learning_on_devices(served: ModelSettings) -> dict[str, Any]:
+def _learning(served: ModelSettings) -> dict[str, Any]:
     """Manifest entry about learning on devices, if the service accepts their deltas."""
     devices = served.devices
     return {} if devices is None else {"learn": {"rate": devices.rate, "clip": devices.clip}}
@@ -369,7 +367,7 @@ def _change_share(
     channel = _change(
         folder, place, valid_days, lambda old: (change(old, folder.reports(old.sequence)), {})
     )
-    _print_channel(channel, context.as_json, served.name)
+    _print(channel, context.as_json, served.name)
 
 
 def _halt_if_bad(
@@ -387,7 +385,7 @@ def _halt_if_bad(
         return
     channel = _change(folder, place, valid_days, stopped)
     if channel.halted:  # it is not if another release has been published meanwhile
-        _print_channel(channel, as_json, served.name, None, folder.reports(channel.sequence))
+        _print(channel, as_json, served.name, None, folder.reports(channel.sequence))
 
 
 def _sign_again(
@@ -434,17 +432,13 @@ def _folder(settings: Settings, served: ModelSettings) -> Folder:
 
 
 def _write_keys(place: Path, chain: bytes, made: Mapping[str, Any]) -> None:
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-    )
+    from cryptography.hazmat.primitives import serialization as form
 
     from online.edge.releases.folder import write
 
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, key in made.items():
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
         write(place / f"{name}.new", pem, 0o600)
     write(place / "roots.json", chain)
     for name in made:  # if interrupted, all keys are there, under one of the two names
@@ -457,7 +451,7 @@ def _publish_roots(folder: Folder, place: Path) -> None:
     write(folder.path / "roots.json", (place / "roots.json").read_bytes())
 
 
-def _print_channel(
+def _print(
     channel: Channel, as_json: bool, model: str, expires: float | None = None,
     reports: Reports | None = None, left_behind_by: str | None = None,
 ) -> None:  # fmt: skip
