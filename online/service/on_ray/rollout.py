@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import shutil
@@ -35,6 +36,7 @@ _SEALED_S = 30.0  # for replicas that stop to push and seal
 _LAST_SNAPSHOTS_S = 60.0  # of models that leave: nobody waits for them
 _ABSENCE = b"absence"
 _RENEW_S = 5.0  # for all replicas to take new tokens
+_deployed = itertools.count()  # Serve ignores new arguments if no option of a version has changed
 _SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
 
 
@@ -92,7 +94,7 @@ def application(
         name="Replica",
         **scaling.options(settings.replicas),
         max_ongoing_requests=limits.ongoing_max,
-        max_queued_requests=2 * limits.ongoing_max,
+        max_queued_requests=2 * limits.ongoing_max + next(_deployed) % 2,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         health_check_period_s=_HEALTH_S,
         graceful_shutdown_timeout_s=_STOP_REPLICA_S,
