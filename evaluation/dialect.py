@@ -91,13 +91,19 @@ def _records(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
 
 
 def _delimiter(head: Sequence[str]) -> str:
-    """Return the delimiter that divides the first records, as equally as possible."""
+    """Return the delimiter that divides the first records, as equally as possible.
 
-    def steady(one: str) -> tuple[int, int]:
+    Of two that do alike it is the one that divides them into more: each may be part of values, as
+    a comma is before decimals.
+    """
+
+    def steady(one: str) -> tuple[int, int, int]:
         widths = [len(cells) for cells in _records(head, one) if cells]
         if len(head) == _LINES:
             widths = widths[:-1] or widths  # a quoted value of the last one may be cut off
-        return (min(widths) > 1, -len(set(widths))) if max(widths, default=1) > 1 else (-1, 0)
+        if max(widths, default=1) == 1:
+            return -1, 0, 0
+        return min(widths) > 1, -len(set(widths)), min(widths)
 
     return max(_DELIMITERS, key=steady)
 

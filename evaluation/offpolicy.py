@@ -79,7 +79,10 @@ class OffPolicy:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"low is below high and both are finite, got {low!r} and {high!r}")
         self._alpha, self._low, self._range = alpha, low, high - low
-        names = ("n", "w", "ww", "wr", "dr", "low", "low_squares", "high", "high_squares", "lost")
+        names = (
+            "n", "w", "ww", "spread", "wr", "dr", "low", "low_squares", "high", "high_squares",
+            "lost",
+        )  # fmt: skip
         self.counters: dict[str, float] = dict.fromkeys(names, 0.0)
 
     def add(
@@ -116,7 +119,9 @@ class OffPolicy:
             q = [min(max((x - self._low) / self._range, 0.0), 1.0) for x in expected]
         more = {"n": 1.0, "w": w, "ww": w * w, "wr": w * r}
         more["dr"] = w * (r - q[chosen]) + _mean(target, q)
-        more["lost"] = sum(t for t, p in zip(target, logged, strict=True) if p <= 0.0)
+        both = [*zip(target, logged, strict=True)]
+        more["lost"] = sum(t for t, p in both if p <= 0.0)
+        more["spread"] = sum(t * t / p for t, p in both if p > 0.0) - (1.0 - more["lost"]) ** 2
         upper = q if expected is None else [1.0 - x for x in q]
         for side, y, of in (("low", r, q), ("high", 1.0 - r, upper)):
             cut = [
@@ -176,7 +181,7 @@ class OffPolicy:
         if effective < EFFECTIVE_MIN:  # too few rows to test the mean weight
             return tuple(warnings)
         mean = c["w"] / n
-        error = math.sqrt(max(c["ww"] / n - mean * mean, 0.0) / n)
+        error = math.sqrt(max(c["spread"], 0.0)) / n  # not the sample's: it may lack rare actions
         if abs(mean + c["lost"] / n - 1.0) > WEIGHT_OFF * error + 1e-6:
             warnings.append(
                 f"the weights have a mean of {mean:.3f}, not 1: the logged probabilities are not "

@@ -73,6 +73,12 @@ def invalid(field: str, message: str, hint: str) -> RequestError:
     return RequestError(422, "invalid_value", message, field, hint)
 
 
+def not_answered(reason: str, field: str) -> RequestError:
+    """Return the error 422 of a row for which a model of the user's raises an exception."""
+    hint = "Send what the model needs; `features` with `required` refuses such rows by name"
+    return RequestError(422, "not_answered", reason, field, hint)
+
+
 def failed() -> RequestError:
     """Return the error 500 of an unexpected failure, which the log explains by request id."""
     hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"

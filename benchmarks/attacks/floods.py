@@ -10,7 +10,8 @@ earlier rows with a wrong label.
   are, and each name has nine;
 * *unsure*: the flood, but each lie is about a row of which the model, which the liar asks, is not
   sure; in this process only;
-* *few*: nobody lies, and no source ever sends more than three rows.
+* *few*: nobody lies, and no source ever sends more than three rows; *half*: half of the rows come
+  from such sources, the others from twenty.
 
 Figures are of the honest rows while lies come: the *attacked thousand*.
 """
@@ -44,7 +45,7 @@ STREAMS: Final[dict[str, tuple[str, str, int, int]]] = {
 }
 """Task, learner, rows before the lies, rows among them."""
 
-ATTACKS: Final = ("flood", "quiet", "unsure", "names", "few")
+ATTACKS: Final = ("flood", "quiet", "unsure", "names", "few", "half")
 SOURCES: Final = 26
 LIES: Final = (1, 4, 15)
 LIARS: Final = (3, 6, 8)
@@ -55,8 +56,9 @@ POINTS: Final = 5.0
 BELOW: Final = 0.5
 NAMES_POINTS: Final = 3.0
 FEW_POINTS: Final = 0.3
+HALF_POINTS: Final = 0.5
 """Share of liars in quarantine; honest rows set aside, percent; points below no lies, and below no
-filter; the same for new names, and for sources of three rows."""
+filter; the same for new names, for sources of three rows, and for half of the rows from these."""
 
 _NAMES: Final = ((3, 3), (9, 1))
 """Lies of a name, and for how many rows there is one."""
@@ -172,10 +174,13 @@ def many_names(
     return out
 
 
-def few_each(rows: Sequence[Row], seed: int) -> list[list[Sent]]:
-    """One to three rows of each source, in between those of others."""
+def few_each(rows: Sequence[Row], seed: int, of_others: float = 0.0) -> list[list[Sent]]:
+    """One to three rows of each source, in between those of others; a share of twenty sources."""
     draw, live, made, out = random.Random(seed), list[list[Any]](), 0, []
     for features, label in rows:
+        if of_others and draw.random() < of_others:
+            out.append([(honest_name(draw.randrange(20)), features, label, False)])
+            continue
         while len(live) < 20:
             live.append([f"user-{made}", draw.randrange(1, 4)])
             made += 1
@@ -338,8 +343,8 @@ class _Case:
                 clean = found.clean if self.replicas == 1 else None
                 yield found
             return
-        if kind == "few":
-            yield from (self._few(vouched=vouched) for vouched in (True, False))
+        if kind in ("few", "half"):
+            yield from (self._few(kind, vouched=vouched) for vouched in (True, False))
             return
         if kind == "unsure" and self.by is not play:
             return
@@ -360,17 +365,18 @@ class _Case:
             learner=self.learner, **given,
         )  # fmt: skip
 
-    def _few(self, *, vouched: bool) -> Flooded:
-        groups = few_each(self.rows, self.seed)
+    def _few(self, kind: str, *, vouched: bool) -> Flooded:
+        groups = few_each(self.rows, self.seed, 0.0 if kind == "few" else 0.5)
         bare, found = (
             self.by(self.name, groups, 0, filters, self.replicas, vouched=vouched,
                     learner=self.learner)
             for filters in ("none", "default")
         )  # fmt: skip
         aside = 100.0 * sum(found.set_aside.values()) / len(groups)
-        good = not found.set_aside and abs(found.accuracy - bare.accuracy) <= FEW_POINTS
+        points = FEW_POINTS if kind == "few" else HALF_POINTS
+        good = not found.set_aside and bare.accuracy - found.accuracy <= points
         return Flooded(
-            f"{self.name}, few, {_tokens(vouched)}", self.seed, self.replicas, found.accuracy,
+            f"{self.name}, {kind}, {_tokens(vouched)}", self.seed, self.replicas, found.accuracy,
             bare.accuracy, bare.accuracy, 0, 0, aside, len(found.quarantined), 0, 0, good,
         )  # fmt: skip
 

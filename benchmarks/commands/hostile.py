@@ -151,7 +151,7 @@ def floods(
 ) -> None:
     """Sources that behave and then flood, names without end, a replica that hears few.
 
-    Kinds: flood, quiet, unsure (in this process only), names, few.
+    Kinds: flood, quiet, unsure (in this process only), names, few, half.
 
     Exits 1 if fewer than four of five liars are caught, two honest rows of a hundred are set aside,
     accuracy falls by five points or half a point below no filter.  Needs the streams in

@@ -34,7 +34,8 @@ from evaluation.comparison import Comparison
 from evaluation.metrics import Task
 from online.learning.base import LEARNED, Failed
 from online.learning.ordered import OrderedLearner
-from online.models.base import Model
+from online.models.base import Model, Prediction
+from online.models.errors import NotAnswered
 from replay import codec
 from replay.example import Example, Label, label_of, label_text
 from replay.journal.base import Row
@@ -117,7 +118,10 @@ class Challenger(OrderedLearner):
 
         ``compare`` is true if the answer in the row is the champion's.
         """
-        answer = self.serving.predict(example.features)
+        try:
+            answer = self.serving.predict(example.features)
+        except NotAnswered:
+            answer = Prediction(None, None)
         if compare and example.score is not None:
             self._champions[seq] = example.score
         self._answers[seq] = msgspec.structs.replace(

@@ -145,9 +145,11 @@ def given(**values: Any) -> Data:
 
 
 def _named(field: str, items: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> list[Data]:
-    """Actions or slots in the form of the request body."""
-    named = items if isinstance(items, Mapping) else {one: {} for one in items}
+    """Actions or slots in the form of the request body; a single text is the id of one."""
+    if not isinstance(items, Mapping):
+        ids = [items] if isinstance(items, str) else items
+        return [{"id": one, "features": {}} for one in ids]
     return [
         {"id": one, "features": plain_value(f"{field}[{i}].features", dict(features))}
-        for i, (one, features) in enumerate(named.items())
+        for i, (one, features) in enumerate(items.items())
     ]

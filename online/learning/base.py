@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
+from online.errors import not_answered
 from online.learning.bounds import Bounds, free_names
 from online.learning.cached_rows import CachedRows
 from online.learning.counters import TALLIED, Tally
@@ -30,6 +31,7 @@ from online.learning.source_evidence import Evidence
 from online.learning.values_in_parts import ServerView
 from online.learning.vocabulary import Vocabulary, words_of
 from online.models.base import Before, Model, Prediction, learn_example
+from online.models.errors import NotAnswered
 from paramserver.core.blocks import Blocks, Touched
 from paramserver.core.rewrites import Undone
 from paramserver.core.wire import OrderedState, Push, SyncReply, Version
@@ -57,6 +59,23 @@ def why_not_taught(row: Row) -> str | None:
 
 def _lacks_nothing(partition: int, offset: int, key: bytes) -> bool:
     return False
+
+
+def _answer(model: Model, features: Features, field: str) -> Prediction:
+    """Return the model's answer, none if it has learned nothing.  RequestError 422: it raises."""
+    try:
+        return model.predict(features)
+    except NotAnswered as error:
+        if not error.taught:
+            return Prediction(None, None)
+        raise not_answered(str(error), field) from None
+
+
+def _answers(model: Model, rows: Sequence[Features]) -> list[Prediction]:
+    try:
+        return model.predict_many(rows)
+    except NotAnswered:  # for one of them
+        return [_answer(model, x, f"instances[{i}]") for i, x in enumerate(rows)]
 
 
 def _as_it_is(answer: Prediction) -> Prediction:
@@ -135,13 +154,13 @@ class BaseLearner(ABC):
     # -- answering ----------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:
-        """Predict with the local model.  Changes nothing."""
-        return self.corrected(self.serving.predict(self.bounds.answered(features)))
+        """Predict with the local model.  Changes nothing.  RequestError: the model raises."""
+        return self.corrected(_answer(self.serving, self.bounds.answered(features), "features"))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Predict for several rows; equal to :meth:`predict` within 1e-12."""
-        answered = self.bounds.answered
-        return list(map(self.corrected, self.serving.predict_many([answered(x) for x in rows])))
+        given = list(map(self.bounds.answered, rows))
+        return list(map(self.corrected, _answers(self.serving, given)))
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction in the form kept in rows: by the label's JSON text, or ``{"": number}``."""

@@ -377,7 +377,7 @@ def _wrong_value(text: str, body: bytes, kind: Any) -> RequestError:
 
     ``kind``: the struct that was to be decoded; None: not known.
     """
-    message, _, path = text.partition(" - at `$")
+    message, _, path = text.replace("`key` in `", "`").partition(" - at `$")
     field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"
     known = _fields_at(kind, field) if kind is not None and len(field) <= _SHOWN else {}
     if match := re.search(r"unknown field `(.*)`", message):

@@ -69,10 +69,27 @@ class BlobUntrusted(ModelError):
     )
 
 
-class AnswerUnusable(ModelError):
+class NotAnswered(ModelError):
+    """A row to which a model of the user's gives no valid answer.
+
+    ``taught``: it has learned something; before that many models have no answer.
+    """
+
+    taught = True
+
+
+class AnswerUnusable(NotAnswered):
     """An answer of the model that is not valid for its task."""
 
     answer: str
     task: str
     remedy: str
     text = "the model answered {answer}, no answer for task {task}. {remedy}"
+
+
+class AnswerRaised(NotAnswered):
+    """A row for which the model raises an exception instead of answering."""
+
+    reason: str
+    taught: bool
+    text = "the model raises {reason}"

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
+from sklearn.utils import get_tags
 
 from evaluation.metrics import Task
 from online.models.base import Merging, Prediction
@@ -50,6 +52,9 @@ class Estimator:
         if not hasattr(self.estimator, "partial_fit"):
             remedy = "Take one that learns row by row, as SGDClassifier, or serve it frozen"
             raise LearnerUnusable(name, "it has no partial_fit", remedy)
+        if (kind := _no_predictor(self.estimator)) is not None:
+            remedy = "Take a classifier or regressor; detectors of anomalies are river's"
+            raise LearnerUnusable(name, f"it is a {kind}, and answers no labels", remedy)
         if (
             task != "regression"
             and not hasattr(self.estimator, "classes_")
@@ -62,6 +67,16 @@ class Estimator:
             raise LearnerUnusable(name, problem, "Name the features that it was fitted with")
         why = why_not_mergeable(self.estimator)
         return RowByRow(self, task, why) if why else LinearEstimator(self, task)
+
+
+def _no_predictor(estimator: Any) -> str | None:
+    """Return what the estimator is, if its answers are no labels; None if they may be."""
+    kind = None
+    if isinstance(estimator, BaseEstimator):
+        kind = get_tags(estimator).estimator_type
+    if kind in ("clusterer", "outlier_detector", "density_estimator"):
+        return str(kind).replace("_", " ")
+    return None if hasattr(estimator, "predict") else "transformer"
 
 
 def why_not_mergeable(estimator: Any) -> str | None:

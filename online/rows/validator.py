@@ -256,7 +256,8 @@ def _kind(value: Any) -> str:
     if value is None:
         return "null"
     names = {bool: "true or false", str: "text", dict: "an object", list: "an array"}
-    return names.get(type(value), "a number")
+    names |= {int: "a number", float: "a number"}
+    return names.get(type(value), "no type of JSON")
 
 
 def _show(value: Any) -> str:

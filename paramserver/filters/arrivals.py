@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from paramserver.filters.base import Source
+
+if TYPE_CHECKING:
+    from paramserver.filters.newcomers import Newcomers
 
 EARNED: Final = 8
 """Number of taken events after which a source is established: it has its own budget, and others are
@@ -60,6 +63,7 @@ class Arrivals:
         large: Number of sources over the budget that are established and not in quarantine.
         denied: Rate at which the model lately found other labels likelier than those of small and
             new sources.
+        newcomers: The new sources together, as each test that counts their hits knows them.
         denied_long: The same over some 128 of their rows if there are two labels; None: unknown.
     """
 
@@ -77,6 +81,7 @@ class Arrivals:
         self.large = 0
         self.denied = 0.5
         self.denied_long: float | None = None
+        self.newcomers: list[Newcomers] = []
 
     def __len__(self) -> int:
         return len(self._window)
@@ -85,6 +90,11 @@ class Arrivals:
     def compares(self) -> bool:
         """Whether enough sources are established to judge all events of new ones by them."""
         return self.established >= EARNED
+
+    @property
+    def agrees_with_new(self) -> bool:
+        """Whether tests know that new sources have hardly more hits than established ones."""
+        return bool(self.newcomers) and all([new.agree for new in self.newcomers])
 
     def shares(self, source: Source, weight: float) -> tuple[float, float]:
         """Return how much an event of this weight says for and against its source, at most 2."""

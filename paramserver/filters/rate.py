@@ -31,7 +31,8 @@ class Rate(Filter):
     a model that a flood has taught finds much of what it sends usual.  Several large sources can
     teach it together what each of them says, so it has to agree with small ones for longer and more
     often before one of these is exempt.  New sources
-    share a pool of ``pool_share`` of the window, once at least eight sources are established.
+    share a pool of ``pool_share`` of the window, once at least eight sources are established and
+    unless tests of losses know that they agree with these.
 
     Parameters:
         refuse_at: Ratio r from which on events are quarantined.
@@ -55,7 +56,7 @@ class Rate(Filter):
         own = arrivals.count(event.source) + size
         over = 0.0 if arrivals.budget is None else own / arrivals.budget
         reason = "rate: more than twice the median source"
-        if source.taken < DOUBTFUL and self._is_pooled(source):
+        if source.taken < DOUBTFUL and self._is_pooled(event, source):
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
@@ -73,10 +74,12 @@ class Rate(Filter):
         near = usual <= _DENIED_MAX or usual - source.denied <= _DENIED_MORE
         return near and source.denied <= usual + _DENIED_MORE
 
-    def _is_pooled(self, source: Source) -> bool:
+    def _is_pooled(self, event: Event, source: Source) -> bool:
         arrivals = self.arrivals
         known = arrivals.compares and len(arrivals) >= _WINDOW_MIN
-        return known and is_new(source)
+        if not (known and is_new(source)):
+            return False
+        return event.loss is None or not arrivals.agrees_with_new
 
     def watch(self, arrivals: Arrivals) -> None:
         """Use the arrivals that the chain counts."""

@@ -15,10 +15,11 @@ It works with every model that has a loss, including trees.  Its rules:
   believes a frequent lie, which then no longer surprises.  While far-off events are more frequent
   than usual over all sources, they get less weight, until it is known which sources are hostile.
 - *When the stream changes*, all sources surprise and q₀ rises; from 60 % on the test is inactive.
-- *New sources* are weighted together, as new names are free.  While they surprise more often than
-  the established sources, their events together get a twentieth of the weight of the established
-  sources' events.  Beside eight established sources (fewer may be a flood from the first row on),
-  so do those that do not surprise, such as lies that the model believes already.
+- *New sources* are weighted together, as new names are free (:mod:`paramserver.filters.newcomers`).
+  While they surprise more often than the established sources at that time, their events together
+  get a twentieth of the weight of the established sources' events.  Beside eight established
+  sources (fewer may be a flood from the first row on), so do those that do not surprise, such as
+  lies that the model believes already, if they surprise clearly more often.
 
 If labels are numbers, weights are reduced only in floods (after a shift of the level, reduced
 weights would delay learning), and for errors above the 90 % quantile, which are learned as if equal
@@ -53,6 +54,7 @@ from paramserver.filters.base import (
     Opinion,
     Source,
 )
+from paramserver.filters.newcomers import DENIED_LATELY, DENIED_MIN, Newcomers
 
 _KEPT: Final = 1024
 _ENOUGH: Final = 64
@@ -258,6 +260,8 @@ class Surprise(Filter):
     def watch(self, arrivals: Arrivals) -> None:
         """Use the chain's arrivals, by which flooding sources get less weight."""
         self.arrivals = arrivals
+        if self._answer is None:
+            arrivals.newcomers.append(self._new)  # a budget asks whether they agree
 
     def _allowed(self, source: Source, *, flooding: bool) -> float:
         """Return the weight of the source's events from its surprises and its rate."""
@@ -306,13 +310,13 @@ class Surprise(Filter):
 
     def _note_denied(self, source: Source, label: str | None, *, denied: bool) -> None:
         if self.losses.sums.is_shared(label):
-            source.denied += (denied - source.denied) / _DENIED_LATELY
+            source.denied += (denied - source.denied) / DENIED_LATELY
         small = source.sent <= self.voices.usual
         if small or source.taken < EARNED:
             self._new.note(denied=denied)
         if small and (source.taken >= EARNED or self.voices.many < EARNED):  # new names are free
             usual = self.arrivals.denied
-            self.arrivals.denied += (max(denied, _DENIED_MIN) - usual) / _DENIED_LATELY
+            self.arrivals.denied += (max(denied, DENIED_MIN) - usual) / DENIED_LATELY
             if self.losses.sums.two:
                 before = self.arrivals.denied_long
                 before = 0.5 if before is None else before
@@ -344,7 +348,8 @@ class Surprise(Filter):
             return
         new = source.taken < EARNED
         if self._answer is None:
-            self._new.count(new=is_new(source), hit=hit, weight=weight)
+            blamed = source.doubted or source.name in self.voices.flooding
+            self._new.count(new=is_new(source), hit=hit, weight=weight, blamed=blamed)
         if new:
             self.voices.pass_by(source.name)
         else:
@@ -368,64 +373,11 @@ class Surprise(Filter):
             self.voices.many, self.voices.usual = len(sent), sent[len(sent) // 2]
 
 
-_NEW_LATELY: Final = 32.0
-_DENIED_LATELY: Final = 16.0
 _DENIED_LONG: Final = 128.0
-_DENIED_MIN: Final = 0.1
-_NEW_SHARE: Final = 0.05
-_CLEARLY: Final = 0.1
-_FADE: Final = 1.0 - 1.0 / 64.0
 _OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
 _NEW_REASON: Final = (
     "surprise: new sources together say what established ones do not, or with a larger weight"
 )
-
-
-class Newcomers:
-    """The rate of surprises (*hits*) of all new sources together.
-
-    Each event counts as it weighs.  Weights are summed over some 64 events, or a twentieth of them
-    would be a dozen lies of names that come all at once.
-
-    Attributes:
-        denied: Rate at which the model lately found another label likelier than that of a new or
-            small source.
-    """
-
-    def __init__(self) -> None:
-        self.denied = 0.5
-        self._rate = 0.0
-        self._surprises = 0.0  # weight of theirs, lately
-        self._established = 0.0  # weight of the others' events, lately
-        self._usual = 1.0  # weight of one of those
-
-    def count(self, *, new: bool, hit: bool, weight: float = 1.0) -> None:
-        """Count one event; ``new``: its source is new."""
-        self._surprises = self._surprises * _FADE + weight * (new and hit)
-        self._established = self._established * _FADE + weight * (not new)
-        if new:
-            share = min(weight / self._usual, 2.0)
-            self._rate += (hit - self._rate) * share / _NEW_LATELY
-        else:
-            self._usual += (weight - self._usual) / _NEW_LATELY
-
-    def most(self, weight: float) -> float:
-        """Return the factor by which one of their events weighs no more than is usual."""
-        few = self._established < EARNED * self._usual
-        return 1.0 if few else min(self._usual / weight, 1.0)
-
-    def note(self, *, denied: bool) -> None:
-        """Count whether the model found another label likelier than that of one such event."""
-        self.denied += (max(denied, _DENIED_MIN) - self.denied) / _DENIED_LATELY
-
-    def weight(self, rate: float, *, hit: bool = True, compared: bool = True) -> float:
-        """Return the weight of one of their events, given the greatest rate of established sources.
-
-        ``compared``: whether enough of these are known to judge what is no hit, too.
-        """
-        if self._rate <= rate + (0.0 if hit else _CLEARLY) or not (hit or compared):
-            return 1.0
-        return min(_NEW_SHARE * self._established / (self._surprises + self._usual), 1.0)
 
 
 class _Lately:

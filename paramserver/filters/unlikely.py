@@ -34,7 +34,7 @@ from paramserver.evidence.odds import NONE, Odds, key_of
 from paramserver.evidence.rising import Rising
 from paramserver.evidence.sums import MILD, Null
 from paramserver.evidence.voices import Rates
-from paramserver.filters.arrivals import EARNED, is_new
+from paramserver.filters.arrivals import EARNED, Arrivals, is_new
 from paramserver.filters.base import (
     OFF,
     PASS,
@@ -44,7 +44,8 @@ from paramserver.filters.base import (
     Opinion,
     Source,
 )
-from paramserver.filters.surprise import Newcomers, Surprise
+from paramserver.filters.newcomers import Newcomers
+from paramserver.filters.surprise import Surprise
 
 _MORE: Final = 0.12
 _DOUBT_MORE: Final = 0.05
@@ -171,6 +172,10 @@ class Unlikely(Filter):
         reason = "" if weight == 1.0 else _REASON
         return Opinion(weight, evidence, doubt, reason, detail=-1.0 if in_doubt else 1.0)
 
+    def watch(self, arrivals: Arrivals) -> None:
+        """Let the arrivals know the new sources, as a budget asks whether they agree."""
+        arrivals.newcomers.append(self._new)
+
     def _is_sure(self, event: Event, source: Source) -> bool:
         """Return whether a likely label can change nothing: there is no more credit to be had."""
         credit = source.evidence.get(self.name, 0.0), self._doubts.get(source.name, 0.0)
@@ -294,7 +299,8 @@ class Unlikely(Filter):
             return
         new = is_new(source)
         hit_new = hit or (new and self._odds.is_new(label, loss))
-        self._new.count(new=new, hit=hit_new, weight=weight)
+        blamed = source.doubted or source.name in self.voices.flooding
+        self._new.count(new=new, hit=hit_new, weight=weight, blamed=blamed)
         if source.taken < EARNED:
             self.voices.pass_by(source.name)
         else:

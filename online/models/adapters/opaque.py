@@ -8,6 +8,7 @@ read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import inspect
@@ -21,7 +22,8 @@ from river import base
 
 from evaluation.metrics import Task
 from online.models.adapters.read_only import (
-    hides_scaler,
+    hides_groups,
+    hides_names,
     is_factorised,
     needs_numbers,
     number_of,
@@ -30,7 +32,13 @@ from online.models.adapters.read_only import (
     transformed,
 )
 from online.models.base import Prediction
-from online.models.errors import AnswerUnusable, BlobUntrusted, LearnerUnusable, WeightUnsupported
+from online.models.errors import (
+    AnswerRaised,
+    AnswerUnusable,
+    BlobUntrusted,
+    LearnerUnusable,
+    WeightUnsupported,
+)
 from online.models.structure import describe, steps
 from paramserver.core.blocks import OPAQUE, Block, Blocks
 from replay.example import Features, Label
@@ -41,6 +49,22 @@ _STEP_BYTES: Final = 2**19  # bytes hashed in one step: about a millisecond
 _READ_BYTES: Final = 2**16  # bytes unpickled in one step (plus one part): about a millisecond
 _DROPPED: Final = 32  # parts freed in one step
 _CONTEXT: Final = b"online opaque state 1\0"
+
+
+class Text(str):
+    """A class of a multiclass task that is a text: it sorts after all numbers.
+
+    River's trees sort the classes that they know, which Python refuses for numbers and texts; one
+    label of the other kind would end all learning and answering.
+    """
+
+    __slots__ = ()
+
+    def __lt__(self, other: Any) -> bool:
+        return isinstance(other, str) and super().__lt__(other)
+
+    def __gt__(self, other: Any) -> bool:
+        return not isinstance(other, str) or super().__gt__(other)
 
 
 class Opaque:
@@ -89,8 +113,13 @@ class Opaque:
         self._steps = steps(estimator)
         declared = getattr(estimator, "numeric_only", False)
         self.numeric_only = bool(declared) or needs_numbers(self._steps[0])
-        # Scalers inside an ensemble can't be called one by one: names not learned are left out.
-        self._names: dict[str, None] | None = {} if hides_scaler(final) else None
+        # Steps inside an ensemble can't be called one by one: names not learned are left out.
+        self._names: dict[str, None] | None = {} if hides_names(final) else None
+        self._copied = hides_groups(final)
+        self._texts: dict[str, Text] | None = None
+        if task == "multiclass" and isinstance(estimator, base.Base):
+            self._texts = {}
+        self._taught = not self.learns
         self._changed = False
         self._built = self._pickle() if self.learns else b""
         self._sealed = b""
@@ -98,15 +127,29 @@ class Opaque:
     # -- answering ---------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row; names that a scaler has not learned are left out."""
+        """Predict one row; names that a scaler has not learned are left out.
+
+        Raises NotAnswered.
+        """
+        try:
+            return self._predict(features)
+        except AnswerUnusable:
+            raise
+        except Exception as error:  # an estimator may raise anything
+            reason = f"{type(error).__name__}: {error}"[:300]
+            raise AnswerRaised(reason, self._taught) from error
+
+    def _predict(self, features: Features) -> Prediction:
         x: dict[str, Any] = dict(features)
-        if self._names is not None:
+        if self._names:
             x = {name: value for name, value in x.items() if name in self._names}
         final = self.estimator
         if len(self._steps) > 1:
             for step in self._steps[:-1]:
                 x = transformed(step, x)
             final = self._steps[-1]
+        if self._copied or self._names == {}:  # with names that it may insert
+            final = copy.deepcopy(final)
         if self._task == "regression":
             return Prediction(self._number(self._label(final, x)), None)
         probabilities = self._probabilities(final, x) if self._asks_proba else None
@@ -146,7 +189,7 @@ class Opaque:
         if isinstance(label, bool) or not isinstance(label, (int, str)):
             hint = "Answer text or a whole number"
             raise AnswerUnusable(f"{label!r:.80}", self._task, hint)
-        return label
+        return str(label) if isinstance(label, Text) else label
 
     def _number(self, value: Any) -> float | None:
         if value is None:
@@ -172,11 +215,14 @@ class Opaque:
         self._changed = True
         if self._names is not None:
             self._names.update(dict.fromkeys(features))
+        if self._texts is not None and isinstance(label, str):
+            label = self._texts.setdefault(label, Text(label))
         if self._takes_weight and weight != 1.0:
             self.estimator.learn_one(dict(features), label, w=weight)
         else:
             self.estimator.learn_one(dict(features), label)
         settle(self._steps[-1])
+        self._taught = True
 
     def cut(self) -> Blocks:
         """Return the whole state if anything was learned.  Pickling is slow: call it seldom."""
@@ -203,7 +249,7 @@ class Opaque:
             self._load(block.data)
         else:
             self._unpickle(self._built)
-            self._sealed = b""
+            self._sealed, self._taught = b"", False
 
     # -- state -------------------------------------------------------------------------------
 
@@ -263,7 +309,7 @@ class Opaque:
         self._ask = getattr(self.estimator, "predict_one", None) or getattr(
             self.estimator, "predict", None
         )
-        self._changed = False
+        self._changed, self._taught = False, True
 
     def _mac(self, key: bytes) -> hmac.HMAC:
         structure = hashlib.sha256(self.structure.encode()).digest()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
-from river import base, compose, preprocessing
+from river import base, compose, feature_extraction, feature_selection, preprocessing
 
 from online.models.limited import LimitedScaler
 
@@ -24,13 +26,30 @@ _KNOWN_NAMES: Final = {
     preprocessing.RobustScaler: "median",
     preprocessing.AdaptiveStandardScaler: "means",
     LimitedScaler: "held",
+    preprocessing.SparseRandomProjector: "_projection_matrix",
+    feature_extraction.RBFSampler: "weights",
+    feature_extraction.RandomTreesEmbedding: "_features",
 }
-"""Scalers whose transform inserts unknown names, and the attribute that has the known names."""
+"""Transformers of numbers that insert unknown names, and the attribute that has the known names.
+
+For an unknown name some of them also draw from their generator, and one draws all its trees anew.
+"""
+
+_BY_NAME: Final = {
+    **_KNOWN_NAMES,
+    preprocessing.OrdinalEncoder: "values",
+    feature_selection.PoissonInclusion: "included",
+}
+"""The same, with those that also take texts."""
+
+_COPIED: Final = (preprocessing.LDA,)
+"""Transformers that draw anew, or learn words, whenever they are asked: a copy is asked."""
 
 
 _AGGREGATES: Final = "river.feature_extraction.agg"
 _MACHINES: Final = "river.facto."
 _RULES: Final = "river.rules.amrules"  # names, because importing the modules takes time
+_PROJECTOR: Final = preprocessing.GaussianRandomProjector
 
 
 def needs_numbers(first: Any) -> bool:
@@ -38,11 +57,12 @@ def needs_numbers(first: Any) -> bool:
 
     AMRules accepts text, but river has no splitter for it there, so it raises at the first one.
     """
-    return type(first) in _KNOWN_NAMES or type(first).__module__ == _RULES
+    numbers = type(first) in _KNOWN_NAMES or isinstance(first, _PROJECTOR)
+    return numbers or type(first).__module__ == _RULES
 
 
 def transformed(step: Any, x: dict[str, Any]) -> dict[str, Any]:
-    """Call ``transform_one`` without inserting names into scalers or groups into aggregates."""
+    """Call ``transform_one`` of a step of a pipeline without changing the step."""
     if isinstance(step, compose.Pipeline):
         for inner in step.steps.values():
             x = transformed(inner, x)
@@ -52,13 +72,32 @@ def transformed(step: Any, x: dict[str, Any]) -> dict[str, Any]:
         for inner in reversed(step.transformers.values()):
             out.update(transformed(inner, x))
         return out
-    if (names := _KNOWN_NAMES.get(type(step))) is not None:
-        known = getattr(step, names)
+    if type(step) is compose.TransformerProduct:
+        parts = [transformed(inner, x) for inner in step.transformers.values()]
+        return {
+            "*".join(names): math.prod(part[name] for part, name in zip(parts, names, strict=True))
+            for names in itertools.product(*parts)
+        }
+    if type(step) is compose.Grouper:
+        group = dict(step.transformers).get(step._get_key(x))
+        return transformed(copy.deepcopy(step.transformer) if group is None else group, x)
+    if (known := _names_of(step)) is not None:
         x = {name: value for name, value in x.items() if name in known}
     if type(step).__module__ == _AGGREGATES:
         return _aggregate(step, x)
+    if isinstance(step, _COPIED):
+        step = copy.deepcopy(step)
     answer: dict[str, Any] = step.transform_one(x)
     return answer
+
+
+def _names_of(step: Any) -> Collection[Any] | None:
+    """Return the names that a transformer with numbers by name has; None: it has none."""
+    if isinstance(step, _PROJECTOR):
+        return {name for _, name in step._projection_matrix}
+    names = _BY_NAME.get(type(step))
+    known: Collection[Any] | None = None if names is None else getattr(step, names)
+    return known
 
 
 def _aggregate(step: Any, x: dict[str, Any]) -> dict[str, Any]:
@@ -123,17 +162,26 @@ class _Known:
         return value
 
 
-def hides_scaler(value: Any) -> bool:
-    """Return whether a scaler is anywhere in the parameters of the final estimator."""
-    if type(value) in _KNOWN_NAMES:
+def hides_names(value: Any) -> bool:
+    """Return whether a transformer that inserts names is anywhere in an estimator's parameters."""
+    return _hides(value, (*_BY_NAME, _PROJECTOR))
+
+
+def hides_groups(value: Any) -> bool:
+    """Return the same of one that inserts groups, or changes whenever it is asked."""
+    return _hides(value, (compose.Grouper, feature_extraction.Agg, *_COPIED))
+
+
+def _hides(value: Any, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, kinds):
         return True
     if isinstance(value, compose.Pipeline):
-        return any(hides_scaler(step) for step in value.steps.values())
+        return any(_hides(step, kinds) for step in value.steps.values())
     if isinstance(value, compose.TransformerUnion):
-        return any(hides_scaler(step) for step in value.transformers.values())
+        return any(_hides(step, kinds) for step in value.transformers.values())
     if isinstance(value, (list, tuple)):
-        return any(hides_scaler(item) for item in value)
+        return any(_hides(item, kinds) for item in value)
     if isinstance(value, base.Base) and hasattr(value, "__init__"):
         names = inspect.signature(type(value).__init__).parameters
-        return any(hides_scaler(getattr(value, name, None)) for name in names)
+        return any(_hides(getattr(value, name, None), kinds) for name in names)
     return False

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from online.models.base import Model, Noting, Prediction
-from online.models.errors import ModelError, WeightUnsupported
+from online.models.errors import ModelError, NotAnswered, WeightUnsupported
 from paramserver.core.blocks import ROWS, Block, Blocks, add_touched, combine, copy, merge, select
 from replay.example import NOTES_BYTES_MAX, Example, Features, Label, label_text
 
@@ -71,13 +71,14 @@ def lacking(make: Make, row: Features) -> list[str]:
     while len(missing) < _LACKING_MAX:
         try:
             make().predict({**row, **dict.fromkeys(missing, "a")})
-        except KeyError as error:
-            name = error.args[0] if error.args else None
+        except NotAnswered as error:
+            cause = error.__cause__
+            if not isinstance(cause, KeyError):  # the checks report it
+                return missing
+            name = cause.args[0] if cause.args else None
             if not isinstance(name, str) or name in row or name in missing:
                 return []
             missing.append(name)
-        except Exception:  # the checks report what else is wrong
-            return missing
         else:
             return missing
     return []

@@ -463,6 +463,9 @@ def _train(learner: str, model: Model, training: Training, *, rehearses: bool) -
 def _check_task(learner: str, estimator: Any, task: Task) -> None:
     final = steps(estimator)[-1]
     name = type(final).__name__
+    if type(final).__module__.startswith("river.active"):
+        problem = f"{name} answers pairs: a label, and whether to ask for the true one"
+        raise LearnerUnusable(learner, problem, "Serve the classifier in it: each label teaches")
     if task == "regression":
         if not isinstance(final, base.Regressor):
             raise LearnerUnusable(

@@ -13,7 +13,7 @@ from online.errors import RequestError, damaged, invalid
 from online.learning.vocabulary import Classes
 from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
-from online.models.base import why_not_revised
+from online.models.base import Prediction, why_not_revised
 from online.replica.replica import ModelReplica
 from online.rows.finals import final_key, has_provisional
 from online.rows.joins import join_key
@@ -130,7 +130,10 @@ class Events:
         key = event_key("event", event.source, event_id)
         await self._check_new(event, label, weight, [key], field)
         features = self._validator.features(event.features, f"{field}features", recorded=True)
-        answer = self._replica.learner.predict(features)
+        try:
+            answer = self._replica.learner.predict(features)
+        except RequestError:  # it can't answer the row, which may teach it nevertheless
+            answer = Prediction(None, None)
         version, asked_at, known = self.answer_ids.version(), self._now_s(), self.answer_ids.known()
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window

@@ -23,6 +23,7 @@ from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event
 from online.models.base import Prediction as Answer
+from online.models.errors import NotAnswered
 from online.models.state.scalers import Columns
 from online.replica.replica import ModelReplica
 from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator, is_time
@@ -168,7 +169,10 @@ class Ordinary:
             if not places:
                 return
             x, rows = x[fit], [events[i].features or {} for i in places]
-        answers = self._answers(names, x, rows)
+        try:
+            answers = self._answers(names, x, rows)
+        except NotAnswered:  # by one of them: each is read by itself
+            return
         asked = self._asked([events[i] for i in places], answers)
         for i, one in zip(places, asked, strict=True):
             out[i] = one

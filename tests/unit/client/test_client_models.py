@@ -25,6 +25,7 @@ from online.client import (
     NotRows,
     OutcomeUnknown,
     Retry,
+    ServiceRefused,
     ServiceUnavailable,
     Status,
 )
@@ -151,6 +152,17 @@ def test_what_is_no_value_is_named_and_not_sent(
     with pytest.raises(error, match=said):
         call(service, verb, *args, **kwargs)
     assert service.asked == []
+
+
+@pytest.mark.parametrize(
+    ("actions", "sent"),
+    [(["a", "b", "a"], ["a", "b", "a"]), ("news", ["news"]), ({"a": {}}, ["a"])],
+)
+def test_actions_are_sent_as_they_are_given(call: Call, actions: Any, sent: list[str]) -> None:
+    service = Service()
+    with pytest.raises(ServiceRefused, match="not_ours"):  # it knows nothing of choices
+        call(service, "choose", actions)
+    assert [one["id"] for one in service.asked[0][2]["actions"]] == sent
 
 
 def test_what_pandas_does_not_have_is_null_and_the_callers_row_stays() -> None:

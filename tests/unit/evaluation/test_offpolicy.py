@@ -110,6 +110,17 @@ def test_what_can_not_be_judged_is_said() -> None:
     assert "worth 1 rows" in only
 
 
+def test_actions_too_rare_to_be_drawn_do_not_discredit_the_log() -> None:
+    judge = OffPolicy()
+    for _ in range(300):  # the other action is not drawn in three of four such logs
+        judge.add(1.0, 0, (0.999, 0.001), (0.9, 0.1))
+    assert judge.now().warnings == ()
+    control = OffPolicy()
+    for _ in range(300):  # one in ten is never drawn
+        control.add(1.0, 0, (0.9, 0.1), (0.5, 0.5))
+    assert "the weights have a mean of 0.556" in " ".join(control.now().warnings)
+
+
 def test_what_is_no_log_is_refused() -> None:
     judge = OffPolicy()
     with pytest.raises(ValueError, match="reward is in"):

@@ -74,7 +74,7 @@ def test_msgpack_in_msgpack_out(tmp_path: Path) -> None:
         ({"features": {"a": float("inf")}}, 422, "features.a"),
         ({"features": {"a": b"bytes"}}, 422, "features.a"),
         ({"features": {"a": msgspec.msgpack.Ext(7, b"x")}}, 422, "features.a"),
-        ({"features": {1: 1.0}}, 422, None),
+        ({"features": {1: 1.0}}, 422, "features"),
         ({"feature": {"a": 1.0}}, 422, "feature"),
         (b"\xc1", 400, None),
         (b"", 400, None),
@@ -91,6 +91,18 @@ def test_msgpack_that_is_refused(tmp_path: Path, body: Any, status: int, field: 
         content = msgspec.msgpack.encode(labelled)
         answer = await client.post(FEEDBACK, content=content, headers=MSGPACK)
         assert msgspec.msgpack.decode(answer.content)["error"]["field"] == "label"
+
+    play(tmp_path, scene)
+
+
+def test_an_event_of_msgpack_with_numbers_as_names_is_refused_by_itself(tmp_path: Path) -> None:
+    async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        wrong = {"features": {1: 1.0}, "label": 1.0, "event_id": "e2"}
+        content = msgspec.msgpack.encode({"events": [event("e1"), wrong, event("e3")]})
+        answer = await client.post(FEEDBACK, content=content, headers=MSGPACK)
+        receipts = msgspec.msgpack.decode(answer.content)["events"]
+        assert [one["status"] for one in receipts] == ["learned", "refused", "learned"]
+        assert receipts[1]["error"]["field"] == "events[1].features"
 
     play(tmp_path, scene)
 

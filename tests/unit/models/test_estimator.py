@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from river import preprocessing
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
+from sklearn.cluster import Birch, MiniBatchKMeans
+from sklearn.linear_model import Perceptron, SGDClassifier, SGDOneClassSVM, SGDRegressor
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.preprocessing import StandardScaler
 
 from evaluation.streams import open_stream
 from online.models.adapters.opaque import Opaque
@@ -126,7 +127,6 @@ def test_what_does_not_fit_is_refused() -> None:
         (sgd(class_weight="balanced"), "binary", "class_weight"),
         (MLPRegressor((8,)), "regression", "'loss' parameter"),
         (MLPRegressor(), "binary", "unexpected keyword argument 'classes'"),
-        (MiniBatchKMeans(3), "binary", "unexpected keyword argument 'classes'"),
         (GaussianNB(), "regression", "classes must be passed"),
     ],
 )
@@ -134,6 +134,22 @@ def test_an_estimator_that_would_fail_on_every_row_is_refused(
     estimator: Any, task: Any, why: str
 ) -> None:
     with pytest.raises(LearnerUnusable, match=rf"a row raises .*{why}"):
+        Estimator(estimator, INPUTS).model_for(task)
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+@pytest.mark.parametrize(
+    ("estimator", "what"),
+    [
+        (MiniBatchKMeans(1), "clusterer"),
+        (Birch(n_clusters=None), "clusterer"),
+        (SGDOneClassSVM(), "outlier detector"),
+        (StandardScaler(), "transformer"),
+    ],
+)
+def test_what_answers_no_labels_is_refused(estimator: Any, what: str, task: Any) -> None:
+    """Each of them takes rows with numbers as labels, which it does not look at."""
+    with pytest.raises(LearnerUnusable, match=f"it is a {what}, and answers no labels"):
         Estimator(estimator, INPUTS).model_for(task)
 
 

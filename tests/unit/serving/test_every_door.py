@@ -30,7 +30,7 @@ from online.trust.filtering import SOURCES_MIN, Filtering
 from paramserver.filters.base import Event as Judged
 from paramserver.filters.base import Filter, Opinion, Source
 from paramserver.filters.chain import Chain
-from paramserver.filters.surprise import Newcomers
+from paramserver.filters.newcomers import Newcomers
 from replay import codec
 from replay.journal.base import Verdict
 

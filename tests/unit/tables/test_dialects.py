@@ -81,6 +81,17 @@ def test_a_file_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
     assert shown[0] == {"c1": 0, "c2": 0.5, "c3": 0}
 
 
+@pytest.mark.parametrize("head", ["", "size;income, net;city;label\n"])
+def test_a_comma_in_each_line_divides_no_values_between_semicolons(
+    tmp_path: Path, head: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(head + "".join(f"{i};{i % 5},5;{'ab'[i % 2]};{i % 2}\n" for i in range(60)))
+    shown, backfilled = taught(path)
+    assert shown == backfilled
+    assert list(shown[0].values()) == [0, 0.5, "a", 0]
+
+
 def test_ids_with_decimals_are_the_categories_that_clients_send(tmp_path: Path) -> None:
     """Whole numbers of which some are missing are floats for pandas, in CSV and in Parquet."""
     ids = [None if i % 9 == 4 else float(100_000 + i % 7) for i in range(60)]

@@ -14,7 +14,8 @@ from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Source
 from paramserver.filters.chain import Chain, by_name
 from paramserver.filters.chain import Verdict as Judged
-from paramserver.filters.surprise import Newcomers, Surprise
+from paramserver.filters.newcomers import Newcomers
+from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
 from replay import codec
 from replay.example import Example
@@ -103,6 +104,29 @@ def test_sources_of_three_rows_are_all_new_and_nobody_is_set_aside(vouched: bool
     found = floods.play(NAME, groups, 0, "default", vouched=vouched)
     assert not found.set_aside
     assert abs(found.accuracy - bare.accuracy) <= 0.3
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("vouched", [True, False])
+def test_honest_new_names_beside_established_sources_weigh_what_these_do(
+    monkeypatch: pytest.MonkeyPatch, vouched: bool, works: bool
+) -> None:
+    if not works:  # the mutant: less, whatever they say
+        monkeypatch.setattr(Newcomers, "agree", False)
+        monkeypatch.setattr(Newcomers, "weight", lambda self, rate, **given: 0.5)
+    weights = list[float]()
+    step = floods.Dealt.step
+
+    def noted(self: floods.Dealt, source: str, *args: object, **given: object) -> object:
+        row = step(self, source, *args, **given)  # type: ignore[arg-type]
+        if source.startswith("user-"):
+            weights.append(row.factor)
+        return row
+
+    monkeypatch.setattr(floods.Dealt, "step", noted)
+    found = floods.play(NAME, floods.few_each(ROWS, 34, 0.5), 0, "default", vouched=vouched)
+    assert not found.set_aside
+    assert (sum(weights) > 0.95 * len(weights)) is works, sum(weights) / len(weights)
 
 
 def _counts(groups: list[list[floods.Sent]]) -> dict[str, int]:

@@ -15,7 +15,8 @@ from paramserver.filters import sources
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import Event, Source
 from paramserver.filters.chain import Chain, by_name
-from paramserver.filters.surprise import Newcomers, Surprise
+from paramserver.filters.newcomers import Newcomers
+from paramserver.filters.surprise import Surprise
 
 LABELS = ("true", "false")
 

@@ -277,7 +277,7 @@ def test_a_large_source_may_be_denied_a_little_while_small_ones_never_are(
     monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     if not works:
-        monkeypatch.setattr(surprise, "_DENIED_MIN", 0.0)
+        monkeypatch.setattr(surprise, "DENIED_MIN", 0.0)
     share = beside_new_names(0.0, small=0.0, big=0.2)
     assert (share > 0.8) is works, share
 
@@ -318,7 +318,7 @@ def test_beside_a_few_large_sources_new_ones_are_not_judged_by_these(
 ) -> None:
     if not works:  # the mutant: a few large ones are enough for that, but not for the pool
         monkeypatch.setattr(Arrivals, "compares", True)
-        monkeypatch.setattr(Rate, "_is_pooled", lambda self, source: False)
+        monkeypatch.setattr(Rate, "_is_pooled", lambda self, event, source: False)
     assert (lies_learned(5) < 320.0) is works
 
 

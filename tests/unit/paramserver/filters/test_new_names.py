@@ -7,11 +7,12 @@ from math import log
 
 import pytest
 
-from paramserver.filters import surprise, unlikely
-from paramserver.filters.arrivals import EARNED
+from paramserver.filters import newcomers, surprise, unlikely
+from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import Event, Source
 from paramserver.filters.chain import by_name
-from paramserver.filters.surprise import Newcomers
+from paramserver.filters.newcomers import Newcomers
+from paramserver.filters.rate import Rate
 
 HONEST, BEFORE, LIES = 20, 600, 300
 
@@ -77,6 +78,93 @@ def test_names_that_come_all_at_once_have_no_share_of_what_came_long_before(
     monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     if not works:  # the mutant
-        monkeypatch.setattr(surprise, "_FADE", 1.0 - 1.0 / 256.0)
+        monkeypatch.setattr(newcomers, "_FADE", 1.0 - 1.0 / 256.0)
     first = [sum(lies_of_new_names(3, seed)[0][:100]) for seed in (1, 2, 3)]
     assert (sum(first) < 45.0) is works, first
+
+
+def honest_new_names(tests: tuple[str, ...], seed: int, *, hard: bool = False) -> list[float]:
+    """What each row of new names weighs, of three rows each, half of all, while nobody lies.
+
+    The stream becomes hard now and then: for a hundred rows everybody's labels surprise.  ``hard``:
+    of those rows only.
+    """
+    chain, draw = by_name(tests, None, None, answers=("true", "false")), random.Random(seed)
+    weights, names = list[float](), 0
+    for i in range(BEFORE + 1_200):
+        expected = draw.betavariate(0.5, 0.5)
+        said = draw.random() < expected
+        is_hard = i >= BEFORE and i // 100 % 3 == 0
+        if is_hard and draw.random() < 0.4:
+            said = not said
+        new = i >= BEFORE and draw.random() < 0.5
+        source = f"new-{names // 3}" if new else f"s{draw.randrange(HONEST)}"
+        loss = -log(max(expected if said else 1.0 - expected, 1e-4))
+        event = Event(
+            source, i.to_bytes(16, "little"), None, loss,
+            label="true" if said else "false", answer="true" if expected > 0.5 else "false",
+        )  # fmt: skip
+        verdict = chain.decide(event)
+        if new:
+            names += 1
+            weights += [verdict.factor if verdict.taken else 0.0] * (is_hard or not hard)
+        chain.observe(event, verdict)
+    return weights
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_honest_new_names_are_compared_with_what_others_say_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    if not works:  # the mutant: with what each of the others said lately
+        monkeypatch.setattr(newcomers, "_MORE_MAX", 0.0)
+    tests, seeds = ("surprise",), (1, 2, 3)
+    weights = [weight for seed in seeds for weight in honest_new_names(tests, seed, hard=True)]
+    assert (sum(weights) > 0.9 * len(weights)) is works, sum(weights) / len(weights)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_honest_new_names_share_no_budget(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    if not works:  # the mutant: a quarter of the window at most
+        monkeypatch.setattr(Arrivals, "agrees_with_new", False)
+    tests = ("rate", "surprise")
+    weights = [weight for seed in (1, 2, 3) for weight in honest_new_names(tests, seed)]
+    assert (sum(weights) > 0.9 * len(weights)) is works, sum(weights) / len(weights)
+
+
+def test_established_liars_hide_little_of_what_new_names_do() -> None:
+    """Half of the established sources' events are lies, and their source is not in doubt yet."""
+    new = Newcomers()
+    for n in range(300):
+        new.count(new=False, hit=n % 2 == 0)
+        new.count(new=True, hit=n % 5 != 0)
+    assert new.weight(0.2) < 0.1
+    assert new.weight(0.2, hit=False) < 0.1
+    assert not new.agree
+
+
+@pytest.mark.parametrize("blamed", [True, False])
+def test_new_names_are_not_compared_with_sources_in_doubt(blamed: bool) -> None:
+    new = Newcomers()
+    for n in range(300):
+        new.count(new=False, hit=False)
+        new.count(new=False, hit=True, blamed=blamed)
+        new.count(new=True, hit=n % 2 == 0)
+    assert new.agree is not blamed
+
+
+def test_what_has_no_loss_is_within_the_budget() -> None:
+    arrivals, rate = Arrivals(), Rate()
+    rate.watch(arrivals)
+    assert not arrivals.agrees_with_new, "no test knows anything of new sources"
+    arrivals.newcomers.append(new := Newcomers())
+    assert not arrivals.agrees_with_new, "nobody is established"
+    for i in range(300):
+        new.count(new=False, hit=False)
+        arrivals.add(f"s{i % 20}", new=False)
+        arrivals.add(f"new-{i}", new=True)
+    arrivals.refresh([Source(f"s{i}", taken=20) for i in range(20)])
+    assert arrivals.agrees_with_new
+    said, stranger = Event("x", b"0", loss=0.1), Source("x")
+    assert rate.judge(said, stranger).factor == 1.0
+    assert rate.judge(Event("x", b"0"), stranger).factor < 0.6
