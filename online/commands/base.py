@@ -146,10 +146,14 @@ def in_private(settings: Settings) -> Settings:
 
 
 class Reached(NamedTuple):
-    """URL of a service, and the token for requests to it."""
+    """URL of a service, and the token for requests to it.
+
+    ``changing``: since when it applies new settings (POSIX seconds); None: it does not.
+    """
 
     url: str
     token: str | None
+    changing: float | None = None
 
 
 def service(path: Path | None, state_dir: Path | None, url: str | None = None) -> Reached:
@@ -165,12 +169,16 @@ def service(path: Path | None, state_dir: Path | None, url: str | None = None) -
     seen = glimpse(_file(path), state_dir, environment())
     if seen is not None:
         with contextlib.suppress(StartRefused):  # else read all settings, which may report why
-            return Reached(running(seen.state_dir)["url"], seen.token)
+            return _reached(running(seen.state_dir), seen.token)
     from online.settings.config import own_token
 
     settings = load_settings(path, state_dir=state_dir)
     token = own_token(settings, environment())
-    return Reached(running(settings.state_dir)["url"], token)
+    return _reached(running(settings.state_dir), token)
+
+
+def _reached(facts: Mapping[str, Any], token: str | None) -> Reached:
+    return Reached(facts["url"], token, facts.get("changing"))
 
 
 def client_of(reached: Reached, timeout_s: float = 30.0) -> SimpleClient:

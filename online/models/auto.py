@@ -12,6 +12,7 @@ bent      two of GRAIN tents, those around its position p,  any function of each
 crossed   products of such tents (CROSSED_GRAIN for each    any function of each pair of numbers
           number), for each pair of numbers
 steady    z itself                                          what ``straight`` can, by averages
+counted   two of GRAIN tents                                each number for itself, by counts
 ========= ================================================= =====================================
 
 A *tent* (hat function) is 1 at its own position and falls to 0 at its neighbours', so the answer is
@@ -20,15 +21,19 @@ logistic function nearly equals the normal distribution function, so they are ab
 a standardised number.  Nothing is chosen from the data, so all replicas use the same tents.
 
 The third view is crossed with two to CROSSED_MAX numeric features, else steady with several
-classes.  The weights of the steady view are those of the straight one in the mean of the rows that
-have the feature, the newest 3,000 rows at most.  If labels come late and in runs, the weights at
-the end of a run say that it goes on; their mean over the runs remembers all of them, as the mean of
-the iterates of stochastic gradient descent does (Polyak and Juditsky 1992).
+classes and counted with two.  The weights of the steady view are those of the straight one in the
+mean of the rows that have the feature, the newest 3,000 rows at most.  If labels come late and in
+runs, the weights at the end of a run say that it goes on; their mean over the runs remembers all of
+them, as the mean of the iterates of stochastic gradient descent does (Polyak and Juditsky 1992).
+
+The experts of the counted view are naive Bayes classifiers on the entries of the bent view
+(:mod:`online.models.experts.naive_bayes`).  A gradient step with a late label leads away from what
+was right when the row came; a count does not.  They start with a loss of BEGINNING.
 
 Categories, words, missing values and the bias are in every view.  A view is inactive, with weight 0
-and without cost, if it adds nothing: bent while no numeric feature is known, and each while it
-sleeps.  The losses of an inactive view's experts are those of the straight view, so that it starts
-equal when it becomes active.
+and without cost, if it adds nothing: bent and counted while no numeric feature is known, and each
+while it sleeps.  The losses of an inactive view's experts are those of the straight view, so that
+it starts equal when it becomes active.
 
 The slower AdaGrad expert of the bent view has half the rate of the others, because a row has more
 entries there.
@@ -50,6 +55,7 @@ losses: a richer view generalises worse from a single run, and has to show that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
@@ -73,10 +79,12 @@ from online.models.experts.linear import (
     Owned,
     Taken,
 )
+from online.models.experts.naive_bayes import Counts
 from online.models.features.hashed import counted
 from online.models.features.tents import Row, bent, bent_owned, crossed, crossed_owned
 from online.models.limited import Limited
 from online.models.selfrate import (
+    AGAIN,
     Binary,
     Multiclass,
     Regression,
@@ -84,6 +92,7 @@ from online.models.selfrate import (
     SelfRateModel,
 )
 from online.models.sleeping_views import VIEWS, SleepingViews
+from paramserver.core.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
 STEADY: Final = "s"
@@ -99,12 +108,12 @@ _TAME: Final = 1e100
 
 
 class Views(NamedTuple):
-    """A row in each view; None: the view is inactive.  ``averages``: the third is steady."""
+    """A row in each view; None: the view is inactive.  ``crosses``: the third is crossed."""
 
     straight: Row
     bent: Row | None
     third: Row | None
-    averages: bool
+    crosses: bool
 
 
 class Auto(SelfRate):
@@ -116,7 +125,7 @@ class Auto(SelfRate):
     def model_for(self, task: Task) -> SelfRateModel:
         """Make the model for the task."""
         kinds: dict[Task, type[SelfRateModel]] = {
-            "binary": _Binary, "multiclass": _Multiclass, "regression": _Regression,
+            "binary": TwoClasses, "multiclass": _Multiclass, "regression": _Regression,
         }  # fmt: skip
         return kinds[task](SelfRate(self.text, self.bits, self.seed), task)
 
@@ -147,13 +156,15 @@ class SeveralViews(SelfRateModel):
     kind = "auto 1"
     noted = _Answered(EXPERTS, EXPERTS * len(VIEWS))
     steadies: ClassVar[bool] = False  # two classes gained nothing
+    counts: ClassVar[bool] = False  # several classes gained nothing
     _mixture: SleepingViews
     _experts: Any
 
     def _unjudged(self) -> Mixture:
         scaler = self._rows.scaler
         assert isinstance(scaler, Limited)
-        return SleepingViews(scaler, self.lasting, steadies=self.steadies)
+        least = 0 if self.steadies else 1 if self.counts else math.inf
+        return SleepingViews(scaler, self.lasting, uncrossed=least)
 
     def _read(self, features: Features, *, learns: bool) -> Views | Row:
         """Return the row in each active view, or only in the first if all others sleep."""
@@ -167,10 +178,14 @@ class SeveralViews(SelfRateModel):
         tented, thirds = self._mixture.active_views()
         straight = self._rows.joined(shared.copy(), numbers)
         third, crosses = None, self._mixture.crosses
-        if thirds:
-            third = crossed(shared, numbers, seed, mask) if crosses else _steady(straight)
         tall = bent(shared, numbers, seed, mask) if tented else None
-        return Views(straight, tall, third, not crosses)
+        if thirds and crosses:
+            third = crossed(shared, numbers, seed, mask)
+        elif thirds and self.counts:
+            third = bent(shared, numbers, seed, mask) if tall is None else tall
+        elif thirds:
+            third = _steady(straight)
+        return Views(straight, tall, third, crosses)
 
     def _views(
         self, words: Sequence[tuple[str, str]], numbers: Row
@@ -183,11 +198,17 @@ class SeveralViews(SelfRateModel):
         straight = self._rows.owned(words, numbers)
         tented = None if seen.bent is None else bent_owned(words, numbers, seed, mask)
         third = None
-        if seen.third is not None and seen.averages:
-            third = straight._replace(keys=[f"{STEADY}{key}" for key in straight.keys])
-        elif seen.third is not None:
+        if seen.third is not None and seen.crosses:
             third = crossed_owned(words, numbers, seed, mask)
+        elif seen.third is not None and self.counts:
+            third = bent_owned(words, numbers, seed, mask)
+        elif seen.third is not None:
+            third = straight._replace(keys=[f"{STEADY}{key}" for key in straight.keys])
         return seen, [straight, tented, third]
+
+    def _experts_of(self, view: int, row: Views | Row) -> Any:
+        """Return the experts of a view of the row."""
+        return self._experts
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
         """Learn rows of moderate numbers, none of which can raise; False for any other rows.
@@ -215,6 +236,9 @@ class _Listed(SeveralViews):
 
     _experts: OneOutput
 
+    def _experts_of(self, view: int, row: Views | Row) -> OneOutput:
+        return self._experts
+
     def _outputs(self, row: Views | Row) -> Sequence[float]:
         if isinstance(row, dict):
             return self._experts.outputs(row)
@@ -222,8 +246,8 @@ class _Listed(SeveralViews):
         if row.bent is None and row.third is None:
             return straight * len(VIEWS)
         out = list(straight)
-        for view in (row.bent, row.third):
-            out += straight if view is None else self._experts.outputs(view)
+        for i, view in enumerate((row.bent, row.third), 1):
+            out += straight if view is None else self._experts_of(i, row).outputs(view)
         return out
 
     def _teach(self, row: Views | Row, slopes: Sequence[float]) -> float:
@@ -231,20 +255,72 @@ class _Listed(SeveralViews):
             return self._experts.step(row, slopes)
         total = 0.0
         for i, view in enumerate((row.straight, row.bent, row.third)):
-            if view is not None:
+            if view is not None and (i != _THIRD or row.crosses):
                 own = slopes[EXPERTS * i : EXPERTS * (i + 1)]
                 total += self._experts.step(view, own, _ADAGRAD[i])
         return total
 
 
-class _Binary(_Listed, Binary):
+class TwoClasses(_Listed, Binary):
+    """The model for two labels."""
+
+    counts = True
+
+    def __init__(self, recipe: SelfRate, task: Task) -> None:
+        super().__init__(recipe, task)
+        self._counts = Counts()
+
+    def cut(self) -> Blocks:
+        return {**super().cut(), **self._counts.cut()}
+
+    def rebase(self, values: Blocks) -> None:
+        super().rebase(values)
+        self._counts.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        super().reset(values)
+        self._counts = Counts()
+        self._counts.rebase(values)
+
+    def _experts_of(self, view: int, row: Views | Row) -> OneOutput:
+        counted = view == _THIRD and isinstance(row, Views) and not row.crosses
+        return self._counts if counted else self._experts
+
+    def _step(
+        self,
+        row: Views | Row,
+        label: Label,
+        weight: float,
+        served: Example | None,
+        before: Before | None,
+        by: float = 0.0,
+    ) -> float:
+        if isinstance(row, dict) or row.third is None or row.crosses:
+            return super()._step(row, label, weight, served, before, by)
+        # classifiers have no slopes: what they answer is asked only if no answers were noted
+        noted = served is not None and served.notes is not None
+        seen = Views(row.straight, row.bent, None, False) if noted or served is AGAIN else row
+        total = super()._step(seen, label, weight, served, before, by)
+        if served is AGAIN:
+            return total
+        if self._counts.empty:
+            self._mixture.begin_counting()
+        if before is not None:
+            self._counts.count(row.third, bool(before[0]), -before[1])
+        return total + self._counts.count(row.third, bool(label), weight)
+
     def _shares(self, row: Views | Row, by: float = 0.0) -> list[float]:
         if isinstance(row, dict):  # without a detour: asleep it is to cost what `linear` does
             return [logistic(z + by) for z in self._experts.outputs(row)]
-        if row.bent is None and row.third is None:
-            straight = self._experts.outputs(row.straight)
-            return [logistic(z + by) for z in straight] * len(VIEWS)
-        return super()._shares(row, by)
+        outputs: list[float] = [*self._experts.outputs(row.straight)]
+        if row.bent is not None:
+            outputs += self._experts.outputs(row.bent)
+        if row.third is not None:
+            outputs += self._experts_of(_THIRD, row).outputs(row.third)
+        shares = [logistic(z + by) for z in outputs]
+        if row.bent is None:
+            shares[EXPERTS:EXPERTS] = shares[:EXPERTS]
+        return shares if row.third is not None else shares + shares[:EXPERTS]
 
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
         """Predict rows of numbers, shape (rows, names), as :meth:`predict` does."""
@@ -259,10 +335,10 @@ class _Regression(_Listed, Regression):
 
 
 class _TakenViews(NamedTuple):
-    """A row's indices and values in each active view.  ``averages``: the third is steady."""
+    """A row's indices and values in each active view.  ``crosses``: the third is crossed."""
 
     views: tuple[Taken | None, ...]
-    averages: bool
+    crosses: bool
 
     def outputs(self) -> Floats:
         """Return the output of each expert for each class."""
@@ -300,7 +376,7 @@ class _Multiclass(SeveralViews, Multiclass):
             return take(row, learns=learns)
         views = (row.straight, row.bent, row.third)
         taken = tuple(None if view is None else take(view, learns=learns) for view in views)
-        return _TakenViews(taken, row.averages)
+        return _TakenViews(taken, row.crosses)
 
     def _teach(self, taken: _TakenViews | Taken, slopes: Floats) -> float:
         if isinstance(taken, Taken):
@@ -309,7 +385,7 @@ class _Multiclass(SeveralViews, Multiclass):
         for i, view in enumerate(taken.views):
             if view is None:
                 continue
-            if i == _THIRD and taken.averages:
+            if i == _THIRD and not taken.crosses:
                 assert taken.views[0] is not None
                 self._experts.average(taken.views[0], view)
             else:

@@ -81,10 +81,12 @@ from replay.example import Example, Features, Label
 
 RESIDUAL_MAX: Final = 3.0
 
+AGAIN: Final = Example({}, False, provisional=True)
+"""Stands for the served answer to a row that is learned again."""
+
 _HALF: Final = np.dtype("<f2")
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
-_AGAIN: Final = Example({}, False, provisional=True)  # of rows that are learned again
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class SelfRateModel(Hashing):
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
         """Do one step of all experts without their losses, which fresh rows alone tell."""
         self._meet(label)
-        self._check(self._step(self._read(features, learns=False), label, weight, _AGAIN, None))
+        self._check(self._step(self._read(features, learns=False), label, weight, AGAIN, None))
 
     @property
     def why_not_revised(self) -> str | None:
@@ -479,7 +481,7 @@ class Regression(_OneAnswer):
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
         y = float(label)
-        if before is None and served is not _AGAIN:  # the first label stays in the moments
+        if before is None and served is not AGAIN:  # the first label stays in the moments
             self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
         if served is None or served.scored:

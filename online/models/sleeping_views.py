@@ -25,7 +25,7 @@ from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 CROSSED_MAX: Final = 4
 """Most numeric features whose pairs are crossed: six pairs of four products each."""
 
-VIEWS: Final = ("straight", "bent", "crossed or steady")
+VIEWS: Final = ("straight", "bent", "crossed, steady or counted")
 
 SHARP: Final = 1.0 / len(VIEWS)
 """Factor of losses in the exponent of the weights, relative to that of a single view."""
@@ -49,6 +49,9 @@ ODDS: Final = 0.01
 CAUTION: Final = 0.02
 """Loss of the bent and the crossed view at each row that came before any label was known."""
 
+BEGINNING: Final = 6.0
+"""Loss of the counted view when it counts its first row."""
+
 _NAPS: Final = "naps"
 _ANSWERED: Final = "answered"
 _BEHIND_MAX: Final = 50.0  # in the exponent
@@ -58,8 +61,8 @@ _SILENT: Final = (0.0,) * EXPERTS
 class SleepingViews(Mixture):
     """The discounted losses of all experts, and which views sleep.
 
-    ``scaler`` knows the names of the numeric features; ``steadies``: whether the third view is
-    steady if it is not crossed.
+    ``scaler`` knows the names of the numeric features; ``uncrossed``: from how many of them on
+    there is a third view if it is not crossed.
 
     Attributes:
         slept: For each view but the first: if positive, the spells that it has slept; if 0 or
@@ -70,9 +73,11 @@ class SleepingViews(Mixture):
         answered: Long-run discounted loss of the answers as they were served.
     """
 
-    def __init__(self, scaler: Limited, lasting: float = LONG, *, steadies: bool = False) -> None:
+    def __init__(
+        self, scaler: Limited, lasting: float = LONG, *, uncrossed: float = math.inf
+    ) -> None:
         super().__init__(EXPERTS * len(VIEWS), SHARP, lasting)
-        self._scaler, self._steadies = scaler, steadies
+        self._scaler, self._uncrossed = scaler, uncrossed
         self.labels = 0
         self.asleep = self._napping = False
         self.slept = [0] * (len(VIEWS) - 1)
@@ -93,8 +98,9 @@ class SleepingViews(Mixture):
         between two learning steps are one fixed function of the row.
         """
         bent_slept, third_slept = self.slept
-        third = self._steadies or self.crosses
-        return len(self._scaler.known) > 0 and bent_slept <= 0, third and third_slept <= 0
+        known = len(self._scaler.known)
+        third = known >= self._uncrossed or self.crosses
+        return known > 0 and bent_slept <= 0, third and third_slept <= 0
 
     @property
     def crosses(self) -> bool:
@@ -102,7 +108,7 @@ class SleepingViews(Mixture):
         return 1 < len(self._scaler.known) <= CROSSED_MAX
 
     def apart(self) -> SleepingViews:
-        made = SleepingViews(self._scaler, self._lasting, steadies=self._steadies)
+        made = SleepingViews(self._scaler, self._lasting, uncrossed=self._uncrossed)
         made.take(self)
         return made
 
@@ -132,7 +138,9 @@ class SleepingViews(Mixture):
             behind = min(sharp * (self.answered - min(long)), _BEHIND_MAX)
             share = 1.0 - (1.0 - LONG_SHARE) / (1.0 + ODDS * math.exp(behind))
         votes = shares_of(losses, long, sharp, share)
-        if paired and not tented:
+        if tented and paired:
+            return votes
+        if paired:
             votes[EXPERTS:EXPERTS] = _SILENT
         return votes + [0.0] * (EXPERTS * len(VIEWS) - len(votes))
 
@@ -175,8 +183,14 @@ class SleepingViews(Mixture):
 
     def be_cautious(self) -> None:
         """Add CAUTION to the losses of all views that are richer than the first."""
-        third = CAUTION if self.crosses else 0.0
-        added = [0.0] * EXPERTS + [CAUTION] * EXPERTS + [third] * EXPERTS
+        self._add(CAUTION, CAUTION if self.crosses else 0.0)
+
+    def begin_counting(self) -> None:
+        """Add BEGINNING to the losses of the third view."""
+        self._add(0.0, BEGINNING)
+
+    def _add(self, bent: float, third: float) -> None:
+        added = [0.0] * EXPERTS + [bent] * EXPERTS + [third] * EXPERTS
         self.losses = [loss + more for loss, more in zip(self.losses, added, strict=True)]
         self.long = [loss + more for loss, more in zip(self.long, added, strict=True)]
 

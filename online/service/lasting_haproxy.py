@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import select
 import signal
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+
+log = logging.getLogger("ray.serve")  # which the manager writes to its file
 
 MODULE: Final = "ray.serve._private.haproxy"
 _NEEDED: Final = (
@@ -93,8 +97,9 @@ def lasting(was: type[Any]) -> type[Any]:
             self._ended = False
             found = await self._get_running_pid()
             if found is not None and self._is_our_haproxy(found):
-                self._proc = self._watched(Adopted(found, f"{self.cfg.socket_path}.{found}"))
-                return
+                with contextlib.suppress(OSError):  # it has ended, or the kernel has no pidfd
+                    self._proc = self._watched(Adopted(found, f"{self.cfg.socket_path}.{found}"))
+                    return
             for pid in _balancers(self._is_our_haproxy):  # they hold the port, and do not answer
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -126,6 +131,7 @@ def lasting(was: type[Any]) -> type[Any]:
                 if self._ended or self._proc is not process:
                     return
                 if time.monotonic() - begun_s > _LIVED_S:
+                    log.warning("HAProxy (pid %s) has ended: it is started again", process.pid)
                     self._proc = await self._start_and_wait_for_haproxy()
 
     return LastingHAProxy
@@ -134,16 +140,16 @@ def lasting(was: type[Any]) -> type[Any]:
 class Adopted:
     """A HAProxy that another process has started, with what Serve uses of a child process.
 
+    Raises OSError if it has ended, or if the kernel does not allow to wait for it.
+
     Parameters:
         logs: How the names of its log files begin, which do not exist.
     """
 
     def __init__(self, pid: int, logs: str) -> None:
         self.pid, self._file = pid, os.pidfd_open(pid)
+        weakref.finalize(self, os.close, self._file)
         self._stdout_path, self._stderr_path = f"{logs}.stdout.log", f"{logs}.stderr.log"
-
-    def __del__(self) -> None:
-        os.close(self._file)
 
     @property
     def returncode(self) -> int | None:

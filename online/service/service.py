@@ -238,9 +238,9 @@ class Service:
         self._note()
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
 
-    def _note(self) -> None:
+    def _note(self, **more: Any) -> None:
         """Write the facts that commands need, among them the specs that are served."""
-        processes.note(run_path(self._settings), {**self._facts, "specs": self._specs()})
+        processes.note(run_path(self._settings), {**self._facts, "specs": self._specs(), **more})
 
     def _deploy(self, settings: Settings) -> None:
         # Imported here: it imports Ray, whose flags must be set before.
@@ -304,12 +304,14 @@ class Service:
     def _adding(self, settings: Settings, added: Mapping[str, Loaded]) -> Iterator[None]:
         """Serve these models, too; if that fails, their parameter servers are ended."""
         were, self._loaded = self._loaded, {**self._loaded, **added}
+        self._note(changing=time.time())
         try:
             yield
         except Exception:
             self._loaded = were
             specs = {name: loaded.spec_hash for name, loaded in added.items()}
             parameter_servers.end(parameter_servers.server_specs(settings, specs))
+            self._note()
             raise
 
     def _as_served(self, given: Settings, follow: bool = False, running: bool = False) -> Settings:
@@ -348,7 +350,7 @@ class Service:
                 parameter_servers.start(
                     settings, loaded, self._progress, self._deadline, only=changed
                 )
-                alike = rollout.all_exchange(changed, (was, were), (settings, loaded))
+                alike = rollout.all_swappable(changed, (was, were), (settings, loaded))
                 if not (alike and rollout.wait_swapped(journal, changed, specs, _SWAP_S)):
                     self._version += 1
                     self._deploy(settings)

@@ -27,6 +27,7 @@ from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, se
 from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, status
+from online.service import processes
 
 pytestmark = [
     pytest.mark.ray,
@@ -237,6 +238,23 @@ def test_a_balancer_that_stands_still_is_ended(running: Running) -> None:
     learn(running, ["balanced-again"])
     each_once(running, ["balanced", "balanced-again"])
     assert balancer.pid not in [process.pid for process in running.named("haproxy.cfg")]
+
+
+def test_a_balancer_outlives_its_manager_and_is_back_when_it_dies(running: Running) -> None:
+    """Serve ended it with its manager, and nobody listened until there was another one."""
+    (manager,) = running.named("HAProxyManager")
+    balancer = max(running.named("haproxy.cfg"), key=psutil.Process.create_time)
+    manager.kill()
+    until("the manager is gone", lambda: not processes.runs(manager))
+    learn(running, ["unmanaged"])
+    (other,) = until("another manager begins", lambda: running.named("HAProxyManager"))
+    assert processes.runs(balancer)
+    until("it has taken over", lambda: running.named("haproxy.cfg"))  # by the first reload
+    balancer = max(running.named("haproxy.cfg"), key=psutil.Process.create_time)
+    balancer.kill()
+    learn(running, ["balanced-anew"])
+    each_once(running, ["unmanaged", "balanced-anew"])
+    assert processes.runs(other), "nobody waits for another one"
 
 
 def test_replicas_whose_model_can_not_be_loaded_say_why(running: Running) -> None:

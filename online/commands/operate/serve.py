@@ -31,6 +31,7 @@ _STOP_S = 4.0  # after this long everything is killed, which takes up to a secon
 _TEND_S = 0.25
 _SETTLED_S = 1.0  # between two readings of the settings
 _READINGS_MAX = 10
+_importing = threading.Lock()  # two threads that import one library may find half of it
 
 
 def serve(
@@ -204,7 +205,8 @@ def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
 
     print("  reading the settings again", flush=True)
     settings = _settled(load)
-    lines: list[str] = running.reload(settings)
+    with _importing:
+        lines: list[str] = running.reload(settings)
     acting.set("a signal (SIGHUP)")
     with contextlib.closing(open_journal(settings)) as journal:
         note(journal, "settings", None, {"lines": lines})
@@ -335,7 +337,8 @@ def _play_forever(
 ) -> None:
     from online.client.play import PlayFailed, line, play
 
-    stream = open_it()
+    with _importing:
+        stream = open_it()
     model = settings.models[0].name
     print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
     printed_s = time.monotonic()

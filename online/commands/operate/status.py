@@ -42,10 +42,13 @@ def status(context: Context) -> None:
     client = client_of(reached, timeout_s=10.0)
     models = checked(client.get("/v1/models"))["models"]
     if context.as_json:
-        print(json.dumps({"url": reached.url, "models": models}))
+        print(json.dumps({"url": reached.url, "changing": reached.changing, "models": models}))
         return
     terminal = console()
     terminal.print(reached.url)
+    if reached.changing is not None:
+        since = time.strftime("%H:%M:%S", time.localtime(reached.changing))
+        terminal.print(f"[yellow]new settings are applied since {since}; it answers[/yellow]")
     for model in readable(models):
         _show_model(terminal, model)
 
@@ -348,7 +351,7 @@ def _compared(
         except (OnlineError, ReplayError) as error:
             if sound and len(settings.models) == 1:
                 raise
-            reason = " ".join(str(error).split())
+            reason = ". ".join(str(error).splitlines())
             results.append({"model": model.name, "good": False, "error": reason})
             texts.append(f"{model.name}: can't be compared: {reason}")
         else:

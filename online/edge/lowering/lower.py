@@ -23,7 +23,7 @@ from online.edge.lowering.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear
 from online.edge.lowering.trees import lower_forest
 from online.models.adapters.linear import Linear as ServedLinear
 from online.models.adapters.opaque import Opaque
-from online.models.auto import STEADY, SeveralViews
+from online.models.auto import STEADY, SeveralViews, TwoClasses
 from online.models.base import Model
 from online.models.entities.personal import Personal
 from online.models.experts.linear import EXPERTS
@@ -232,15 +232,21 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
     told = np.array(model._mixture.votes())
     votes = told[asked[: len(told)]]
     scale = votes * model._spread() if isinstance(model, Regression) else None
+    counts = model._counts if third and isinstance(model, TwoClasses) else None
 
     def of(straight: str, bent: str) -> Floats:
         """Return the experts' weights under a key of each view, in one row; "" has none."""
         keys = (straight, bent, straight and f"{STEADY}{straight}")
-        active = [key for key, there in zip(keys, (True, tented, third), strict=True) if there]
-        stacked = np.concatenate([_held(held, key, task) for key in active])
+        there = (True, tented, third and counts is None)
+        active = [_held(held, key, task) for key, on in zip(keys, there, strict=True) if on]
+        if counts is not None:
+            active.append(np.array(counts.factors())[:, None] * counts.weight(bent))
+        stacked = np.concatenate(active)
         return stacked.reshape(-1) if scale is None else scale @ stacked
 
-    known = held._at if task == "multiclass" else held._now
+    known = held._at if task == "multiclass" else held._now.keys()
+    if counts is not None:
+        known = known | counts._now.keys()
     keys = {
         key.removeprefix("b") for key in known if key[0] not in f"c{STEADY}" and key not in _BIASES
     }
@@ -254,7 +260,7 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
     names = edge.columns.names
     weights = _stack([of(_name_place(name, rows._seed, rows._mask), "") for name in names], wide)
     bent = None
-    if tented:
+    if tented or counts is not None:
         tents = [key for name in names for key in tent_keys(name, rows._seed, rows._mask)]
         bent = _stack([of("", key) for key in tents], wide)
     assert isinstance(edge.body, Linear)

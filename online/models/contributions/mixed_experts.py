@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from online.models.auto import SeveralViews
 from online.models.base import Prediction
 from online.models.contributions.attribution import binary_factors, class_factors, log_odds
 from online.models.experts.exponential_weights import Terms, logistic, mixed
@@ -35,7 +36,11 @@ def explained(model: SelfRateModel, features: Features) -> tuple[Prediction, Ter
     added = dict.fromkeys(features, 0.0)
     for i, view in enumerate(views):
         if view is not None:
-            model._experts.add_contributions(view, worths[EXPERTS * i : EXPERTS * (i + 1)], added)
+            own = worths[EXPERTS * i : EXPERTS * (i + 1)]
+            experts = (
+                model._experts_of(i, row) if isinstance(model, SeveralViews) else model._experts
+            )
+            experts.add_contributions(view, own, added)
     return answer, Terms(base, output, added)
 
 

@@ -37,6 +37,7 @@ UNANSWERED: Final = b"?"
 _LOSSES: Final = "losses"
 _LASTING: Final = "lasting"
 _HALF: Final = np.dtype("<f2")
+_LEAST: Final = -700.0  # the exponential of more than its negative is infinite
 _WHOLE: Final = 1.01  # probabilities sum to 1 within rounding
 
 
@@ -257,7 +258,7 @@ def mixed(votes: Sequence[float], answers: Sequence[float]) -> float:
 
 def logistic(x: float) -> float:
     """Return the probability of True for its log odds."""
-    if x >= 0:
+    if x > _LEAST:
         return 1.0 / (1.0 + math.exp(-x))
     power = math.exp(x)  # NaN too
     return power / (1.0 + power)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +58,10 @@ class Owned(NamedTuple):
 class OneOutput:
     """Experts with one output.  Weights are in dicts, faster than numpy for some dozen features.
 
-    ``normalised`` are the learning rates of experts 2 and 3.
+    ``normalised`` are the learning rates of experts 2 and 3.  ``block`` is the name of the block.
     """
+
+    block: ClassVar[str] = _BLOCK
 
     def __init__(self, normalised: Sequence[float]) -> None:
         self._rates = tuple(normalised)
@@ -154,11 +156,11 @@ class OneOutput:
                 if after[i] != before[i]:
                     delta[f"{i}:{key}"] = after[i] - before[i]
         self._start = {}
-        return {_BLOCK: Block(ADDITIVE, delta)} if delta else {}
+        return {self.block: Block(ADDITIVE, delta)} if delta else {}
 
     def rebase(self, values: Blocks) -> None:
         """Set new values with the open delta on top."""
-        if (block := values.get(_BLOCK)) is None:
+        if (block := values.get(self.block)) is None:
             return
         for name, value in block.data.items():
             place, _, key = name.partition(":")

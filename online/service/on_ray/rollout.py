@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import shutil
@@ -16,7 +17,7 @@ from online.models.loading.from_settings import merge_rule
 from online.service import processes
 from online.service.on_ray import scaling
 from online.service.on_ray.origin import APP, Origin
-from online.service.parts.composition import exchangeable, watches_decisions
+from online.service.parts.composition import swappable, watches_decisions
 from online.service.state import parameter_servers
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
@@ -35,6 +36,7 @@ _SEALED_S = 30.0  # for replicas that stop to push and seal
 _LAST_SNAPSHOTS_S = 60.0  # of models that leave: nobody waits for them
 _ABSENCE = b"absence"
 _RENEW_S = 5.0  # for all replicas to take new tokens
+_deployed = itertools.count()  # Serve ignores new arguments if no option of a version has changed
 _SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
 
 
@@ -48,7 +50,7 @@ def other_specs(before: Mapping[str, Loaded], after: Mapping[str, Loaded]) -> li
     ]
 
 
-def all_exchange(
+def all_swappable(
     changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
 ) -> bool:
     """Whether replicas can swap all changed models without a restart of their processes.
@@ -59,7 +61,7 @@ def all_exchange(
             (:mod:`online.service.parts.model_swap`).
     """
     return all(watches_decisions(m) for m in served[0][0].models if m.name in changed) and all(
-        exchangeable(model, merge_rule(model, loaded[model.name].model))
+        swappable(model, merge_rule(model, loaded[model.name].model))
         for settings, loaded in served
         for model in settings.models
         if model.name in changed
@@ -92,7 +94,7 @@ def application(
         name="Replica",
         **scaling.options(settings.replicas),
         max_ongoing_requests=limits.ongoing_max,
-        max_queued_requests=2 * limits.ongoing_max,
+        max_queued_requests=2 * limits.ongoing_max + next(_deployed) % 2,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         health_check_period_s=_HEALTH_S,
         graceful_shutdown_timeout_s=_STOP_REPLICA_S,

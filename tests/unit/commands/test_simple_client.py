@@ -16,6 +16,7 @@ import pytest
 
 from online.client.simple_client import Answer, NoAnswer, SimpleClient
 from online.commands import base
+from online.commands.operate.status import status
 from online.errors import ConfigError, StartRefused
 from online.settings import config
 from online.settings.glimpse import glimpse
@@ -78,6 +79,20 @@ def test_status_imports_only_what_it_needs(tmp_path: Path, url: str) -> None:
     found = set(done.stderr.split())
     assert {"online", "typer", "rich"} <= found
     assert found & _HEAVY == set()
+
+
+@pytest.mark.parametrize("changing", [1.0, None])
+def test_status_tells_that_new_settings_are_being_applied(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str], changing: float | None
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"url": url, "changing": changing}))
+    for as_json in (False, True):
+        status(state_dir=tmp_path, as_json=as_json)
+        said = capsys.readouterr().out
+        if as_json:
+            assert json.loads(said)["changing"] == changing
+        else:
+            assert ("new settings are applied since" in said) is (changing is not None)
 
 
 def test_what_is_sent(url: str) -> None:
@@ -164,7 +179,7 @@ def test_wrong_settings_are_said_where_no_service_is_found(tmp_path: Path, url: 
     with pytest.raises(ConfigError, match="replicas"):
         base.service(path, None)
     (tmp_path / "run.json").write_text(json.dumps({"url": url}))
-    assert base.service(path, None) == (url, None)
+    assert base.service(path, None) == (url, None, None)
     with pytest.raises(StartRefused, match="no service"):
         base.service(None, tmp_path / "other")
 

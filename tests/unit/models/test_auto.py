@@ -109,9 +109,9 @@ def test_it_is_better_than_the_straight_experts_alone(stream: str, task: Any, ga
 def test_a_view_without_anything_of_its_own_has_no_vote() -> None:
     for names, active in (("", (False, False)), ("a", (True, False)), ("ab", (True, True)),
                             ("abcd", (True, True)), ("abcde", (True, False))):  # fmt: skip
-        model = binary()
+        model: Any = Auto().model_for("regression")  # two classes: the third one counts
         assert len(names) <= CROSSED_MAX + 1
-        model.learn({"word": "x", **dict.fromkeys(names, 1.0)}, True, 1.0)
+        model.learn({"word": "x", **dict.fromkeys(names, 1.0)}, 1.0, 1.0)
         assert model._mixture.active_views() == active, "by the names that are known"
         for x in ({"word": "x", **dict.fromkeys(names, 2.0)}, {"word": "y"}, {}):
             view = model._read(x, learns=False)

@@ -53,7 +53,8 @@ def test_replicas_that_have_not_taken_new_tokens_are_replaced(
 
     monkeypatch.setattr(rollout, "deploy", deploy)
     monkeypatch.setattr(rollout, "renew_tokens", renewed)
-    monkeypatch.setattr(processes, "note", lambda *_: None)
+    noted: list[bool] = []
+    monkeypatch.setattr(processes, "note", lambda _, facts: noted.append("changing" in facts))
     monkeypatch.setattr(Service, "_wait_http", lambda self: self._deadline.check("HTTP"))
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
     answers_for_ray(monkeypatch, lambda name: lambda: name)
@@ -65,6 +66,7 @@ def test_replicas_that_have_not_taken_new_tokens_are_replaced(
     lines = service.reload(settings(tmp_path, NEW))
     replaced = [((NEW,), 1)]
     assert done == [((NEW,), 0), "renewed", *([] if taken else replaced)]
+    assert noted == [True, False], "`online status` tells it meanwhile"
     assert lines == ["tokens changed", *([] if taken else ["every replica was replaced"])]
     assert service.reload(settings(tmp_path, NEW)) == [UNCHANGED]
 

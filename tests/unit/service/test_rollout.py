@@ -12,7 +12,7 @@ import pytest
 from online.errors import StartRefused
 from online.service.on_ray import origin
 from online.service.on_ray.origin import Origin
-from online.service.on_ray.rollout import absent, reason
+from online.service.on_ray.rollout import absent, application, reason
 from online.service.on_ray.start_checks import check_nodes
 from online.service.state.changes import Changes, changes
 from online.settings.config import Settings, load
@@ -234,3 +234,17 @@ def test_a_reload_notices_other_code(
     assert before == origin.code_hash()
     path.write_text("as it is now")
     assert (origin.code_hash() != before) is noticed
+
+
+def test_each_deployment_has_an_option_of_its_own(tmp_path: Path) -> None:
+    """Otherwise Serve keeps the old arguments, and gives them to the replicas that it restarts."""
+
+    class Replica: ...
+
+    def queued(version: int) -> int:
+        given = Origin("host", "key", {})
+        made = application(Replica, settings(tmp_path), given, version)._bound_deployment
+        return int(made._deployment_config.max_queued_requests)
+
+    first, second, third = queued(0), queued(0), queued(1)
+    assert first != second != third
