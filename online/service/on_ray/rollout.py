@@ -17,7 +17,7 @@ from online.models.loading.from_settings import merge_rule
 from online.service import processes
 from online.service.on_ray import scaling
 from online.service.on_ray.origin import APP, Origin
-from online.service.parts.composition import exchangeable, watches_decisions
+from online.service.parts.composition import swappable, watches_decisions
 from online.service.state import parameter_servers
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
@@ -50,7 +50,7 @@ def other_specs(before: Mapping[str, Loaded], after: Mapping[str, Loaded]) -> li
     ]
 
 
-def all_exchange(
+def all_swappable(
     changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
 ) -> bool:
     """Whether replicas can swap all changed models without a restart of their processes.
@@ -61,7 +61,7 @@ def all_exchange(
             (:mod:`online.service.parts.model_swap`).
     """
     return all(watches_decisions(m) for m in served[0][0].models if m.name in changed) and all(
-        exchangeable(model, merge_rule(model, loaded[model.name].model))
+        swappable(model, merge_rule(model, loaded[model.name].model))
         for settings, loaded in served
         for model in settings.models
         if model.name in changed
