@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.dialect import Dialect
+from evaluation.dialect import NULLS, Dialect
 from online.errors import ConfigError
-from online.tables.actions import NULLS, action_of
+from online.tables.actions import action_of
 from online.tables.errors import InputRefused
 from online.tables.first_look import open_table, value_of
 from online.tables.guess import Guess, guess, seconds
