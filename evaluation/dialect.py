@@ -13,10 +13,15 @@ from typing import Any, Final
 
 import msgspec
 
+NULLS: Final = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "nan", "NaN")
+"""Texts for a missing value in a text file."""
+
 _DELIMITERS: Final = ",\t;|"
 _LINES: Final = 50  # from which all of it is inferred
 _NAME: Final = re.compile(r"(?=.*[^\W\d_])[^\d\s+-].{0,63}")  # has a letter, begins as no number
-_NAMED: Final = re.compile(r"sep=(.)")  # Excel's line above the header
+NAMED: Final = re.compile(r"sep=(.)")
+"""Excel's line above the header."""
+
 _COMMA: Final = re.compile(r"[+-]?(\d+,(\d\d?|\d{4,})|(0|\d{4,}),\d+)")  # not 1,234
 _NO_COMMA: Final = re.compile(r"[+-]?\d+((,\d+)*\.\d+|(,\d+){2,})")
 
@@ -72,7 +77,7 @@ def dialect_of(lines: Iterable[str], named: Collection[str] = ()) -> Dialect | N
     Raises csv.Error.
     """
     head = list(islice(lines, _LINES))
-    said = _NAMED.fullmatch(head[0].strip()) if head else None
+    said = NAMED.fullmatch(head[0].strip()) if head else None
     if said is not None:
         del head[0]
     if not head or (len(head) == 1 and said is None):
