@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.edge.exported import sms
 from benchmarks.fixtures.connection import Connection
+from benchmarks.fixtures.datasets import sms
 from benchmarks.fixtures.dealt import Dealt
 from benchmarks.fixtures.service import Running, service
 from online.settings.config import data_dir

@@ -8,17 +8,14 @@ answers to the five hundred rows behind the first of them, asked one by one.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.fixtures import datasets
 from benchmarks.fixtures.dealt import Dealt
-from evaluation.streams import open_stream
 from online.learning.ranges import REACH
 from online.models.loading.from_settings import load_model
 from online.settings.config import Settings, data_dir
@@ -65,16 +62,11 @@ def rows_of(stream: str, seed: int, count: int = _BEFORE + _SPAN) -> list[Row]:
     """So many rows in order, from another place with each seed.  Raises StreamUnusable."""
     begin = seed * _PLACES
     if stream.startswith("ratings"):
-        path = (data_dir() or Path()) / "movielens_small" / "ratings.csv.gz"
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            told = sorted(csv.DictReader(file), key=lambda row: int(row["timestamp"]))
-        some = told[begin : begin + count]
-        return [({"user": x["userId"], "film": x["movieId"]}, float(x["rating"])) for x in some]
-    column, found = "nswprice" if stream.startswith("price") else "nswdemand", []
-    for features, _ in islice(iter(open_stream("elec2", data_dir()).rows), begin, begin + count):
-        left = dict(features)
-        found.append((left, float(left.pop(column) or 0.0)))
-    return found
+        some = datasets.ratings(data_dir())[begin : begin + count]
+        return [({"user": one.user, "film": one.film}, one.stars) for one in some]
+    column = "nswprice" if stream.startswith("price") else "nswdemand"
+    rows = datasets.elec2_column(data_dir(), column)
+    return [(x, float(y)) for x, y in islice(rows, begin, begin + count)]
 
 
 def run(

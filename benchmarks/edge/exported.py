@@ -23,7 +23,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from river import forest, preprocessing, tree
 
-from benchmarks.edge.template import OnnxTemplate
+from benchmarks.fixtures import datasets
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
@@ -122,13 +122,11 @@ def stream_rows(name: str, data: Path | None) -> Iterator[Row]:
     is the SMS Spam Collection, ``ratings`` are those of MovieLens.  Raises StreamUnusable.
     """
     if name == "sms":
-        yield from sms(data)
+        yield from datasets.sms(data)
     elif name == "ratings":
-        yield from ratings(data)
+        yield from _ratings(data)
     elif name == "elec2-demand":
-        for x, _ in open_stream("elec2", data).rows:
-            y = x["nswdemand"]
-            yield {n: v for n, v in x.items() if n != "nswdemand"}, float(y)  # type: ignore[arg-type]
+        yield from datasets.elec2_column(data, "nswdemand")
     elif name == "mnist":
         from benchmarks.studies.memory.digits import mnist
 
@@ -142,31 +140,12 @@ def stream_rows(name: str, data: Path | None) -> Iterator[Row]:
         yield from open_stream(name, data).rows
 
 
-def sms(data: Path | None) -> Iterator[Row]:
-    """Messages with their length; whether each is spam."""
-    files = [] if data is None else sorted((data / "sms_spam").glob("*.gz"))
-    if not files:
-        raise StreamUnusable("sms", "no sms_spam in ONLINE_DATA_DIR", "Set ONLINE_DATA_DIR")
-    with gzip.open(files[0], "rt", encoding="utf-8") as lines:
-        for line in lines:
-            label, _, text = line.rstrip("\n").partition("\t")
-            yield {"text": text, "length": float(len(text))}, label == "spam"
-
-
-def ratings(data: Path | None) -> Iterator[Row]:
+def _ratings(data: Path | None) -> Iterator[Row]:
     """Who rated which movie when, in the order of time; whether with four stars or more."""
-    file = Path() if data is None else data / "movielens_small" / "ratings.csv.gz"
-    if not file.is_file():
-        raise StreamUnusable(
-            "ratings", "no movielens_small in ONLINE_DATA_DIR", "Set ONLINE_DATA_DIR"
-        )
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        next(lines)
-        told = [line.rstrip("\n").split(",") for line in lines]
-    for user, movie, stars, at in sorted(told, key=lambda row: int(row[3])):
-        days, hour = divmod(int(at) // 3600, 24)
+    for user, movie, stars, at in datasets.ratings(data):
+        days, hour = divmod(at // 3600, 24)
         ids = {"user": float(user), "movie": float(movie)}
-        yield {"month": days / 30.4, "hour": float(hour), **ids}, float(stars) >= 4
+        yield {"month": days / 30.4, "hour": float(hour), **ids}, stars >= 4
 
 
 def build(case: Case, first: Features) -> Model:
@@ -321,7 +300,7 @@ class Publishing:
 
     what: str
     lower_ms: float
-    splice_ms: float
+    encode_ms: float
     golden_ms: float
     gate_ms: float
     sign_ms: float
@@ -333,15 +312,9 @@ class Publishing:
 
 
 def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publishing:
-    """edgepack and ONNX of a snapshot, float32: encode, splice, gate, sign.
-
-    Trees have no ONNX template: they are converted afresh within the time.
-    """
+    """edgepack and ONNX of a snapshot, float32: encode, gate, sign."""
     model, rows = trained(case, data)
     edge = lower(model, case.task)
-    template = None
-    if not isinstance(edge.body, Forest):
-        template = OnnxTemplate(edge, "float32", np.random.default_rng(1))
     key = Ed25519PrivateKey.generate()
     told = export(model, case.task, rows, about=_about(), targets=("edgepack", "onnx")).manifest
     times: list[list[float]] = []
@@ -355,7 +328,7 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
         edge = lower(model, case.task)
         mark()
         new_pack = pack.encode(edge)
-        new_onnx = template.splice(edge) if template else onnx_file.convert(edge)
+        new_onnx = onnx_file.convert(edge)
         mark()
         proof = golden(model, edge, rows, "float32", np.random.default_rng(0))
         mark()
@@ -366,11 +339,11 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
         mark()
         spent.append(1000 * (time.process_time() - cpu))
         times.append([1000 * (b - a) for a, b in pairwise(marks)])
-    lowered, spliced, golden_ms, gated, sealed = (median(c) for c in zip(*times, strict=True))
+    lowered, encoded, golden_ms, gated, sealed = (median(c) for c in zip(*times, strict=True))
     total = median(sum(row) for row in times)
     cpu_ms = median(spent)
     return Publishing(
-        what, lowered, spliced, golden_ms, gated, sealed, total, cpu_ms, allowed_ms, len(signed),
+        what, lowered, encoded, golden_ms, gated, sealed, total, cpu_ms, allowed_ms, len(signed),
         cpu_ms <= allowed_ms,
     )  # fmt: skip
 

@@ -12,19 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from river import forest
 
 from benchmarks.quality import confidence
-from benchmarks.quality.prequential import Served
+from benchmarks.quality.defaults import built
 from evaluation.metrics import Task
 from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
-from online.models.ftrl import Ftrl
-from online.models.loading.load import load
-from online.models.selfrate import SelfRate
 from online.sure.calibration import Calibration
 from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Label, label_text
@@ -80,20 +77,10 @@ def _learner(name: str, task: Task) -> tuple[Ask, Teach]:
         return lambda x: _of_river(model.predict_proba_one(x)), lambda x, y, _: model.learn_one(
             x, y
         )
-    recipe: Any = {"linear": SelfRate, "ftrl": Ftrl}.get(name, lambda: None)()
-    if recipe is None:
-        built = "softmax" if task == "multiclass" else "logreg"
-        recipe = _Built(load(built, {}, task=task, classes=None, key=b"\0" * 32, base_dir=Path()))
-    served = Served(recipe, task)
+    if name == "logreg" and task == "multiclass":
+        name = "softmax"
+    served = built(name, task, **({"scale": "plain"} if name == "ftrl" else {}))
     return lambda x: served.answer_noted(x)[1], served.learn_noted
-
-
-@dataclass(frozen=True)
-class _Built:
-    loaded: Any
-
-    def model_for(self, task: Task) -> Any:
-        return self.loaded.model
 
 
 def _of_river(shares: dict[Label, float]) -> Prediction:

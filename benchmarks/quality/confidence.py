@@ -7,8 +7,6 @@ of them, and what each has added is merged as the parameter server does, every 6
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import random
 import subprocess
@@ -21,11 +19,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.quality.prequential import Served
+from benchmarks.fixtures import datasets
+from benchmarks.quality.defaults import built
 from evaluation.metrics import Task
 from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
-from online.models.selfrate import SelfRate
 from online.sure.conformal import Confidence, held
 from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Label, label_text
@@ -108,7 +106,7 @@ def rows_of(name: str, data: Path, most: int | None) -> tuple[Task, Iterator[Row
     if name == "acs":
         return "binary", islice(_acs(data), most or 40_000)
     if name in ("price", "demand"):
-        return "regression", islice(_numbers(data, f"nsw{name}"), most)
+        return "regression", islice(datasets.elec2_column(data, f"nsw{name}"), most)
     if name == "ratings":
         return "regression", islice(_ratings(data), most)
     places = {"sea": "sea_0123_abrupto_noise_0.2", "mixed": "mixed_0101_abrupto"}
@@ -121,31 +119,20 @@ def rows_of(name: str, data: Path, most: int | None) -> tuple[Task, Iterator[Row
 
 
 def _acs(data: Path) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
     left_out = {"id", "employed", "year", "prediction", "predicted_probability"}
-    table = pq.read_table(data / "acs_employment_MA" / "employment_MA_reference.pq")
-    for row in table.to_pylist():
+    for row in datasets.employment(data):
         yield {k: v for k, v in row.items() if k not in left_out}, bool(row["employed"])
 
 
-def _numbers(data: Path, target: str) -> Iterator[Row]:
-    for features, _ in open_stream("elec2", data).rows:
-        rest: Features = dict(features)
-        yield rest, float(rest.pop(target) or 0.0)
-
-
 def _ratings(data: Path) -> Iterator[Row]:
-    with gzip.open(data / "movielens_small" / "ratings.csv.gz", "rt", newline="") as lines:
-        rows = sorted(csv.DictReader(lines), key=lambda row: int(row["timestamp"]))
-    for row in rows:
-        yield {"user": f"u{row['userId']}", "film": f"f{row['movieId']}"}, float(row["rating"])
+    for one in datasets.ratings(data):
+        yield {"user": f"u{one.user}", "film": f"f{one.film}"}, one.stars
 
 
 def ask(name: str, data: Path, delay: int, most: int | None) -> Asked:
     """Answer and learn a stream, each row's label ``delay`` rows late."""
     task, rows = rows_of(name, data, most)
-    served = Served(SelfRate(), task)
+    served = built("linear", task)
     waiting: list[tuple[Features, Label, Prediction]] = []
     answers: list[tuple[dict[str, float] | None, Label]] = []
     for i, (x, y) in enumerate(rows):

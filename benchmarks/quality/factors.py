@@ -7,8 +7,6 @@ have the best of their rates on the very rows that are shown, in hindsight.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from river import facto, optim, reco
 
+from benchmarks.fixtures import datasets
 from benchmarks.fixtures.dealt import Dealt
-from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from online.models.fm import Fm, FmTable
 from online.models.loading.load import load
@@ -67,20 +65,11 @@ class Line:
 
 def ratings(data: Path, part: Part) -> list[Rating]:
     """Ratings in the order of their times.  Raises StreamUnusable."""
-    folder = data / "movielens_small"
-    for name in ("ratings.csv.gz", "movies.csv.gz"):
-        if not (folder / name).is_file():
-            problem = f"no file {folder / name}"
-            raise StreamUnusable("movielens_small", problem, "Set ONLINE_DATA_DIR")
-    with gzip.open(folder / "movies.csv.gz", "rt") as lines:
-        genres = {row[0]: tuple(row[2].split("|")) for row in csv.reader(lines)}
-    with gzip.open(folder / "ratings.csv.gz", "rt") as lines:
-        told = list(csv.reader(lines))[1:]
-    told.sort(key=lambda row: int(row[3]))
+    genres = {film: tuple(of.split("|")) for film, of in datasets.genres(data).items()}
     odd = {"choice": (1,), "proof": (0,), "whole": (0, 1)}[part]
     return [
-        Rating(user, film, genres.get(film, ()), float(stars))
-        for user, film, stars, _ in told
+        Rating(user, film, genres.get(film, ()), stars)
+        for user, film, stars, _ in datasets.ratings(data)
         if int(user) % 2 in odd
     ]
 

@@ -20,16 +20,16 @@ import numpy as np
 import psutil
 from river import forest, linear_model, naive_bayes, neighbors, optim, preprocessing, tree
 
+from benchmarks.quality.defaults import Built
 from evaluation.errors import StreamUnusable
 from evaluation.learner import Answer, verbs
 from evaluation.metrics import Task
 from evaluation.prequential import prequential
 from evaluation.scores import Judged
 from evaluation.streams import Stream, open_stream
-from online.models.base import Prediction, learn_example
 from online.models.ftrl import Ftrl
 from online.models.selfrate import SelfRate
-from replay.example import Example, Features, Label, label_text
+from replay.example import Features, Label
 
 STREAMS: Final = ("elec2", "insects", "gas", "phishing", "bananas", "image_segments")
 COSTLY: Final = ("knn", "arf", "amf")
@@ -38,32 +38,6 @@ COSTLY_VALUES: Final = 100_000
 DELAYS: Final = (0, 48, 336)
 
 Progress = Callable[[str], None]
-
-
-class Served:
-    """One of the service's models, asked and taught as the service does, notes included."""
-
-    def __init__(self, recipe: Any, task: Task) -> None:
-        self.model = recipe.model_for(task)
-        self._task = task
-
-    def answer_noted(self, x: Features) -> tuple[Answer, Prediction]:
-        """Return what the model answers, and its whole prediction.
-
-        The prediction is handed back to the model with the label.
-        """
-        found: Prediction = self.model.predict(x)
-        return Answer(found.label, found.probabilities or None), found
-
-    def learn_one(self, x: Features, y: Label) -> None:
-        """Learn a row that was not predicted."""
-        self.model.learn(x, y, 1.0)
-
-    def learn_noted(self, x: Features, y: Label, notes: Prediction) -> None:
-        """Learn a row as the journal has it."""
-        shares = notes.probabilities
-        score = None if shares is None else {label_text(k): p for k, p in shares.items()}
-        learn_example(self.model, Example(x, y, score=score, notes=notes.notes))
 
 
 def _scaled(final: Any) -> Any:
@@ -86,8 +60,8 @@ LEARNERS: Final[Mapping[str, Callable[[Task], Any]]] = {
     "knn": lambda task: _scaled(neighbors.KNNClassifier()),
     "arf": lambda task: forest.ARFClassifier(n_models=10, seed=42),
     "amf": lambda task: forest.AMFClassifier(n_estimators=10, seed=42),
-    "ours: linear": lambda task: Served(SelfRate(), task),
-    "ours: ftrl": lambda task: Served(Ftrl(), task),
+    "ours: linear": lambda task: Built(SelfRate().model_for(task), task),
+    "ours: ftrl": lambda task: Built(Ftrl().model_for(task), task),
 }
 """river's, and the service's own; one that does not know the task makes None."""
 

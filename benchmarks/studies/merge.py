@@ -18,7 +18,6 @@ Beside the rules stand
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -258,22 +257,18 @@ class Exchange:
 
     Attributes:
         value: The server's values, which the rule changes in place.
-        local: The replica's weights, changed in place if it keeps something for itself.
         delta, moved: What the replica and the others did since the replica's last exchange.
         curvature: Σ rate · squared gradient of the replica's rows since then.
         others, learners: Pushes by others since then; (Σ n)² / Σ n² over the rows n of each
             replica.
-        memory: The rule's own, zero at the start.
     """
 
     value: Floats
-    local: Floats
     delta: Floats
     moved: Floats
     curvature: Floats
     others: int
     learners: float
-    memory: Floats
 
 
 def _sum(x: Exchange) -> None:
@@ -282,25 +277,6 @@ def _sum(x: Exchange) -> None:
 
 def _average(x: Exchange) -> None:
     x.value += x.delta / (1 + x.others)
-
-
-def _root(x: Exchange) -> None:
-    x.value += x.delta / math.sqrt(1 + x.others)
-
-
-def _momentum(x: Exchange) -> None:
-    x.memory *= 0.5
-    x.memory += x.delta / (1 + x.others)
-    x.value += x.memory
-
-
-def _elastic(x: Exchange) -> None:
-    x.value += 0.3 * (x.local - x.value)
-    x.local -= 0.3 * (x.local - x.value)
-
-
-def _replaced(x: Exchange) -> None:
-    x.value += x.delta - (1 - np.exp(-STRENGTH * x.curvature)) * x.moved
 
 
 def _compensated(x: Exchange) -> None:
@@ -315,11 +291,6 @@ def _compensated(x: Exchange) -> None:
 RULES: Final[dict[str, Callable[[Exchange], None]]] = {
     "sum": _sum,
     "average": _average,
-    "average, rate × N": _average,
-    "square root": _root,
-    "momentum": _momentum,
-    "elastic": _elastic,
-    "curvature": _replaced,
     "compensated": _compensated,
 }
 
@@ -330,9 +301,8 @@ class _World:
     def __init__(self, data: Data, rules: Sequence[str], rates: Sequence[float], n: int) -> None:
         shape = (len(rules), len(rates), data.outputs, data.asked.shape[1])
         self._rules = rules
-        factor = np.array([n if rule.endswith("× N") else 1 for rule in rules])
-        self.rates = (factor[:, None] * np.array(rates))[..., None, None]
-        self.value, self._memory = np.zeros(shape), np.zeros(shape)
+        self._rates = np.array(rates)[:, None, None]
+        self.value = np.zeros(shape)
         self.local, self._base, self._used = (np.zeros((n, *shape)) for _ in range(3))
         self.rows = [0] * n  # of each since its last exchange
         self.known = [0] * n  # rows in the values that each has
@@ -341,7 +311,7 @@ class _World:
         self._seen = [0] * n
 
     def learn(self, replica: int, row: Floats, label: int) -> None:
-        self._used[replica] += _step(self.local[replica], row, label, self.rates)
+        self._used[replica] += _step(self.local[replica], row, label, self._rates)
         self.rows[replica] += 1
 
     def exchange(self, replica: int) -> None:
@@ -362,12 +332,8 @@ class _World:
         learners = sum(counts.values()) ** 2 / sum(n * n for n in counts.values())
         delta, moved = local - base, self.value - base
         for i, rule in enumerate(self._rules):
-            RULES[rule](
-                Exchange(self.value[i], local[i], delta[i], moved[i], used[i],
-                         len(others), learners, self._memory[i])
-            )  # fmt: skip
-            if rule != "elastic":
-                local[i] = self.value[i]
+            RULES[rule](Exchange(self.value[i], delta[i], moved[i], used[i], len(others), learners))
+        local[...] = self.value
         self._pushes.append((replica, self.rows[replica]))
         self._all += self.rows[replica]
         self.rows[replica] = 0

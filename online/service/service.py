@@ -350,7 +350,7 @@ class Service:
                 parameter_servers.start(
                     settings, loaded, self._progress, self._deadline, only=changed
                 )
-                alike = rollout.all_exchange(changed, (was, were), (settings, loaded))
+                alike = rollout.all_swappable(changed, (was, were), (settings, loaded))
                 if not (alike and rollout.wait_swapped(journal, changed, specs, _SWAP_S)):
                     self._version += 1
                     self._deploy(settings)

@@ -204,8 +204,6 @@ class Push:
     gradient: Vector
     base: int
     version: int
-    params: Vector
-    base_params: Vector
 
 
 Root = Callable[[npt.NDArray[np.intp]], Vector]
@@ -300,8 +298,8 @@ class Run:
         return self.kind.send(view)
 
     def _arrive(self, source: int, hostile: bool, number: int, gradient: Vector) -> None:
-        base_params, base = self.read[source]
-        push = Push(source, number, gradient, base, self.version, self.arena.params, base_params)
+        base = self.read[source][1]
+        push = Push(source, number, gradient, base, self.version)
         answer = self.defence(push)
         self.weights[hostile].append(answer.weight)
         if answer.step is not None:

@@ -19,8 +19,6 @@ from benchmarks.studies.memory import digits
 from benchmarks.studies.pushes import defences
 from benchmarks.studies.pushes.hostile import KINDS, MEAN, SD, Images, Outcome, Run, world
 
-CHOSEN_WITH: Final = ("sign flip", "label flip", "ALIE 1", "backdoor")
-CHOOSING_SEEDS: Final = (0, 1, 2)
 SEEDS: Final = (10, 11, 12, 13, 14)
 R1_HONEST: Final = 600
 R2_HONEST: Final = 3_000
@@ -28,7 +26,6 @@ R2_KINDS: Final = (
     "none", "noise", "-10 g", "label flip", "IPM 6", "ALIE 1", "ALIE .25", "backdoor",
     "flood 83 %", "aware backdoor",
 )  # fmt: skip
-R2_DEFENCES: Final = ("none", "Zeno++", "ours")
 
 Progress = Callable[[str], None]
 
@@ -195,27 +192,15 @@ def part(
     data: Images,
     name: str,
     attacks: Sequence[str],
-    of: Sequence[str],
     *,
     narrow: bool,
     honest: int,
     seeds: Sequence[int],
-    peer_seeds: Sequence[int],
     progress: Progress = lambda line: None,
 ) -> Part:
-    """The cells of a table; others' defences with fewer seeds where ``peer_seeds`` says so."""
-    found: list[Cell] = []
-    for defence in of:
-        own = seeds if defence in ("ours", "none") else peer_seeds
-        found += cells(
-            data,
-            attacks,
-            [defence],
-            narrow=narrow,
-            honest=honest,
-            seeds=own,
-            progress=progress,
-        )
+    """The cells of a table, with and without our chain."""
+    of = tuple(defences.DEFENCES)
+    found = cells(data, attacks, of, narrow=narrow, honest=honest, seeds=seeds, progress=progress)
     unfiltered = next(
         (one.accuracy for one in found if (one.defence, one.attack) == ("none", "none")), None
     )
@@ -228,7 +213,6 @@ def parts(
     quick: bool = False,
     long: bool = False,
     seeds: Sequence[int] = SEEDS,
-    peer_seeds: Sequence[int] = SEEDS[:2],
     progress: Progress = lambda line: None,
 ) -> list[Part]:
     """R1 with equal sources and with three classes each; ``long`` adds R2, both ways."""
@@ -237,23 +221,22 @@ def parts(
         one = seeds[:1]
         return [
             part(
-                data, "R1, iid, in small", some, ("none", "Zeno++", "ours"), narrow=False,
-                honest=200, seeds=one, peer_seeds=one, progress=progress,
+                data, "R1, iid, in small", some, narrow=False, honest=200, seeds=one,
+                progress=progress,
             )
         ]  # fmt: skip
-    every = tuple(defences.DEFENCES)
     found = [
         part(
-            data, f"R1, {name}", tuple(KINDS), every, narrow=narrow, honest=R1_HONEST,
-            seeds=seeds, peer_seeds=peer_seeds, progress=progress,
+            data, f"R1, {name}", tuple(KINDS), narrow=narrow, honest=R1_HONEST,
+            seeds=seeds, progress=progress,
         )
         for name, narrow in (("iid", False), ("three classes a source", True))
     ]  # fmt: skip
     if long:
         found += [
             part(
-                data, f"R2, {name}", R2_KINDS, R2_DEFENCES, narrow=narrow, honest=R2_HONEST,
-                seeds=seeds[:2], peer_seeds=peer_seeds[:1], progress=progress,
+                data, f"R2, {name}", R2_KINDS, narrow=narrow, honest=R2_HONEST,
+                seeds=seeds[:2], progress=progress,
             )
             for name, narrow in (("iid", False), ("three classes a source", True))
         ]  # fmt: skip

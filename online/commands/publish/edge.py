@@ -101,7 +101,9 @@ def keygen(
         "root.pem": root, "signing.pem": signing
     }  # fmt: skip
     _write_keys(place, chain, made)
-    signed = [_again(settings, place, m, valid_days) for m in settings.models] if rotate else []
+    signed = (
+        [_sign_again(settings, place, m, valid_days) for m in settings.models] if rotate else []
+    )
     followed = roots.followed(chain)
     summary: dict[str, Any] = {
         "version": followed.version, "root": followed.root, "keys": list(followed.keys),
@@ -176,12 +178,12 @@ def publish(
             last = state.version
             rows = golden_rows(settings, served, stream)
             origin = "journal" if stream is None else "stream"
-            golden = _asked(_folder(settings, served), origin)
+            golden = _golden(_folder(settings, served), origin)
             made = _exported(settings, served, state, built, rows, wanted, golden, steps=steps)
             channel, whole = _publish(settings, served, place, made, percent, valid_days)
-            _say(channel, context.as_json, served.name)
+            _print(channel, context.as_json, served.name)
             if not context.as_json:
-                _say_left_out(made, whole)
+                _print_left_out(made, whole)
         if every is None:
             return
         try:
@@ -191,7 +193,7 @@ def publish(
         _halt_if_bad(settings, served, place, valid_days, context.as_json)
 
 
-def _say_left_out(made: Exported, whole: Mapping[int, str]) -> None:
+def _print_left_out(made: Exported, whole: Mapping[int, str]) -> None:
     """Print the targets that were not made, and the releases from which there is no delta."""
     for name, reason in made.left_out.items():
         print(f"left out: {name}: {reason}")
@@ -224,7 +226,7 @@ def promote(
     def more(channel: Channel, reports: Reports) -> Channel:
         return channel.promoted(to, Reports() if force else reports)
 
-    _move(context, more, keys, valid_days)
+    _change_share(context, more, keys, valid_days)
 
 
 @app.command()
@@ -238,7 +240,7 @@ def halt(
 
     Example: online edge halt
     """
-    _move(context, lambda channel, _: channel.stopped(), keys, valid_days)
+    _change_share(context, lambda channel, _: channel.stopped(), keys, valid_days)
 
 
 @app.command()
@@ -267,7 +269,7 @@ def rollback(
         about, differences, _ = with_deltas(folder, channel, old.about, {})
         return channel.returned(about), differences
 
-    _say(_changed(folder, place, valid_days, returned), context.as_json, served.name)
+    _print(_change(folder, place, valid_days, returned), context.as_json, served.name)
 
 
 @app.command()
@@ -285,7 +287,7 @@ def status(context: Context) -> None:
     if channel.releases:
         expires = json.loads(folder.head()[0])["expires"]
         lost = left_behind(settings, served, channel.newest.about)
-    _say(channel, context.as_json, served.name, expires, folder.reports(channel.sequence), lost)
+    _print(channel, context.as_json, served.name, expires, folder.reports(channel.sequence), lost)
 
 
 def _exported(
@@ -300,7 +302,7 @@ def _exported(
         built,
         served.task,
         rows,
-        about={"model": served.name, "freshness": how_fresh, **_lessons(served)},
+        about={"model": served.name, "freshness": how_fresh, **_learning(served)},
         shown=labels_outside(served),
         targets=targets,
         asked=golden,
@@ -309,7 +311,7 @@ def _exported(
     )
 
 
-def _asked(folder: Folder, origin: str) -> Asked:
+def _golden(folder: Folder, origin: str) -> Asked:
     """The golden rows that devices have, if they may be reused; else new ones are made."""
     from online.edge.export import Asked
 
@@ -317,7 +319,7 @@ def _asked(folder: Folder, origin: str) -> Asked:
     return Asked(GOLDEN, origin, features, held)
 
 
-def _lessons(served: ModelSettings) -> dict[str, Any]:
+def _learning(served: ModelSettings) -> dict[str, Any]:
     """Manifest entry about learning on devices, if the service accepts their deltas."""
     devices = served.devices
     return {} if devices is None else {"learn": {"rate": devices.rate, "clip": devices.clip}}
@@ -343,7 +345,7 @@ def _publish(
         every = files | differences
         return channel, {digest: data for digest, data in every.items() if digest in named}
 
-    return _changed(folder, place, valid_days, published), whole
+    return _change(folder, place, valid_days, published), whole
 
 
 def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:
@@ -352,7 +354,7 @@ def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:
     return max(int(about["freshness"]["events"]) - int(before), 0)
 
 
-def _move(
+def _change_share(
     context: Context,
     change: Callable[[Channel, Reports], Channel],
     keys: Path | None,
@@ -362,10 +364,10 @@ def _move(
     settings = in_private(context.settings())
     served = pick_model(settings, context.model)
     folder, place = _folder(settings, served), _keys_place(settings, keys)
-    channel = _changed(
+    channel = _change(
         folder, place, valid_days, lambda old: (change(old, folder.reports(old.sequence)), {})
     )
-    _say(channel, context.as_json, served.name)
+    _print(channel, context.as_json, served.name)
 
 
 def _halt_if_bad(
@@ -381,21 +383,23 @@ def _halt_if_bad(
     channel = folder.channel()
     if stopped(channel)[0] is channel:  # without the lock: most often there is nothing to do
         return
-    channel = _changed(folder, place, valid_days, stopped)
+    channel = _change(folder, place, valid_days, stopped)
     if channel.halted:  # it is not if another release has been published meanwhile
-        _say(channel, as_json, served.name, None, folder.reports(channel.sequence))
+        _print(channel, as_json, served.name, None, folder.reports(channel.sequence))
 
 
-def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: float) -> str | None:
+def _sign_again(
+    settings: Settings, place: Path, served: ModelSettings, valid_days: float
+) -> str | None:
     """Sign the release with the present key; returns the model's name, or None without one."""
     folder = _folder(settings, served)
     if not folder.channel().releases:
         return None
-    _changed(folder, place, valid_days, lambda channel: (channel.again(), {}))
+    _change(folder, place, valid_days, lambda channel: (channel.again(), {}))
     return served.name
 
 
-def _changed(
+def _change(
     folder: Folder,
     place: Path,
     valid_days: float,
@@ -428,17 +432,13 @@ def _folder(settings: Settings, served: ModelSettings) -> Folder:
 
 
 def _write_keys(place: Path, chain: bytes, made: Mapping[str, Any]) -> None:
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-    )
+    from cryptography.hazmat.primitives import serialization as form
 
     from online.edge.releases.folder import write
 
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, key in made.items():
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
         write(place / f"{name}.new", pem, 0o600)
     write(place / "roots.json", chain)
     for name in made:  # if interrupted, all keys are there, under one of the two names
@@ -451,7 +451,7 @@ def _publish_roots(folder: Folder, place: Path) -> None:
     write(folder.path / "roots.json", (place / "roots.json").read_bytes())
 
 
-def _say(
+def _print(
     channel: Channel, as_json: bool, model: str, expires: float | None = None,
     reports: Reports | None = None, left_behind_by: str | None = None,
 ) -> None:  # fmt: skip

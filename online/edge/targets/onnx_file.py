@@ -51,15 +51,10 @@ _DENSE_MAX: Final = 2**24  # numbers of a leaf table that is dense in this targe
 
 def convert(model: EdgeModel, precision: Precision = "float32") -> bytes:
     """Convert the model; the result is deterministic.  Raises ExportRefused."""
-    return write(model, precision, initializers(model, precision))
+    return _Graph(model, precision).file(_initializers(model, precision))
 
 
-def write(model: EdgeModel, precision: Precision, tensors: Mapping[str, Array]) -> bytes:
-    """Write a file with these tensors, which have the names and shapes of :func:`initializers`."""
-    return _Graph(model, precision).file(tensors)
-
-
-def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
+def _initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
     """The tensors of the graph by name, as they are stored."""
     dtype = np.dtype(precision)
     columns, body = model.columns, model.body

@@ -9,9 +9,9 @@ tensors         each aligned to its item; first those of the shape, then the val
 
 Branches and leaves of trees stand in preorder, so two flags a branch (its left, its right is a
 leaf) tell the children, which are not stored.  The header depends on the structure only, so two
-snapshots of one structure differ in values alone: an update is small, and splicing is writing
-values at the offsets.  Thresholds and scales are always float64: a client whose numbers are
-doubles, as JavaScript's are, is routed as the service is.
+snapshots of one structure differ in values alone, and an update is small.  Thresholds and scales
+are always float64: a client whose numbers are doubles, as JavaScript's are, is routed as the
+service is.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from online.models.loading.from_settings import merge_rule
 from online.service import processes
 from online.service.on_ray import scaling
 from online.service.on_ray.origin import APP, Origin
-from online.service.parts.composition import exchangeable, watches_decisions
+from online.service.parts.composition import swappable, watches_decisions
 from online.service.state import parameter_servers
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
@@ -40,7 +40,7 @@ _deployed = itertools.count()  # Serve ignores new arguments if no option of a v
 _SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
 
 
-def all_exchange(
+def all_swappable(
     changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
 ) -> bool:
     """Whether replicas can swap all changed models without a restart of their processes.
@@ -51,7 +51,7 @@ def all_exchange(
             (:mod:`online.service.parts.model_swap`).
     """
     return all(watches_decisions(m) for m in served[0][0].models if m.name in changed) and all(
-        exchangeable(model, merge_rule(model, loaded[model.name].model))
+        swappable(model, merge_rule(model, loaded[model.name].model))
         for settings, loaded in served
         for model in settings.models
         if model.name in changed

@@ -24,9 +24,9 @@ from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.rows.validator import Validator
 from online.service.parts.command_settings import clear
 from online.service.parts.composition import (
-    exchangeable,
     learns_here,
     model_replica,
+    swappable,
     watches_decisions,
 )
 from online.service.parts.model_part import LearnerProcess, Part
@@ -177,7 +177,7 @@ class Assembly:
         }
         askers = self._settings.tokens.askers
         serving = Serving(replica, validator, tokens, limits, loaded.spec_hash, askers)
-        can = exchangeable(model, rule)
+        can = swappable(model, rule)
         choosing = None
         if model.choose is not None:
             choosing = Choosing(serving, validator, limits, model.choose)

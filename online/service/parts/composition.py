@@ -140,7 +140,7 @@ def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
     return model.learn == "inline"
 
 
-def exchangeable(model: ModelSettings, rule: MergeRule) -> bool:
+def swappable(model: ModelSettings, rule: MergeRule) -> bool:
     """Whether a replica can swap from or to this model without a restart of its process.
 
     It can't if the model is learned in order or by another process.

@@ -33,7 +33,7 @@ class Part:
         facts: Constant entries of the model's status.
         pushes: Accepts updates from devices; None: devices may not send any.
         learner: The process that learns this one's rows; None: this process learns them itself.
-        exchangeable: Whether a promotion can swap the part without a restart of the process.
+        swappable: Whether a promotion can swap the part without a restart of the process.
         choosing: Chooses among actions; None: the model's task is another one.
         defaults: Assigns default labels or rewards after their deadline; None: there are none.
     """
@@ -45,6 +45,6 @@ class Part:
     facts: dict[str, Any]
     pushes: Pushes | None
     learner: LearnerProcess | None
-    exchangeable: bool
+    swappable: bool
     choosing: Choosing | None = None
     defaults: Defaults | None = None

@@ -23,7 +23,7 @@ from typing import Any, Final
 from online.errors import OnlineError
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
-from online.service.parts.composition import exchangeable
+from online.service.parts.composition import swappable
 from online.service.parts.model_part import Part
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -117,7 +117,7 @@ class ModelSwap:
         before, rule = self._part, merge_rule(model, loaded.model)
         if loaded.spec_hash == before.replica.spec:
             return False
-        if not (before.exchangeable and exchangeable(model, rule)):
+        if not (before.swappable and swappable(model, rule)):
             return False  # the service replaces this process
         # Building it opens the journal, which may wait for a lock: not on the event loop.
         after, left = await self._made(settings, model, loaded), before

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 import pytest
 from typer.testing import CliRunner
 
 import benchmarks.commands.cli  # noqa: F401  (its commands)
-from benchmarks.commands.table import app, one_of
+from benchmarks.commands.table import app, one_of, verdict
 
 
 def test_names_that_are_known_are_given_back() -> None:
@@ -44,3 +47,19 @@ def test_a_name_that_is_not_known_is_refused_with_those_that_are(words: str, kno
     assert found.exit_code == 2, found.output
     assert "nonsense" in found.output
     assert known in found.output
+
+
+@dataclass(frozen=True)
+class Line:
+    good: bool | None
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [([Line(True), Line(None)], 0), ([Line(True), Line(False)], 1)],
+)
+def test_a_line_that_is_not_good_fails_the_command(
+    lines: list[Line], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verdict("lines", iter(lines), as_json=True).exit_code == code
+    assert [row["good"] for row in json.loads(capsys.readouterr().out)] == [x.good for x in lines]

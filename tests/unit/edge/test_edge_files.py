@@ -1,4 +1,4 @@
-"""Splicing, manifests, golden rows and the command `online export`."""
+"""Manifests, golden rows and the command `online export`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from typer.testing import CliRunner
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[edge]'")
 
-from benchmarks.edge import template as templates
-from benchmarks.edge.template import OnnxTemplate, TemplateUnfit
 from evaluation.streams import open_stream
 from online.commands.cli import app
 from online.edge import errors, manifest
@@ -57,84 +55,6 @@ def phishing(learner: str = "logreg", rows: int = 300) -> tuple[Any, list[Any]]:
     for x, y in played:
         model.learn(x, y, 1.0)
     return model, played
-
-
-# -- splicing ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("learner", ["logreg", "mlp"])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_a_spliced_file_is_the_converted_one(learner: str, precision: Any) -> None:
-    model, played = phishing(learner, 60)
-    edge = lower(model, "binary")
-    template = OnnxTemplate(edge, precision, np.random.default_rng(0))
-    files = {onnx_file.convert(edge, precision)}
-    for more in (1, 20, 100):
-        for x, y in played[:more]:
-            model.learn(x, y, 1.0)
-        now = lower(model, "binary")
-        converted = onnx_file.convert(now, precision)
-        assert template.splice(now) == converted
-        files.add(converted)
-    assert len(files) == 4, "the weights have moved"
-
-
-def test_a_tree_has_no_template() -> None:
-    from river import tree
-
-    from online.models.loading.load import _wrap
-
-    model = _wrap("t", tree.HoeffdingTreeClassifier(grace_period=50, tau=0.5), "binary", b"k", ())
-    played = list(open_stream("phishing").rows)
-    for x, y in played[:300]:
-        model.learn(x, y, 1.0)
-    edge = lower(model, "binary")
-    with pytest.raises(TemplateUnfit, match="convert them afresh"):
-        OnnxTemplate(edge, "float32", np.random.default_rng(0))
-
-
-def test_a_template_takes_no_other_names_classes_or_keys() -> None:
-    model, _ = phishing()
-    edge = lower(model, "binary")
-    template = OnnxTemplate(edge, "float32", np.random.default_rng(0))
-    names = tuple(f"{name}!" for name in edge.columns.names)
-    others = [
-        replace(edge, columns=replace(edge.columns, names=names)),
-        replace(edge, classes=("ham", "spam")),
-        replace(edge, columns=replace(edge.columns, limit=5.0)),
-    ]  # fmt: skip
-    for other in others:
-        with pytest.raises(TemplateUnfit):
-            template.splice(other)
-
-
-def test_a_template_whose_bytes_stand_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = phishing()
-    edge = lower(model, "binary")
-    honest = onnx_file.write
-    monkeypatch.setattr(templates.onnx_file, "write", lambda *a: honest(*a) * 2)
-    with pytest.raises(TemplateUnfit, match="exactly once"):
-        OnnxTemplate(edge, "float32", np.random.default_rng(0))
-
-
-def test_a_converter_that_bends_weights_gets_no_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that folds constants does: some other tensor than the one given is in the file."""
-    model, _ = phishing()
-    edge = lower(model, "binary")
-    honest = onnx_file.write
-
-    def bent(model: Any, precision: Any, tensors: Any) -> bytes:
-        made = honest(model, precision, tensors)
-        return made + bytes([int(tensors["b"][0] > 0)])
-
-    monkeypatch.setattr(templates.onnx_file, "write", bent)
-    refused = 0
-    for seed in range(20):  # two biases of one sign now and then
-        try:
-            OnnxTemplate(edge, "float32", np.random.default_rng(seed))
-        except TemplateUnfit as error:
-            refused += "not the converted one" in error.reason
-    assert refused >= 5
 
 
 # -- packs and golden rows ---------------------------------------------------------------------
@@ -187,7 +107,7 @@ def test_the_gate_names_the_row_and_the_difference() -> None:
 def test_errors_survive_pickling() -> None:
     made: list[Exception] = [
         ExportRefused("n", "r"), PackCorrupt("r"), ParityFailed("t", 0.1, 0.01, 3),
-        errors.TargetUnavailable("t", "p"), TemplateUnfit("t", "r"), ManifestRefused("r"),
+        errors.TargetUnavailable("t", "p"), ManifestRefused("r"),
         errors.StepsUnfit("r"), errors.DifferenceUnfit("r"),
     ]  # fmt: skip
     for error in made:

@@ -164,6 +164,6 @@ def test_a_release_that_a_rewrite_left_behind_says_so(
     assert left_behind(settings, settings.models[0], about) == found
     assert left_behind(settings, settings.models[0], {"freshness": {}}) is None, "an older one"
     channel = Channel().published({"targets": {}, "freshness": {"events": 5}}, 100)
-    edge._say(channel, False, "m", left_behind_by=found)
+    edge._print(channel, False, "m", left_behind_by=found)
     said = capsys.readouterr().out
     assert (f"OLD: a {found} came after it" in said) == (found is not None)

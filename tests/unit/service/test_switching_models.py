@@ -56,7 +56,7 @@ class World:
 
     def part(self, replica: Replica) -> Any:
         journal = SimpleNamespace(controls=self.after)
-        return SimpleNamespace(replica=replica, journal=journal, exchangeable=True)
+        return SimpleNamespace(replica=replica, journal=journal, swappable=True)
 
     def after(self, model: str, seq: int) -> list[Any]:
         if self.failing:

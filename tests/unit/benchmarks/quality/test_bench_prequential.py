@@ -39,13 +39,17 @@ def test_too_few_rows_are_said_to_be_too_few() -> None:
 def test_served_models_are_told_their_notes() -> None:
     """With late labels `linear` is judged by what it answered; without notes it does worse."""
 
-    class Forgetful(bench.Served):
+    class Forgetful(bench.Built):
         def learn_noted(self, x: Any, y: Any, notes: Any) -> None:
             self.learn_one(x, y)
 
     rows = list(open_stream("bananas").rows)[:3000]
-    noted = prequential(bench.Served(SelfRate(), "binary"), rows, "binary", delay=100)
-    forgot = prequential(Forgetful(SelfRate(), "binary"), rows, "binary", delay=100)
+    noted = prequential(
+        bench.Built(SelfRate().model_for("binary"), "binary"), rows, "binary", delay=100
+    )
+    forgot = prequential(
+        Forgetful(SelfRate().model_for("binary"), "binary"), rows, "binary", delay=100
+    )
     assert noted.total != forgot.total
 
 

@@ -44,11 +44,9 @@ def test_ours_stands_where_none_falls(small: Images) -> None:
         small,
         "small",
         ("none", "-10 g"),
-        ("none", "Zeno++", "ours"),
         narrow=False,
         honest=150,
         seeds=(0,),
-        peer_seeds=(0,),
     )
     accuracy = {(one.defence, one.attack): one.accuracy for one in found.cells}
     assert accuracy["none", "-10 g"] < 60
