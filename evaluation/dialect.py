@@ -72,17 +72,17 @@ def dialect_of(lines: Iterable[str], named: Collection[str] = ()) -> Dialect | N
     Raises csv.Error.
     """
     head = list(islice(lines, _LINES))
-    said = _NAMED.fullmatch(head[0].strip()) if head else None
-    if said is not None:
+    separator = _NAMED.fullmatch(head[0].strip()) if head else None
+    if separator is not None:
         del head[0]
-    if not head or (len(head) == 1 and said is None):
+    if not head or (len(head) == 1 and separator is None):
         return None
-    delimiter = said[1] if said is not None else _delimiter(head)
+    delimiter = separator[1] if separator is not None else _delimiter(head)
     first, *rest = [[cell.strip() for cell in cells] for cells in _records(head, delimiter)]
     header = not set(first).isdisjoint(named) or _is_header(first, rest)
     names = tuple(first) if header else tuple(f"c{i}" for i in range(1, len(first) + 1))
     decimal = "," if delimiter != "," and _commas(rest) else "."
-    return Dialect(names, delimiter, header + (said is not None), decimal)
+    return Dialect(names, delimiter, header + (separator is not None), decimal)
 
 
 def _records(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
