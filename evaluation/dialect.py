@@ -13,10 +13,15 @@ from typing import Any, Final
 
 import msgspec
 
+NULLS: Final = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "nan", "NaN")
+"""Texts for a missing value in a text file."""
+
 _DELIMITERS: Final = ",\t;|"
 _LINES: Final = 50  # from which all of it is inferred
 _NAME: Final = re.compile(r"(?=.*[^\W\d_])[^\d\s+-].{0,63}")  # has a letter, begins as no number
-_NAMED: Final = re.compile(r"sep=(.)")  # Excel's line above the header
+NAMED: Final = re.compile(r"sep=(.)")
+"""Excel's line above the header."""
+
 _COMMA: Final = re.compile(r"[+-]?(\d+,(\d\d?|\d{4,})|(0|\d{4,}),\d+)")  # not 1,234
 _NO_COMMA: Final = re.compile(r"[+-]?\d+((,\d+)*\.\d+|(,\d+){2,})")
 
@@ -72,17 +77,17 @@ def dialect_of(lines: Iterable[str], named: Collection[str] = ()) -> Dialect | N
     Raises csv.Error.
     """
     head = list(islice(lines, _LINES))
-    separator = _NAMED.fullmatch(head[0].strip()) if head else None
-    if separator is not None:
+    said = NAMED.fullmatch(head[0].strip()) if head else None
+    if said is not None:
         del head[0]
-    if not head or (len(head) == 1 and separator is None):
+    if not head or (len(head) == 1 and said is None):
         return None
-    delimiter = separator[1] if separator is not None else _delimiter(head)
+    delimiter = said[1] if said is not None else _delimiter(head)
     first, *rest = [[cell.strip() for cell in cells] for cells in _records(head, delimiter)]
     header = not set(first).isdisjoint(named) or _is_header(first, rest)
     names = tuple(first) if header else tuple(f"c{i}" for i in range(1, len(first) + 1))
     decimal = "," if delimiter != "," and _commas(rest) else "."
-    return Dialect(names, delimiter, header + (separator is not None), decimal)
+    return Dialect(names, delimiter, header + (said is not None), decimal)
 
 
 def _records(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:

@@ -8,9 +8,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from evaluation.dialect import NAMED, NULLS, Dialect, dialect_of
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from refusals import meant, reason
@@ -195,8 +197,8 @@ def _table(path: Path, label: str | None) -> Stream:
     is true (see ``label_names``).  More texts, or up to ``MULTICLASS_MAX`` whole numbers, are
     classes; other numbers are regression targets.
     """
-    column, texts, n = _labels(path, label)
-    values = {text: _value(text) for text in texts}
+    dialect, column, texts, n = _labels(path, label)
+    values = {text: _value(text, dialect) for text in texts}
     different = sorted(set(values.values()), key=lambda v: (isinstance(v, str), v))
     task: Task = "multiclass"
     read: Callable[[str], Label]
@@ -207,32 +209,37 @@ def _table(path: Path, label: str | None) -> Stream:
         names = {False: shown[different[0]], True: shown[positive]}
 
         def read(text: str) -> Label:
-            return _value(text) == positive
+            return values[text] == positive
     elif all(not isinstance(v, str) for v in different) and (
         len(different) > MULTICLASS_MAX or not all(float(v).is_integer() for v in different)
     ):
-        task, read = "regression", float
+        task, read = "regression", dialect.number
     else:
 
         def read(text: str) -> Label:
-            value = _value(text)
+            value = values[text]
             return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def rows() -> Iterator[Row]:
         with _text(path) as lines:
-            for row in csv.DictReader(lines):
+            reader = _records(lines, dialect)
+            header = next(reader)
+            for cells in reader:
+                row = dict(zip(header, cells, strict=True))
                 answer = read(row.pop(column))
-                yield {k: _feature(v) for k, v in row.items()}, answer
+                yield {k: _feature(v, dialect) for k, v in row.items()}, answer
 
     return Stream(path.name, task, _Again(rows), n, names)
 
 
-def _labels(path: Path, label: str | None) -> tuple[str, set[str], int]:
-    """Check every row; return the label column, its distinct texts, and the number of rows."""
+def _labels(path: Path, label: str | None) -> tuple[Dialect, str, set[str], int]:
+    """Check every row; return how the file is written, the label column, its texts, and rows."""
     try:
         with _text(path) as lines:
-            reader = csv.reader(lines)
-            header = next(reader, [])
+            dialect = dialect_of(lines) or Dialect(())
+        with _text(path) as lines:
+            reader = _records(lines, dialect)
+            header: list[str] = next(reader, [])
             column = header[-1] if label is None and header else label or ""
             if column not in header or len(set(header)) != len(header):
                 raise StreamUnusable(
@@ -240,7 +247,7 @@ def _labels(path: Path, label: str | None) -> tuple[str, set[str], int]:
                     f"no column {column!r}, or one twice, among {', '.join(header)!r:.200}",
                     "Give the file a header, and name its label column",
                 )
-            if all(isinstance(_value(name), float) for name in header):
+            if all(isinstance(_value(name, dialect), float) for name in header):
                 raise StreamUnusable(
                     str(path), "its first line is all numbers", "Give the file a header"
                 )
@@ -259,25 +266,33 @@ def _labels(path: Path, label: str | None) -> tuple[str, set[str], int]:
         raise StreamUnusable(str(path), reason(error), "Name a readable CSV file") from error
     if not n:
         raise StreamUnusable(str(path), "it has no rows", "Name a file with a header and rows")
-    return column, texts, n
+    return dialect, column, texts, n
 
 
-def _value(text: str) -> float | str:
+def _records(lines: Iterator[str], dialect: Dialect) -> Any:
+    """Return a reader of the records from the header on, which is below Excel's ``sep=;``."""
+    first = next(lines, "")
+    return dialect.records(lines if NAMED.fullmatch(first.strip()) else chain([first], lines))
+
+
+def _value(text: str, dialect: Dialect) -> float | str:
     """Return a finite number, or the text without surrounding whitespace."""
     try:
-        number = float(text)
+        number = dialect.number(text)
     except ValueError:
         return text.strip()
     return number if math.isfinite(number) else text.strip()
 
 
-def _feature(text: str) -> Value:
-    """Return the value of a field; None if it is empty.
+def _feature(text: str, dialect: Dialect) -> Value:
+    """Return the value of a field; None if it is missing.
 
     Digits that begin with a zero, as in a postal code, are a text.
     """
     text = text.strip()
-    return text if _CODE.fullmatch(text) else _value(text) if text else None
+    if text in NULLS:
+        return None
+    return text if _CODE.fullmatch(text) else _value(text, dialect)
 
 
 def _text(path: Path) -> Any:

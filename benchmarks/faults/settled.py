@@ -1,4 +1,4 @@
-"""What a service has come to when a campaign of kills is over: its rows, and a whole snapshot."""
+"""Reads the rows and a whole snapshot of a service when a campaign of kills is over."""
 
 from __future__ import annotations
 

@@ -159,15 +159,17 @@ class Bases:
         """
         line = [] if head is None else history.line(head)
         bases = [Base(name, c) for name, version, c in line if version[0] >= begun]
+        why: str | None = None
         for base in [*bases, self._nothing]:
             clock = self.clock(base.contained)
             changed = [*influence.rows.items(), *influence.corrected.items()]
             clean = all(rows[0] > clock.get(p, 0) for p, rows in changed if rows)
-            if clean and self.why_not(base) is None:
+            if not clean:
+                continue
+            if (why := self.why_not(base)) is None:
                 return base
         raise StartRefused(
-            "no snapshot from before the first of these rows can be used, and the journal has "
-            "no longer got all rows from the start",
+            f"no snapshot from before the first of these rows can be used, nor the start: {why}",
             "Give --since with a later time, or roll back and leave out what comes after: "
             "online rollback --to SNAPSHOT --without-source SOURCE",
         )

@@ -25,6 +25,7 @@ from evaluation.metrics import Task
 from online.models.adapters.linear import Linear, adapted
 from online.models.adapters.opaque import Opaque
 from online.models.base import Model, Prediction
+from online.models.errors import NotAnswered
 from online.models.limited import Limited, LimitedScaler
 from online.models.state.scalers import SCALERS, MinMax, Standard
 from online.models.structure import steps
@@ -70,7 +71,7 @@ class Scorer:
         self._raw = None if method == "rows" else _lowered(model, method)
 
     def score(self, rows: Rows) -> Scores:
-        """Predict the rows; the model is not changed."""
+        """Predict the rows; the model is not changed.  Raises NotAnswered."""
         if self._raw is None or not rows.n:
             return of_predictions(self._model.predict_many(rows.dicts()) if rows.n else [],
                                   self._task)  # fmt: skip
@@ -85,6 +86,16 @@ class Scorer:
     def single(self, rows: Rows) -> Scores:
         """Predict row by row with ``predict``: the reference for :meth:`score`."""
         return of_predictions([self._model.predict(x) for x in rows.dicts()], self._task)
+
+    def unanswered(self, rows: Rows) -> dict[int, str]:
+        """Return why the model does not answer, by the positions of such rows."""
+        why: dict[int, str] = {}
+        for i, x in enumerate(rows.dicts()):
+            try:
+                self._model.predict(x)
+            except NotAnswered as error:
+                why[i] = str(error)
+        return why
 
     def _with_singles(self, rows: Rows, scores: Scores, doubt: Mask) -> Scores:
         at = np.flatnonzero(doubt)
@@ -112,7 +123,7 @@ def choose(model: Model, task: Task, sample: Rows) -> Method:
             scorer = Scorer(model, task, method)
             if not differ(scorer.score(sample), scorer.single(sample), TOLERANCE[method]):
                 return method
-        except (Unlowerable, TypeError, KeyError, ValueError, RuntimeError):
+        except (Unlowerable, NotAnswered, TypeError, KeyError, ValueError, RuntimeError):
             continue  # the method does not fit the model or the table
     return "rows"
 

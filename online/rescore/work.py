@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from online.models.base import Model
+from online.models.errors import NotAnswered
 from online.rescore.plan import Plan
 from online.rescore.scorer import Scorer, Scores
 from online.rescore.sparse import touched, weights_of
@@ -97,7 +98,7 @@ class Worker:
             piece = replace(sent, rows=sent.rows.within(self._plan.ends))
             old = None if before is None else before.at(piece.numbers)
             if old is None:
-                answers = self._answers(piece.rows)
+                piece, answers = self._answered(piece)
             else:
                 answers, n = self._rescored_if_changed(piece.rows, old)
                 skipped += n
@@ -113,6 +114,21 @@ class Worker:
         return Done(
             shard.number, results.good, len(results.bad), begun_s, scored_s, ended_s, skipped
         )
+
+    def _answered(self, piece: Piece) -> tuple[Piece, Answers]:
+        """Score a piece; rows for which the model raises are invalid then, as in the service."""
+        try:
+            return piece, self._answers(piece.rows)
+        except NotAnswered:
+            why = self._scorer.unanswered(piece.rows)
+        kept = np.array([i for i in range(piece.rows.n) if i not in why], dtype=np.int64)
+        keys = None if piece.keys is None else [piece.keys[i] for i in kept]
+        bad = [Bad(int(piece.numbers[i]), "", reason) for i, reason in why.items()]
+        piece = replace(
+            piece, rows=piece.rows.take(kept), numbers=piece.numbers[kept], keys=keys,
+            bad=[*piece.bad, *bad], times=None if piece.times is None else piece.times[kept],
+        )  # fmt: skip
+        return piece, self._answers(piece.rows)
 
     def _answers(self, rows: Rows) -> Answers:
         scores = self._scorer.score(rows)

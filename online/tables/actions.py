@@ -11,9 +11,6 @@ import math
 import re
 from typing import Any, Final
 
-NULLS: Final = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "nan", "NaN"]
-"""Texts for a missing value in a text file."""
-
 NO_REWARD: Final = ("", "na", "n/a", "nan", "null")
 """Texts for a missing number in a text file, in lower case."""
 

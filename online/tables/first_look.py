@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import msgspec
 
-from evaluation.dialect import Dialect, dialect_of
-from online.tables.actions import NO_REWARD, NULLS, action_in, action_of
+from evaluation.dialect import NULLS, Dialect, dialect_of
+from online.tables.actions import NO_REWARD, action_in, action_of
 from online.tables.columns import PLAIN
 from online.tables.errors import InputRefused
 from refusals import installing, reason

@@ -55,6 +55,7 @@ _ALMOST: Final = {
     ),
 }
 """Forms of texts that mean numbers, by what such a text should have instead."""
+_CODE: Final = re.compile(r"0\d+")  # as of a postal code: no number lacks anything
 _WORDS_MIN: Final = 3  # average number of words in a column of texts
 _EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
 
@@ -145,8 +146,10 @@ class _Seen:
     def almost(self) -> str | None:
         """Return what the texts should have to be numbers; None: they are none."""
         texts = [value for value in self.different if isinstance(value, str)]
+        if not texts or any(map(_CODE.fullmatch, texts)):
+            return None
         found = (want for want, form in _ALMOST.items() if all(map(form.fullmatch, texts)))
-        return next(found, None) if texts else None
+        return next(found, None)
 
     @property
     def without(self) -> str:

@@ -19,8 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from evaluation.dialect import Dialect, dialect_of
-from online.tables.actions import NULLS
+from evaluation.dialect import NULLS, Dialect, dialect_of
 from online.tables.columns import PLAIN, Kind
 from online.tables.errors import InputRefused
 from online.tables.first_look import usable
@@ -176,7 +175,7 @@ def parsed(
             newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=odd,
         ),
         pacsv.ConvertOptions(
-            column_types=types, include_columns=wanted, null_values=NULLS,
+            column_types=types, include_columns=wanted, null_values=list(NULLS),
             decimal_point=dialect.decimal,
         ),
     )  # fmt: skip

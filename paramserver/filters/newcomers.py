@@ -70,7 +70,7 @@ class Newcomers:
     def agree(self) -> bool:
         """Whether they hardly have more hits than enough others; False if that is unknown."""
         known = self._established >= EARNED * self._usual
-        return known and self._rate <= max(self._others + _MORE, _USUAL)
+        return known and self._rate <= max(self._others, _USUAL) + _CLEARLY
 
     def most(self, weight: float) -> float:
         """Return the factor by which one of their events weighs no more than is usual."""

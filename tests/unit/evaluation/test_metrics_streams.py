@@ -199,13 +199,25 @@ def test_tables_of_other_tasks(tmp_path: Path) -> None:
     classes = open_stream(path, label="k")
     assert classes.task == "multiclass"
     assert [y for _, y in classes.rows] == [3, 4, 5]
-    assert [x["a"] for x, _ in classes.rows] == [0.0, 0.0, "nan"]
+    assert [x["a"] for x, _ in classes.rows] == [0.0, 0.0, None], "nan is missing, as in a backfill"
     codes = open_stream(_write(tmp_path / "z.csv", "zip,n,y\n01234,0,0\n90210,0.5,1\n"))
     assert [x["zip"] for x, _ in codes.rows] == ["01234", 90210.0]
     excel = open_stream(_write(tmp_path / "e.csv", "\ufeffa,y\n1,0\n2,1\n"))
     assert next(iter(excel.rows))[0] == {"a": 1.0}
     numbers = open_stream(_write(tmp_path / "n.csv", "a,y\n1,0\n2,1\n"))
     assert numbers.label_names == {False: "0", True: "1"}
+
+
+@pytest.mark.parametrize("above", ["", "\ufeffsep=;\n"])
+def test_a_table_is_read_as_by_init(tmp_path: Path, above: str) -> None:
+    text = f"{above}a;b;y\n1,5;x, y;0\nNA;z;1\n2,5;;0\n"
+    stream = open_stream(_write(tmp_path / "t.csv", text))
+    assert list(stream.rows) == [
+        ({"a": 1.5, "b": "x, y"}, False), ({"a": None, "b": "z"}, True),
+        ({"a": 2.5, "b": None}, False),
+    ]  # fmt: skip
+    amounts = "a;y\n1;0,5\n2;1,5\n3;2,5\n"
+    assert [y for _, y in open_stream(_write(tmp_path / "r.csv", amounts)).rows] == [0.5, 1.5, 2.5]
 
 
 @pytest.mark.parametrize(

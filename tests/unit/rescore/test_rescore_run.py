@@ -16,7 +16,9 @@ import pytest
 import rescore_world as worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from river import compose, linear_model
 
+from online.models.adapters.opaque import Opaque
 from online.rescore import audit, errors
 from online.rescore import run as runs
 from online.rescore.errors import AuditFailed, RunRefused
@@ -437,3 +439,24 @@ def test_errors_survive_pickling() -> None:
         errors.AuditFailed("r", ("a", "b")),
     ):  # fmt: skip
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def selecting() -> Opaque:
+    """A model that needs all of its three features, and has learned."""
+    estimator = compose.Select(*worlds.NAMES) | linear_model.LogisticRegression()
+    model = Opaque(estimator, task="binary", key=bytes(32), why_not_mergeable="it selects")
+    worlds.teach(model)
+    return model
+
+
+def test_rows_that_the_model_can_t_answer_are_in_quarantine(tmp_path: Path) -> None:
+    found = worlds.table(300).to_pylist()
+    for i in (3, 120, 250):
+        found[i]["b"] = None
+    file = worlds.write(tmp_path / "t.parquet", pa.Table.from_pylist(found))
+    outcome = worlds.run([file], tmp_path / "out", scored=worlds.source(selecting))
+    assert (outcome.scored, outcome.quarantined) == (297, 3)
+    reason = "the model raises KeyError: 'b'"
+    assert bad(tmp_path / "out", outcome.run) == [(i, "", reason) for i in (3, 120, 250)]
+    given = [row["row"] for row in scores(tmp_path / "out", outcome.run)]
+    assert given == [i for i in range(300) if i not in (3, 120, 250)]

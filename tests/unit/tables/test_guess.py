@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.dialect import Dialect
+from evaluation.dialect import NULLS, Dialect
 from online.errors import ConfigError
-from online.tables.actions import NULLS, action_of
+from online.tables.actions import action_of
 from online.tables.errors import InputRefused
 from online.tables.first_look import open_table, value_of
 from online.tables.guess import Guess, guess, seconds
@@ -192,6 +192,7 @@ def test_codes_of_digits_are_categories(tmp_path: Path) -> None:
     )
     found = guessed(tmp_path, f"zip,part,label\n{lines}")
     assert kinds(found) == {"zip": "category", "part": "category", "label": "label"}
+    assert found.columns[0].why == "2 different values", "nothing keeps it from being a number"
     rows = found.rows()
     assert next(rows).features == {"zip": "01234", "part": "0_0"}
     assert next(rows).features == {"zip": "90210", "part": "1_1"}
