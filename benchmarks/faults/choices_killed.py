@@ -8,11 +8,8 @@ no default: these are counted.
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import math
 import random
-import signal
 import tempfile
 import threading
 import time
@@ -22,21 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
-from benchmarks.fixtures.connection import Connection
-from benchmarks.fixtures.service import Running, launch, status, write_settings
+from benchmarks.faults.exactly_once import Client, Sent, Site, wait_in_flight
+from benchmarks.faults.settled import journal_rows, wait_complete, wait_given
+from benchmarks.fixtures.service import status, write_settings
 from online.decide.record import Choice, unpack
-from online.rebuild import fsck
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.service.processes import free_port
 from online.settings.config import Settings, load
-from online.settings.places import open_journal
 from replay import codec
 
 DEFAULT: Final = 0.25
 WAIT_S: Final = 1.0
-_PATH: Final = "/v1/models/shop"
 _ACTIONS: Final = [{"id": name} for name in ("news", "sport", "film", "music")]
 _PAUSE_S: Final = (0.3, 1.5)
 _GIVE_UP_S: Final = 900.0  # a restart takes minutes on a busy machine
@@ -59,13 +52,11 @@ class Known:
 
 
 @dataclass(slots=True)
-class Notes:
+class Notes(Sent):
     """All that callers know, and what they found wrong by themselves."""
 
     choices: dict[str, Known] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +94,17 @@ class Result:
         return not any(bad) and self.rows == self.learned and self.fsck_good
 
 
-class Caller(threading.Thread):
+class Caller(Client):
     """Chooses and rewards until told to stop, then rewards what it has left for later."""
 
-    def __init__(self, number: int, url: str, notes: Notes, stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._number, self._url, self._notes, self._stop_event = number, url, notes, stop
-        self._rng = random.Random(number)
+    _model = "shop"
+
+    def __init__(
+        self, number: int, url: Callable[[], str], notes: Notes, stop: threading.Event
+    ) -> None:
+        super().__init__(number, url, notes, stop, seed=number)
+        self._notes = notes
         self._later: list[str] = []
-        self.in_flight = False
 
     def run(self) -> None:
         """Choose and reward; each choice is one of several fates."""
@@ -131,25 +124,13 @@ class Caller(threading.Thread):
         for id_ in self._later:
             self._reward(id_, float(self._rng.random() < 0.5))
 
-    def _post(self, action: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Status and answer; 0 without one."""
-        client = Connection(self._url, 20.0)
-        try:
-            self.in_flight = True
-            return client.post(f"{_PATH}/{action}", body)
-        except (OSError, http.client.HTTPException):
-            return 0, {}
-        finally:
-            self.in_flight = False
-            client.close()
-
     def _choose(self, own: str | None, n: int) -> str | None:
         body: dict[str, Any] = {"context": {"x": float(n % 7)}, "actions": _ACTIONS}
         if own is not None:
             body["id"] = own
         give_up = time.monotonic() + _GIVE_UP_S
         while time.monotonic() < give_up:
-            code, answer = self._post("choose", body)
+            code, answer = self.call("choose", body)
             if code == 200:
                 break
             with self._notes.lock:
@@ -166,7 +147,7 @@ class Caller(threading.Thread):
         return str(answer["id"])
 
     def _ask_again(self, body: dict[str, Any], first: dict[str, Any]) -> None:
-        code, again = self._post("choose", body)
+        code, again = self.call("choose", body)
         if code == 200 and _told(again) != _told(first):
             with self._notes.lock:
                 self._notes.wrong.append(f"{first['id']} was answered otherwise")
@@ -176,7 +157,7 @@ class Caller(threading.Thread):
         known.reward = reward
         give_up = time.monotonic() + _GIVE_UP_S
         while time.monotonic() < give_up:
-            code, answer = self._post("reward", {"id": id_, "reward": reward})
+            code, answer = self.call("reward", {"id": id_, "reward": reward})
             if code in (200, 409):
                 break
             with self._notes.lock:
@@ -189,7 +170,7 @@ class Caller(threading.Thread):
             self._notes.statuses[f"reward {code} {answer.get('status', '')}".strip()] += 1
         if code == 200 and self._rng.random() < 0.2:
             for value, wanted in ((reward, "duplicate"), (1.0 - reward, "conflict")):
-                code, again = self._post("reward", {"id": id_, "reward": value})
+                code, again = self.call("reward", {"id": id_, "reward": value})
                 if code and again.get("status") != wanted and code in (200, 409):
                     with self._notes.lock:
                         self._notes.wrong.append(f"{id_[:24]}: {value} again is {again}")
@@ -210,30 +191,27 @@ def run(
     with tempfile.TemporaryDirectory(prefix="online-kill-") as name:
         folder, port = Path(name), free_port()
         path = write_settings(folder, settings_of(port))
-        running = launch(folder)
-        notes, stop = Notes(), threading.Event()
-        threads = [Caller(i, running.url, notes, stop) for i in range(callers)]
+        site, notes, stop = Site(folder, None, None), Notes(), threading.Event()
+        threads = [Caller(i, lambda: site.running.url, notes, stop) for i in range(callers)]
         try:
             for thread in threads:
                 thread.start()
             for i in range(kills):
                 time.sleep(rng.uniform(*_PAUSE_S))
-                _wait_in_flight(threads)
+                wait_in_flight(threads, callers // 2)
                 died.append(time.monotonic())
-                for process in running.processes():
-                    with contextlib.suppress(psutil.Error):
-                        process.send_signal(signal.SIGKILL)
-                running.process.wait()
-                running = launch(folder)
+                site.kill("all")
                 progress(f"kill {i + 1}/{kills}: {len(notes.choices):,} choices")
             stop.set()
             for thread in threads:
                 thread.join(_GIVE_UP_S)
             settings = load(path, {}, {})
-            learned, findings = _settled(running, settings)
+            wait_given(settings, "shop")
+            findings = wait_complete(site.running, settings, "shop")
+            learned = int(status(site.running, "shop")["learned"])
         finally:
             stop.set()
-            running.stop()
+            site.stop()
         found = judge(settings, notes, died)
         return Result(
             kills=kills, learned=learned, fsck_good=findings.good,
@@ -241,46 +219,17 @@ def run(
         )  # fmt: skip
 
 
-def _wait_in_flight(threads: Sequence[Caller]) -> None:
-    """Until half of the callers wait for an answer, or for some minutes."""
-    deadline = time.monotonic() + 240.0
-    while sum(thread.in_flight for thread in threads) < len(threads) / 2:
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.001)
-
-
-def _settled(running: Running, settings: Settings) -> tuple[int, fsck.Findings]:
-    """Until no choice waits and a snapshot has all rows; how many are learned."""
-    deadline = time.monotonic() + 240.0
-    while True:
-        with contextlib.closing(open_journal(settings)) as journal:
-            waiting = journal.predicted("shop", float("-inf"), time.time() + 1e6, 1).waiting
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            client = Connection(running.url)
-            client.post(f"{_PATH}/snapshots", None)
-            client.close()
-        findings = fsck.check(settings, "shop", served=True)
-        if (not waiting and findings.not_yet == 0) or time.monotonic() > deadline:
-            return int(status(running, "shop")["learned"]), findings
-        time.sleep(0.2)
-
-
 def judge(settings: Settings, notes: Notes, died: Sequence[float]) -> dict[str, Any]:
     """Compare what callers know with the rows of the journal."""
     keys = Keys.from_file(settings.key_path)
     tokens = Tokens(keys, "shop", Nonces(bytes(6)))
     rows, count = dict[str, list[tuple[Choice, float]]](), 0
-    with contextlib.closing(open_journal(settings)) as journal:
-        after = 0
-        while page := journal.follow("shop", after, 10_000).rows:
-            after = page[-1].seq
-            for row in page:
-                example = codec.decode(row.payload)
-                if example.choice is not None:
-                    label = float(example.label)
-                    rows.setdefault(row.event_id, []).append((unpack(example.choice), label))
-                    count += 1
+    for row in journal_rows(settings, "shop"):
+        example = codec.decode(row.payload)
+        if example.choice is not None:
+            label = float(example.label)
+            rows.setdefault(row.event_id, []).append((unpack(example.choice), label))
+            count += 1
     found: dict[str, Any] = {
         name: list[str]() for name in ("lost", "twice", "changed", "redrawn", "stray")
     }

@@ -10,7 +10,6 @@ that was written behind its answer and lost in a kill gets no label by default: 
 
 from __future__ import annotations
 
-import contextlib
 import random
 import tempfile
 import threading
@@ -30,10 +29,10 @@ from benchmarks.faults.exactly_once import (
     wait_answered,
     wait_in_flight,
 )
+from benchmarks.faults.settled import journal_rows, wait_given
 from benchmarks.fixtures.service import Running, write_settings
 from online.service.processes import free_port
 from online.settings.config import Settings, load
-from online.settings.places import open_journal
 from replay import codec
 
 MODEL: Final = "counting"  # as the campaign whose machinery this is
@@ -172,21 +171,11 @@ def run(
             for thread in threads:
                 thread.join(150)
             settings = load(path, {}, {})
-            _wait_given(settings)
+            wait_given(settings, MODEL)
             return judge(site.running, settings, sent, dict(done), begun)
         finally:
             stop.set()
             site.stop()
-
-
-def _wait_given(settings: Settings) -> None:
-    """Until nothing waits for its label any more, or for some minutes."""
-    deadline = time.monotonic() + 240.0
-    while time.monotonic() < deadline:
-        with contextlib.closing(open_journal(settings)) as journal:
-            if not journal.predicted(MODEL, float("-inf"), time.time() + 1e6, 1).waiting:
-                return
-        time.sleep(0.2)
 
 
 def judge(
@@ -195,16 +184,10 @@ def judge(
     """Compare what callers know with the rows, and the rows with the weights of the model."""
     times, findings, now = learned(running, settings)
     firsts, finals = dict[str, list[Any]](), dict[str, list[Any]]()
-    with contextlib.closing(open_journal(settings)) as journal:
-        after = 0
-        while page := journal.follow(MODEL, after, 10_000).rows:
-            after = page[-1].seq
-            for row in page:
-                example = codec.decode(row.payload)
-                (event,) = example.features
-                (firsts if example.corrects is None else finals).setdefault(event, []).append(
-                    example
-                )
+    for row in journal_rows(settings, MODEL):
+        example = codec.decode(row.payload)
+        (event,) = example.features
+        (firsts if example.corrects is None else finals).setdefault(event, []).append(example)
     rows = [
         sum(e.late is not None for some in firsts.values() for e in some),
         sum(e.corrects.defaulted for some in finals.values() for e in some),

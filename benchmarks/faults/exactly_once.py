@@ -17,13 +17,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import psutil
 
+from benchmarks.faults.settled import GIVES_UP_S, wait_complete
 from benchmarks.faults.wishes import Wishes
 from benchmarks.fixtures import counting_table
 from benchmarks.fixtures.connection import Connection
@@ -43,7 +44,6 @@ STEP = 2.0**-10
 _ALL_EVERY = 4
 _PAUSE_S = (0.3, 2.0)  # between two kills
 _ANSWERED = 25  # events a round at least, however slow the machine is
-_GIVES_UP_S = 240.0
 
 JournalKind = Literal["sqlite", "redis"]
 
@@ -93,6 +93,7 @@ class Client(threading.Thread):
 
     unfinished: tuple[float, ...] = (1.0,)  # what an event may count that was never acknowledged
     _gives_up = 0.2  # of those that are not answered when it is told to stop
+    _model = "counting"
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class Client(threading.Thread):
         client = Connection(self._url(), self._timeout_s, self._token)
         try:
             self.in_flight = True
-            return client.post(f"/v1/models/counting/{action}", body)
+            return client.post(f"/v1/models/{self._model}/{action}", body)
         except (OSError, http.client.HTTPException) as lost:
             closed = isinstance(lost, (ConnectionResetError, BrokenPipeError))
             return 0, {"error": {"code": CLOSED}} if closed else {}
@@ -379,14 +380,14 @@ def run(
 
 def wait_answered(sent: Sent, wanted: int) -> None:
     """Until so many events are acknowledged: a busy machine has longer rounds, not smaller ones."""
-    deadline = time.monotonic() + _GIVES_UP_S
+    deadline = time.monotonic() + GIVES_UP_S
     while len(sent.acknowledged) < wanted and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def wait_in_flight(threads: list[Client], wanted: int) -> int:
+def wait_in_flight(threads: Sequence[Client], wanted: int) -> int:
     """Until so many requests are under way; how many are."""
-    deadline = time.monotonic() + _GIVES_UP_S
+    deadline = time.monotonic() + GIVES_UP_S
     while time.monotonic() < deadline:
         now = sum(thread.in_flight for thread in threads)
         if now >= wanted:
@@ -421,7 +422,7 @@ def learned(
 
     All are of a snapshot with every row of the journal.  ``known``: the features that were sent.
     """
-    findings = _wait_complete(running, settings)
+    findings = wait_complete(running, settings, "counting")
     now = status(running, "counting")
     spec, weights = str(now["server"]["spec"]), dict[str, float]()
     for shard, one in enumerate((findings, *findings.shards)):
@@ -479,20 +480,3 @@ def _result(
         adopted=found.adopted,
         seconds=time.monotonic() - begun,
     )
-
-
-def _wait_complete(running: Running, settings: Settings) -> fsck.Findings:
-    """Until a published snapshot has every row of the journal, adopted ones too."""
-    deadline = time.monotonic() + _GIVES_UP_S
-    while True:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            client = Connection(running.url, token=running.token)
-            client.post("/v1/models/counting/snapshots", None)
-            client.close()
-        findings = fsck.check(settings, "counting", served=True)
-        if (
-            not any(one.not_yet for one in (findings, *findings.shards))
-            or time.monotonic() > deadline
-        ):
-            return findings
-        time.sleep(0.2)

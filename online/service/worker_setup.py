@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from evaluation.deferred_imports import SERVE, DeferredImports, install
 from online.service import lasting_haproxy
+from online.service.parts.garbage import scan_seldom
 
 FLAG: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """The environment variable with the function that each Ray process calls first."""
@@ -52,6 +53,7 @@ _UNKNOWN: Final = (
 
 def begin() -> None:
     """Set up a Ray process; each of them calls this first."""
+    scan_seldom()
     without_tables()
     without_serializers()
     without_unknown_paths()

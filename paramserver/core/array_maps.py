@@ -40,6 +40,7 @@ NAME_BYTES: Final = 4_096
 _CUT: Final = 8_192  # names decoded, or hashed, at a time; such parts fit the CPU cache
 _CHECKED: Final = 65_536  # ends compared at a time: new memory takes longer than comparing
 _FOLDED: Final = 4  # a copy is folded when more than one in so many numbers was set
+_TOGETHER: Final = 16_384  # names added whose hashes are laid out together
 _ROOM: Final = 16  # growth factor
 _WORD: Final = 8
 _NOTHING: Final = np.empty(0, dtype=np.int64)
@@ -113,25 +114,40 @@ class NameIndex:
         self.token = int.from_bytes(os.urandom(8), "little") | 2**63  # as long as any other
         self._blob, self._ends = np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64)
         self._size = self._count = 0
-        self._ids: Ids | None = None
+        self._ids: Ids | None = None  # of hashes; of the newest names they follow
         self.places: dict[str, int] = {}
         if len(ends):
             self.add(blob, ends)
+            self.lay_out()
 
     def add(self, blob: Array, ends: Array) -> None:
         """Add names, of which none is there yet.  Raises ValueError as the constructor."""
         check_names(blob, ends)
-        hashes = _hashes(blob, ends)
-        if self._ids is None:
-            self._blob, self._ends, self._ids = blob, ends, Ids(hashes)
-            self._ids.lay_out()
+        if not self._count:
+            self._blob, self._ends = blob, ends
         else:
-            self._ids.add(hashes)
             self._blob = grown(self._blob, self._size, blob)
             self._ends = grown(self._ends, self._count, ends + self._size)
         self._size += len(blob)
         self._count += len(ends)
         self.places.clear()
+        if self._count - self._laid_out >= _TOGETHER:
+            self.lay_out()
+
+    @property
+    def _laid_out(self) -> int:
+        return 0 if self._ids is None else self._ids.count
+
+    def lay_out(self) -> None:
+        """Lay out the hashes of the newest names, so that the next look-up need not."""
+        if (done := self._laid_out) == self._count:
+            return
+        hashes = _hashes(*self.bytes_of(done, self._count))
+        if self._ids is None:
+            self._ids = Ids(hashes)
+            self._ids.lay_out()
+        else:
+            self._ids.add(hashes)
 
     def __len__(self) -> int:
         return self._count
@@ -159,7 +175,8 @@ class NameIndex:
     def bytes_of(self, first: int, end: int) -> tuple[Array, Array]:
         """Return bytes and ends of the names at the positions from ``first`` up to ``end``."""
         begin = self._begin(first)
-        return self._blob[begin : self._begin(end)], self._ends[first:end] - begin
+        ends = self._ends[first:end]
+        return self._blob[begin : self._begin(end)], ends - begin if begin else ends
 
     def part(self, first: int, end: int) -> list[str]:
         """Return the names at the positions from ``first`` up to ``end``."""
@@ -193,6 +210,7 @@ class NameIndex:
         if max(map(len, raw)) > NAME_BYTES:
             return [self._found([name])[0] if len(b) <= NAME_BYTES else -1
                     for name, b in zip(names, raw, strict=True)]  # fmt: skip
+        self.lay_out()
         if self._ids is None:
             return [-1] * len(raw)
         found: list[int] = self._ids.find(_hashes(blob, ends), len(self)).tolist()
@@ -214,23 +232,6 @@ def grown(held: Array, n: int, more: Array) -> Array:
         held = made
     held[n:end] = more
     return held
-
-
-def spans_of(positions: Array) -> Array:
-    """Return successive positions as rows of (first, end)."""
-    broken = np.diff(positions) != 1
-    first, last = np.append(True, broken), np.append(broken, True)
-    if not len(positions):
-        return np.empty((0, 2), dtype=np.int64)
-    return np.column_stack((positions[first], positions[last] + 1))
-
-
-def joined_spans(a: Array, b: Array) -> Array:
-    """Return the spans of ``a`` and then those of ``b``; one that goes on is not divided."""
-    if len(a) and len(b) and a[-1, 1] == b[0, 0]:
-        middle = [[a[-1, 0], b[0, 1]]]
-        return np.concatenate((a[:-1], middle, b[1:]))
-    return np.concatenate((a, b))
 
 
 def _hashes(blob: Array, ends: Array) -> npt.NDArray[np.uint64]:

@@ -131,6 +131,7 @@ class Collected:
     def maps(self) -> dict[str, ArrayMap]:
         """Return the blocks, and begin anew."""
         index, made = self._index, dict[str, ArrayMap]()
+        index.lay_out()
         for name, block in self._blocks.items():
             spans = np.array(block.spans, dtype=np.int64)
             made[name] = ArrayMap(index, spans, block.numbers[: block.n])

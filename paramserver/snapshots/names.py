@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.core.array_maps import ArrayMap, NameIndex, joined_spans, spans_of
+from paramserver.core.array_maps import ArrayMap, NameIndex
+from paramserver.core.spans import joined_spans, spans_of
 from paramserver.snapshots.tensors import Array
 
 _CUT_KEYS: Final = 8192  # keys split at a time; parts that fit the CPU cache are a third faster

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from online.messages.structs import Event, Receipt
-from online.service.parts.garbage import collect_seldom
+from online.service.parts.garbage import collect_seldom, scan_seldom
 
 
 @pytest.fixture
@@ -23,9 +23,14 @@ def as_before() -> Iterator[None]:
 @pytest.mark.usefixtures("as_before")
 def test_what_was_built_is_left_alone_and_young_objects_are_looked_at_seldom() -> None:
     before, frozen, held = gc.get_threshold()[0], gc.get_freeze_count(), [[] for _ in range(1000)]
+    scan_seldom()
+    assert gc.get_freeze_count() == frozen
+    assert gc.get_threshold()[0] > 10 * before
+    passes = sum(one["collections"] for one in gc.get_stats())
     collect_seldom()
     assert gc.get_freeze_count() - frozen >= len(held)
     assert gc.get_threshold()[0] > 10 * before
+    assert sum(one["collections"] for one in gc.get_stats()) == passes, "nothing was looked through"
 
 
 def test_rows_and_receipts_are_no_work_for_the_collector() -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from paramserver.core import array_maps, wire
-from paramserver.core.array_maps import ArrayMap, NameIndex, as_dict, read_names, spans_of
+from paramserver.core.array_maps import ArrayMap, NameIndex, as_dict, read_names
 from paramserver.core.blocks import Block, Blocks, copy, from_wire, merge, put, select, size_bytes
 from paramserver.core.server import Server
+from paramserver.core.spans import spans_of
 from paramserver.core.state import SnapshotState
 from paramserver.errors import BlockError, SnapshotCorrupt
 from paramserver.evidence.losses import LOSSES
