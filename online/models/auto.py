@@ -298,7 +298,7 @@ class TwoClasses(_Listed, Binary):
         if isinstance(row, dict) or row.third is None or row.crosses:
             return super()._step(row, label, weight, served, before, by)
         # classifiers have no slopes: what they answer is asked only if no answers were noted
-        noted = served is not None and served.notes is not None
+        noted = served is not None and len(served.notes or b"") in self.noted.halves
         seen = Views(row.straight, row.bent, None, False) if noted or served is AGAIN else row
         total = super()._step(seen, label, weight, served, before, by)
         if served is AGAIN:

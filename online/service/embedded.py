@@ -204,8 +204,9 @@ class Embedded:
         """
         found = changes(self._parts.given, settings)
         names = [*found.restart, *found.rolling, *(f"models.{name}" for name in found.models)]
-        if names := [*names, *(["replicas"] if found.scaled else [])]:
-            return needs_restart(names)
+        names += ["replicas"] if found.scaled else []
+        if names := names or self._parts.other_code(settings):
+            return needs_restart(names, challenged=False)
         self._parts.renew(settings)
         return found.lines() or [UNCHANGED]
 

@@ -34,7 +34,7 @@ from online.service import processes
 from online.service.parts.assembly import Assembly, ProcessContext, nobody
 from online.service.replica_names import gone, replica_name
 from online.service.state import server_count
-from online.service.state.changes import AT_ONCE
+from online.service.state.changes import AT_ONCE, other_specs
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
 from online.service.state.journal_upkeep import JournalUpkeep
@@ -294,6 +294,12 @@ class OneProcess:
         finally:
             self._running = None
             await assembly.stop()
+
+    def other_code(self, settings: Settings) -> list[str]:
+        """Models whose code on disk differs from what serves, as names of settings."""
+        with contextlib.closing(open_journal(settings)) as journal:
+            served, _ = promotion.as_served(settings, journal, running=True)
+        return other_specs(self._loaded, Models(served, self._progress).load())
 
     def renew(self, settings: Settings) -> None:
         """Take the settings that a running service can take (:meth:`Embedded.reload`)."""

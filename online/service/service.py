@@ -38,7 +38,7 @@ from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.on_ray.ray_processes import fewest_processes
 from online.service.on_ray.start_checks import check_nodes, check_port, check_scores
 from online.service.state import parameter_servers, server_count
-from online.service.state.changes import UNCHANGED, needs_restart
+from online.service.state.changes import UNCHANGED, needs_restart, other_specs
 from online.service.state.changes import changes as changes_of
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
@@ -266,7 +266,7 @@ class Service:
         models = new.load()
         settings = new.chosen(models)
         changes = changes_of(self._settings, settings)
-        if restart := changes.restart or rollout.other_specs(self._loaded, models):
+        if restart := changes.restart or other_specs(self._loaded, models):
             return needs_restart(restart)
         if (code := code_hash()) != self._code:  # new processes would import what is on the disk
             changes = replace(changes, rolling=(*changes.rolling, "the service's code"))

@@ -22,6 +22,7 @@ from river import (
 )
 
 from evaluation.streams import open_stream
+from online.models.auto import Auto
 from online.models.choices.interactions import row
 from online.models.limited import LimitedScaler
 from online.models.network import Network
@@ -224,6 +225,7 @@ MODELS: Mapping[str, tuple[Callable[[], Any], Any, Callable[[], Rows]]] = {
         "multiclass",
         mixed,
     ),
+    "auto, two classes": (Auto, "binary", lambda: rows_of("phishing")),
     "regression, float64": (
         lambda: Network(_layers(2, 4, 1).double(), ["1", "2"], _momentum), "regression", targets,
     ),

@@ -32,7 +32,11 @@ _WHOLE: Final = (1.0, 1.0, 1.0, 1.0)
 
 
 class Counts(OneOutput):
-    """Classifiers with one output.  The first numbers of an entry are its counts, False first."""
+    """Classifiers with one output.
+
+    The first number of an entry is its count, the second one that of True less that of False: each
+    row changes both, so that an entry has the same numbers whatever its labels are.
+    """
 
     block: ClassVar[str] = "counts"
 
@@ -49,7 +53,8 @@ class Counts(OneOutput):
         now, (total, false, true) = self._now, self._by_class()
         for key, x in row.items():
             if (held := now.get(key)) is not None:
-                total += x * log((1.0 + true * held[1]) / (1.0 + false * held[0]))
+                n, d = held[0], held[1]
+                total += x * log((2.0 + true * (n + d)) / (2.0 + false * (n - d)))
         a, b, c, d = self.factors()
         return a * total, b * total, c * total, d * total
 
@@ -64,16 +69,16 @@ class Counts(OneOutput):
     def weight(self, key: str) -> float:
         """Return the log odds that an entry of 1 adds; the bias adds those of every row."""
         prior, false, true = self._by_class()
-        held = self._now.get(key, _NEW)
-        added = log((1.0 + true * held[1]) / (1.0 + false * held[0]))
+        n, d, *_ = self._now.get(key, _NEW)
+        added = log((2.0 + true * (n + d)) / (2.0 + false * (n - d)))
         return added + prior if key == ROWS else added
 
     def factors(self) -> tuple[float, float, float, float]:
         """Return by which factor each classifier multiplies the sum."""
-        false, true, length, *_ = self._now.get(ROWS, _NEW)
-        if length <= _SHORT * (false + true):
+        rows, _, length, *_ = self._now.get(ROWS, _NEW)
+        if length <= _SHORT * rows:
             return _WHOLE
-        by = sqrt((false + true) / length)
+        by = sqrt(rows / length)
         a, b, c, d = TEMPERATURES
         a, b, c, d = by / a, by / b, by / c, by / d
         return (a if a < 1.0 else 1.0), (b if b < 1.0 else 1.0), (c if c < 1.0 else 1.0), d
@@ -84,22 +89,24 @@ class Counts(OneOutput):
         Returns a sum of the row's counts: not finite if one of them is not.
         """
         now, start, length = self._now, self._start, 0.0
+        signed = weight if label else -weight
         for key, x in row.items():
             if (held := now.get(key)) is None:
                 held = now[key] = _NEW.copy()
             if key not in start:
                 start[key] = held.copy()
-            held[label] += x * weight
+            held[0] += x * weight
+            held[1] += x * signed
             length += x
         now[ROWS][2] += (length - row[ROWS]) * weight
         if weight < 0.0:  # taken back by the moments of now, it may be a little more than there was
             for held in map(now.__getitem__, row):
-                held[:3] = [max(n, 0.0) for n in held[:3]]
+                n = held[0] = max(held[0], 0.0)
+                held[1] = min(max(held[1], -n), n)
         return sum(now[ROWS]) + length * weight
 
     def _by_class(self) -> tuple[float, float, float]:
         """Return the log odds without entries, and 1 / π of False and of True."""
-        false, true, *_ = self._now.get(ROWS, _NEW)
-        false, true = false + 0.5, true + 0.5
-        total = false + true
+        n, d, *_ = self._now.get(ROWS, _NEW)
+        true, false, total = (n + d + 1.0) / 2.0, (n - d + 1.0) / 2.0, n + 1.0
         return log(true / false), total / false, total / true

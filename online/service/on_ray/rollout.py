@@ -40,16 +40,6 @@ _deployed = itertools.count()  # Serve ignores new arguments if no option of a v
 _SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
 
 
-def other_specs(before: Mapping[str, Loaded], after: Mapping[str, Loaded]) -> list[str]:
-    """Return the models that are served before and after from other code, as names of settings."""
-    both = [name for name in after if name in before]
-    return [
-        f"models.{name}: its code"
-        for name in both
-        if after[name].spec_hash != before[name].spec_hash
-    ]
-
-
 def all_swappable(
     changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
 ) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from online.models.loaded import Loaded
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 
@@ -85,13 +86,27 @@ def changes(old: Settings, new: Settings) -> Changes:
     )
 
 
+def other_specs(before: Mapping[str, Loaded], after: Mapping[str, Loaded]) -> list[str]:
+    """Return the models that are served before and after from other code, as names of settings."""
+    both = [name for name in after if name in before]
+    return [
+        f"models.{name}: its code"
+        for name in both
+        if after[name].spec_hash != before[name].spec_hash
+    ]
+
+
 def _of_replicas(settings: Settings, name: str) -> Any:
     """A part of the settings as replicas use it: a standstill is the business of their owner."""
     part = getattr(settings, name)
     return part.model_copy(update={"standstill_s": None}) if name == "limits" else part
 
 
-def needs_restart(names: Sequence[str]) -> list[str]:
-    """Lines that report that new settings were not applied because these names need a restart."""
-    roll_out = [_ROLL_OUT] if any(name.startswith("models.") for name in names) else []
+def needs_restart(names: Sequence[str], *, challenged: bool = True) -> list[str]:
+    """Lines that report that new settings were not applied because these names need a restart.
+
+    ``challenged``: whether models can have challengers here.
+    """
+    of_models = any(name.startswith("models.") for name in names)
+    roll_out = [_ROLL_OUT] if of_models and challenged else []
     return [*(f"{name} needs a restart of the service" for name in names), *roll_out, _NOTHING]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from online.commands.operate.serve import _settled
+from online.commands.base import Reached
+from online.commands.operate import serve as command
+from online.commands.operate.serve import _play_forever, _reload, _settled
 from online.errors import ConfigError, StartRefused
 from online.settings.config import Settings, load
 
@@ -66,3 +71,40 @@ def test_settings_that_change_on_and_on_are_refused(path: Path) -> None:
     path.write_text(MODELS)
     with pytest.raises(StartRefused, match="change while they are read"):
         _settled(lambda: read(path), lambda s: path.write_text(next(texts)) and None)
+
+
+def test_a_reload_waits_for_what_play_imports(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads models meanwhile, and found half of scikit-learn."""
+    monkeypatch.setattr(command, "_SETTLED_S", 0.0)
+    path.write_text(MODELS)
+    begun, imported, steps = threading.Event(), threading.Event(), list[str]()
+
+    def open_it() -> Any:
+        begun.set()
+        assert imported.wait(240)
+        steps.append("imported")
+        raise KeyError
+
+    class Running:
+        def reload(self, settings: Settings) -> list[str]:
+            steps.append("reloaded")
+            raise KeyError
+
+    def play() -> None:
+        with contextlib.suppress(KeyError):
+            _play_forever(Reached("", None), read(path), open_it, 1.0, threading.Event())
+
+    def reload() -> None:
+        with contextlib.suppress(KeyError):
+            _reload(Running(), lambda: read(path))
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (play, reload)]
+    threads[0].start()
+    assert begun.wait(240)
+    assert command._importing.locked()
+    threads[1].start()
+    imported.set()
+    for thread in threads:
+        thread.join(240)
+    assert steps == ["imported", "reloaded"]
+    assert not command._importing.locked()

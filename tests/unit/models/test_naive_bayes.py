@@ -53,7 +53,8 @@ def taught(n: int = 300, seed: int = 1) -> Any:
 
 
 def held(model: Any) -> dict[str, list[float]]:
-    return {key: numbers[:3] for key, numbers in model._counts._now.items()}
+    """Counts with False and with True, by entry."""
+    return {key: [(n - d) / 2.0, (n + d) / 2.0] for key, (n, d, *_) in model._counts._now.items()}
 
 
 def test_its_log_odds_are_those_of_the_formula() -> None:
@@ -118,11 +119,11 @@ def test_a_row_that_is_learned_again_is_not_counted_and_a_changed_label_is_moved
     model.revise(Example(x, False), 1.0, (True, 1.0))
     after = held(model)
     assert after[ROWS][:2] == [before[ROWS][0] + 1.0, before[ROWS][1]]
-    for key, (_, true, _) in after.items():
+    for key, (_, true) in after.items():
         assert true == pytest.approx(before.get(key, (0.0, 0.0))[1], abs=0.05), "as before"
     for _ in range(30):
         model.revise(Example(x, True), 1.0, (False, 9.0))
-    assert min(min(numbers) for numbers in held(model).values()) == 0.0, "none is negative"
+    assert min(min(numbers) for numbers in held(model).values()) >= 0.0, "none is negative"
 
 
 def test_it_starts_behind_the_others_and_sleeps_without_counting() -> None:

@@ -35,7 +35,8 @@ WAIT_S = 240
 
 def settings(folder: Path, token: str, **more: Any) -> Settings:
     tokens = {role: token for role in ("predict", "feedback", "admin")}
-    return load(None, {"state_dir": str(folder), "models": [MODEL], "tokens": tokens, **more}, {})
+    data = {"state_dir": str(folder), "models": [MODEL], "tokens": tokens, **more}
+    return load(None, data, {})
 
 
 @pytest.mark.parametrize("taken", [True, False])
@@ -95,6 +96,19 @@ def test_one_process_takes_new_tokens_on_open_connections(tmp_path: Path) -> Non
         assert service.reload(other)[0] == "limits needs a restart of the service"
         assert [ask(OLD), ask(NEW)] == [401, 200], "all or nothing"
         connection.close()
+
+
+def test_one_process_says_that_a_models_new_code_needs_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "learner.py"
+    text = "from river import linear_model\n\n\ndef made():\n    return linear_model.{}()\n"
+    file.write_text(text.format("LogisticRegression"))
+    model = {**MODEL, "learner": f"{file}:made"}
+    given = settings(tmp_path / "state", OLD, cluster="embedded", port=0, models=[model])
+    with Embedded(given, lambda _: None) as service:
+        service.start()
+        assert service.reload(given) == [UNCHANGED]
+        file.write_text(text.format("Perceptron"))
+        assert service.reload(given)[0] == "models.m: its code needs a restart of the service"
 
 
 def test_the_history_goes_on_by_the_present_token(
