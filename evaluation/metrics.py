@@ -148,8 +148,8 @@ def details(
             out["y_sum"], out["y_squares"] = y, y * y
         return out
     text = label_text(label)
-    said = "" if predicted is None else label_text(predicted)
-    out = {"asked": 1, pair_counter(text, said): 1}
+    answer = "" if predicted is None else label_text(predicted)
+    out = {"asked": 1, pair_counter(text, answer): 1}
     if predicted is None:
         out["unanswered"] = 1
     if probabilities is None or len(probabilities) < 2 or not usable(probabilities):
@@ -158,7 +158,7 @@ def details(
         score, outcome = probabilities.get("true", 0.0), label is True
         out["brier"] = (score - outcome) ** 2
     else:
-        score, outcome = max(probabilities.values()), said == text
+        score, outcome = max(probabilities.values()), answer == text
         own = probabilities.get(text, 0.0)
         squares = sum([p * p for p in probabilities.values()])
         out["brier"] = squares - own * own + (1.0 - own) ** 2
@@ -173,9 +173,9 @@ def place_of_score(score: float) -> tuple[str, str, str]:
     return _PLACES[bisect_right(EDGES, score)]
 
 
-def pair_counter(label: str, said: str) -> str:
+def pair_counter(label: str, answer: str) -> str:
     """Return the name of the counter for this label and prediction (JSON texts)."""
-    return f"{PAIR}{label}\t{said}"
+    return f"{PAIR}{label}\t{answer}"
 
 
 def usable(probabilities: Mapping[str, float]) -> bool:

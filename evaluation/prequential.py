@@ -139,13 +139,13 @@ class _Run:
             self._each(row.place, row.answer, row.label)
 
     def _tell(self, watch: Watch, at: float | None, row: Asked) -> None:
-        said = row.answer.label
+        predicted = row.answer.label
         if self._task == "regression":
-            if said is not None:
-                watch.judged(abs(float(said) - float(row.label)), at=at)
+            if predicted is not None:
+                watch.judged(abs(float(predicted) - float(row.label)), at=at)
             return
         rule = None if row.no_change is None else float(row.no_change != row.label)
-        watch.judged(float(said != row.label), rule=rule, at=at)
+        watch.judged(float(predicted != row.label), rule=rule, at=at)
 
 
 def _score(task: Task, answer: Answer) -> float | None:

@@ -105,9 +105,9 @@ def decode_label(payload: bytes) -> LabelHalf:
     return _decode(_label, payload)
 
 
-def _encode(kept: Example | PredictionHalf) -> bytes:
+def _encode(value: Example | PredictionHalf) -> bytes:
     try:
-        return _PREFIX + _encoder.encode(kept)
+        return _PREFIX + _encoder.encode(value)
     except (OverflowError, UnicodeEncodeError, TypeError) as error:
         raise PayloadInvalid(str(error)) from error
 

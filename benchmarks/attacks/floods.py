@@ -28,6 +28,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from benchmarks.fixtures import datasets
 from benchmarks.fixtures.dealt import Dealt
 from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
@@ -69,7 +70,6 @@ _SURE: Final = 0.7
 _ASKED: Final = 60
 """Share of the likeliest label from where on the model is sure; rows that a liar asks about."""
 
-_ACS: Final = ("acs_employment_MA", "employment_MA_reference.pq")
 _LABEL: Final = "employed"
 _NOT_FEATURES: Final = ("id", "year", "prediction", "predicted_probability", _LABEL)
 
@@ -131,12 +131,9 @@ def rows_of(name: str, data_dir: Path | None, seed: int, most: int | None = None
 
 
 def _acs(data_dir: Path | None, begin: int, many: int) -> list[Row]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table((data_dir or Path()).joinpath(*_ACS)).slice(begin, many)
     return [
         ({k: v for k, v in row.items() if k not in _NOT_FEATURES}, bool(row[_LABEL]))
-        for row in table.to_pylist()
+        for row in islice(datasets.employment(data_dir), begin, begin + many)
     ]
 
 

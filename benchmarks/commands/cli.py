@@ -15,6 +15,7 @@ import typer
 from benchmarks.commands.alone import (
     buffers,
     comparison,
+    confidence,
     conversions,
     detectors,
     edge,
@@ -37,7 +38,6 @@ from benchmarks.commands.deciding import (
 )
 from benchmarks.commands.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.commands.hostile import robustness
-from benchmarks.commands.sure import confidence
 from benchmarks.commands.table import AsJson, First, Rows, app, print_table, progress, show, verdict
 from benchmarks.quality.anomalies import anomalies
 from benchmarks.speed.embedded import embedded

@@ -23,7 +23,7 @@ from evaluation.metrics import Task
 from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
 from online.sure.calibration import Calibration
-from paramserver.core.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
 STREAMS: Final = ("elec2", "insects", "acs", "gas", "kdd99", "mixed")
@@ -128,10 +128,7 @@ def corrected(
         if i >= delay:
             parts[(i * 7 + i // 5) % replicas].add(examples[i - delay])
         if replicas > 1 and (i + 1) % (_TOGETHER * replicas) == 0:
-            for one in parts:
-                merge(values, one.cut())
-            for one in parts:
-                one.rebase(copy(values))
+            confidence.exchange(parts, values)
     return out
 
 

@@ -24,6 +24,7 @@ from benchmarks.quality.defaults import built
 from evaluation.metrics import Task
 from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
+from online.sure.calibration import Calibration
 from online.sure.conformal import Confidence, held
 from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Label, label_text
@@ -203,11 +204,16 @@ def _play(
         if i >= asked.delay:
             draw.choice(parts).add(examples[i - asked.delay])
         if replicas > 1 and (i + 1) % (_TOGETHER * replicas) == 0:
-            for one in parts:
-                merge(values, one.cut())
-            for one in parts:
-                one.rebase(copy(values))
+            exchange(parts, values)
     return seen
+
+
+def exchange(parts: Sequence[Confidence | Calibration], values: Blocks) -> None:
+    """Merge what each replica has added into the values, and give them to all replicas."""
+    for one in parts:
+        merge(values, one.cut())
+    for one in parts:
+        one.rebase(copy(values))
 
 
 def saocp(asked: Asked, peer: Path) -> Line:

@@ -274,12 +274,12 @@ class Calls:
             body = _json({"events": [_body(named[i]) for i in left]})
             try:
                 with _keeping(named):
-                    said = yield from self.ask(Request("POST", _feedback(model), body), Receipts)
+                    answer = yield from self.ask(Request("POST", _feedback(model), body), Receipts)
             except (ServiceRefused, ServiceUnavailable) as error:
                 if attempt == 1 or not error.definite:
                     raise
                 break  # of these nothing was recorded, as their receipts say; of the others it was
-            receipts = said.events
+            receipts = answer.events
             for i, receipt in zip(left, receipts, strict=True):
                 answered[i] = receipt
             left = [i for i, r in zip(left, receipts, strict=True) if waits(r)]

@@ -35,7 +35,7 @@ class _Held:
 
     since: float
     text: str
-    told: bool
+    reported: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ class Conditions:
     @property
     def raised(self) -> list[Raised]:
         """The conditions that were reported and are not over yet."""
-        told = {
+        reported = {
             key: held.text.partition(": ")[0] if key[0] == "incident" else held.text
             for key, held in self._held.items()
-            if held.told
+            if held.reported
         }
-        return [Raised(key, text) for key, text in {**self._before, **told}.items()]
+        return [Raised(key, text) for key, text in {**self._before, **reported}.items()]
 
     def of(self, look: Look, stale_s: float) -> list[Alert]:
         """Return the alerts that follow from an observation, in the order of time.
@@ -100,7 +100,7 @@ class Conditions:
         for key, one in seen.items():
             was = self._held.get(key)
             since = look.at if was is None else min(was.since, look.at)  # the clock may be set back
-            sent = was is not None and was.told
+            sent = was is not None and was.reported
             if not sent and look.at - since >= one.hold_s:
                 out.append(Alert(one.kind, one.model, "raised", one.text, look.at, look.service))
                 sent = True
@@ -110,11 +110,11 @@ class Conditions:
             if look.failed is not None and (kind, model) != ("stale", None):
                 continue  # unknown while the service does not answer: it stays
             was = self._held.pop(key)
-            if was.told:
+            if was.reported:
                 out.append(Alert(kind, model, "over", was.text, look.at, look.service))
         for key, text in list(self._before.items()):
             if (held := self._held.get(key)) is not None:
-                if held.told:
+                if held.reported:
                     del self._before[key]
             elif look.failed is None:
                 del self._before[key]

@@ -102,14 +102,14 @@ class Outbox:
         log.warning("alerts: given up: %s: %s", why, alert.summary)
 
 
-def _read(kept: Path | None) -> list[Raised]:
+def _read(file: Path | None) -> list[Raised]:
     """Read which conditions were reported; none if the file is missing or damaged."""
     try:
-        return [] if kept is None else msgspec.json.decode(kept.read_bytes(), type=list[Raised])
+        return [] if file is None else msgspec.json.decode(file.read_bytes(), type=list[Raised])
     except FileNotFoundError:
         return []
     except (OSError, msgspec.DecodeError) as error:
-        log.warning("alerts: %s can't be read: %s", kept, error)
+        log.warning("alerts: %s can't be read: %s", file, error)
         return []
 
 
@@ -119,18 +119,18 @@ class Sending:
     Parameters:
         wanted: Returns the present settings, which may change while the service runs.
         made: Makes the receivers of the settings.
-        kept: The file that keeps which conditions were reported, over a restart; None: none does.
+        file: Stores which conditions were reported, over a restart; None: nothing does.
     """
 
     def __init__(
         self,
         wanted: Callable[[], Alerts],
         made: Callable[[Alerts], Sequence[Receiver]] = receivers,
-        kept: Path | None = None,
+        file: Path | None = None,
     ) -> None:
-        self._wanted, self._made, self._kept = wanted, made, kept
+        self._wanted, self._made, self._file = wanted, made, file
         self._settings: Alerts | None = None
-        self._written = _read(kept)
+        self._written = _read(file)
         self._conditions = Conditions(self._written)
         self.boxes: list[Outbox] = []
 
@@ -152,13 +152,13 @@ class Sending:
     def _keep(self) -> None:
         """Write which conditions are reported, if that has changed and somebody is told."""
         raised = self._conditions.raised
-        if self._kept is None or not self.boxes or raised == self._written:
+        if self._file is None or not self.boxes or raised == self._written:
             return
         self._written = raised
         try:
-            write(self._kept, msgspec.json.encode(raised), 0o600)
+            write(self._file, msgspec.json.encode(raised), 0o600)
         except OSError as error:  # such as a full disk: the alerts matter more
-            log.warning("alerts: %s can't be written: %s", self._kept, error)
+            log.warning("alerts: %s can't be written: %s", self._file, error)
 
     def _close(self) -> None:
         for box in self.boxes:

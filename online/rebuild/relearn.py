@@ -126,16 +126,16 @@ class Judgement:
 
 
 class _Fresh(Challenger):
-    """The fresh model; ``told``: by partition, the offset up to which sources are known already."""
+    """The fresh model; ``known_upto``: offsets by partition up to which sources are known."""
 
-    def __init__(self, method: Method, spec: str, told: Mapping[int, int]) -> None:
+    def __init__(self, method: Method, spec: str, known_upto: Mapping[int, int]) -> None:
         super().__init__(
             method.build, task=method.task, spec=spec, rows_max=method.rows_max, rival=_RIVAL
         )
-        self._told_upto = told
+        self._known_upto = known_upto
 
     def _note_evidence(self, row: Row) -> None:
-        if row.offset > self._told_upto.get(row.partition, 0):
+        if row.offset > self._known_upto.get(row.partition, 0):
             super()._note_evidence(row)
 
     def judgement(self) -> Judgement:

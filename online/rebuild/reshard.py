@@ -86,8 +86,8 @@ def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None
     Parameters:
         specs: As returned by :func:`specs_of`.
     """
-    if (said := newest_done(journal, model, next(iter(specs)))) is not None:
-        return said.shards
+    if (entry := newest_done(journal, model, next(iter(specs)))) is not None:
+        return entry.shards
     written = [p for p in journal.partitions(model) if p.spec in specs]
     return specs[max(written, key=lambda p: p.id).spec] if written else None
 
@@ -102,7 +102,7 @@ def newest_done(journal: Journal, model: str, spec: str) -> Reshard | None:
     return None if newest is None else newest[1]
 
 
-def note(journal: Journal, model: str, said: Reshard, request: int | None = None) -> int:
+def note(journal: Journal, model: str, entry: Reshard, request: int | None = None) -> int:
     """Write a request or a result to the journal; returns the number of its control row.
 
     Parameters:
@@ -112,10 +112,10 @@ def note(journal: Journal, model: str, said: Reshard, request: int | None = None
         StartRefused: Another row came first.
     """
     if (after := request) is None:
-        known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
+        known = resharding.newest(journal.controls(model, 0), entry.spec, done=False)
         after = 0 if known is None else known[0]
-    key = f"{RESHARD}:{said.spec[:16]}:{after}"
-    payload = msgspec.json.encode(said)
+    key = f"{RESHARD}:{entry.spec[:16]}:{after}"
+    payload = msgspec.json.encode(entry)
     row, _ = journal.write_control(model, RESHARD, key, payload)
     if row.payload != payload:
         raise StartRefused(
@@ -125,33 +125,33 @@ def note(journal: Journal, model: str, said: Reshard, request: int | None = None
     return row.seq
 
 
-def record_request(journal: Journal, model: str, said: Reshard) -> int:
+def record_request(journal: Journal, model: str, entry: Reshard) -> int:
     """Write a request unless the same one is pending already; returns the number of its row.
 
     Raises StartRefused if another row came first.
     """
-    known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
-    if known is not None and known[1] == said:
+    known = resharding.newest(journal.controls(model, 0), entry.spec, done=False)
+    if known is not None and known[1] == entry:
         return known[0]
-    return note(journal, model, said)
+    return note(journal, model, entry)
 
 
-def claim(journal: Journal, model: str, said: Reshard) -> int:
+def claim(journal: Journal, model: str, entry: Reshard) -> int:
     """Write the request of a start whose settings name another number; return its row's number.
 
     From that row on, servers of the previous lineage that start neither decide nor trim.  Those
     that run may have begun a decision before it, so they are superseded.
 
     Parameters:
-        said: The control row to write once the lineage has begun.
+        entry: The control row to write once the lineage has begun.
 
     Raises:
         StartRefused: Another row came first.
     """
-    before = newest_done(journal, model, said.spec)
-    given = said.before if before is None else before.given
-    seq = record_request(journal, model, msgspec.structs.replace(said, given=given, done=False))
-    begin_epoch(journal, Lineage(model, said.was, "", "sum"))
+    before = newest_done(journal, model, entry.spec)
+    given = entry.before if before is None else before.given
+    seq = record_request(journal, model, msgspec.structs.replace(entry, given=given, done=False))
+    begin_epoch(journal, Lineage(model, entry.was, "", "sum"))
     return seq
 
 
@@ -168,15 +168,15 @@ def withdraw(journal: Journal, model: str, spec: str, request: int | None = None
     newest = resharding.newest(journal.controls(model, 0), spec, done=False)
     if newest is None or newest[1].done or request not in (None, newest[0]):
         return None
-    seq, said = newest
-    note(journal, model, failed(said, said.before), seq)
-    return said.shards
+    seq, entry = newest
+    note(journal, model, failed(entry, entry.before), seq)
+    return entry.shards
 
 
-def failed(said: Reshard, back: int) -> Reshard:
+def failed(entry: Reshard, back: int) -> Reshard:
     """Make the row that cancels what was requested or has begun; ``back``: the valid number."""
     return Reshard(
-        said.spec, said.given, said.shards, back, True, "failed", said.serves, said.was
+        entry.spec, entry.given, entry.shards, back, True, "failed", entry.serves, entry.was
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def reshard(
     model: ModelSettings,
     loaded: Loaded,
     before: int,
-    said: Reshard,
+    entry: Reshard,
     request: int | None = None,
 ) -> Resharded:
     """Begin the model's lineage with the state that it had with another number of servers.
@@ -210,7 +210,7 @@ def reshard(
     Parameters:
         model, loaded: With the new number of servers.
         before: The previous number.
-        said: The control row to write once the lineage has begun.
+        entry: The control row to write once the lineage has begun.
         request: Number of the request that this fulfils; None: there is none.
 
     Raises:
@@ -222,7 +222,7 @@ def reshard(
     name, state = cut_of(settings, was, spec)
     lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, "sum")
     begin(journal, lineage, state, histories_of(settings, model, loaded.spec_hash))
-    note(journal, model.name, said, request)
+    note(journal, model.name, entry, request)
     return Resharded(model.name, before, model.shards, name, digest_of(state.values)[0])
 
 

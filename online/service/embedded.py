@@ -126,7 +126,7 @@ class Embedded:
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
         sending = Sending(
-            lambda: self._parts.settings.alerts, kept=settings.state_dir / ALERTS_FILE
+            lambda: self._parts.settings.alerts, file=settings.state_dir / ALERTS_FILE
         )
         self._recording = Recording(settings.state_dir, sending)
 

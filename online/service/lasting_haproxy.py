@@ -154,7 +154,9 @@ class Adopted:
     @property
     def returncode(self) -> int | None:
         """None while it runs; its real exit code is known only to its parent."""
-        return -1 if select.select([self._file], [], [], 0)[0] else None
+        ended = select.poll()  # select knows no file beyond the 1,024th
+        ended.register(self._file, select.POLLIN)
+        return -1 if ended.poll(0) else None
 
     def kill(self) -> None:
         """Send it SIGKILL, unless it has ended."""

@@ -164,7 +164,7 @@ class Service:
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
-        sending = Sending(lambda: self._settings.alerts, kept=settings.state_dir / ALERTS_FILE)
+        sending = Sending(lambda: self._settings.alerts, file=settings.state_dir / ALERTS_FILE)
         self._recording = Recording(settings.state_dir, sending)
         self.url = ""
 

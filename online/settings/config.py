@@ -208,8 +208,8 @@ def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
     """Warn of environment variables that look like a misspelt ``ONLINE_…`` variable."""
     known = {name.upper() for name in (*ENVIRONMENT, "token", "data_dir")}
     for name in environ:
-        said = name.removeprefix("ONLINE_")
-        if said not in (name, *known) and (near := meant(said, known)):
+        bare = name.removeprefix("ONLINE_")
+        if bare not in (name, *known) and (near := meant(bare, known)):
             near = near.replace("`", "`ONLINE_", 1)
             log.warning("%s of the environment is not read. %s", name, near)
 

@@ -343,16 +343,19 @@ def _as_declared(
     one: Input,
     taken: dict[str, Kind | str],
     declared: Mapping[str, Column],
-    kept: Collection[str | None],
+    as_read: Collection[str | None],
 ) -> dict[str, Kind | str]:
-    """The declared columns with their declared kinds, and those in ``kept``; InputRefused."""
+    """The declared columns with their declared kinds, those in ``as_read`` as in the file.
+
+    Raises InputRefused.
+    """
     for name, column in declared.items():
         if name not in taken and column.required:
             remedy = "Add it, or declare it without `required`"
             raise _column(one, name, "it is missing, and declared as required", remedy)
     out: dict[str, Kind | str] = {}
     for name, kind in taken.items():
-        if name in kept:
+        if name in as_read:
             out[name] = kind
         elif (known := declared.get(name)) is not None:
             floats = known.named and one.form == "parquet" and kind == "number"

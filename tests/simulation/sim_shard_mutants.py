@@ -125,9 +125,9 @@ SHARD_MUTANTS: dict[str, Mutant] = {
         (
             (
                 "online.rebuild.reshard",
-                "    seq = record_request(journal, model, msgspec.structs.replace(said, "
+                "    seq = record_request(journal, model, msgspec.structs.replace(entry, "
                 "given=given, done=False))\n"
-                "    begin_epoch(journal, Lineage(model, said.was, \"\", \"sum\"))\n",
+                "    begin_epoch(journal, Lineage(model, entry.was, \"\", \"sum\"))\n",
                 "    seq = given = None\n",
             ),
         ),

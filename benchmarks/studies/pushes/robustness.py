@@ -16,8 +16,23 @@ from typing import Final
 import numpy as np
 
 from benchmarks.studies.memory import digits
-from benchmarks.studies.pushes import defences
-from benchmarks.studies.pushes.hostile import KINDS, MEAN, SD, Images, Outcome, Run, world
+from benchmarks.studies.pushes import perceptron as net
+from benchmarks.studies.pushes.hostile import (
+    BATCH,
+    KINDS,
+    MEAN,
+    SD,
+    Answer,
+    Arena,
+    Images,
+    Outcome,
+    Push,
+    Run,
+    world,
+)
+from benchmarks.studies.pushes.inputs import LayerReference
+from benchmarks.studies.pushes.pushes import usual
+from paramserver.filters.base import Event
 
 SEEDS: Final = (10, 11, 12, 13, 14)
 R1_HONEST: Final = 600
@@ -28,6 +43,40 @@ R2_KINDS: Final = (
 )  # fmt: skip
 
 Progress = Callable[[str], None]
+Make = Callable[[Arena], Callable[[Push], Answer]]
+
+
+def none(arena: Arena) -> Callable[[Push], Answer]:
+    """Apply every push as it is."""
+    return lambda push: Answer(push.gradient, 1.0)
+
+
+class Ours:
+    """The chain of this project, with its defaults."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.reference = LayerReference(
+            arena.root_labels, arena.root_gradient, rows=BATCH, layer=net.FIRST
+        )
+        self.chain = usual(arena.params.size, self.reference)
+        self.chain.refresh(b"start", 0)
+        self.chain.refresh(b"begin", 0)
+        self._seed = arena.seed
+
+    def __call__(self, push: Push) -> Answer:
+        key = self._seed.to_bytes(8, "big") + push.number.to_bytes(8, "big")
+        event = Event(f"s{push.source}", key, push.gradient, version=push.version, base=push.base)
+        verdict = self.chain.decide(event)
+        self.chain.observe(event, verdict)
+        if not verdict.taken:
+            return Answer(None, 0.0)
+        return Answer(push.gradient * np.float32(verdict.factor), verdict.factor)
+
+
+DEFENCES: Final[dict[str, Make]] = {
+    "none": none,
+    "ours": Ours,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +134,7 @@ def cell(
     found: list[Outcome] = []
     for seed in seeds:
         dealt = world(data, seed, narrow=narrow)
-        make = defences.DEFENCES[defence]
+        make = DEFENCES[defence]
         found.append(Run(dealt, KINDS[attack], make, seed, honest).outcome())
 
     def mean(name: str) -> float:
@@ -199,7 +248,7 @@ def part(
     progress: Progress = lambda line: None,
 ) -> Part:
     """The cells of a table, with and without our chain."""
-    of = tuple(defences.DEFENCES)
+    of = tuple(DEFENCES)
     found = cells(data, attacks, of, narrow=narrow, honest=honest, seeds=seeds, progress=progress)
     unfiltered = next(
         (one.accuracy for one in found if (one.defence, one.attack) == ("none", "none")), None

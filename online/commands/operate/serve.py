@@ -237,15 +237,15 @@ def _read(load: Callable[[], config.Settings]) -> config.Settings | str:
         return str(error)
 
 
-def _service(settings: config.Settings, said: Callable[[str], None]) -> Any:
+def _service(settings: config.Settings, progress: Callable[[str], None]) -> Any:
     """Make the service of the settings, in one process or on Ray, without starting it."""
     if settings.cluster == config.EMBEDDED:
         from online.service.embedded import Embedded
 
-        return Embedded(in_private(settings), said)
+        return Embedded(in_private(settings), progress)
     from online.service.service import Service
 
-    return Service(settings, said)
+    return Service(settings, progress)
 
 
 def _watch(

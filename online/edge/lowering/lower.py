@@ -229,8 +229,8 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
     if not labels:
         raise ExportRefused("auto", "it has learned no class yet")
     asked = np.repeat([True, tented, third], EXPERTS)
-    told = np.array(model._mixture.votes())
-    votes = told[asked[: len(told)]]
+    every = np.array(model._mixture.votes())
+    votes = every[asked[: len(every)]]
     scale = votes * model._spread() if isinstance(model, Regression) else None
     counts = model._counts if third and isinstance(model, TwoClasses) else None
 

@@ -191,14 +191,14 @@ class Folder:
                 )
             if not (self.path / "files" / digest).exists():
                 write(self.path / "files" / digest, data)
-        kept = {
+        state = {
             "sequence": channel.sequence,
             "revision": channel.revision,
             "percent": channel.percent,
             "halted": channel.halted,
             "releases": [{"about": r.about, "whole": r.whole} for r in channel.releases],
         }
-        write(self.path / "channel.json", json.dumps(kept).encode())
+        write(self.path / "channel.json", json.dumps(state).encode())
         data, signature = manifest.sign(head, key)
         write(self.path / "head", signature + data)
         self._remove_unnamed(channel)

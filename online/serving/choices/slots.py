@@ -16,7 +16,7 @@ from online.errors import RequestError, invalid
 from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRequest, Slot
 from online.messages.structs import Receipt, Receipts
 from online.serving.choices.choosing import Asked, Choosing
-from online.serving.choices.kept_actions import KeptActions
+from online.serving.choices.reserved_actions import ReservedActions
 from replay.journal.base import NewRow
 
 _SLOT = "slot"
@@ -80,15 +80,15 @@ async def choose_each(choosing: Choosing, requests: Sequence[ChooseRequest]) -> 
                 error.field = f"slots[{i}].{error.field}"
             raise
         await asyncio.sleep(0)  # lets other tasks run between two slots
-    kept = _kept(asked)
+    reserved = _reserved(asked)
     taken: list[int] = []
     chosen, behind = [], list[NewRow]()
     for i, one in enumerate(asked):
-        excluded = {*one.choice.excluded, *taken, *kept.needed_after(i)}
+        excluded = {*one.choice.excluded, *taken, *reserved.needed_after(i)}
         choice = msgspec.structs.replace(one.choice, excluded=tuple(sorted(excluded)))
         answer = await choosing.answer(one._replace(choice=choice), behind)
         taken.append(offered.places[answer.action])
-        kept.take(taken[-1])
+        reserved.take(taken[-1])
         chosen.append(answer)
         await asyncio.sleep(0)
     if behind:
@@ -96,7 +96,7 @@ async def choose_each(choosing: Choosing, requests: Sequence[ChooseRequest]) -> 
     return chosen
 
 
-def _kept(asked: Sequence[Asked]) -> KeptActions:
+def _reserved(asked: Sequence[Asked]) -> ReservedActions:
     """Assign actions to the slots that may have few.  RequestError 422 if one gets none."""
     allowed = dict[int, set[int]]()
     for i, (choice, _, _, _, apprentice) in enumerate(asked):
@@ -104,9 +104,9 @@ def _kept(asked: Sequence[Asked]) -> KeptActions:
             allowed[i] = {choice.baseline}
         elif len(choice.actions) - len(choice.excluded) < len(asked):
             allowed[i] = set(range(len(choice.actions))).difference(choice.excluded)
-    kept = KeptActions(allowed)
-    if (short := kept.short) is None:
-        return KeptActions({}) if asked[0].apprentice else kept
+    reserved = ReservedActions(allowed)
+    if (short := reserved.short) is None:
+        return ReservedActions({}) if asked[0].apprentice else reserved
     if asked[0].apprentice:
         hint = "Send another baseline for each slot"
         raise invalid(f"slots[{short}].baseline", "it is that of an earlier slot", hint)

@@ -196,6 +196,20 @@ def test_it_is_small_with_all_that_it_needs() -> None:
     assert len(gzip.compress(page().encode())) < 100_000
 
 
+def test_labels_without_an_answer_are_feedback() -> None:
+    """As where the first body teaches a model its classes: it could not answer before."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node here")
+    (function,) = re.findall(r"^function unjudged\(.*?^\}$", PAGE, re.M | re.S)
+    asked = "[unjudged({unanswered: 300}), unjudged({unanswered: 0}), unjudged({}, {})]"
+    script = f"{function}\nconsole.log(JSON.stringify({asked}))"
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [
+        "no label of an answer yet", "no feedback yet", "no label yet",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("lacks", ["jinja2", "matplotlib", "pyarrow"])
 def test_the_page_knows_which_package_the_report_lacks(
     monkeypatch: pytest.MonkeyPatch, lacks: str

@@ -231,7 +231,7 @@ def test_what_filters_see_is_the_gradient_times_the_weight() -> None:
     model = Linear(logreg())
     for n in range(4):
         model.learn({"a": float(n), "b": -2.0 * n}, n % 2 == 0, 1.0)
-    losses = SimpleNamespace(numbers=False)
+    losses = SimpleNamespace(sums=SimpleNamespace(numbers=False))
     chain = SimpleNamespace(reference=object(), losses=losses, sources={}, filters=())
     filters = Filtering(
         chain, model=lambda: model, clock=dict, count=lambda: 0  # type: ignore[arg-type]

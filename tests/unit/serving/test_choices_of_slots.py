@@ -14,8 +14,8 @@ from test_default_rewards import Shop, shop
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, Slot
 from online.serving.choices import personalizer
-from online.serving.choices.kept_actions import KeptActions
 from online.serving.choices.personalizer import Personalizer, RankableAction, SlotsRequest
+from online.serving.choices.reserved_actions import ReservedActions
 from online.serving.choices.slots import choose_slots
 from replay.journal.base import NewRow
 
@@ -146,7 +146,7 @@ def test_actions_are_kept_exactly_where_later_slots_need_them() -> None:
             for _ in range(slots)
         ]
         few = {i: found for i, found in enumerate(allowed) if len(found) < slots}
-        kept = KeptActions(few)
+        kept = ReservedActions(few)
         assert (kept.short is None) == can_fill(allowed)
         if kept.short is not None:
             continue

@@ -1,4 +1,4 @@
-"""Keeps actions for slots that may have only few, so that earlier slots leave one for each.
+"""Reserves actions for slots that may have only few: earlier slots leave one for each.
 
 This is bipartite matching of slots and actions: an earlier slot may not take an action that is in
 every assignment of the later ones.
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from typing import Final
 
 
-class KeptActions:
+class ReservedActions:
     """An assignment of actions to the slots that are still to be filled.
 
     Parameters:
