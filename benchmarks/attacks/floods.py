@@ -30,6 +30,7 @@ from typing import Any, Final, Protocol
 
 from benchmarks.fixtures import datasets
 from benchmarks.fixtures.dealt import Dealt
+from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
 from online.learning.scores import score_of
 from online.settings.model import ModelSettings
@@ -312,6 +313,9 @@ def run(
             before, _ = parts_of(name, most)
             for seed in seeds:
                 rows = rows_of(name, data_dir, seed, most)
+                if len({str(label) for _, label in rows}) < 2:
+                    why = f"its {len(rows)} rows of seed {seed} have one label: none is wrong"
+                    raise StreamUnusable(name, why, "Take other seeds, or more rows")
                 for kind in kinds:
                     for many in replicas if kind != "quiet" else (2,):
                         one = _Case(name, rows, before, seed, many, by, learner)

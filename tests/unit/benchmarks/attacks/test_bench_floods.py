@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.attacks import floods, heavy_tails
 from benchmarks.attacks.floods_served import _Sending
+from evaluation.errors import StreamUnusable
 from replay.example import Features
 
 
@@ -70,6 +71,12 @@ def test_honest_rows_alone_are_sent_once_for_all_floods() -> None:
     ]  # fmt: skip
     assert seen == {("none", False): 1, ("none", True): 2, ("default", True): 2}
     assert not any(line.good for line in lines), "nobody is caught"
+
+
+def test_rows_of_one_label_leave_nothing_to_lie_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floods, "rows_of", lambda *given: [({"x": 1.0}, "a")] * 9)
+    with pytest.raises(StreamUnusable, match="one label"):
+        list(floods.run(None, ["phishing"], [7], ("names",)))
 
 
 def test_a_liar_who_asks_lies_about_what_the_model_is_not_sure_of() -> None:
