@@ -98,7 +98,8 @@ def lasting(was: type[Any]) -> type[Any]:
             found = await self._get_running_pid()
             if found is not None and self._is_our_haproxy(found):
                 with contextlib.suppress(OSError):  # it has ended, or the kernel has no pidfd
-                    self._proc = self._watched(Adopted(found, f"{self.cfg.socket_path}.{found}"))
+                    adopted = Adopted(found, f"{self.cfg.socket_path}.{found}")
+                    self._proc = self._watched(adopted, lived=True)
                     return
             for pid in _balancers(self._is_our_haproxy):  # they hold the port, and do not answer
                 with contextlib.suppress(ProcessLookupError):
@@ -117,20 +118,20 @@ def lasting(was: type[Any]) -> type[Any]:
         async def _start_and_wait_for_haproxy(self, *arguments: Any, **named: Any) -> Any:
             return self._watched(await super()._start_and_wait_for_haproxy(*arguments, **named))
 
-        def _watched(self, process: Any) -> Any:
-            task = asyncio.get_running_loop().create_task(self._restart(process))
+        def _watched(self, process: Any, *, lived: bool = False) -> Any:
+            task = asyncio.get_running_loop().create_task(self._restart(process, lived))
             self._watching.add(task)
             task.add_done_callback(self._watching.discard)
             return process
 
-        async def _restart(self, process: Any) -> None:
+        async def _restart(self, process: Any, lived: bool) -> None:
             """Start HAProxy again if this process ends and nothing has replaced it."""
             begun_s = time.monotonic()
             await process.wait()
             async with self._changing:  # a reload may be replacing it
                 if self._ended or self._proc is not process:
                     return
-                if time.monotonic() - begun_s > _LIVED_S:
+                if lived or time.monotonic() - begun_s > _LIVED_S:
                     log.warning("HAProxy (pid %s) has ended: it is started again", process.pid)
                     self._proc = await self._start_and_wait_for_haproxy()
 

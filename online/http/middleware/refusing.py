@@ -23,7 +23,7 @@ _EVERY_S: Final = 1.0
 
 
 class Warnings:
-    """Logs refusals for which the service is to blame: of each kind one a second, and how many.
+    """Logs refusals for which the service or its model is to blame: of each kind one a second.
 
     While the journal is away there is one for each event, and the log may be on the same disk.
 
@@ -36,8 +36,11 @@ class Warnings:
         self._logged: dict[str, tuple[float, int]] = {}  # when, and how many were left out since
 
     def log(self, what: str, error: RequestError) -> None:
-        """Log a refusal with a status from 500 on; ``what`` is the request."""
-        if error.status < 500:
+        """Log a refusal with a status from 500 on, or because a model raises.
+
+        ``what`` is the request.
+        """
+        if error.status < 500 and error.code != "not_answered":
             return
         now_s, (logged_s, left_out) = self._monotonic_s(), self._logged.get(error.code, (0.0, 0))
         if error.code in self._logged and now_s < logged_s + _EVERY_S:

@@ -1,4 +1,4 @@
-"""Refusals that are the service's own fault are logged, and do not flood the log."""
+"""Refusals that the service or its model is to blame for are logged, and do not flood the log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from online.errors import RequestError
+from online.errors import RequestError, not_answered
 from online.http.middleware.refusing import Warnings
 
 
@@ -22,10 +22,12 @@ def test_of_each_kind_one_a_second_is_logged_with_the_number_of_the_others(
             warnings.log("feedback m", full)
         warnings.log("predict m", old)
         warnings.log("predict m", RequestError(422, "invalid", "a", None, "b"))
+        warnings.log("predict m", not_answered("the model raises KeyError: 'b'", "features"))
         now[0] = 1.0
         warnings.log("feedback m", full)
-    first, other, later = caplog.messages
+    first, other, raised, later = caplog.messages
     assert first.startswith("feedback m: it is full")
     assert other.startswith("predict m: it is old")
+    assert raised.startswith("predict m: the model raises KeyError")
     assert later.endswith("(999 more `journal_full` since the last line)")
     assert "more" not in first + other

@@ -128,6 +128,13 @@ def test_the_next_manager_adopts_it_with_all_that_it_does(
         await two.start()
         assert (two._proc.pid == pid) is allowed
         assert two._proc.returncode is None
+        if allowed:  # at once, too: it has lived, under another manager
+            two._proc.kill()
+
+            async def another() -> bool:
+                return bool(two._proc.pid != pid)
+
+            await until(another)
         await two.reload()
         assert two._proc.pid != pid
         assert await listens(port)
