@@ -50,7 +50,7 @@ class Newcomers:
         self._usual = 1.0  # weight of one of those
 
     def count(self, *, new: bool, hit: bool, weight: float = 1.0, blamed: bool = False) -> None:
-        """Count one event.
+        """Count one event of a new or an established source.
 
         Parameters:
             new: Its source is new.

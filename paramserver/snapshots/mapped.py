@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from hashlib import sha256
 from io import BufferedReader
 from typing import Final
@@ -64,12 +65,11 @@ class MappedFile:
         self.view = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
         self._file, self._size, self._stall_s = file, size, stall_s
         self._sum, self._tail, self._again = sha256(), b"", os.dup(file.fileno())
-        self._read = 0
+        self._read, self._summed = 0, 0
         self._error: OSError | None = None
         self._more = threading.Condition()
         threading.Thread(target=self._read_through, name="snapshot-read", daemon=True).start()
-        self._summing = threading.Thread(target=self._add, name="snapshot-checksum", daemon=True)
-        self._summing.start()
+        threading.Thread(target=self._add, name="snapshot-checksum", daemon=True).start()
 
     def _read_through(self) -> None:
         held = memoryview(bytearray(_PIECE))
@@ -106,12 +106,19 @@ class MappedFile:
                 self._check(n)
                 self._sum.update(held[:n])
                 begin += n
+                self._note_summed(begin)
             self.until(self._size)
             self._tail = os.pread(self._again, DIGEST_BYTES, last)
+            self._note_summed(self._size)
         except OSError as error:
             self._fail(error)
         finally:
             os.close(self._again)
+
+    def _note_summed(self, end: int) -> None:
+        with self._more:
+            self._summed = end
+            self._more.notify_all()
 
     def until(self, end: int) -> None:
         """Wait until so many bytes, or all, have been read.
@@ -124,17 +131,18 @@ class MappedFile:
         end = min(end, self._size)
         with self._more:
             while self._read < end and self._error is None:
-                self._wait_for_more(self._read)
+                self._wait_for_more(lambda: self._read)
         self._raise()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _wait_for_more(self, before: int) -> None:
-        """Wait for the next bytes, and give the file up if none come; the caller holds the lock."""
+    def _wait_for_more(self, done: Callable[[], int]) -> None:
+        """Wait until more bytes are done, or give the file up; the caller holds the lock."""
+        before = done()
         if not self._more.wait_for(
-            lambda: self._read > before or self._error is not None, self._stall_s
+            lambda: done() > before or self._error is not None, self._stall_s
         ):
             self._error = TimeoutError(
                 f"the disk has delivered nothing for {self._stall_s:g} s, after {before:,} of "
@@ -153,7 +161,9 @@ class MappedFile:
 
     def _sum_all(self) -> None:
         self.until(self._size)
-        self._summing.join()
+        with self._more:  # the second reading may stand still, too: the cache may have lost a page
+            while self._summed < self._size and self._error is None:
+                self._wait_for_more(lambda: self._summed)
         self._raise()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from io import BufferedReader
@@ -241,7 +242,8 @@ def test_a_disk_that_stalls_is_given_up_and_asked_again(
             stalled.restore("1-2", "m", "s")
         names = [one.path.stem for one in taken]
         assert names == ["1-2", "1-1"], "with its base, and no older one instead"
-    reading = [thread for thread in threading.enumerate() if thread.name == "snapshot-checksum"]
+    names = ["snapshot-read", "snapshot-checksum"]
+    reading = [thread for thread in threading.enumerate() if thread.name in names]
     for one in taken:
         one.goes_on.set()
     for thread in reading:
@@ -251,6 +253,29 @@ def test_a_disk_that_stalls_is_given_up_and_asked_again(
     found = history.restore("1-2", "m", "s")
     assert found is not None
     assert found[0] == "1-2"
+
+
+def test_a_disk_that_stalls_when_it_is_read_for_the_checksum_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may have dropped what was read first, so this is a wait for the disk, too."""
+    path, goes_on, preadv = tmp_path / "snapshot", threading.Event(), os.preadv
+    path.write_bytes(bytes(5000))
+
+    def stalled(file: int, into: list[memoryview], begin: int) -> int:
+        goes_on.wait(60)
+        return preadv(file, into, begin)
+
+    monkeypatch.setattr(os, "preadv", stalled)
+    source = mapped.MappedFile(path.open("rb"), 5000, 0.1)
+    (summing,) = [one for one in threading.enumerate() if one.name == "snapshot-checksum"]
+    try:
+        with pytest.raises(TimeoutError, match=r"nothing for 0\.1 s, after 0 of 5,000"):
+            source.digest()
+    finally:
+        goes_on.set()
+        summing.join(60)
+    assert not summing.is_alive()
 
 
 def test_how_long_a_server_waits_for_the_disk_is_a_setting(tmp_path: Path) -> None:
