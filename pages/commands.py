@@ -53,7 +53,7 @@ def _command(called: str, command: Any) -> str:
     parts.append("```text\n" + "\n".join([usage, *examples]) + "\n```\n")
     if shown:
         rows = "".join(_row(one) for one in shown)
-        parts.append(f"| | without it | meaning |\n|---|---|---|\n{rows}")
+        parts.append(f"| | default | meaning |\n|---|---|---|\n{rows}")
     return "\n".join(parts)
 
 

@@ -16,9 +16,9 @@ _HEAD: Final = """# Settings
 
 <!-- Made by `python -m pages` from online/settings: change it there. -->
 
-Every setting of `online.yaml`, with what it takes and what it is without a word. Those that matter
-first, and where they are explained, stand in the [reference](reference.md#settings). An unknown key
-is refused with the nearest known one; `online config show` prints the values in force.
+Every setting of `online.yaml`, with its default and what it accepts. The most important ones, and the
+pages that explain them, are in the [reference](reference.md#settings). An unknown key is refused
+with the nearest known one; `online config show` prints the values in force.
 """
 
 
@@ -45,7 +45,7 @@ def _part(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
     yield f"\n## {title}\n\n"
     if path and "description" in schema:
         yield f"{_prose(schema['description'])}\n\n"
-    yield "| setting | without it | takes | meaning |\n|---|---|---|---|\n"
+    yield "| setting | default | accepts | meaning |\n|---|---|---|---|\n"
     yield from rows
     for within, inner in parts:
         yield from _part(within, inner, defs)

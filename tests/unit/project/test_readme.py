@@ -196,11 +196,18 @@ def test_the_readme_is_read_in_a_minute() -> None:
     assert len(README.splitlines()) <= README_LINES_MAX
 
 
-def test_the_readme_begins_with_five_lines_of_python() -> None:
-    """They are run by ``tests/integration/test_embedded.py``."""
+def test_the_readme_begins_with_the_two_commands() -> None:
+    """They come before all else that can be copied, and in the first screen."""
     first = re.search(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
     assert first is not None
-    assert (first[1], len(first[2].splitlines())) == ("python", 5)
+    assert first[1] == "sh"
+    assert re.findall(r"^make (\w+)", first[2], re.M) == ["serve", "test"]
+    assert README[: first.start()].count("\n") <= 12
+
+
+def test_the_readme_has_five_lines_of_python() -> None:
+    """They are run by ``tests/integration/test_embedded.py``."""
+    assert len(fenced(README, "python")[0].splitlines()) == 5
 
 
 def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
