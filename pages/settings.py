@@ -17,8 +17,8 @@ _HEAD: Final = """# Settings
 <!-- Made by `python -m pages` from online/settings: change it there. -->
 
 Every setting of `online.yaml`, with its default and what it accepts. The most important ones, and
-the pages that explain them, are in the [reference](reference.md#settings). An unknown key is refused
-with the nearest known one; `online config show` prints the values in force.
+the pages that explain them, are in the [reference](reference.md#settings). An unknown key is
+refused with the nearest known one; `online config show` prints the values in force.
 """
 
 
