@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import socket
@@ -206,6 +207,19 @@ def is_free(host: str, port: int) -> bool:
                 raise
             return False
         return True
+
+
+def check_files(limit: int, least: int) -> None:
+    """Check that this process may open enough files.  Raises StartRefused.
+
+    ``limit``: which of the two limits counts: 0 the soft one, 1 the hard one.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[limit]
+    if most != resource.RLIM_INFINITY and most < least:
+        raise StartRefused(
+            f"this process may open {most} files, and needs {least} or more",
+            "Raise the limit: ulimit -n 1024, or LimitNOFILE in a unit of systemd",
+        )
 
 
 def own_processes() -> list[psutil.Process]:
