@@ -96,7 +96,8 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
 @contextlib.contextmanager
 def quiet(log_path: Path) -> Iterator[None]:
     """Redirect what Ray and Serve print while they shut down to a file."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a full disk, or a terminal that is gone
+        sys.stdout.flush()
     printed_to = {stream: os.dup(stream) for stream in (1, 2)}
     try:
         with log_path.open("w") as file:
