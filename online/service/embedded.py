@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -62,8 +63,10 @@ class _Http:
         try:
             self._socket.bind((host, port))
         except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            by = processes.listener(port) if taken else ""
             raise StartRefused(
-                f"port {port} of {host} can't be listened on: {error.strerror}",
+                f"port {port} of {host} can't be listened on: {error.strerror}{by}",
                 "Stop what listens there, or choose another: port 0 for any",
             ) from error
         at = f"[{host}]" if family == socket.AF_INET6 else host

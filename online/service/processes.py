@@ -239,6 +239,12 @@ def listening(ports: Sequence[int]) -> list[psutil.Process]:
     return list(listeners.values())
 
 
+def listener(port: int) -> str:
+    """Name who listens on a TCP port, as " by process 7 (haproxy)"; empty if it is not visible."""
+    names = [f"process {one.pid} ({one.name()})" for one in listening([port])]
+    return f" by {', '.join(names)}" if names else ""
+
+
 def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:
     """Write ``run.json`` atomically: facts for other commands, and pids for cleaning up.
 

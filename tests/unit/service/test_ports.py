@@ -87,6 +87,8 @@ def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> No
         port = listener.getsockname()[1]
         with pytest.raises(StartRefused, match=rf"is taken by process {os.getpid()} \(.+\)"):
             check_port(settings.model_copy(update={"port": port}))
+        with pytest.raises(StartRefused, match=rf"in use by process {os.getpid()} \(.+\)"):
+            embedded._Http("127.0.0.1", port).open()
     check_port(settings.model_copy(update={"port": 0, "host": "192.0.2.1"}))
 
 
