@@ -72,7 +72,8 @@ def evaluate(
     chosen = only(choosing, context.model, "choose", "does not choose")
     assert chosen.choose is not None
     names = list(dict.fromkeys(policy or _USUAL))
-    judging = Judging([n for n in names if n != SERVED], alpha, *chosen.choose.reward_range)
+    others, bounds = [n for n in names if n != SERVED], chosen.choose.reward_range
+    judging = Judging(others, alpha, *bounds, apprentice=chosen.choose.apprentice)
     begin = -math.inf if since is None else moment("--since", since)
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
