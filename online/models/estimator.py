@@ -130,10 +130,11 @@ class RowByRow:
                 row = [value] * len(self.inputs.names)
                 self.fit(row, self._targets[0] if self._targets else 0.0, None)
         except Exception as error:  # an estimator may raise anything
-            problem = f"a row raises {type(error).__name__}: {error}"
+            said = f"raises {type(error).__name__}: {str(error).rstrip('.')}"
+            problem = f"a row {said}"
             remedy = "Mend its parameters, or take one that learns row by row, as SGDClassifier"
             if value:
-                problem = f"a standardised row raises {type(error).__name__}: {error}"
+                problem = f"a standardised row {said}"
                 remedy = "Say scale=False, and send only numbers that it takes"
             raise LearnerUnusable(type(held).__name__, problem[:300], remedy) from error
         finally:

@@ -11,6 +11,7 @@ from evaluation.streams import Row, Stream, open_stream
 from online.errors import ConfigError
 from online.tables.first_look import is_table, open_table
 from online.tables.guess import Guess, guess
+from replay.example import Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,5 +45,7 @@ def stream_of(
         if two and row.label not in guessed.classes:
             problem = f"{row.label!r} in column {guessed.label} is a third label"
             raise ConfigError(name_or_path, problem, "Correct it, or serve a multiclass model")
-    names = {bool(i): str(name) for i, name in enumerate(guessed.classes)} if two else {}
+    names: dict[Label, str] = {}
+    if two:
+        names = {bool(i): str(name) for i, name in enumerate(guessed.classes)}
     return Stream(path.name, guessed.task, _Rows(guessed), n, names)

@@ -70,10 +70,9 @@ def evaluate(
     if not choosing:
         raise ConfigError("models", "no model has task: choose", "Set `task: choose` for one")
     chosen = only(choosing, context.model, "choose", "does not choose")
-    assert chosen.choose is not None
-    names = list(dict.fromkeys(policy or _USUAL))
-    others, bounds = [n for n in names if n != SERVED], chosen.choose.reward_range
-    judging = Judging(others, alpha, *bounds, apprentice=chosen.choose.apprentice)
+    assert (choose := chosen.choose) is not None
+    names = [n for n in dict.fromkeys(policy or _USUAL) if n != SERVED]
+    judging = Judging(names, alpha, *choose.reward_range, apprentice=choose.apprentice)
     begin = -math.inf if since is None else moment("--since", since)
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
