@@ -70,7 +70,8 @@ def evaluate(
     if not choosing:
         raise ConfigError("models", "no model has task: choose", "Set `task: choose` for one")
     chosen = only(choosing, context.model, "choose", "does not choose")
-    assert (choose := chosen.choose) is not None
+    choose = chosen.choose
+    assert choose is not None
     names = [n for n in dict.fromkeys(policy or _USUAL) if n != SERVED]
     judging = Judging(names, alpha, *choose.reward_range, apprentice=choose.apprentice)
     begin = -math.inf if since is None else moment("--since", since)
