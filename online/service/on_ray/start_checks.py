@@ -42,6 +42,13 @@ def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
         )
 
 
+def check_machine(settings: Settings) -> None:
+    """Check files, port and packages before anything is started.  Raises StartRefused."""
+    check_files()
+    check_port(settings)
+    check_scores(settings)
+
+
 def check_port(settings: Settings) -> None:
     """Check that the service can listen on its port.  Raises StartRefused."""
     at = f"port {settings.port} of {settings.host}"
