@@ -284,22 +284,6 @@ def outliers(
 
 
 @app.command()
-def admission(
-    events: Annotated[int, typer.Option(help="events of a stream", min=1_000)] = 120_000,
-    seeds: Annotated[int, typer.Option(help="streams", min=1)] = 3,
-    as_json: AsJson = False,
-) -> None:
-    """A bounded table beside one without bound and one of as many places, and under a flood.
-
-    Takes some minutes.  Example: python -m benchmarks admission --seeds 1
-    """
-    from benchmarks.speed import admission as bench
-
-    show("clicks by users of a million", bench.run(events, seeds), as_json=as_json)
-    show("a flood of names", bench.flood(), as_json=as_json)
-
-
-@app.command()
 def scale(as_json: AsJson = False) -> None:
     """Shards beside one server; and shards with relays, at a thousand million rows, on paper.
 
