@@ -49,11 +49,7 @@ def report(
         lines = frozen.run(data_dir(), progress=progress)
         raise verdict("the report on a frozen model", lines, as_json=as_json)
     found = bench.run(
-        data_dir(),
-        runs=runs,
-        sizes=(bench.SIZES[0], largest),
-        peer=peer,
-        progress=progress,
+        data_dir(), runs=runs, sizes=(bench.SIZES[0], largest), peer=peer, progress=progress
     )
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good}))
@@ -162,13 +158,7 @@ def prequential(
     from evaluation.streams import open_stream
 
     names = [open_stream(name, data_dir()).name for name in stream or bench.STREAMS]
-    found = bench.run(
-        data_dir(),
-        streams=names,
-        full=full,
-        rows=rows,
-        progress=progress,
-    )
+    found = bench.run(data_dir(), streams=names, full=full, rows=rows, progress=progress)
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good}))
     else:

@@ -159,8 +159,7 @@ def hostile_http(
     seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
     first: First = 0,
     kind: Annotated[
-        list[Lie] | None,
-        typer.Option(help="of lies; may be given again; then no honest streams"),
+        list[Lie] | None, typer.Option(help="of lies; may be given again; then no honest streams")
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
     replicas: Annotated[int, typer.Option(help="with --alone", min=1, max=8)] = 2,

@@ -136,10 +136,7 @@ def doors(
 @app.command()
 def floods(
     stream: Streams = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(help="one of them; may be given again"),
-    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="one of them; may be given again")] = None,
     seeds: Seeds = 3,
     first: First = 0,
     liars: Annotated[list[int] | None, typer.Option(help="how many; may be given again")] = None,

@@ -69,11 +69,7 @@ class SimpleClient:
         return self._request("POST", path, None if json is None else _encoded(json), params)
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        params: Mapping[str, Any] | None,
+        self, method: str, path: str, body: bytes | None, params: Mapping[str, Any] | None
     ) -> Answer:
         headers = {} if body is None else {"Content-Type": "application/json"}
         query = f"?{urlencode({k: _as_text(v) for k, v in params.items()})}" if params else ""

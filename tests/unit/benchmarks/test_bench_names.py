@@ -52,8 +52,7 @@ class Line:
 
 
 @pytest.mark.parametrize(
-    ("lines", "code"),
-    [([Line(True), Line(None)], 0), ([Line(True), Line(False)], 1)],
+    ("lines", "code"), [([Line(True), Line(None)], 0), ([Line(True), Line(False)], 1)]
 )
 def test_a_line_that_is_not_good_fails_the_command(
     lines: list[Line], code: int, capsys: pytest.CaptureFixture[str]

@@ -259,11 +259,9 @@ def test_predictions_do_not_wait_and_are_dropped_beyond_the_bound(tmp_path: Path
         assert replica.report()["joins_waiting"] == 5
         Held.open.set()
         assert (await sent)[:2] == (200, "learned")
-        assert Held.batches == [
-            [Half.PREDICTION],
-            [*[Half.PREDICTION] * 5, Half.LABEL],
-            [None],
-        ], "one commit for all that waits, and one for the row of both halves"
+        assert Held.batches == [[Half.PREDICTION], [*[Half.PREDICTION] * 5, Half.LABEL], [None]], (
+            "one commit for all that waits, and one for the row of both halves"
+        )
         assert (await label(serving, "p7"))[:2] == (202, "waiting"), "it was dropped"
         assert replica.report()["joins_waiting"] == 0
         await replica.stop(5)
