@@ -13,7 +13,11 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from online.errors import OnlineError
-from online.messages.bearer import bearer
+
+
+def bearer(token: str | None) -> dict[str, str]:
+    """Return the header that carries a token; empty without one."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 class NoAnswer(OnlineError):

@@ -20,7 +20,6 @@ from river import linear_model
 
 import online.replica.replica
 import online.replica.writer
-import online.replica.written_behind
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
@@ -406,7 +405,6 @@ def test_mutants_of_the_writer_are_noticed(
 ) -> None:
     rule, instead, test = _MUTANTS[name]
     names = (
-        "online.replica.written_behind",
         "online.rows.joins",
         "online.replica.joining",
         "online.replica.writer",
