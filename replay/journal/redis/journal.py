@@ -339,13 +339,7 @@ class RedisJournal(Journal):
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
         since, until = repr(float(after)), repr(float(before))
-        entries, upto, now = self._run(scripts.PREDICTED, model, since, until, n)
-        waiting = tuple(
-            (key, Stored(Half(half.decode()), named.decode(), source.decode(), payload, float(at)))
-            for key, half, named, source, payload, at, _ in entries
-        )
-        ran_ms = tuple(max(int(now) - int(one[6]), 0) if one[6] else 0 for one in entries)
-        return Predicted(waiting, float(upto) if upto else None, ran_ms)
+        return _predicted(*self._run(scripts.PREDICTED, model, since, until, n))
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """Replace a damaged row; the script copies the partition and blocks all other callers."""
@@ -378,3 +372,12 @@ def _remembered(journal: RedisJournal, script: str, *given: Any) -> Any:
     if (answer := journal._server.run(script, *given)) and answer[0] == b"forgotten":
         raise JournalDamaged(f"the ids of model {model}", "they are gone again")
     return answer
+
+
+def _predicted(entries: Sequence[Any], upto: Any, now: Any) -> Predicted:
+    waiting = tuple(
+        (key, Stored(Half(half.decode()), named.decode(), source.decode(), payload, float(at)))
+        for key, half, named, source, payload, at, _ in entries
+    )
+    ran_ms = tuple(max(int(now) - int(one[6]), 0) if one[6] else 0 for one in entries)
+    return Predicted(waiting, float(upto) if upto else None, ran_ms)
