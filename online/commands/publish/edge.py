@@ -137,7 +137,7 @@ def publish(
     ] = "edgepack",
     stream: Annotated[
         str | None,
-        typer.Option(help="stream or CSV file with golden rows; default: the journal's newest"),
+        typer.Option(help="stream or table with golden rows; default: the journal's newest"),
     ] = None,
     steps: Annotated[
         bool,
