@@ -261,6 +261,12 @@ def _kind(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    # As the caller spelled it; msgpack has types that JSON lacks.
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+    """Return the value as the caller spelled it, or its kind if it has no spelling in JSON.
+
+    msgpack has keys and values that JSON lacks, and decoders accept deeper nesting than `json`.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except (TypeError, RecursionError):
+        text = _kind(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -50,8 +50,10 @@ def check_port(settings: Settings) -> None:
             problem, "Give an address of this machine, and a port above 1023"
         ) from None
     if not free:
+        holders = processes.listening([settings.port])
+        by = ", ".join(f"process {one.pid} ({one.name()})" for one in holders)
         raise StartRefused(
-            f"{at} is taken",
+            f"{at} is taken" + (f" by {by}" if by else ""),
             "Stop what listens there, or give another: --port 8001, ONLINE_PORT=8001, 0: any",
         )
 

@@ -137,7 +137,7 @@ class Assembly:
         self._cluster = Cluster(
             self.replicas, self._controls, self._journals,
             lambda name: self._parts[name].facts,
-            free_bytes=journal_room(settings), absent=context.absent,
+            disk=journal_room(settings), absent=context.absent,
             challengers=None if context.challenger is nobody else challengers,
         )  # fmt: skip
 
