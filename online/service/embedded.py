@@ -18,14 +18,7 @@ from online.errors import StartRefused
 from online.monitoring.recording import Recording
 from online.monitoring.sending import ALERTS_FILE, Sending
 from online.service import processes
-from online.service.one_process import (
-    OneProcess,
-    Progress,
-    Ready,
-    printed,
-    settings_for,
-    starting,
-)
+from online.service.one_process import OneProcess, Progress, Ready, printed, settings_for, starting
 from online.service.parts.assembly import Assembly
 from online.service.state.changes import UNCHANGED, changes, needs_restart
 from online.settings import config

@@ -78,6 +78,5 @@ def check_scores(settings: Settings) -> None:
     """Check that the Redis client is installed if `scores` needs it.  Raises StartRefused."""
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
         raise StartRefused(
-            "`scores` names a Redis server, and the package for it is missing",
-            installing("redis"),
+            "`scores` names a Redis server, and the package for it is missing", installing("redis")
         )
