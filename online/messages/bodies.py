@@ -6,13 +6,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import coroutine
@@ -397,4 +391,6 @@ def _wrong_value(text: str, body: bytes, kind: Any) -> RequestError:
         form = f"{{{needed}}}" if needed else "an object"
         form = f"a list of {form}" if message.startswith("Expected `array`") else form
         hint = f"Send {form}; known here: {', '.join(known)}"
+    elif field.rpartition(".")[2] == "event_time":
+        hint = "Send seconds since 1970 in UTC, such as 1767225600"
     return RequestError(422, "invalid_value", message, field or None, hint)
