@@ -266,6 +266,11 @@ class Journal(Protocol):
         """Number of acknowledged rows known to be lost, if the store keeps a second record."""
         return 0
 
+    @property
+    def near_keys(self) -> bool:
+        """Whether keys of similar event ids should be near each other, as this store sorts them."""
+        return False
+
     def accept_lost(self) -> None:
         """Continue without the lost rows: :attr:`lost` is 0 from now on."""
         return

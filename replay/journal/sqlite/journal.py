@@ -11,6 +11,7 @@ from pathlib import Path
 
 from replay.errors import (
     EpochLost,
+    JournalDamaged,
     JournalFull,
     JournalUnavailable,
     PartitionUnknown,
@@ -65,6 +66,7 @@ class SqliteJournal(Journal):
         synchronous, lock_wait_s, busy_ms: As in :class:`replay.journal.sqlite.file.SqliteFile`.
 
     Raises:
+        JournalDamaged: The form of its keys is unknown.
         JournalFormat: The file was written by a newer version or by another program.
         JournalUnavailable: The file cannot be opened.
     """
@@ -101,6 +103,11 @@ class SqliteJournal(Journal):
         )
         unchecked = self._file.query(sql.UNCHECKED, ())
         self._unchecked = int(unchecked[0][0]) if unchecked else 0
+        keys = self._file.query(sql.KEYS, ())
+        if keys not in ([(sql.NEAR_KEYS,)], [(sql.FAR_KEYS,)]):  # in another form, repeats are new
+            self._file.close()
+            raise JournalDamaged(str(path), f"the form of its keys is {keys}")
+        self._near_keys = keys == [(sql.NEAR_KEYS,)]
 
     def _row(self, record: proof.Record) -> Row:
         return proof.as_row(record, self._unchecked)
@@ -108,6 +115,10 @@ class SqliteJournal(Journal):
     @property
     def batch_rows_max(self) -> int:
         return self._bounds.batch_rows
+
+    @property
+    def near_keys(self) -> bool:
+        return self._near_keys
 
     @property
     def lost(self) -> int:
