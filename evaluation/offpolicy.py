@@ -71,14 +71,22 @@ class OffPolicy:
     Parameters:
         alpha: Probability that the interval ever misses, in (0, 1).
         low, high: Least and greatest reward.
+        exploring: How the log would have more of the target policy's actions, for a warning.
     """
 
-    def __init__(self, alpha: float = 0.05, low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(
+        self,
+        alpha: float = 0.05,
+        low: float = 0.0,
+        high: float = 1.0,
+        exploring: str = "give the served policy a floor",
+    ) -> None:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha is in (0, 1), got {alpha!r}")
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"low is below high and both are finite, got {low!r} and {high!r}")
         self._alpha, self._low, self._range = alpha, low, high - low
+        self._exploring = exploring
         names = (
             "n", "w", "ww", "spread", "wr", "dr", "low", "low_squares", "high", "high_squares",
             "lost",
@@ -175,8 +183,8 @@ class OffPolicy:
             )
         if c["lost"] > SHARE_MIN * n:
             warnings.append(
-                f"{c['lost'] / n:.1%} of its choices are never served: give the served policy a "
-                "floor, for nothing is known of them"
+                f"{c['lost'] / n:.1%} of its choices are never served, so nothing is known of "
+                f"them: {self._exploring}"
             )
         if effective < EFFECTIVE_MIN:  # too few rows to test the mean weight
             return tuple(warnings)

@@ -15,6 +15,10 @@ from online.decide.record import Choice
 from online.errors import OnlineError
 
 SERVED: Final = "served"
+_PROMOTE: Final = (
+    "your own choices are answered, without chance. See `online promote`, or let a model without "
+    "`apprentice` answer a part of the traffic, with a floor"
+)
 Target = Callable[[Choice], Sequence[float] | None]
 """Returns a policy's probability of each action; None if it has no answer to the choice."""
 
@@ -57,14 +61,24 @@ class Judging:
     Parameters:
         names: Names for :func:`target`; the served policy is always judged, too.
         alpha, low, high: As for :class:`evaluation.offpolicy.OffPolicy`.
+        apprentice: Whether the caller's own choices are answered, in which no floor has a part.
 
     Attributes:
         unanswered: Number of choices without an answer, by policy; they do not count for it.
     """
 
-    def __init__(self, names: Sequence[str], alpha: float, low: float, high: float) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        alpha: float,
+        low: float,
+        high: float,
+        *,
+        apprentice: bool = False,
+    ) -> None:
         self._targets = {name: target(name) for name in (SERVED, *names)}
-        self._judged = {name: OffPolicy(alpha, low, high) for name in self._targets}
+        given = {"exploring": _PROMOTE} if apprentice else {}
+        self._judged = {name: OffPolicy(alpha, low, high, **given) for name in self._targets}
         self.unanswered = dict.fromkeys(self._targets, 0)
 
     def add(self, choice: Choice, reward: float) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from online.models.base import Model
+from online.models.base import Model, Prediction
 from online.models.choices.action_counts import Counted
 from online.models.choices.interactions import hash_of, row
 from online.models.choices.scores import Scores
+from online.models.errors import NotAnswered
 from online.models.rewards import Action, Question, RewardModel
 from replay.example import Features
 
@@ -19,7 +20,7 @@ def score_many(
 ) -> list[Scores]:
     """Score the actions of several choices, without changing state.
 
-    ``low`` and ``high`` are the least and greatest reward.
+    ``low`` and ``high`` are the least and greatest reward.  Raises NotAnswered.
     """
     if isinstance(model, RewardModel):
         return model.score_many(asked)
@@ -32,9 +33,14 @@ def by_predictions(
     """Score actions by a general model's predictions, one row for each action.
 
     An action without an answer, as of an untrained model, or whose answer is no number, gets the
-    middle of the range.
+    middle of the range.  Raises NotAnswered if the trained model raises.
     """
-    answers = model.predict_many([row(context, name, features) for name, features in actions])
+    try:
+        answers = model.predict_many([row(context, name, features) for name, features in actions])
+    except NotAnswered as error:
+        if error.taught:
+            raise
+        answers = [Prediction(None, None)] * len(actions)
     means = [
         answer.probabilities.get(True, 0.5)
         if answer.probabilities is not None

@@ -119,15 +119,23 @@ class RowByRow:
         self._try()
 
     def _try(self) -> None:
-        """Learn a row with a copy.  Raises LearnerUnusable if any row would fail."""
-        row = [0.0] * len(self.inputs.names)
+        """Learn rows with a copy.  Raises LearnerUnusable if any row would fail.
+
+        A standardised number is below 0 as often as above, which counts and categories are not.
+        """
         held, fitted = self.estimator, self._fitted
-        self.estimator = copy.deepcopy(held)
+        self.estimator, value = copy.deepcopy(held), 0.0
         try:
-            self.fit(row, self._targets[0] if self._targets else 0.0, None)
+            for value in (0.0, -1.0) if self.inputs.scaled else (0.0,):
+                row = [value] * len(self.inputs.names)
+                self.fit(row, self._targets[0] if self._targets else 0.0, None)
         except Exception as error:  # an estimator may raise anything
-            problem = f"a row raises {type(error).__name__}: {error}"
+            said = f"raises {type(error).__name__}: {str(error).rstrip('.')}"
+            problem = f"a row {said}"
             remedy = "Mend its parameters, or take one that learns row by row, as SGDClassifier"
+            if value:
+                problem = f"a standardised row {said}"
+                remedy = "Say scale=False, and send only numbers that it takes"
             raise LearnerUnusable(type(held).__name__, problem[:300], remedy) from error
         finally:
             self.estimator, self._fitted = held, fitted

@@ -131,6 +131,7 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
         "learner": status.get("learner"),
         "frozen": rewrites.get("frozen"),
         "last": rewrites.get("last"),
+        "newest": rewrites.get("newest"),
         "banned": rewrites.get("banned"),
         "drift": drift.get("state"),
         "quarantined": filters.get("quarantined_sources"),
@@ -175,8 +176,8 @@ def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
         yield mark("model", f"{seen['learner']} serves")
     rewritten = new("last") and before is not None
     decision = None
-    if rewritten:
-        kind = str(seen["last"].get("kind", "a decision"))
+    for one in _since(was.get("last"), seen) if rewritten else ():
+        kind = str(one.get("kind", "a decision"))
         decision = {"freeze": "frozen", "unfreeze": "learns again"}.get(kind, kind)
         yield mark("decision", decision)
     if new("epoch") and not rewritten:
@@ -194,6 +195,12 @@ def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
         yield mark("edge", str(seen["edge"]))
     if new("incident"):
         yield mark("incident", str(seen["incident"]))
+
+
+def _since(last: Mapping[str, Any] | None, seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All decisions after ``last``: there may be several between two samples."""
+    after = (last or {}).get("control", 0)
+    return [one for one in seen.get("newest") or () if one["control"] > after] or [seen["last"]]
 
 
 def _many(n: int, what: str) -> str:

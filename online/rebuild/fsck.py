@@ -39,12 +39,7 @@ from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_of, snapshots_path
 from paramserver.core.blocks import Blocks
 from paramserver.core.shards import Cut, ShardStore, shard_place
-from paramserver.errors import (
-    ParamServerError,
-    SnapshotCorrupt,
-    SnapshotFormat,
-    SnapshotMissing,
-)
+from paramserver.errors import ParamServerError, SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.errors import StartRefused as Refused
 from paramserver.process.lineage import Lineage, check_start
 from paramserver.process.shortfall import shortfall

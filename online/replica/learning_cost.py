@@ -12,6 +12,10 @@ SHARE_MAX: Final = 0.25
 TURN_S: Final = 0.0005
 """Seconds that a pass over several rows, and so a turn of the event loop, should take."""
 
+_FEW: Final = 8
+_LONGER: Final = 1.7
+"""A pass of fewer than ``_FEW`` rows may take so many turns: there its fixed cost matters most."""
+
 _NUMBERS: Final = 256  # feature values in one pass at first, before its duration is known
 _NUMBERS_MAX: Final = 1 << 16
 _NUMBERS_A_ROW: Final = 16  # fixed cost of a row, in feature values that take as long
@@ -53,7 +57,7 @@ class Cost:
 
 
 class PassSize:
-    """How many rows one pass learns, so that it takes about one turn of the event loop.
+    """How many rows one pass learns, so that it takes one turn of the event loop, or nearly two.
 
     Parameters:
         least: Fewest rows of a pass.
@@ -71,7 +75,8 @@ class PassSize:
 
         The steps are small, because other load on the machine distorts single measurements.
         """
-        if took_s > TURN_S:
-            self._numbers = max(int(self._numbers * max(TURN_S / took_s, 0.8)), 1)
+        turn_s = TURN_S * _LONGER if n < _FEW else TURN_S
+        if took_s > turn_s:
+            self._numbers = max(int(self._numbers * max(turn_s / took_s, 0.8)), 1)
         elif n == most:
-            self._numbers = min(int(self._numbers * min(TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)
+            self._numbers = min(int(self._numbers * min(turn_s / took_s, 1.25)) + 1, _NUMBERS_MAX)

@@ -45,6 +45,7 @@ Choice = Literal["released", "discarded"]
 LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
 _AGAIN: Final = "again"
 _DECIDE: Final = "decide"
+_NEWEST: Final = 16  # decisions in a summary
 _PAGE_ROWS: Final = 256
 _WALK_ROWS: Final = 8192  # rows looked at for one page: frozen ones may be few among many
 
@@ -218,13 +219,15 @@ class Decisions:
                     decision |= {"since": note.since, "evidence": note.evidence}
                 else:
                     decision |= {"source": note.source, "since": note.since, "base": note.base}
+        newest = [{"control": c.seq, "kind": c.kind} for c in self.rewrites[-_NEWEST:]]
         undone = self.undone.count
         lost: dict[str, Any] | None = None
         if self.loss is not None:
             loss = self.loss.note
             lost = {"control": self.loss.seq, "events": loss.events, "at": loss.at}
         return {
-            "frozen": self.frozen, "last": decision, "undone": undone, "banned": self.bans,
+            "frozen": self.frozen, "last": decision, "newest": newest, "undone": undone,
+            "banned": self.bans,
             "lost": lost, "failed": len(self.failed),
             "failed_reason": next(reversed(list(self.failed.values())), None),
         }  # fmt: skip

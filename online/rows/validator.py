@@ -60,10 +60,7 @@ class Validator:
             text = settings.params.get("text", ())
             self.crossing = Crossing([x for x in text if isinstance(x, str)], limits.products_max)
         classes = settings.classes or {"negative": False, "positive": True}
-        self._names: dict[bool, Label] = {
-            False: classes["negative"],
-            True: classes["positive"],
-        }
+        self._names: dict[bool, Label] = {False: classes["negative"], True: classes["positive"]}
 
     def features(self, value: Any, field: str, *, recorded: bool = False) -> Features:
         """Return the checked features, with the numbers exactly as sent.
@@ -261,6 +258,12 @@ def _kind(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    # As the caller spelled it; msgpack has types that JSON lacks.
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+    """Return the value as the caller spelled it, or its kind if it has no spelling in JSON.
+
+    msgpack has keys and values that JSON lacks, and decoders accept deeper nesting than `json`.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except (TypeError, RecursionError):
+        text = _kind(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -17,14 +17,7 @@ from online.client import Client, Model
 from online.errors import StartRefused
 from online.monitoring.recording import Recording
 from online.monitoring.sending import ALERTS_FILE, Sending
-from online.service.one_process import (
-    OneProcess,
-    Progress,
-    Ready,
-    printed,
-    settings_for,
-    starting,
-)
+from online.service.one_process import OneProcess, Progress, Ready, printed, settings_for, starting
 from online.service.parts.assembly import Assembly
 from online.service.state.changes import UNCHANGED, changes, needs_restart
 from online.settings import config

@@ -9,6 +9,7 @@ import csv
 import gzip
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -91,6 +92,11 @@ class Table:
         return value_of(cell, dialect)
 
 
+def is_table(path: Path) -> bool:
+    """Whether the file is meant as a table: by its ending, or because it exists."""
+    return _named(path, (*_SUFFIXES, *_JSON, *_PARQUET)) or path.is_file()
+
+
 def open_table(path: Path, named: Collection[str] = ()) -> Table:
     """Infer how to read a file.  Raises InputRefused.
 
@@ -104,6 +110,8 @@ def open_table(path: Path, named: Collection[str] = ()) -> Table:
     if not _named(path, _SUFFIXES):
         known = ", ".join((*_SUFFIXES, *_JSON, *_PARQUET))
         remedy = f"Name a file that ends in {known} (or .gz of a text)"
+        if _named(path, (".json",)):
+            remedy = f"Write one object a line: jq -c .[] {path} > {path.stem}.jsonl"
         raise InputRefused(str(path), "no table by its name", remedy)
     try:
         with _text(path) as lines:
@@ -126,8 +134,10 @@ def usable(place: str, names: Sequence[str]) -> None:
     """Refuse names of columns that can't be names of features.  Raises InputRefused."""
     shown = f"its header is {', '.join(names)!r:.200}"
     named = [name for name in names if name]
+    if twice := next((name for name, n in Counter(named).items() if n > 1), None):
+        raise InputRefused(place, f"two columns are named {twice!r:.80}", "Name each column once")
     title = len(names) > 2 and not any(names[1:])  # above the header
-    if len(set(named)) != len(named) or not named or title:
+    if not named or title:
         raise InputRefused(place, shown, "Name each column, and each once, in the first line")
     if not all(map(is_plain, names)):
         raise InputRefused(place, shown, "Leave control characters out of names")
@@ -147,7 +157,7 @@ def value_of(cell: str, dialect: Dialect) -> Value:
         return {"true": True, "false": False}.get(text.lower(), text)
     if not math.isfinite(number) or _CODE.fullmatch(text):
         return text
-    return int(text) if text.lstrip("+-").isdecimal() and abs(number) < 2**53 else number
+    return int(text) if text.lstrip("+-").isdecimal() else number
 
 
 def _named(path: Path, suffixes: tuple[str, ...]) -> bool:

@@ -49,13 +49,14 @@ _DATE: Final = re.compile(
 _GERMAN: Final = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}( \d{1,2}:\d{2}(:\d{2})?)?")
 _GERMAN_FORM: Final = "%d.%m.%Y %H:%M:%S"
 _ALMOST: Final = {
-    "a point for the comma": re.compile(r"[+-]?\d+,\d+"),  # as some countries write it
     "no signs, such as $ and %, and no commas": re.compile(
         r"[+-]?[$€£¥]? ?\d{1,3}(,?\d{3})*(\.\d+)? ?[%$€£¥]?"
     ),
+    "a point for the comma": re.compile(r"[+-]?\d+,\d+"),  # as some countries write it
 }
 """Forms of texts that mean numbers, by what such a text should have instead."""
 _CODE: Final = re.compile(r"0\d+")  # as of a postal code: no number lacks anything
+_EXACT: Final = 2**53
 _WORDS_MIN: Final = 3  # average number of words in a column of texts
 _EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
 
@@ -141,6 +142,11 @@ class _Seen:
     @property
     def numeric(self) -> bool:
         return all(type(value) in (int, float) for value in self.different)
+
+    @property
+    def long(self) -> bool:
+        """Whether there are integers that no float64 holds exactly: codes, not quantities."""
+        return any(type(value) is int and abs(value) >= _EXACT for value in self.different)
 
     @property
     def almost(self) -> str | None:
@@ -236,7 +242,7 @@ def _column(name: str, seen: _Seen, table: Table) -> Column:
         return Column(name, "event_id", "its name, and no value comes twice")
     if _IDS.fullmatch(name) and n > 2:
         return Column(name, "category", f"its name: an id, {n:,} different ones")
-    if seen.numeric:
+    if seen.numeric and not seen.long:
         commas = table.dialect is not None and table.dialect.decimal == ","
         signs = ", with a comma before decimals" if commas else ""
         return Column(name, "number", f"{n:,} different numbers{signs}")
@@ -247,6 +253,7 @@ def _column(name: str, seen: _Seen, table: Table) -> Column:
     if seen.dates:
         return Column(name, "left_out", "times, if they were written as 2026-01-31 or 31.1.2026")
     more = f"; numbers, if they had {seen.almost}" if seen.almost else seen.exception
+    more += "; integers beyond 2^53 count as names" if seen.long else ""
     if seen.all_differ and n >= _OWN_MIN:
         return Column(name, "left_out", f"no value comes twice, {n:,} different ones{more}")
     return Column(name, "category", f"{n:,} different values{more}")

@@ -76,6 +76,26 @@ def test_a_model_that_answers_only_when_it_has_learned_begins_to_learn(tmp_path:
         assert service.model.predict({"x": 1.0}).prediction == 3.0
 
 
+class Picky(Ratio):
+    """It needs the feature ``b``."""
+
+    def predict(self, features: dict[str, float]) -> float:
+        return super().predict(features) + 0.0 * features["b"]
+
+
+def test_a_choice_that_it_can_t_answer_is_refused_by_itself(tmp_path: Path) -> None:
+    with served(Picky, tmp_path, task="choose", choose={"policy": "epsilon"}) as service:
+        own = service.model
+        first = own.choose(["x", "y"])
+        assert [one.expected for one in first.ranking] == [0.5, 0.5], "it has learned nothing yet"
+        assert own.reward(first.id, 1.0).status == "learned"
+        with pytest.raises(ServiceRefused, match="KeyError: 'b'") as refused:
+            own.choose(["x", "y"])
+        found = refused.value
+        assert (found.status, found.code, found.field) == (422, "not_answered", "actions")
+        assert own.choose(["x", "y"], {"b": 1.0}).ranking[0].expected == 1.0
+
+
 def test_a_label_of_another_kind_ends_no_forest(tmp_path: Path) -> None:
     with served(forest.ARFClassifier(n_models=2, seed=1), tmp_path, task="multiclass") as service:
         for i, label in enumerate([0, 1, 2, "n/a", 0, 1]):

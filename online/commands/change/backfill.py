@@ -68,8 +68,7 @@ def backfill(
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="learn the same file twice")] = False,
     relearn: Annotated[
-        bool,
-        typer.Option("--relearn", help="new state: these tables first, then the journal"),
+        bool, typer.Option("--relearn", help="new state: these tables first, then the journal")
     ] = False,
 ) -> None:
     """Teach a model from tables, row by row in their order.

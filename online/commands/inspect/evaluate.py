@@ -19,6 +19,8 @@ from online.errors import ConfigError, StartRefused
 if TYPE_CHECKING:
     from evaluation.offpolicy import Estimated
     from online.decide.record import Choice
+    from online.settings.choose import Choose
+    from online.settings.config import Settings
     from replay.journal.base import Journal
 
 _USUAL: Final = ("greedy", "uniform")
@@ -30,8 +32,7 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            "--policy",
-            help="greedy, uniform, baseline, epsilon:0.1 or always:ACTION; repeatable",
+            "--policy", help="greedy, uniform, baseline, epsilon:0.1 or always:ACTION; repeatable"
         ),
     ] = None,
     alpha: Annotated[
@@ -46,8 +47,7 @@ def evaluate(
         typer.Option("--dsjson", help="write the log to a file in VowpalWabbit's dsjson format"),
     ] = None,
     obp: Annotated[
-        Path | None,
-        typer.Option("--obp", help="write the log to a file of arrays (.npz) for obp"),
+        Path | None, typer.Option("--obp", help="write the log to a file of arrays (.npz) for obp")
     ] = None,
 ) -> None:
     """Estimate what other policies would have earned, from the journal's choices and rewards.
@@ -66,18 +66,14 @@ def evaluate(
     from online.rows.journal_rows import open_for_report
 
     settings = context.settings()
-    choosing = {m.name: m for m in settings.models if m.choose is not None}
-    if not choosing:
-        raise ConfigError("models", "no model has task: choose", "Set `task: choose` for one")
-    chosen = only(choosing, context.model, "choose", "does not choose")
-    assert chosen.choose is not None
-    names = list(dict.fromkeys(policy or _USUAL))
-    judging = Judging([n for n in names if n != SERVED], alpha, *chosen.choose.reward_range)
+    served, choose = _chosen(settings, context.model)
+    names = [n for n in dict.fromkeys(policy or _USUAL) if n != SERVED]
+    judging = Judging(names, alpha, *choose.reward_range, apprentice=choose.apprentice)
     begin = -math.inf if since is None else moment("--since", since)
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
-        read_again = partial(logged, journal, chosen.name, begin, end)
+        read_again = partial(logged, journal, served, begin, end)
         for one in _written(read_again, dsjson, obp):
             try:
                 judging.add(one.choice, one.reward)
@@ -87,7 +83,7 @@ def evaluate(
             n += 1
     if not n:
         raise StartRefused(
-            f"the journal has no rewarded choice of {chosen.name} in this time",
+            f"the journal has no rewarded choice of {served} in this time",
             "Send rewards for choices first, or name another time",
         )
     judged = judging.now()
@@ -95,6 +91,14 @@ def evaluate(
         print(json.dumps(_data(judged, judging.unanswered, beyond)))
     else:
         _print(judged, judging.unanswered, beyond)
+
+
+def _chosen(settings: Settings, name: str | None) -> tuple[str, Choose]:
+    """Name and settings of the model that chooses.  Raises ConfigError."""
+    choosing = {m.name: (m.name, m.choose) for m in settings.models if m.choose is not None}
+    if not choosing:
+        raise ConfigError("models", "no model has task: choose", "Set `task: choose` for one")
+    return only(choosing, name, "choose", "does not choose")
 
 
 class Logged(NamedTuple):

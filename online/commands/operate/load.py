@@ -123,7 +123,7 @@ def load(
     ] = 0.8,
     rows: Annotated[int, typer.Option(help="rows per request", min=1, max=100_000)] = 1,
     stream: Annotated[
-        str | None, typer.Option(help="stream or CSV file with the rows to send")
+        str | None, typer.Option(help="stream or table with the rows to send")
     ] = None,
     body: Annotated[
         Path | None, typer.Option(help='lines of {"features": {…}, "label": …} to send instead')
@@ -192,7 +192,7 @@ class _Rows:
     @classmethod
     def of(cls, url: str | None, stream: str | None, body: Path | None) -> _Rows:
         """Read the rows that the options name.  Raises ConfigError if they name none, or two."""
-        from evaluation.streams import open_stream
+        from online.tables.streams import stream_of
 
         if (stream is None) == (body is None) and (url is not None or body is not None):
             raise ConfigError(
@@ -201,7 +201,7 @@ class _Rows:
             )  # fmt: skip
         if body is not None:
             return cls(None, _file(body))
-        opened = open_stream(stream or "phishing", config.data_dir())
+        opened = stream_of(stream or "phishing", config.data_dir())
         return cls(opened, list(islice(opened.rows, _ROWS_MAX)))
 
     @property
@@ -243,9 +243,7 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
     if url is not None:
         if urlsplit(url).scheme != "http":
             raise ConfigError(
-                "--url",
-                f"{url!r} is not http://…",
-                "Name the service behind the proxy",
+                "--url", f"{url!r} is not http://…", "Name the service behind the proxy"
             )
         yield url.rstrip("/")
         return

@@ -24,6 +24,7 @@ from paramserver.process.acting import acting
 from replay.errors import ReplayError
 
 if TYPE_CHECKING:
+    from evaluation.metrics import Task
     from evaluation.streams import Stream
 
 KNOWN_ERRORS = (OnlineError, ParamServerError, ReplayError, OSError)
@@ -64,7 +65,7 @@ def serve(
 
     settings = load()
     token = _token_to_play(settings, play)
-    stream = None if play is None else _stream(play)
+    stream = None if play is None else _stream(play, settings.models[0].task)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     foreground = _Foreground(settings, load)
 
@@ -313,15 +314,16 @@ def _print_urls(settings: config.Settings, url: str) -> None:
     print(f"  online stream NAME --model {name} --state-dir {settings.state_dir}\n", flush=True)
 
 
-def _stream(name: str) -> Callable[[], Stream]:
+def _stream(name: str, task: Task) -> Callable[[], Stream]:
     """Return a function that opens the stream to play; refuse an unusable one before the start.
 
     A stream of a library is opened when it is played: it imports scikit-learn, and whether that is
     imported can be part of the spec of a user's model.
     """
-    from evaluation.streams import is_installed, open_stream
+    from evaluation.streams import is_installed
+    from online.tables.streams import stream_of
 
-    open_it = partial(open_stream, name, config.data_dir())
+    open_it = partial(stream_of, name, config.data_dir(), task=task)
     if is_installed(name):
         return open_it
     stream = open_it()

@@ -15,17 +15,18 @@ from online.client.simple_client import SimpleClient
 from online.commands.base import Context, Model, checked, client_of, common, pick
 from online.errors import ConfigError, StartRefused
 from online.settings import config
+from online.settings.purposes import PURPOSES
 
 
 @common(model=False)
 def stream(
     context: Context,
-    name: Annotated[str, typer.Argument(help="name of a stream, or a CSV file with a header")],
+    name: Annotated[str, typer.Argument(help="name of a stream, or a table as for `online init`")],
     model: Model = None,
     rate: Annotated[str, typer.Option(help="rows per second, or `max`")] = "100",
     rows: Annotated[int | None, typer.Option(min=1, help="play only this many rows")] = None,
     times: Annotated[int, typer.Option(min=1, help="play the stream this many times")] = 1,
-    label: Annotated[str | None, typer.Option(help="label column of a CSV file")] = None,
+    label: Annotated[str | None, typer.Option(help="label column of a table")] = None,
     source: Annotated[str, typer.Option(help="source of the feedback")] = "stream",
     url: Annotated[
         str | None, typer.Option(help="URL of the service; its token: ONLINE_TOKEN")
@@ -35,16 +36,17 @@ def stream(
 
     Example: online stream phishing --rate max
     """
-    from evaluation.streams import open_stream
     from online.client.play import line, play
+    from online.tables.streams import stream_of
 
     per_s = None if rate == "max" else _rate(rate)
-    played = open_stream(name, config.data_dir(), label=label)
     reached = context.reached(url)
-    stopped = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stopped.set())
     client = client_of(reached)
     served = pick(client, model)
+    purpose = PURPOSES[checked(client.get(f"/v1/models/{served}"))["task"]]
+    played = stream_of(name, config.data_dir(), label=label, task=purpose.labels)
+    stopped = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
     n_rows = min(rows or played.n_rows, played.n_rows)
     begun = printed_s = time.monotonic()
     score = None

@@ -48,7 +48,7 @@ def export(
     ] = "all",
     stream: Annotated[
         str | None,
-        typer.Option(help="stream or CSV file with golden rows; default: the journal's newest"),
+        typer.Option(help="stream or table with golden rows; default: the journal's newest"),
     ] = None,
     sign: Annotated[
         Path | None, typer.Option("--sign", help="Ed25519 private key (PEM) for the manifest")
@@ -266,9 +266,10 @@ def restored(
 def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -> list[Features]:
     """Rows of the stream, or the journal's newest rows; empty if there is no journal."""
     if stream is not None:
-        from evaluation.streams import open_stream
+        from online.tables.streams import stream_of
 
-        return [x for x, _ in islice(open_stream(stream, data_dir()).rows, _GOLDEN_ROWS)]
+        opened = stream_of(stream, data_dir(), task=served.task)
+        return [x for x, _ in islice(opened.rows, _GOLDEN_ROWS)]
     from online.settings.places import open_journal
     from replay import codec
 

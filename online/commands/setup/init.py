@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CANDIDATE_ROWS: Final = 5_000  # for the comparison of learners
 _ROWS: Final = 100_000
+_SHOWN: Final = 40  # columns
 
 _LINEAR: Final = '''from online.models.selfrate import SelfRate
 
@@ -441,8 +442,10 @@ def _say(guess: Guess, places: list[Path], score: Summary, n: int, taken: Taken)
 
     print(f"{printable(guess.table.path.name)}: a {guess.task} task by its label, {guess.label}")
     width = max(len(column.name) for column in guess.columns)
-    for column in guess.columns:
+    for column in guess.columns[:_SHOWN]:
         print(f"  {column.name:<{width}}  {column.kind}: {column.why}")
+    if len(guess.columns) > _SHOWN:
+        print(f"  and {len(guess.columns) - _SHOWN:,} more, all listed in {places[0]}")
     scores = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
     print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {scores}")
     if taken.refused:
@@ -450,7 +453,10 @@ def _say(guess: Guess, places: list[Path], score: Summary, n: int, taken: Taken)
     print(f"\nwrote {places[0]} and {places[1]}; the first one lists what was guessed\n")
     print(f"  online serve {places[0]}\n")
     print("It starts empty. To teach it the table, before or meanwhile:\n")
-    print(f"  {_backfill(guess, places[0])}{lacking()}")
+    print(f"  {_backfill(guess, places[0])}{lacking()}\n")
+    words = ["online", "stream", str(guess.table.path), "--label", guess.label, "--rate", "max"]
+    print("Or play it to the running service, each row asked before it is learned:\n")
+    print(f"  {shlex.join([*words, '--config', str(places[0])])}")
 
 
 def _backfill(guess: Guess, settings: Path) -> str:

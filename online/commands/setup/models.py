@@ -108,7 +108,7 @@ def check(
     task: Annotated[str, typer.Option(help="binary, multiclass, regression or anomaly")] = "binary",
     params: Annotated[str, typer.Option(help="params of the factory, as JSON")] = "{}",
     stream: Annotated[
-        str | None, typer.Option(help="stream or CSV file with rows; none: generated rows")
+        str | None, typer.Option(help="stream or table with rows; none: generated rows")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -468,9 +468,9 @@ def _params(text: str) -> dict[str, object]:
 def _rows(model: Model, task: Task, stream: str | None) -> list[tuple[Features, Label]]:
     """Rows of the stream, or generated rows whose label follows from their features."""
     if stream is not None:
-        from evaluation.streams import open_stream
+        from online.tables.streams import stream_of
 
-        opened = open_stream(stream, data_dir())
+        opened = stream_of(stream, data_dir(), task=task)
         if opened.task != task:
             hint = f"Say --task {opened.task}, or name another stream"
             raise ConfigError("--stream", f"{stream} is {opened.task}, not {task}", hint)

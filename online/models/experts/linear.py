@@ -114,9 +114,9 @@ class OneOutput:
             g = gb * x
             held[5] = m = held[5] + g * g
             held[1] -= fast * g / (1.0 + sqrt(m))
-            held[2] -= gc * x
-            held[3] -= gd * x
-            total += n + m + abs(held[2]) + abs(held[3])
+            held[2] = c = held[2] - gc * x
+            held[3] = d = held[3] - gd * x
+            total += n + m + c + d
         return total
 
     def held(self, keys: Sequence[str]) -> list[list[float]]:

@@ -30,6 +30,7 @@ from replay.example import Features, Value
 
 _WORD: Final = re.compile(r"\w+")
 _BIAS: Final = "bias"
+_SHORT: Final = 100  # most characters of a category whose key is kept: it bounds the memory
 
 
 def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
@@ -63,7 +64,7 @@ class Words:
             words = dict.fromkeys(_WORD.findall(value.lower()))
             return [self._place(f"{name}\1{word}") for word in words]
         if isinstance(value, (str, bool)):
-            return (self._place(f"{name}={json.dumps(value)}"),)
+            return (_category_place(name, value, self._seed, self._mask),)
         return (name,)
 
     def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:
@@ -125,7 +126,8 @@ class Hashed(Composite):
                 for word in dict.fromkeys(_WORD.findall(value.lower())):
                     self._add(row, f"{name}\1{word}", 1.0)
             elif isinstance(value, (str, bool)):
-                self._add(row, f"{name}={json.dumps(value)}", 1.0)
+                place = _category_place(name, value, self._seed, self._mask)
+                row[place] = row.get(place, 0.0) + 1.0
             else:
                 numbers[name] = value
         if self._scaler is not None and numbers:
@@ -165,3 +167,17 @@ def _place(feature: str, seed: int, mask: int) -> str:
 
 
 _name_place = lru_cache(maxsize=4096)(_place)  # nearly all rows have the same names
+
+
+def _category_place(name: str, value: str | bool, seed: int, mask: int) -> str:
+    """Return the key of a category; those of short values are kept, since most come again."""
+    long = isinstance(value, str) and len(value) > _SHORT
+    place = _new_category_place if long else _seen_category_place
+    return place(name, value, seed, mask)
+
+
+def _new_category_place(name: str, value: str | bool, seed: int, mask: int) -> str:
+    return _place(f"{name}={json.dumps(value)}", seed, mask)
+
+
+_seen_category_place = lru_cache(maxsize=4096)(_new_category_place)

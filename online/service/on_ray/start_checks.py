@@ -50,8 +50,10 @@ def check_port(settings: Settings) -> None:
             problem, "Give an address of this machine, and a port above 1023"
         ) from None
     if not free:
+        holders = processes.listening([settings.port])
+        by = ", ".join(f"process {one.pid} ({one.name()})" for one in holders)
         raise StartRefused(
-            f"{at} is taken",
+            f"{at} is taken" + (f" by {by}" if by else ""),
             "Stop what listens there, or give another: --port 8001, ONLINE_PORT=8001, 0: any",
         )
 
@@ -60,6 +62,5 @@ def check_scores(settings: Settings) -> None:
     """Check that the Redis client is installed if `scores` needs it.  Raises StartRefused."""
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
         raise StartRefused(
-            "`scores` names a Redis server, and the package for it is missing",
-            installing("redis"),
+            "`scores` names a Redis server, and the package for it is missing", installing("redis")
         )

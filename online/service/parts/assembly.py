@@ -29,8 +29,7 @@ from online.service.parts.composition import (
     swappable,
     watches_decisions,
 )
-from online.service.parts.model_part import LearnerProcess, Part
-from online.service.parts.model_swap import ModelSwap
+from online.service.parts.model_swap import LearnerProcess, ModelSwap, Part
 from online.service.parts.report_task import Reporting
 from online.serving.choices.choosing import Choosing
 from online.serving.default_labels import DefaultLabels
@@ -137,7 +136,7 @@ class Assembly:
         self._cluster = Cluster(
             self.replicas, self._controls, self._journals,
             lambda name: self._parts[name].facts,
-            free_bytes=journal_room(settings), absent=context.absent,
+            disk=journal_room(settings), absent=context.absent,
             challengers=None if context.challenger is nobody else challengers,
         )  # fmt: skip
 

@@ -23,11 +23,12 @@ import numpy as np
 from online.decide import Decision, Policy, draw, row, uniform
 from online.decide.record import Choice, pack
 from online.decide.scoring import score_many
-from online.errors import RequestError, damaged
+from online.errors import RequestError, damaged, not_answered
 from online.messages.choices import Action, ChooseRequest, Chosen, Ranked
 from online.models.base import Prediction as Answer
 from online.models.choices.interactions import Alike
 from online.models.choices.scores import Scores
+from online.models.errors import NotAnswered
 from online.replica.pending import Recorded
 from online.rows.validator import Validator
 from online.serving.apprentice import CALLER, answering
@@ -202,7 +203,10 @@ class Choosing:
         return self._answer(own, standing, version, repeated=repeated)
 
     def _decide(self, several: Sequence[Asked]) -> list[tuple[Scores, Decision]]:
-        """Return the estimates of each choice's actions, and the probability of each action."""
+        """Return the estimates of each choice's actions, and the probability of each action.
+
+        RequestError 422: a model of the user's raises.
+        """
         questions, allowed = [], list[Sequence[bool] | None]()
         for asked, _, table, *_ in several:
             if table is not None and not self._inside(table):
@@ -213,7 +217,10 @@ class Choosing:
                 [i not in excluded for i in range(len(asked.actions))] if excluded else None
             )
         model = self._replica.learner.serving
-        scores = score_many(model, questions, *self._settings.reward_range)
+        try:
+            scores = score_many(model, questions, *self._settings.reward_range)
+        except NotAnswered as error:  # of several choices each is then scored by itself
+            raise not_answered(str(error), "actions") from None
         return list(zip(scores, self._policy.decide_many(scores, allowed), strict=True))
 
     def _chosen(self, one: Asked, scores: Scores, decision: Decision) -> tuple[Choice, Answer]:

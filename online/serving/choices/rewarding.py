@@ -107,10 +107,10 @@ class RewardHandler:
                 raise invalid(field, "a reward without a name", hint)
             return None
         values: dict[str, float] = {}
-        for name, value in reward.items():
+        for name, value in reward.items():  # msgpack has names that are no texts
             if name not in known:
                 hint = f"Known here: {', '.join(known) or 'none'} (choose.rewards)"
-                raise invalid(f"{field}.{name[:80]}", "no reward of this name", hint)
+                raise invalid(f"{field}.{str(name)[:80]}", "no reward of this name", hint)
             number = _number(value)
             if not isinstance(number, (int, float)) or not abs(number) <= _REWARD_MAX:
                 hint = f"Send a number in ±{_REWARD_MAX:g}"

@@ -22,13 +22,7 @@ from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
 from online.settings.limits import RETRY_WINDOW_S, Limits
 from replay import codec
 from replay.errors import JournalDamaged
-from replay.example import (
-    Example,
-    Features,
-    Label,
-    WaitingLabel,
-    label_text,
-)
+from replay.example import Example, Features, Label, WaitingLabel, label_text
 from replay.journal.base import Half, NewRow, Row, Verdict
 from replay.plain import is_plain, plain
 

@@ -26,11 +26,13 @@ class Room:
         usage: Usage as reported by the journal.
         free: Bytes of the disk that may be filled before feedback is refused; None: the journal is
             not on a disk of this machine.
+        reserve: Bytes of the disk that are still free when feedback is refused.
     """
 
     at_s: float
     usage: Usage
     free: int | None
+    reserve: int = 0
 
     @property
     def bound(self) -> int | None:
@@ -69,22 +71,25 @@ def describe(first: Room, now: Room) -> dict[str, Any]:
 
 def _alarm(ratio: float | None, days_left: float | None, now: Room) -> str | None:
     capped = now.usage.size_max is not None and now.bound == now.usage.size_max
-    remedy = "Raise limits.journal_mb_max" if capped else "Free disk space"
-    remedy += ", or keep less: a shorter dedupe_window, fewer snapshots"
+    less = ", or keep less: a shorter dedupe_window, fewer snapshots"
+    remedy = ("Raise limits.journal_mb_max" if capped else "Free disk space") + less
     if ratio is not None and ratio >= ALARM_RATIO:
         room = f"{(now.bound or 0) / 2**20:,.0f} MB"
         return (
             f"the journal takes {ratio:.0%} of its {room}; when full, feedback is refused. {remedy}"
         )
+    if now.free is not None and now.free < now.reserve:  # something else may have filled it
+        left = f"{max(now.free, 0) / 2**20:,.0f} MB of the journal's disk are left"
+        return f"{left} until feedback is refused. Free disk space{less}"
     if days_left is not None and days_left < ALARM_DAYS:
         text = f"at the rate of this process's life the journal is full in {days_left:.1f} days"
         return f"{text}. {remedy}"
     return None
 
 
-def journal_room(settings: Settings) -> Callable[[], int] | None:
-    """Return what reads the bytes left on the journal's disk; None: it is on no local disk."""
+def journal_room(settings: Settings) -> Callable[[], tuple[int, int]] | None:
+    """Return what reads ``free`` and ``reserve`` of a :class:`Room`; None: it is on no disk."""
     if settings.journal != "sqlite":
         return None
     low = settings.limits.disk_low_mb << 20
-    return lambda: shutil.disk_usage(settings.state_dir).free - low
+    return lambda: (shutil.disk_usage(settings.state_dir).free - low, low)

@@ -62,8 +62,7 @@ class Cluster(HeldEvents):
 
     Parameters:
         facts: Returns what does not change of a model, by the model's name.
-        free_bytes: Returns the bytes that may be written to the journal's disk before feedback is
-            refused; None: the journal is on no local disk.
+        disk: Returns ``free`` and ``reserve`` of the journal's room; None: it is on no local disk.
         challengers: The connections to the challengers, by model; None: challengers are not
             available.
         absent: Returns why another replica does not start, or None; called on a thread.
@@ -76,13 +75,13 @@ class Cluster(HeldEvents):
         journals: Mapping[str, Journal],
         facts: Callable[[str], dict[str, Any]],
         *,
-        free_bytes: Callable[[], int] | None = None,
+        disk: Callable[[], tuple[int, int]] | None = None,
         challengers: Mapping[str, ParameterServerControl] | None = None,
         absent: Callable[[], str | None] = lambda: None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(replicas, journals, facts)
-        self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
+        self._controls, self._disk, self._monotonic_s = controls, disk, monotonic_s
         self._challengers, self._absent = challengers or {}, absent
         self._shadows = challengers is not None
         self._first_room: dict[str, journal_room.Room] = {}
@@ -223,8 +222,8 @@ class Cluster(HeldEvents):
             usage = await self._read(name, self._journals[name].usage, name)
         except (ReplayError, TimeoutError):
             return None
-        free = None if self._free_bytes is None else self._free_bytes()
-        now = journal_room.Room(self._monotonic_s(), usage, free)
+        free, reserve = (None, 0) if self._disk is None else self._disk()
+        now = journal_room.Room(self._monotonic_s(), usage, free, reserve)
         return journal_room.describe(self._first_room.setdefault(name, now), now)
 
     async def _rewrites(self, name: str) -> dict[str, Any] | None:

@@ -124,8 +124,7 @@ def _rows(query: Query, progress: Callable[[int, int], None]) -> Iterator[tuple[
     ((total,),) = query("SELECT count(*) FROM rows", ())
     after, done = -(2**63), 0
     while page := query(
-        f"SELECT {sql.ROW} FROM rows NOT INDEXED WHERE seq > ? ORDER BY seq LIMIT ?",
-        (after, _PAGE),
+        f"SELECT {sql.ROW} FROM rows NOT INDEXED WHERE seq > ? ORDER BY seq LIMIT ?", (after, _PAGE)
     ):
         yield from page
         after, done = page[-1][0], done + len(page)

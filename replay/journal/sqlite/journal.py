@@ -37,11 +37,10 @@ from replay.journal.batch import BOUNDS, Bounds, check_batch
 from replay.journal.checksum import checksum
 from replay.journal.sqlite import lines, proof
 from replay.journal.sqlite import schema as sql
-from replay.journal.sqlite.append import Batch, stored_half
+from replay.journal.sqlite.append import Batch, stand_in, stored_half
 from replay.journal.sqlite.check import examine
 from replay.journal.sqlite.erase import SqliteErasing
 from replay.journal.sqlite.file import SqliteFile, Synchronous, Tables
-from replay.journal.sqlite.replace import stand_in
 from replay.journal.sqlite.trim import trim
 
 _READ_PAGE = 1024

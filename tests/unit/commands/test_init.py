@@ -108,6 +108,8 @@ def test_ids_and_postal_codes_of_a_table_are_streamed_as_the_categories_they_are
     service = Embedded(settings, lambda _: None)
     service.start()
     with service:
+        streamed = run("stream", str(table), "--url", service.url, "--rate", "max", "--json")
+        assert json.loads(streamed)["rows"] == 60
         texts = declared_texts(SimpleClient(service.url), "my-clicks")
         assert texts == {"user_id", "zip"}
         *_, score = play(

@@ -127,3 +127,14 @@ def test_the_values_of_policies_are_within_their_intervals() -> None:
         assert one.dr == pytest.approx(value, abs=0.05)
         assert not one.warnings
     assert (found["always:d"].n, judging.unanswered["always:d"]) == (0, 4000)
+
+
+@pytest.mark.parametrize("apprentice", [False, True])
+def test_a_floor_is_advised_only_where_the_model_answers(apprentice: bool) -> None:
+    judging = Judging(["always:c"], 0.05, 0.0, 1.0, apprentice=apprentice)
+    for _ in range(200):
+        judging.add(msgspec.structs.replace(choice(), probabilities=(1.0, 0.0, 0.0)), 1.0)
+    said = " ".join(judging.now()["always:c"].warnings)
+    assert "100.0% of its choices are never served" in said
+    assert ("give the served policy a floor" in said) is not apprentice
+    assert ("online promote" in said) is apprentice

@@ -12,7 +12,7 @@ import pytest
 from river import preprocessing
 from sklearn.cluster import Birch, MiniBatchKMeans
 from sklearn.linear_model import Perceptron, SGDClassifier, SGDOneClassSVM, SGDRegressor
-from sklearn.naive_bayes import GaussianNB
+from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
@@ -217,3 +217,12 @@ def test_the_structure_has_no_addresses() -> None:
     random = np.random.RandomState(1)
     served = Estimator(sgd(random_state=random), INPUTS).model_for("binary")
     assert " at 0x" not in served.structure
+
+
+def test_an_estimator_of_counts_is_refused_behind_standardisation() -> None:
+    """Else each row below the mean is answered `failed`."""
+    with pytest.raises(LearnerUnusable, match=r"Negative values in data.*Say scale=False"):
+        Estimator(MultinomialNB(), INPUTS).model_for("binary")
+    counted = Estimator(MultinomialNB(), INPUTS, scale=False).model_for("binary")
+    counted.learn_one({"1": 3.0, "2": 0.0}, True)
+    assert counted.predict_one({"1": 3.0, "2": 0.0}) is True

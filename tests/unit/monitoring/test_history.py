@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from online.monitoring import recording
 from online.monitoring.recording import Look, Recording
-from online.monitoring.samples import percentile, sample
+from online.monitoring.samples import Mark, percentile, sample
 from online.monitoring.series import FOLDER, Series, file_of, read
 
 DAY_S = 86_400.0
@@ -139,6 +139,17 @@ def test_a_freeze_and_its_end_are_one_mark_each(series: Series, tmp_path: Path) 
         rewrites = {"frozen": kind == "freeze", "banned": [], "last": {"control": i, "kind": kind}}
         series.add(status(1, 1, {}, rewrites=rewrites), BEGIN + i + 1)
     assert [m["text"] for m in course(tmp_path)["marks"][2:]] == ["frozen", "learns again"]
+
+
+def test_decisions_between_two_samples_are_a_mark_each(series: Series) -> None:
+    marks = list[Mark]()
+    series.add(status(1, 1, {}), BEGIN)
+    kinds = ["freeze", "rollback", "unfreeze"]
+    newest = [{"control": i, "kind": kind} for i, kind in enumerate(kinds, 4)]
+    for i, known in enumerate((newest[:1], newest, newest)):
+        rewrites = {"frozen": i == 0, "banned": [], "last": known[-1], "newest": known}
+        marks += series.add(status(1, 1, {}, rewrites=rewrites), BEGIN + i + 1)
+    assert [mark.text for mark in marks] == ["frozen", "rollback", "learns again"]
 
 
 def test_a_model_that_begins_anew_has_the_score_of_its_own_rows(

@@ -11,11 +11,7 @@ import pytest
 from journal_rows import rows
 from msgspec.structs import replace
 
-from replay.errors import (
-    JournalDamaged,
-    JournalFormat,
-    JournalUnavailable,
-)
+from replay.errors import JournalDamaged, JournalFormat, JournalUnavailable
 from replay.journal.base import Half
 from replay.journal.sqlite import schema as sqliteschema
 from replay.journal.sqlite.journal import SqliteJournal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -179,6 +180,20 @@ def test_weights_refused(value: Any) -> None:
 def test_a_long_value_is_shown_short() -> None:
     error = refusal(validator().label, "y" * 10_000, "label")
     assert len(error.message) < 200
+
+
+def _nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("value", [{b"\x01": 1}, {(1, 2): 3}, _nested(10_000)])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_what_json_cannot_spell_is_refused_like_anything_else(task: str, value: Any) -> None:
+    for call, field in ((validator(task).label, "label"), (validator(task).weight, "weight")):
+        assert re.search("an object|an array", refusal(call, value, field).message)
 
 
 class _TrustingValidator(Validator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import subprocess
@@ -84,7 +85,7 @@ def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> No
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(StartRefused, match="is taken"):
+        with pytest.raises(StartRefused, match=rf"is taken by process {os.getpid()} \(.+\)"):
             check_port(settings.model_copy(update={"port": port}))
     check_port(settings.model_copy(update={"port": 0, "host": "192.0.2.1"}))
 

@@ -160,6 +160,9 @@ def test_named_rewards_are_weighed(tmp_path: Path) -> None:
         assert await refused(one, id_, {}) == (422, "invalid_value")
         await one.give(WAIT_S + 60)
         assert sorted(rewards(world).values()) == [0.0, 4.0]
+        for name in (1, None, b"click", ("click",)):  # msgpack has such names
+            with pytest.raises(RequestError, match="no reward of this name"):
+                await give(one, "c-3", {name: 2})
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -18,9 +18,9 @@ _DAY_S = 86_400.0
 
 def at(
     seconds: float, size: int, *, rows: int = 0, size_max: int | None = None,
-    free: int | None = None,
+    free: int | None = None, reserve: int = 0,
 ) -> Room:  # fmt: skip
-    return Room(seconds, Usage(size, size_max, rows, 3), free)
+    return Room(seconds, Usage(size, size_max, rows, 3), free, reserve)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,13 @@ def check_alarm(alarm: Callable[..., str | None]) -> None:
     assert "days" in (alarm(601, 11 * _MB, size_max=1000 * _MB) or "")
     assert alarm(_DAY_S, 11 * _MB) is None, "nothing bounds it"
     assert alarm(1, 10, free=-1), "feedback is refused already"
+    # Something else fills the disk of a small journal, which has a bound of its own.
+    low = {"size_max": 1000 * _MB, "reserve": 256 * _MB}
+    assert alarm(1, _MB, free=256 * _MB, **low) is None
+    left = alarm(1, _MB, free=255 * _MB, **low)
+    assert left
+    assert left.startswith("255 MB of the journal's disk are left until")
+    assert "Free disk space" in left
 
 
 def test_alarm() -> None:
@@ -99,8 +106,10 @@ def test_mutants_are_found(monkeypatch: pytest.MonkeyPatch, name: str, value: fl
 
 def test_the_disk_of_the_journal(tmp_path: Any) -> None:
     settings = config.load(None, {"state_dir": tmp_path}, {})
-    free = room.journal_room(settings)
-    assert free is not None
-    assert 0 < free() < 1 << 50
+    disk = room.journal_room(settings)
+    assert disk is not None
+    free, reserve = disk()
+    assert 0 < free < 1 << 50
+    assert reserve == settings.limits.disk_low_mb * _MB
     redis = config.load(None, {"state_dir": tmp_path, "journal": "redis://localhost:1/0"}, {})
     assert room.journal_room(redis) is None

@@ -11,16 +11,7 @@ import forgetting_world as forgetting
 import pytest
 import replica_world as worlds
 from msgspec.structs import replace
-from provisional_world import (
-    asked_of,
-    event,
-    guess,
-    half,
-    provisional_row,
-    refused,
-    sent,
-    weight,
-)
+from provisional_world import asked_of, event, guess, half, provisional_row, refused, sent, weight
 
 import online.replica.answers
 import online.replica.corrections
