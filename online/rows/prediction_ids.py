@@ -222,7 +222,7 @@ class EventKeys:
     by two checksums of what neighbours share: the first eight characters, and all but the last two.
 
     Parameters:
-        near: The form of the journal (:attr:`replay.journal.base.Journal.near_keys`).  A journal
+        near: The form of the journal (:class:`replay.journal.base.Journal`).  A journal
             has one form for good, because a repeat must get the key of the first time.
     """
 

@@ -255,7 +255,14 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Journal(Protocol):
-    """A durable, deduplicated journal.  Safe to call from several threads of a process."""
+    """A durable, deduplicated journal.  Safe to call from several threads of a process.
+
+    Attributes:
+        near_keys: Whether similar event ids have neighbouring keys here, because the store sorts
+            its keys.  This never changes, or repeats would not be recognised.
+    """
+
+    near_keys: bool = False
 
     @property
     def batch_rows_max(self) -> int:
@@ -265,11 +272,6 @@ class Journal(Protocol):
     def lost(self) -> int:
         """Number of acknowledged rows known to be lost, if the store keeps a second record."""
         return 0
-
-    @property
-    def near_keys(self) -> bool:
-        """Whether keys of similar event ids should be near each other, as this store sorts them."""
-        return False
 
     def accept_lost(self) -> None:
         """Continue without the lost rows: :attr:`lost` is 0 from now on."""
