@@ -255,14 +255,10 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Journal(Protocol):
-    """A durable, deduplicated journal.  Safe to call from several threads of a process.
-
-    Attributes:
-        near_keys: Whether similar event ids have neighbouring keys here, because the store sorts
-            its keys.  This never changes, or repeats would not be recognised.
-    """
+    """A durable, deduplicated journal.  Safe to call from several threads of a process."""
 
     near_keys: bool = False
+    """Whether similar event ids have neighbouring keys; never changes, or repeats would be new."""
 
     @property
     def batch_rows_max(self) -> int:
