@@ -225,7 +225,7 @@ def test_a_trigger_is_named_and_forgotten(running: Running) -> None:
         assert source in found
     assert "user-" not in found
     assert turned(running) < 20
-    command = [sys.executable, "-m", "online", "triggers", "--json", "--rows", "2000"]
+    command = [sys.executable, "-m", "online", "triggers", "--json", "--rows=2000", "--model=m"]
     command += [f"--config={running.folder}/online.yaml"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert asked.returncode == 0, asked.stdout + asked.stderr
