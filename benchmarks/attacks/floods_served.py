@@ -92,7 +92,7 @@ class OverHttp:
 
 
 class _Sending:
-    """All that is sent to one model, and what was said of it.
+    """Everything sent to one model, and the answers.
 
     Attributes:
         set_aside: Honest rows that came among the lies, by source.

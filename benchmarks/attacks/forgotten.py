@@ -87,7 +87,7 @@ def _name(kind: str, filters: str) -> str:
 
 
 class _Model:
-    """One model of the service, what it was sent, and what was said of that."""
+    """One model of the service, the events sent to it, and their receipts."""
 
     def __init__(
         self, running: Running, name: str, tokens: Mapping[str, str], rows: Sequence[Row]

@@ -138,7 +138,7 @@ def run(
 
 
 def in_order(streams: Sequence[str] = tuple(IN_ORDER)) -> Iterator[Hard]:
-    """Whole streams as they come: no row of theirs is to be clipped.  Raises StreamUnusable."""
+    """Run whole streams in their order; no row should be clipped.  Raises StreamUnusable."""
     for name in streams:
         task, learner = IN_ORDER[name]
         rows = list(open_stream(name, data_dir()).rows)

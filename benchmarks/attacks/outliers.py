@@ -235,7 +235,7 @@ def alone(stream: str, events: Sequence[Sent], filters: str, replicas: int) -> t
 
 
 def _served(way: Connection, model: str, events: Sequence[Sent]) -> tuple[float, int]:
-    """Blocks of rows are asked, and then fed back."""
+    """Request answers for blocks of rows, and then send their labels."""
     right = asked = clipped = 0
     begin = sum(not one[3] for one in events) // _BEGIN
     for at in range(0, len(events), _BLOCK):

@@ -1,4 +1,4 @@
-"""Choices of which a quarter of the sources says that one action is always rewarded.
+"""Choices for which a quarter of the sources reports a reward of 1 for one action.
 
 The sources choose in turns in a simulated world, and each says what its choice has brought: the
 honest ones that of the world, the liars 1 whenever it was one action, and the truth, or nothing,

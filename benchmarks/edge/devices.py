@@ -70,7 +70,7 @@ Rows = list[tuple[Features, Label]]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how many rows of a stream are vouched for, taught before, dealt, and asked.
+    """A model, and numbers of rows: trusted, learned before, dealt to devices, tested.
 
     ``first``: drawn from so many, and dealt in the order of time; 0: one part after the other.
     """

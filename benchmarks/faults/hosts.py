@@ -1,4 +1,4 @@
-"""The service on three hosts that fail: one is killed, cut off, or hears only half of what is said.
+"""The service on three hosts, one of which is killed, cut off, or receives half of its packets.
 
 The hosts are network namespaces (:mod:`benchmarks.fixtures.ether`): a Ray head and two workers,
 each with its own processes, address and name, and a fourth that has the journal's Redis server and
@@ -400,7 +400,7 @@ class _Campaign:
 
     @contextlib.contextmanager
     def _full(self, victim: Host) -> Iterator[None]:
-        """The disk of a host, or of the journal's server, is full meanwhile."""
+        """Fill the disk of a host, or of the journal's server, for the duration."""
         filler = self._network.shared / "filler"
         if self._fault == "full":
             said = victim.sh(f"cat /dev/zero > {filler}; df -h {filler.parent}")
@@ -417,7 +417,7 @@ class _Campaign:
             yield
 
     def _wait(self) -> None:
-        """The fault's time, in which what ends is started again where somebody watches it."""
+        """Wait for the fault's duration, and restart supervised processes that end."""
         over = time.monotonic() + self._seconds
         while (left := over - time.monotonic()) > 0:
             time.sleep(min(left, _SUPERVISE_S))

@@ -1,4 +1,4 @@
-"""How long until a killed process is made up for, beside Ray Serve without anything in it.
+"""How long until a killed process is replaced, beside an empty deployment of Ray Serve.
 
 The parameter server holds 64 MB: 1.3 million weights of a river model, learned from feedback with
 4,096 features each.  While it is gone, predictions go on at a steady rate.  The peer

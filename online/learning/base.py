@@ -346,7 +346,7 @@ class BaseLearner(ABC):
 
     @abstractmethod
     def take_part(self, reply: SyncReply) -> Iterator[None]:
-        """Take a part of the values, one piece per step; the present copy goes on meanwhile."""
+        """Load a part of the values, one piece per step, while the present copy goes on."""
 
     @abstractmethod
     def on_reply(self, reply: SyncReply) -> bool:

@@ -227,7 +227,7 @@ class CachedRows:
         return msgspec.structs.replace(reply, blocks=blocks)
 
     def took(self, reply: SyncReply) -> None:
-        """Note that the requested rows, all of which are in this reply, are held now."""
+        """Mark the requested rows, all of which are in this reply, as held."""
         if reply.kind == "none":
             return
         self.replies += 1

@@ -104,7 +104,7 @@ class Listed(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Vanished:
-    """Valid snapshots whose files somebody has removed: their number, and a message."""
+    """Valid snapshots whose files were removed from outside: their number, and a message."""
 
     files: int = 0
     incident: str | None = None

@@ -130,7 +130,6 @@ class Linear(RevisedLinear):
         return x
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the label of one row."""
         return self._final.predict(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:

@@ -168,7 +168,7 @@ def hides_names(value: Any) -> bool:
 
 
 def hides_groups(value: Any) -> bool:
-    """Return the same of one that inserts groups, or changes whenever it is asked."""
+    """Return such a copy of a transformer that inserts groups, or changes with each query."""
     return _hides(value, (compose.Grouper, feature_extraction.Agg, *_COPIED))
 
 

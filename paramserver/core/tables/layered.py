@@ -45,7 +45,6 @@ class LayeredRows(RowMessage):
         return len(self._own)
 
     def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
-        """Return the rows of these ids, zeros for missing ones, and flags: which ones exist."""
         if not len(self._own):
             return self._below.get(ids)
         numbers, known = self._own.get(ids)
