@@ -66,9 +66,8 @@ def ancestors(head: str, names: Iterable[str]) -> list[str]:
     (epoch, count), base = parsed
     line = [head]
     known = [(p, name) for name in names if (p := parse_name(name)) is not None and name != head]
-    for ((of_epoch, of_count), of_base), name in sorted(
-        known, reverse=True, key=lambda item: item[0][0]
-    ):
+    known.sort(reverse=True, key=lambda item: item[0][0])  # by version
+    for ((of_epoch, of_count), of_base), name in known:
         if of_epoch < epoch:
             if base is None:  # the lineage began with this epoch
                 break
