@@ -269,10 +269,12 @@ def _features(
               if f not in gone and f.missing_now - f.missing_then > _JUMP]  # fmt: skip
     if gone:
         text = f"{_named(gone)} missing in nearly all of the newest rows, and hardly ever before."
-        yield _reason("act", "feature_drift", text, "Mend what fills this column, then look again.")
+        which = "this column" if len(gone) == 1 else "these columns"
+        yield _reason("act", "feature_drift", text, f"Mend what fills {which}, then look again.")
     if jumped:
         text = f"{_named(jumped)} missing much more often than before."
-        yield _reason("watch", "feature_drift", text, "Look at what fills this column.")
+        which = "this column" if len(jumped) == 1 else "these columns"
+        yield _reason("watch", "feature_drift", text, f"Look at what fills {which}.")
     large = [f for f in drift.features if f.level == "large" and f not in gone + jumped]
     if not large:
         return

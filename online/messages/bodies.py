@@ -380,4 +380,6 @@ def _wrong_value(text: str, body: bytes, kind: Any) -> RequestError:
         form = f"{{{needed}}}" if needed else "an object"
         form = f"a list of {form}" if message.startswith("Expected `array`") else form
         hint = f"Send {form}; known here: {', '.join(known)}"
+    elif field.rpartition(".")[2] == "event_time":
+        hint = "Send seconds since 1970 in UTC, such as 1767225600"
     return RequestError(422, "invalid_value", message, field or None, hint)

@@ -34,6 +34,7 @@ from online.rebuild.holdings import (
     pages,
 )
 from online.rows.history import Decisions
+from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_of, snapshots_path
@@ -173,7 +174,7 @@ def check(
     if settings.journal == "sqlite" and not path.exists():  # opening it would create one
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     chosen = next(m for m in as_stored(settings).models if m.name == model)
-    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # independent of the key
+    spec = load_model(chosen, settings, *Keys.stored(settings.key_path)).spec_hash
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), settings, chosen, spec)
         findings = []

@@ -100,9 +100,13 @@ class Keys:
 
     @classmethod
     def stored(cls, path: Path) -> tuple[bytes, tuple[bytes, ...]]:
-        """Return the present key and the old ones; zeros without a file, which is not created."""
+        """Return the present key and the old ones.
+
+        Without a file, which is not created, a key that nobody knows: what an outsider has sealed
+        must not open with it.
+        """
         if not path.exists():
-            return b"\0" * _KEY_BYTES, ()
+            return os.urandom(_KEY_BYTES), ()
         keys = cls.from_file(path)
         return keys.secret, keys.old_secrets
 

@@ -111,7 +111,8 @@ def open_table(path: Path, named: Collection[str] = ()) -> Table:
         known = ", ".join((*_SUFFIXES, *_JSON, *_PARQUET))
         remedy = f"Name a file that ends in {known} (or .gz of a text)"
         if _named(path, (".json",)):
-            remedy = f"Write one object a line: jq -c .[] {path} > {path.stem}.jsonl"
+            array = f"of an array: jq -c .[] {path.name} > {path.stem}.jsonl"
+            remedy = f"Write one object a line into a file that ends in .jsonl; {array}"
         raise InputRefused(str(path), "no table by its name", remedy)
     try:
         with _text(path) as lines:

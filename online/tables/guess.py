@@ -39,7 +39,19 @@ _ROWS: Final = re.compile(
 )
 _TIMES: Final = re.compile(r".*(time|date|datum|stamp|created|[_ ]at|_ts|ts|when)", re.I)
 _ANSWERS: Final = re.compile(r"pred(ict(ion|ed).*)?|.*_pred|prob(a|ability).*|y_?hat|score", re.I)
-_POSITIVE: Final = ("yes", "true", "1", "y", "positive", "up", "spam", "fraud", "bad", "churn")
+_POSITIVE: Final = (
+    "yes",
+    "ja",
+    "true",
+    "1",
+    "y",
+    "positive",
+    "up",
+    "spam",
+    "fraud",
+    "bad",
+    "churn",
+)
 _MANY: Final = 10  # rows with the same text: it identifies nobody
 _OWN_MIN: Final = 100  # distinct values without repetition tell nothing about other rows
 _SINGLE: Final = re.compile(r"[^\s]*\d[^\s]*")  # like order numbers

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,13 +47,19 @@ def stream(
     played = stream_of(name, config.data_dir(), label=label, task=purpose.labels)
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    declared = declared_features(client, served)
+    texts = {name for name, one in declared.items() if "string" in one["type"]}
+    others = [n for n in next(iter(played.rows), ({}, None))[0] if n not in declared]
+    if declared and others:
+        said = f"{len(others):,} columns are left out, model {served} declares no such features"
+        print(f"{said}: {', '.join(others)[:200]}", file=sys.stderr)
     n_rows = min(rows or played.n_rows, played.n_rows)
     begun = printed_s = time.monotonic()
     score = None
     terminal = sys.stderr.isatty() and not context.as_json
     for score in play(
         played, reached.url, served, rate=per_s, rows=rows, times=times, source=source,
-        stopped=stopped.is_set, token=reached.token, texts=declared_texts(client, served),
+        stopped=stopped.is_set, token=reached.token, texts=texts,
     ):  # fmt: skip
         if not context.as_json and time.monotonic() - printed_s >= (0.2 if terminal else 5.0):
             printed_s = time.monotonic()
@@ -75,11 +81,11 @@ def stream(
     raise typer.Exit(130 if stopped.is_set() else 0)
 
 
-def declared_texts(client: SimpleClient, model: str) -> set[str]:
-    """Return the features that the model declares as texts or categories."""
+def declared_features(client: SimpleClient, model: str) -> dict[str, Any]:
+    """Return the features that the model declares, each with its JSON schema."""
     described = checked(client.get("/openapi.json"))["components"]["schemas"]
-    rows = described.get(f"RowOf.{model}", {}).get("properties", {})
-    return {name for name, one in rows.items() if "string" in one["type"]}
+    declared: dict[str, Any] = described.get(f"RowOf.{model}", {}).get("properties", {})
+    return declared
 
 
 def _rate(text: str) -> float:

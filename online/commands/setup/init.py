@@ -356,11 +356,20 @@ def _request(name: str, guess: Guess) -> str:
 
 
 def scalar(value: Any) -> str:
-    """Format a value as YAML in one line, with quotes where YAML needs them (such as for `no`)."""
-    text = yaml.dump(
-        value, Dumper=_OneLine, default_flow_style=True, sort_keys=False, width=sys.maxsize
-    )
-    return text.removesuffix("\n").removesuffix("\n...")
+    """Format a value as YAML in one line, with quotes where YAML needs them (such as for `no`).
+
+    Letters beyond ASCII stay as they are, unless another character has to be escaped by YAML.
+    """
+    text = ""
+    for letters in (True, False):
+        text = yaml.dump(
+            value, Dumper=_OneLine, default_flow_style=True, sort_keys=False, width=sys.maxsize,
+            allow_unicode=letters,
+        )  # fmt: skip
+        text = text.removesuffix("\n").removesuffix("\n...")
+        if text.isprintable():
+            break
+    return text
 
 
 class _OneLine(yaml.SafeDumper):

@@ -23,8 +23,9 @@ from online.client.calls import ServiceRefused
 from online.client.play import line, play
 from online.client.simple_client import SimpleClient
 from online.commands import cli
-from online.commands.operate.stream import declared_texts
+from online.commands.operate.stream import declared_features
 from online.commands.setup import doctor
+from online.commands.setup.init import scalar
 from online.errors import ConfigError
 from online.rows.validator import Validator
 from online.service.embedded import Embedded
@@ -110,7 +111,12 @@ def test_ids_and_postal_codes_of_a_table_are_streamed_as_the_categories_they_are
     with service:
         streamed = run("stream", str(table), "--url", service.url, "--rate", "max", "--json")
         assert json.loads(streamed)["rows"] == 60
-        texts = declared_texts(SimpleClient(service.url), "my-clicks")
+        other = table.with_name("other.tsv")
+        other.write_text("zip\tcolour\tbought\n" + "01234\tred\tyes\n01234\tblue\tno\n" * 20)
+        said = run("stream", str(other), "--url", service.url, "--rate", "max", "--rows", "2")
+        assert "1 columns are left out, model my-clicks declares no such features: colour" in said
+        declared = declared_features(SimpleClient(service.url), "my-clicks")
+        texts = {name for name, one in declared.items() if "string" in one["type"]}
         assert texts == {"user_id", "zip"}
         *_, score = play(
             open_stream(str(table), label="bought"), service.url, "my-clicks", rate=None, rows=8,
@@ -332,3 +338,11 @@ def test_columns_that_made_up_rows_lack_are_named_once(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"no columns city, note\. Give rows"):
         run("models", "check", f"{place}:build")
+
+
+def test_letters_stay_readable_in_the_settings_and_what_can_not_be_shown_is_escaped() -> None:
+    for text in ("größe", "赤", "no", "a\u2028b", "a\U000e0001ö", "\x1b[0m", "😀"):
+        line = scalar({text: [text, 1.5]})
+        assert line.isprintable()
+        assert yaml.safe_load(line) == {text: [text, 1.5]}
+    assert scalar("größe") == "größe"

@@ -18,7 +18,7 @@ Step = Callable[[int, random.Random], tuple[bool | None, float, float]]
 ORIGIN = Origin("file", "f.csv", "binary", names={True: "yes", False: "no"}, delay=5)
 
 
-def rows(step: Step, n: int, seed: int = 1) -> Iterator[Rows]:
+def rows(step: Step, n: int, seed: int = 1, names: str = "x") -> Iterator[Rows]:
     rng = random.Random(seed)
     for first in range(0, n, 700):
         part = [step(i, rng) for i in range(first, min(first + 700, n))]
@@ -29,7 +29,7 @@ def rows(step: Step, n: int, seed: int = 1) -> Iterator[Rows]:
             probabilities=[{"true": p, "false": 1 - p} for _, p, _ in part],
             time=none,
             label_time=none,
-            features={"x": np.array([x for _, _, x in part])},
+            features={name: np.array([x for _, _, x in part]) for name in names},
         )
 
 
@@ -157,6 +157,10 @@ def test_a_feature_that_vanishes_is_acted_on() -> None:
     report = judged(step)
     assert report.verdict.state == "act"
     assert report.verdict.sentence.startswith("‘x’ is missing")
+    assert "this column" in report.verdict.do
+    two = report_on(ORIGIN, rows(step, 6000, names="xy"), made_at=0.0).verdict
+    assert two.sentence.startswith("‘x’, ‘y’ are missing")
+    assert "these columns" in two.do
 
 
 def test_a_model_that_a_rule_beats_is_acted_on() -> None:

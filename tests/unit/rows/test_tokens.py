@@ -173,6 +173,8 @@ def test_the_key_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(first.secret) == 32
     assert Keys.from_file(path).secret == first.secret, "made once"
+    assert Keys.stored(path) == (first.secret, ())
+    assert Keys.stored(tmp_path / "none") != Keys.stored(tmp_path / "none"), "nobody can know it"
     assert Keys.from_file(tmp_path / "another").secret != first.secret
     path.write_text(f"{TWO.hex()}\n{first.secret.hex()}\n")
     assert Keys.from_file(path).secret == TWO, "the first line seals"
