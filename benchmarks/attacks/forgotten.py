@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.attacks.doors import Row, rows_of, settings_of
-from benchmarks.fixtures.desk import Outside
+from benchmarks.fixtures.senders import Outside
 from benchmarks.fixtures.service import Running, form, own_environment, service, status
 from online.settings.limits import Limits
 from online.settings.tokens import WEIGHT_MAX

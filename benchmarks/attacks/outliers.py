@@ -22,8 +22,8 @@ from itertools import islice
 from typing import Any, Final
 
 from benchmarks.fixtures.connection import Connection
-from benchmarks.fixtures.dealt import Dealt
 from benchmarks.fixtures.service import form, service
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.learning.bounds import FAR

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from benchmarks.choices.bandits_worlds import World, make
-from benchmarks.fixtures.desk import inside
+from benchmarks.fixtures.senders import inside
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.structs import Receipt
 from online.rows.validator import Validator

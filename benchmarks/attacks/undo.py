@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.fixtures.within import NAME, SPEC, Row, Within
+from benchmarks.fixtures.single_replica import NAME, SPEC, Row, Within
 from evaluation.streams import open_stream
 from online.settings.config import data_dir
 from online.settings.model import Drift, ModelSettings

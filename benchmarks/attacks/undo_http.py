@@ -25,7 +25,7 @@ from benchmarks.attacks.undo import (
 )
 from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, service
-from benchmarks.fixtures.within import Row
+from benchmarks.fixtures.single_replica import Row
 
 _NAME: Final = "m"
 _PATH: Final = f"/v1/models/{_NAME}"

@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks.fixtures.within import Direct
+from benchmarks.fixtures.single_replica import Direct
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.edge import on_device

@@ -24,8 +24,8 @@ from typing import Any, Final, Literal
 
 import psutil
 
+from benchmarks.faults.server_counts import Wishes
 from benchmarks.faults.settled import GIVES_UP_S, wait_complete
-from benchmarks.faults.wishes import Wishes
 from benchmarks.fixtures import counting_table
 from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.counting_table import Held

@@ -1,6 +1,6 @@
 """The service on three hosts, one of which is killed, cut off, or receives half of its packets.
 
-The hosts are network namespaces (:mod:`benchmarks.fixtures.ether`): a Ray head and two workers,
+The hosts are network namespaces (:mod:`benchmarks.fixtures.host_network`): a Ray head, two workers,
 each with its own processes, address and name, and a fourth that has the journal's Redis server and
 the clients.  Each client asks the balancer of one host, and of the next when it gets no answer.
 As in :mod:`benchmarks.faults.exactly_once` the final weights say of each event how often it
@@ -28,7 +28,7 @@ import psutil
 
 from benchmarks.faults import exactly_once
 from benchmarks.fixtures.connection import Connection
-from benchmarks.fixtures.ether import Host, Link, Network, Rule, fill, small_disk, sockets
+from benchmarks.fixtures.host_network import Host, Link, Network, Rule, fill, small_disk, sockets
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, own_environment, status, write_settings
 from online.errors import StartRefused
@@ -274,7 +274,7 @@ def run(
     """One campaign: load, the fault for so many seconds, load again, and the reckoning.
 
     Raises StartRefused where there can be no such hosts: see
-    :func:`benchmarks.fixtures.ether.permitted`.
+    :func:`benchmarks.fixtures.host_network.permitted`.
     """
     binary = need_binary()
     with tempfile.TemporaryDirectory(prefix="oh-") as name:

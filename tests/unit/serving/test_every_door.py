@@ -13,7 +13,7 @@ import pytest
 from provisional_world import asked_of, event, frozen, guess, half, refused, sent, weight
 from replica_world import World, play
 
-from benchmarks.fixtures.desk import inside
+from benchmarks.fixtures.senders import inside
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.sender import sender
