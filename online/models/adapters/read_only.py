@@ -114,9 +114,6 @@ def settle(final: Any) -> None:
         ensure()
 
 
-# -- factorisation machines ------------------------------------------------------------------------
-
-
 def is_factorised(final: Any) -> bool:
     """Return whether the estimator is one of river's factorisation machines."""
     return type(final).__module__.startswith(_MACHINES)

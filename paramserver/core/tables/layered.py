@@ -97,8 +97,6 @@ class LayeredRows(RowMessage):
             place += _COMPARED
             yield
 
-    # -- all rows, for a replica that answers in the server's place ------------------------------
-
     @property
     def end(self) -> int:
         """The position after the last row: own rows are before those of the table below.

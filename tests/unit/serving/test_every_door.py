@@ -171,9 +171,6 @@ def test_a_repeat_s_weight_is_none_for_another_prediction_of_that_id(tmp_path: P
     asyncio.run(scene())
 
 
-# -- weights -------------------------------------------------------------------------------------
-
-
 def test_an_event_says_as_much_of_its_source_as_it_weighs_among_its_others() -> None:
     """Two true rows that weigh nothing do not make up for one lie that weighs twice as much."""
     chain = Chain([ByLabel()], credit=5.0)
