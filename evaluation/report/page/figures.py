@@ -38,7 +38,7 @@ _NAMES: Final = (
 _COLOURS: Final = {name: f"#0000{i + 1:02x}" for i, name in enumerate(_NAMES)}
 INK, MUTED, GRID, PAPER, MODEL, RULE, RULE2, BAD, WARN, THEN, NOW = _COLOURS.values()
 
-_STYLE: Final[dict[str, Any]] = {
+_STYLE: Final[Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names of features are no formulas
     "font.size": 10.0,
