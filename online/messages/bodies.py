@@ -62,8 +62,8 @@ class Format:
 def _format(content_type: bytes, codec: Any) -> Format:
     """Make the format of one of msgspec's codecs."""
     kinds = (PredictRequest, FeedbackRequest, _Apart, Event, ChooseRequest, RewardRequest)
-    decoders = (codec.Decoder(kind).decode for kind in kinds)
-    return Format(content_type, *decoders, codec.Encoder().encode)
+    calls = [*(codec.Decoder(kind).decode for kind in kinds), codec.Encoder().encode]
+    return Format(content_type, *calls)
 
 
 JSON: Final = _format(b"application/json", msgspec.json)
