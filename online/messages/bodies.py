@@ -194,7 +194,8 @@ class Transfers:
         if clock is None or now < (clock.when() or now) - self._wait_s + _PATIENCE_S:
             return False
         del self._clocks[clock]
-        clock.reschedule(now)
+        if not clock.expired():  # one whose time is over is dropped in the loop's next turn
+            clock.reschedule(now)
         return True
 
 
