@@ -14,6 +14,7 @@ import msgspec
 
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
+from online.models.choices.interactions import ACTION
 from online.rows.crossing import Crossing
 from online.rows.schema import schema_of
 from online.settings.limits import Limits
@@ -110,14 +111,20 @@ class Validator:
         if self.schema is not None and not self.schema.only_numbers(names):
             return False
         row = dict.fromkeys(names)
-        narrow = self.crossing is None or self.crossing.takes(row)
+        narrow = self.crossing is None or (ACTION in row and self.crossing.takes(row))
         return fit and short and narrow and self.odd_name(row) is None
 
     def undeclared(self, features: Any, field: str) -> RequestError | None:
-        """Return why the declaration refuses a new row with these features; None: it does not."""
-        if self.schema is None or not isinstance(features, dict) or not features:
+        """Return why a new row with these features is refused; None: it is not.
+
+        The declaration refuses it, or it has no action, of which it would teach the reward.
+        """
+        if not isinstance(features, dict) or not features:
             return None
-        return self.schema.refusal(features, field)
+        if self.crossing is not None and ACTION not in features:
+            hint = f"Reward a choice by its id, or name the action as {ACTION!r} among the features"
+            return invalid(f"{field}.{ACTION}", "no action, and the model chooses actions", hint)
+        return None if self.schema is None else self.schema.refusal(features, field)
 
     def odd_name(self, features: Any) -> str | None:
         """Return a name that contains terminal control characters; None if there is none."""
