@@ -7,7 +7,7 @@ everything is checked here, before any state changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -111,7 +111,7 @@ class Validator:
         if self.schema is not None and not self.schema.only_numbers(names):
             return False
         row = dict.fromkeys(names)
-        narrow = self.crossing is None or (ACTION in row and self.crossing.takes(row))
+        narrow = self.crossing is None or self.crossing.takes(row)
         return fit and short and narrow and self.odd_name(row) is None
 
     def undeclared(self, features: Any, field: str) -> RequestError | None:
@@ -121,10 +121,14 @@ class Validator:
         """
         if not isinstance(features, dict) or not features:
             return None
-        if self.crossing is not None and ACTION not in features:
+        if self.lacks_action(features):
             hint = f"Reward a choice by its id, or name the action as {ACTION!r} among the features"
             return invalid(f"{field}.{ACTION}", "no action, and the model chooses actions", hint)
         return None if self.schema is None else self.schema.refusal(features, field)
+
+    def lacks_action(self, names: Collection[str]) -> bool:
+        """Whether a row with these names teaches nothing, because the model chooses actions."""
+        return self.crossing is not None and ACTION not in names
 
     def odd_name(self, features: Any) -> str | None:
         """Return a name that contains terminal control characters; None if there is none."""
