@@ -78,7 +78,7 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
             "_temp_dir": str(private / "ray"),
         }
     else:  # its nodes were started without the flags, so pass them to our worker processes
-        place = {"address": settings.cluster, "runtime_env": {"env_vars": dict(flags)}}
+        place = {"address": settings.cluster, "runtime_env": worker_setup.passed_on(flags)}
     with fewest_processes() if local else contextlib.nullcontext():
         ray.init(
             namespace="online", configure_logging=True, logging_level=logging.ERROR,

@@ -84,6 +84,8 @@ def _schema(query: Query) -> Iterator[str]:
         yield "the definition of the tables does not match its checksum"
     if query("SELECT value FROM meta WHERE name = 'format'", ()) != [(sql.FORMAT,)]:
         yield "the number of the format is not the one of this version"
+    if query(sql.KEYS, ()) not in ([(sql.NEAR_KEYS,)], [(sql.FAR_KEYS,)]):
+        yield "the form of the keys is none of those that exist"
 
 
 def _together(query: Query) -> Iterator[str]:
