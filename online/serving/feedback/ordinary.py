@@ -142,7 +142,9 @@ class Ordinary:
         """Whether these names are valid, and the model has learned all of them."""
         good = self._names.get(names)
         if good is None:
-            good = self._names[names] = self._validator.takes(names)
+            validator = self._validator
+            good = validator.takes(names) and not validator.lacks_action(names)
+            self._names[names] = good
             if len(self._names) > _KNOWN:
                 self._names.popitem(last=False)
         return good and self._replica.learner.vocabulary.knows_numbers(names)
