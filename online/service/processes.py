@@ -81,6 +81,14 @@ class Owner:
         except OSError as error:
             raise _unusable(state_dir, error) from error
 
+    def hold(self, folder: Path) -> None:
+        """Lock another folder, too, so that `systemd-tmpfiles` leaves alone what is in it.
+
+        It deletes from temporary folders what is ten days old, such as HAProxy's configuration.
+        """
+        with contextlib.suppress(BlockingIOError):
+            _lock(self, folder)
+
     def release(self) -> None:
         """Release the folder for the next service."""
         self._file.close()
