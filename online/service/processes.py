@@ -306,7 +306,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def begun(data: Mapping[str, Any], name: str, nice: int = 10) -> tuple[Settings, ModelSettings]:
-    """Settle a process that works beside the replicas; return the settings, and the model's."""
+    """Initialise a process that runs beside the replicas; return the settings, and the model's."""
     with contextlib.suppress(OSError):
         os.nice(nice)
     settings = Settings.model_validate(data)
