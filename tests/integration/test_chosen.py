@@ -203,6 +203,18 @@ def test_a_reward_is_within_its_range_and_for_a_choice(shop: Embedded) -> None:
     assert [x["status"] for x in many] == ["learned", "refused"]
 
 
+def test_features_without_an_action_teach_nothing(shop: Embedded) -> None:
+    named = post(shop, "feedback", features={"x": 1.0, "@": "a"}, label=1, event_id="one")
+    assert named.json()["status"] == "learned"  # from here on the name is known
+    learned = shop.model.status()["learned"]
+    refused = post(shop, "feedback", features={"x": 1.0}, label=1, event_id="none")
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "features.@")
+    several = [{"features": {"x": float(i)}, "label": 1, "event_id": f"n{i}"} for i in range(20)]
+    receipts = post(shop, "feedback", events=several).json()["events"]  # numbers, read together
+    assert {x["status"] for x in receipts} == {"refused"}
+    assert shop.model.status()["learned"] == learned
+
+
 def test_under_an_id_of_its_own_a_question_has_one_answer(shop: Embedded) -> None:
     first = post(shop, "choose", **asked(id="order-1")).json()
     assert first["id"] == "order-1"
