@@ -248,7 +248,8 @@ class Opaque:
         if (block := values.get(STATE)) is not None:
             self._load(block.data)
         else:
-            self._unpickle(self._built)
+            for _ in self._unpickling(self._built):
+                pass
             self._sealed, self._taught = b"", False
 
     # -- state -------------------------------------------------------------------------------
@@ -288,10 +289,6 @@ class Opaque:
             ) from error
 
         return file.getvalue()
-
-    def _unpickle(self, data: bytes) -> None:
-        for _ in self._unpickling(data):
-            pass
 
     def _unpickling(self, data: bytes) -> Iterator[None]:
         file = io.BytesIO(data)
