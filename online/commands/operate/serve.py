@@ -305,13 +305,14 @@ def _kill(running: Any, code: int) -> None:
 
 
 def _print_urls(settings: config.Settings, url: str) -> None:
-    name = settings.models[0].name
     print(f"\n  {url}/          status page: models and metrics")
     print(f"  {url}/docs      API documentation")
     print(f"  {url}/metrics   Prometheus\n")
     print(f"  models: {', '.join(m.name for m in settings.models)}   stop with Ctrl-C\n")
     print(f"  online status --state-dir {settings.state_dir}", flush=True)
-    print(f"  online stream NAME --model {name} --state-dir {settings.state_dir}\n", flush=True)
+    if name := next((m.name for m in settings.models if m.choose is None), None):
+        print(f"  online stream NAME --model {name} --state-dir {settings.state_dir}")
+    print(flush=True)
 
 
 def _stream(name: str, task: Task) -> Callable[[], Stream]:
