@@ -32,28 +32,8 @@ serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until C
 # A library's threads would wait for each other: the lanes have all cores already.
 test: export OMP_NUM_THREADS := 1
 
-# Four lanes, of which all but the first print when they are done: two of whole services, which
-# wait a lot, by the first letter of a file's name, and beside them two of what only computes.  Both
-# of services are done long before the others: the rest of the unit tests runs in their places.
-# The last lines say how long each lane took, and its CPU time.
 test: $(TESTS)  ## everything but the long tests and benchmarks
-	@out=$$(mktemp -d); lanes=; export LANES="$$out/times"; \
-	trap 'kill $$lanes 2>/dev/null; wait; rm -rf '$$out EXIT; trap 'exit 130' INT TERM; \
-	nice -n 10 $(PYTEST) tests/unit/[a-o]* >$$out/unit 2>&1 & unit=$$!; \
-	nice -n 10 $(PYTEST) $(COMPUTED) >$$out/computed 2>&1 & computed=$$!; \
-	$(PYTEST) tests/integration/test_[i-z]*.py >$$out/second 2>&1 & second=$$!; \
-	$(PYTEST) tests/integration/test_[a-h]*.py & first=$$!; \
-	lanes="$$unit $$computed $$second $$first"; failed=0; \
-	wait $$second || failed=1; \
-	nice -n 10 $(PYTEST) tests/unit/[p-r]* >$$out/third 2>&1 & third=$$!; \
-	lanes="$$unit $$computed $$first $$third"; \
-	wait $$first || failed=1; \
-	nice -n 10 $(PYTEST) tests/unit/[s-z]* >$$out/fourth 2>&1 & fourth=$$!; \
-	lanes="$$unit $$computed $$third $$fourth"; cat $$out/second; \
-	for lane in computed unit third fourth; do \
-		eval "wait \$$$$lane" || failed=1; cat $$out/$$lane; \
-	done; \
-	lanes=; cat "$$LANES"; exit $$failed
+	@exec $(BIN)/python tests/lanes.py
 
 check: $(TESTS)  ## format, lint, types, import contracts, sizes, documents
 	$(BIN)/ruff format --check benchmarks online pages paramserver replay evaluation refusals examples tests

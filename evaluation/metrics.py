@@ -132,11 +132,7 @@ def _regression(
 
 
 def details(
-    task: Task,
-    *,
-    label: Label,
-    predicted: Label | None,
-    probabilities: Mapping[str, float] | None,
+    task: Task, *, label: Label, predicted: Label | None, probabilities: Mapping[str, float] | None
 ) -> dict[str, float]:
     """Return further increments for one row with a request; parameters as of `increments`."""
     if task == "regression":

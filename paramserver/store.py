@@ -94,12 +94,7 @@ class Store(Protocol):
         """Return the control rows with ``seq > after``, in order."""
 
     def write_control(
-        self,
-        model: str,
-        kind: str,
-        key: str,
-        payload: bytes,
-        fence: tuple[str, int] | None = None,
+        self, model: str, kind: str, key: str, payload: bytes, fence: tuple[str, int] | None = None
     ) -> tuple[ControlInfo, bool]:
         """Append a control row unless the key has one already.
 

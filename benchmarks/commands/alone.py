@@ -49,11 +49,7 @@ def report(
         lines = frozen.run(data_dir(), progress=progress)
         raise verdict("the report on a frozen model", lines, as_json=as_json)
     found = bench.run(
-        data_dir(),
-        runs=runs,
-        sizes=(bench.SIZES[0], largest),
-        peer=peer,
-        progress=progress,
+        data_dir(), runs=runs, sizes=(bench.SIZES[0], largest), peer=peer, progress=progress
     )
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good}))
@@ -162,13 +158,7 @@ def prequential(
     from evaluation.streams import open_stream
 
     names = [open_stream(name, data_dir()).name for name in stream or bench.STREAMS]
-    found = bench.run(
-        data_dir(),
-        streams=names,
-        full=full,
-        rows=rows,
-        progress=progress,
-    )
+    found = bench.run(data_dir(), streams=names, full=full, rows=rows, progress=progress)
     if as_json:
         print(json.dumps({**asdict(found), "good": found.good}))
     else:
@@ -328,31 +318,6 @@ def factors(
 
 
 @app.command()
-def offsets(
-    part: Annotated[
-        list[str] | None, typer.Option(help="films, others or costs; may be given again")
-    ] = None,
-    rows: Rows = None,
-    as_json: AsJson = False,
-) -> None:
-    """Offsets by key beside the model that all share, keys as categories, `fm` and river's.
-
-    Films and questions need ONLINE_DATA_DIR.  Example: python -m benchmarks offsets --part costs
-    """
-    from benchmarks.quality import offsets as bench
-
-    data = data_dir()
-    for name in one_of(part, ("films", "others", "costs")):
-        if name == "costs":
-            show("what many keys cost", bench.costs(), as_json=as_json)
-        elif name == "others":
-            show("offsets by key", bench.others(data, rows, progress), as_json=as_json)
-        else:
-            found = bench.films(needed(data, "the ratings"), rows, progress)
-            show("stars of films", found, as_json=as_json)
-
-
-@app.command()
 def tables(
     ids: Annotated[int, typer.Option(help="ids of the table", min=1_000)] = 10_000_000,
     width: Annotated[int, typer.Option(help="numbers of a row", min=1)] = 16,
@@ -461,24 +426,3 @@ def confidence(
     show(
         "sets and intervals that are to have the label in 90 of 100 answers", found, as_json=as_json
     )
-
-
-@app.command()
-def calibration(
-    stream: Streams = None,
-    learner: Annotated[
-        list[str] | None, typer.Option(help="linear, logreg, ftrl or forest; may be given again")
-    ] = None,
-    rows: Rows = None,
-    as_json: AsJson = False,
-) -> None:
-    """Log loss and calibration error before and after probabilities are corrected by labels.
-
-    Needs the data sets in ONLINE_DATA_DIR.  Example: python -m benchmarks calibration --rows 5000
-    """
-    from benchmarks.quality import calibration as bench
-
-    names, learners = one_of(stream, bench.STREAMS), one_of(learner, bench.LEARNERS)
-    data = needed(data_dir(), "the streams")
-    found = bench.run(names, data, learners=learners, most=rows, progress=progress)
-    show("probabilities before and after", found, as_json=as_json)

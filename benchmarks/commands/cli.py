@@ -100,18 +100,6 @@ def challenger(
 
 
 @app.command()
-def settled(as_json: AsJson = False) -> None:
-    """The drift state of healthy models on streams in order: at most 3 % of looks above ok.
-
-    Needs Elec2, INSECTS and ACS in ONLINE_DATA_DIR.  Example: python -m benchmarks settled
-    """
-    from benchmarks.quality import settled as bench
-
-    found = bench.run(data_dir(), progress=progress)
-    raise verdict("looks above ok, in per cent", found, as_json=as_json)
-
-
-@app.command()
 def trees(rows: Rows = 8000, as_json: AsJson = False) -> None:
     """A Hoeffding tree learned in order by three replicas, and a forest of ten by one process.
 
@@ -171,8 +159,7 @@ def hostile_http(
     seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
     first: First = 0,
     kind: Annotated[
-        list[Lie] | None,
-        typer.Option(help="of lies; may be given again; then no honest streams"),
+        list[Lie] | None, typer.Option(help="of lies; may be given again; then no honest streams")
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
     replicas: Annotated[int, typer.Option(help="with --alone", min=1, max=8)] = 2,

@@ -97,8 +97,7 @@ def mishaps(
 @app.command()
 def hosts(
     fault: Annotated[
-        str | None,
-        typer.Option(help="kill, cut, one-way, delay, loss, full, full-journal, none"),
+        str | None, typer.Option(help="kill, cut, one-way, delay, loss, full, full-journal, none")
     ] = None,
     seconds: Annotated[float, typer.Option(help="how long it lasts")] = 10.0,
     runs: Annotated[int, typer.Option(help="of each fault")] = 3,

@@ -136,10 +136,7 @@ def doors(
 @app.command()
 def floods(
     stream: Streams = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(help="one of them; may be given again"),
-    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="one of them; may be given again")] = None,
     seeds: Seeds = 3,
     first: First = 0,
     liars: Annotated[list[int] | None, typer.Option(help="how many; may be given again")] = None,
@@ -281,22 +278,6 @@ def outliers(
     )
     show("outliers", found, as_json=as_json)
     raise typer.Exit(0 if all(x.good for x in found if x.kind in bench.OVER_HTTP) else 1)
-
-
-@app.command()
-def admission(
-    events: Annotated[int, typer.Option(help="events of a stream", min=1_000)] = 120_000,
-    seeds: Annotated[int, typer.Option(help="streams", min=1)] = 3,
-    as_json: AsJson = False,
-) -> None:
-    """A bounded table beside one without bound and one of as many places, and under a flood.
-
-    Takes some minutes.  Example: python -m benchmarks admission --seeds 1
-    """
-    from benchmarks.speed import admission as bench
-
-    show("clicks by users of a million", bench.run(events, seeds), as_json=as_json)
-    show("a flood of names", bench.flood(), as_json=as_json)
 
 
 @app.command()

@@ -166,11 +166,7 @@ def run(
 
 
 @app.command("anomalies")
-def anomalies(
-    stream: Streams = None,
-    rows: Rows = None,
-    as_json: AsJson = False,
-) -> None:
+def anomalies(stream: Streams = None, rows: Rows = None, as_json: AsJson = False) -> None:
     """Scores of `task: anomaly` on recorded connections, beside river's half-space trees.
 
     Needs KDD Cup 1999 in ONLINE_DATA_DIR.  Example: python -m benchmarks anomalies --stream

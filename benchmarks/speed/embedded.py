@@ -117,8 +117,7 @@ def run(runs: int = 5) -> list[Taken]:
 
 @app.command("embedded")
 def embedded(
-    runs: Annotated[int, typer.Option(help="starts of each", min=1)] = 5,
-    as_json: AsJson = False,
+    runs: Annotated[int, typer.Option(help="starts of each", min=1)] = 5, as_json: AsJson = False
 ) -> None:
     """Measure memory and the first answer of `online.serve`, beside programs without it.
 

@@ -107,14 +107,15 @@ class _Asked:
 _RATE, _ROWS, _MS = "requests/s", "rows/s", "ms"
 _TABLE: Final = (
     _Asked("peer alone: predict", _RATE),
-    _Asked("predict, 1 replica", _RATE, "peer: predict", least=0.75),
+    _Asked("predict, 1 replica", _RATE, "peer: predict", least=1.45),
     _Asked("predict, 2 replicas", _RATE, "peer: predict, beside 2"),
     _Asked("predict, direct port", _RATE, "peer: predict"),
-    _Asked("feedback, 1 replica", _RATE, "peer: learn, nothing durable", least=0.45),
-    _Asked("feedback, 1 replica", _RATE, "peer: one commit a request", least=1.5),
+    _Asked("feedback, 1 replica", _RATE, "peer: learn, nothing durable", least=1.0),
+    _Asked("feedback, 1 replica", _RATE, "peer: one commit a request", least=2.6),
     _Asked("feedback, 2 replicas", _RATE, "peer: learn, beside 2"),
     _Asked(f"predict, {_MANY} rows", _ROWS, "peer: predict many", least=50_000, of_value=True),
-    _Asked(f"feedback, {_MANY} rows", _ROWS, "peer: learn many", least=20_000, of_value=True),
+    _Asked(f"feedback, {_MANY} rows", _ROWS, "peer: learn many", least=50_000, of_value=True),
+    _Asked(f"feedback, {_MANY} rows, 2 replicas", _ROWS, "peer: learn many, beside 2"),
     _Asked("predict p50 at half", _MS, "peer: predict p50 at this rate"),
     _Asked("predict p99 at half", _MS, "peer: predict p99 at this rate", most=1.5),
     _Asked("predict p99 beside feedback", _MS, "predict p99 at half", most=1.5),
@@ -349,6 +350,11 @@ def _two_replicas(rounds: _Rounds, own: _Own, beside: _Peer, runs: int) -> None:
         rounds.closed("predict, 2 replicas", own.port, own.predict)
         rounds.closed("peer: learn, beside 2", beside.port, beside.learn)
         rounds.closed("feedback, 2 replicas", own.port, own.feedback)
+        for name, port, operation in (
+            ("peer: learn many, beside 2", beside.port, beside.learn_many),
+            (f"feedback, {_MANY} rows, 2 replicas", own.port, own.feedback_many),
+        ):
+            rounds.closed(name, port, operation, _MANY_CONNECTIONS)
 
 
 def _forest(rounds: _Rounds, runs: int) -> None:

@@ -222,11 +222,7 @@ def side(subject: Subject, telemetry: dict[str, Any], seed: int, *, on: bool) ->
     with tempfile.TemporaryDirectory(prefix="online-observed-") as name:
         write_settings(
             Path(name),
-            {
-                "cluster": "embedded",
-                "models": [model],
-                "telemetry": telemetry if on else {},
-            },
+            {"cluster": "embedded", "models": [model], "telemetry": telemetry if on else {}},
         )
         process, _, url = start(Path(name), environment=_alike())
         try:

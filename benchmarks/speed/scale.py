@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.speed.admission import Partition
+from benchmarks.speed.shards import Partition
 from paramserver.core import wire
 from paramserver.core.blocks import ROWS, Block, from_wire, to_wire
 from paramserver.core.server import Server

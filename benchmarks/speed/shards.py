@@ -15,7 +15,6 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.speed.admission import Partition
 from paramserver.core import wire
 from paramserver.core.blocks import ROWS, Block, to_wire
 from paramserver.core.server import Server
@@ -30,6 +29,17 @@ _PAIRS: Final = 11
 _PUSHES: Final = 40
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The one partition of the stream, as the store would tell of it."""
+
+    id: int = 1
+    replica: str = "r"
+    end: int = 2**40
+    sealed: bool = False
+    trimmed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

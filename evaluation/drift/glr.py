@@ -45,12 +45,7 @@ class Glr:
     """
 
     def __init__(
-        self,
-        *,
-        threshold: float = 10.75,
-        block: int = 8,
-        width: int = 4,
-        rows_max: int = 1 << 20,
+        self, *, threshold: float = 10.75, block: int = 8, width: int = 4, rows_max: int = 1 << 20
     ) -> None:
         within("threshold", threshold, EASIER_MAX + 1.0, 1_000.0)
         within("block", block, 1, 1_000)

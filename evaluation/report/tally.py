@@ -214,12 +214,7 @@ class Tally:
             pane.version = rows.version[end - 1]
 
     def _watch(
-        self,
-        rows: Rows,
-        features: Mapping[str, Column],
-        score: Floats,
-        right: Floats,
-        rule: Floats,
+        self, rows: Rows, features: Mapping[str, Column], score: Floats, right: Floats, rule: Floats
     ) -> None:
         """Pass each row to the drift detectors and to the label-free estimate."""
         classes = self.origin.task != "regression"

@@ -80,12 +80,7 @@ class Audited:
         return getattr(self._journal, name)
 
     def write_control(
-        self,
-        model: str,
-        kind: str,
-        key: str,
-        payload: bytes,
-        fence: tuple[str, int] | None = None,
+        self, model: str, kind: str, key: str, payload: bytes, fence: tuple[str, int] | None = None
     ) -> tuple[Control, bool]:
         """Append a control row and its line: see :class:`replay.journal.base.Journal`."""
         if kind in OF_ROWS or (signer := self._signs()) is None:

@@ -23,8 +23,8 @@ import httpx
 
 from online.client.calls import Calls, Retry, Surroundings
 from online.client.drives import AsyncDrive, Awaited, Drive, Waiting, of_model
+from online.client.simple_client import bearer
 from online.client.verbs import BatchVerbs, ModelVerbs, Pending
-from online.messages.bearer import bearer
 
 
 class Model(ModelVerbs, Waiting):

@@ -135,9 +135,7 @@ def _run(drive: Callable[[Any], Any], steps: Callable[..., Any], /, *args: Any, 
     return drive(steps(*args, **kw))
 
 
-def of_model(
-    steps: Callable[Concatenate[Any, P], Steps[T]],
-) -> verb[Concatenate[str, P], T]:
+def of_model(steps: Callable[Concatenate[Any, P], Steps[T]]) -> verb[Concatenate[str, P], T]:
     """Turn a model's operation into one of the client, with the model's name first."""
 
     def named(self: Any, model: str, *args: P.args, **kwargs: P.kwargs) -> Steps[T]:

@@ -13,7 +13,11 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from online.errors import OnlineError
-from online.messages.bearer import bearer
+
+
+def bearer(token: str | None) -> dict[str, str]:
+    """Return the header that carries a token; empty without one."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 class NoAnswer(OnlineError):
@@ -69,11 +73,7 @@ class SimpleClient:
         return self._request("POST", path, None if json is None else _encoded(json), params)
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        params: Mapping[str, Any] | None,
+        self, method: str, path: str, body: bytes | None, params: Mapping[str, Any] | None
     ) -> Answer:
         headers = {} if body is None else {"Content-Type": "application/json"}
         query = f"?{urlencode({k: _as_text(v) for k, v in params.items()})}" if params else ""

@@ -204,22 +204,14 @@ class ModelVerbs(ChoiceVerbs):
 
     @verb
     def events(
-        self,
-        status: Literal["undone", "frozen"],
-        *,
-        after: str | None = None,
-        limit: int = 100,
+        self, status: Literal["undone", "frozen"], *, after: str | None = None, limit: int = 100
     ) -> Steps[Data]:
         """Return a page of events that are not in the model; ``cursor`` leads to the next page."""
         return (yield from self._get("/events", status=status, after=after, limit=limit))
 
     @verb
     def relearn(
-        self,
-        status: Literal["undone", "frozen"],
-        *,
-        after: str | None = None,
-        limit: int = 200,
+        self, status: Literal["undone", "frozen"], *, after: str | None = None, limit: int = 200
     ) -> Steps[Data]:
         """Learn a page of such events, each once; repeat with ``cursor`` until it is None."""
         return (yield from self._post("/relearn", given(status=status, after=after, limit=limit)))

@@ -225,8 +225,7 @@ def need_table_packages() -> None:
         import pyarrow
     except ImportError as error:
         raise StartRefused(
-            f"reading tables needs a package that is missing ({error})",
-            installing("rescore"),
+            f"reading tables needs a package that is missing ({error})", installing("rescore")
         ) from None
     with absent(["pandas"]):  # pyarrow would import it, which takes half a second
         pyarrow.array([0])

@@ -282,9 +282,7 @@ def with_delta(made: Exported, since: bytes) -> Exported:
     }  # fmt: skip
     targets = {**made.manifest["targets"], "edgepack": {**target, "deltas": [described]}}
     return replace(
-        made,
-        files={**made.files, name: delta},
-        manifest={**made.manifest, "targets": targets},
+        made, files={**made.files, name: delta}, manifest={**made.manifest, "targets": targets}
     )
 
 
@@ -390,11 +388,7 @@ def _described(
         **_named(data),
         "dtype": target.nearly[0] if target.nearly else target.precision,
         "runtime": dict(target.runtime),
-        "parity": {
-            "golden": proof.name(),
-            **_named(proof.file()),
-            **measured,
-        },
+        "parity": {"golden": proof.name(), **_named(proof.file()), **measured},
     }
 
 

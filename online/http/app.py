@@ -415,11 +415,7 @@ def _messages(
     status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the two ASGI messages of an answer."""
-    head = [
-        (b"content-type", kind),
-        (b"content-length", str(len(body)).encode()),
-        *headers,
-    ]
+    head = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *headers]
     return (
         {"type": "http.response.start", "status": status, "headers": head},
         {"type": "http.response.body", "body": body},

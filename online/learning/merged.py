@@ -23,15 +23,7 @@ from typing import cast
 from online.learning.base import LEARNED, Failed, why_not_taught
 from online.learning.bounds import numbers_of
 from online.learning.counters import DIGEST
-from online.learning.deltas import (
-    CLOSED,
-    OpenDelta,
-    Place,
-    finish,
-    moved,
-    restart,
-    touched_by,
-)
+from online.learning.deltas import CLOSED, OpenDelta, Place, finish, moved, restart, touched_by
 from online.learning.local_model import LocalModel
 from online.learning.ranges import BOUNDED
 from online.learning.shard_divergence import shard_divergence

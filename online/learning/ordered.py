@@ -329,11 +329,7 @@ class OrderedLearner(BaseLearner):
                 del self.tracks[partition]
 
     def _begin_at(
-        self,
-        reply: SyncReply,
-        values: Blocks,
-        clock: Mapping[int, int],
-        copy: Model | None = None,
+        self, reply: SyncReply, values: Blocks, clock: Mapping[int, int], copy: Model | None = None
     ) -> None:
         """Start a new copy from the server's values; until it catches up, the old one answers.
 

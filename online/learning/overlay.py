@@ -108,11 +108,7 @@ class OverlayLearner(OrderedLearner):
                 gc.enable()
 
     def _begin_at(
-        self,
-        reply: SyncReply,
-        values: Blocks,
-        clock: Mapping[int, int],
-        copy: Model | None = None,
+        self, reply: SyncReply, values: Blocks, clock: Mapping[int, int], copy: Model | None = None
     ) -> None:
         if copy is None and self.ready and reply.rewrite == self.rewrite:
             self._coming = reply, values, clock

@@ -10,13 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks
-from paramserver.filters.sources import (
-    OFFENCES,
-    RELEASES,
-    SOURCES_MAX,
-    Effects,
-    of_sources,
-)
+from paramserver.filters.sources import OFFENCES, RELEASES, SOURCES_MAX, Effects, of_sources
 from replay.example import Judged
 from replay.journal.base import Row, Verdict
 

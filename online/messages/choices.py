@@ -59,16 +59,14 @@ class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
         ),
     ] = None
     defer: Annotated[
-        bool,
-        Meta(description="the choice may not be used: no default reward before `…/activate`"),
+        bool, Meta(description="the choice may not be used: no default reward before `…/activate`")
     ] = False
     max_age_ms: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Meta(description="503 `too_old` if the model is older than this"),
     ] = None
     slots: Annotated[
-        list[Slot] | None,
-        Meta(description="several slots: the answer has an action for each"),
+        list[Slot] | None, Meta(description="several slots: the answer has an action for each")
     ] = None
 
 

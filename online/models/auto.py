@@ -71,26 +71,12 @@ from online.models.experts.exponential_weights import (
     logistic,
 )
 from online.models.experts.label_shift import ClassExperts
-from online.models.experts.linear import (
-    ADAGRAD,
-    EXPERTS,
-    Floats,
-    OneOutput,
-    Owned,
-    Taken,
-)
+from online.models.experts.linear import ADAGRAD, EXPERTS, Floats, OneOutput, Owned, Taken
 from online.models.experts.naive_bayes import Counts
 from online.models.features.hashed import counted
 from online.models.features.tents import Row, bent, bent_owned, crossed, crossed_owned
 from online.models.limited import Limited
-from online.models.selfrate import (
-    AGAIN,
-    Binary,
-    Multiclass,
-    Regression,
-    SelfRate,
-    SelfRateModel,
-)
+from online.models.selfrate import AGAIN, Binary, Multiclass, Regression, SelfRate, SelfRateModel
 from online.models.sleeping_views import VIEWS, SleepingViews
 from paramserver.core.blocks import Blocks
 from replay.example import Example, Features, Label, label_text

@@ -255,11 +255,7 @@ class RewardModel(Composite):
         return votes
 
     def _answers(
-        self,
-        x: Context,
-        ids: Sequence[tuple[int, ...]],
-        described: Vector,
-        arms: Sequence[Counted],
+        self, x: Context, ids: Sequence[tuple[int, ...]], described: Vector, arms: Sequence[Counted]
     ) -> tuple[Floats, Floats]:
         """Return each expert's expected rewards, and the variance of each action's.
 

@@ -11,13 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from online.models.experts.exponential_weights import (
-    FADE,
-    LONG,
-    LONG_SHARE,
-    Mixture,
-    shares_of,
-)
+from online.models.experts.exponential_weights import FADE, LONG, LONG_SHARE, Mixture, shares_of
 from online.models.experts.linear import EXPERTS
 from online.models.limited import Limited
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of

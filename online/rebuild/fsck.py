@@ -34,17 +34,13 @@ from online.rebuild.holdings import (
     pages,
 )
 from online.rows.history import Decisions
+from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_of, snapshots_path
 from paramserver.core.blocks import Blocks
 from paramserver.core.shards import Cut, ShardStore, shard_place
-from paramserver.errors import (
-    ParamServerError,
-    SnapshotCorrupt,
-    SnapshotFormat,
-    SnapshotMissing,
-)
+from paramserver.errors import ParamServerError, SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.errors import StartRefused as Refused
 from paramserver.process.lineage import Lineage, check_start
 from paramserver.process.shortfall import shortfall
@@ -178,7 +174,7 @@ def check(
     if settings.journal == "sqlite" and not path.exists():  # opening it would create one
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     chosen = next(m for m in as_stored(settings).models if m.name == model)
-    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # independent of the key
+    spec = load_model(chosen, settings, *Keys.stored(settings.key_path)).spec_hash
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), settings, chosen, spec)
         findings = []

@@ -227,10 +227,7 @@ def reshard(
 
 
 def begin(
-    journal: Journal,
-    lineage: Lineage,
-    state: SnapshotState,
-    histories: Sequence[SnapshotHistory],
+    journal: Journal, lineage: Lineage, state: SnapshotState, histories: Sequence[SnapshotHistory]
 ) -> None:
     """Begin a lineage with the state of another one at one moment.
 

@@ -45,11 +45,7 @@ class Follower:
     _patience_s = 0.0  # for claims of other processes: no other one adopts the same partition
 
     def __init__(
-        self,
-        shared: ReplicaParts,
-        writer: Writer,
-        *,
-        judge: DriftMonitor | None = None,
+        self, shared: ReplicaParts, writer: Writer, *, judge: DriftMonitor | None = None
     ) -> None:
         self._judge = judge
         # Why the rows of a partition can't be learned, by partition; 0 stands for all of them.

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Final, TypeAlias
 
+from online.rows.prediction_ids import EventKeys
 from replay.errors import JournalUnavailable
 from replay.journal.base import Journal
 
@@ -85,7 +86,7 @@ class JournalThreads:
     """One model's journal in one process, with one thread for writes and another for reads."""
 
     def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+        self.journal, self.keys = journal, EventKeys(journal.near_keys)
         self._writing = OneThread("journal")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
 

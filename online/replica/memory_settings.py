@@ -1,7 +1,8 @@
-"""Makes a model's rehearsal memory from its settings, and fills it from the journal."""
+"""A model's rehearsal memory: made from its settings, filled from the journal, kept up to date."""
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Final
 from evaluation.metrics import Task
 from online.errors import StartRefused
 from online.models.base import Model, Rehearsing, Repeating
+from online.replica.shared import ReplicaParts
 from online.rows.history import Decisions
 from online.rows.in_order import rows_after
 from online.settings.model import ModelSettings
+from online.trust.filtering import Filtering
 from paramserver.core.server import MergeRule
 from replay import codec
 from replay.buffers.balanced import ClassBalanced
@@ -22,9 +25,12 @@ from replay.buffers.compartments import TwoCompartments
 from replay.buffers.longterm import LongTerm
 from replay.buffers.reservoir import Reservoir
 from replay.buffers.ring import Ring
+from replay.errors import ReplayError
 from replay.journal.base import Journal
 from replay.memory import Memory
 from replay.rehearsal import Rehearsal
+
+log = logging.getLogger(__name__)
 
 _RECENT_SHARE: Final = 0.2  # of a mixed buffer
 
@@ -114,3 +120,56 @@ def fill(memory: Memory, journal: Journal, model: str, rows: int, decisions: Dec
                 memory.keep(row, example, example.score)
                 offered += 1
     return offered
+
+
+class MemoryUpkeep:
+    """Maintains the rows kept for rehearsal, if the settings enable it.
+
+    Parameters:
+        shared: Its learner owns the memory; without one, all methods do nothing.
+        filters: Reports sources that become quarantined; None: there are no filters.
+    """
+
+    def __init__(self, shared: ReplicaParts, filters: Filtering | None) -> None:
+        self._learner, self._control, self._store = shared.learner, shared.control, shared.store
+        self._counts, self._settings, self._filters = shared.counts, shared.settings, filters
+        self._banned_by = 0  # newest control row whose bans are purged
+        if filters is not None:
+            filters.reputations.on_quarantine = self.purge
+
+    def alarm(self) -> None:
+        """Handle a rise of the error: the kept rows are of an outdated stream."""
+        if self._learner.memory is not None:
+            self._learner.memory.alarm()
+
+    def purge(self, source: str) -> None:
+        """Remove all kept rows of the source."""
+        if self._learner.memory is not None:
+            self._counts["replay_purged"] += self._learner.memory.purge(source)
+
+    def look(self) -> None:
+        """Purge the sources that were banned since the last call."""
+        decisions = self._control.decisions
+        if decisions.seq > self._banned_by:
+            self._banned_by = decisions.seq
+            for source in decisions.bans:
+                self.purge(source)
+
+    async def fill(self) -> None:
+        """Rebuild the memory from the journal, at the start and after a rewrite."""
+        memory = self._learner.memory
+        if memory is None:
+            return
+        name, rows = self._settings.name, self._settings.replay.rebuild_rows
+        try:
+            decisions = await self._control.current()
+            fresh = memory.emptied()
+            n = await self._store.read(fill, fresh, self._store.journal, name, rows, decisions)
+        except ReplayError as error:
+            log.warning("nothing is rehearsed of what came before: %s", error)
+            return
+        self._learner.memory = fresh
+        quarantined = () if self._filters is None else self._filters.reputations.quarantined
+        for source in (*quarantined, *decisions.bans):
+            self.purge(source)
+        log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)

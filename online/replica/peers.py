@@ -33,11 +33,7 @@ class Peer:
     """
 
     def __init__(
-        self,
-        learner: BaseLearner,
-        replica: str,
-        spec: str,
-        age_ms: Callable[[], float | None],
+        self, learner: BaseLearner, replica: str, spec: str, age_ms: Callable[[], float | None]
     ) -> None:
         self._learner, self._replica, self._spec, self._age_ms = learner, replica, spec, age_ms
         self._one = asyncio.Lock()  # at most one copy of the values at a time

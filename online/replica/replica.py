@@ -39,7 +39,7 @@ from online.replica.control_log import ControlLog
 from online.replica.exchange import Exchange
 from online.replica.follower import Follower
 from online.replica.journal_threads import JournalThreads
-from online.replica.memory import MemoryUpkeep
+from online.replica.memory_settings import MemoryUpkeep
 from online.replica.ordered_follower import OrderedFollower
 from online.replica.pace import Pace
 from online.replica.peers import Peer

@@ -13,11 +13,12 @@ No request waits for them; beyond their bound they are dropped and counted
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from online.learning.bounds import with_target
 from online.replica.answers import Answers, Waiter
 from online.replica.corrections import Corrections
 from online.replica.filtered import Filtered
@@ -34,14 +35,103 @@ from online.replica.pending import (
 from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import ReplicaParts
-from online.replica.targets import Targets
-from online.replica.written_behind import WriteBehindQueue
+from online.rows.history import is_again
 from online.rows.joins import Whole
 from online.telemetry.trace import Trace
 from online.trust.filtering import Filtering
+from replay import codec
 from replay.errors import JournalHeld, ReplayError
 from replay.example import Example
 from replay.journal.base import NewRow, Outcome, Row, Verdict
+
+
+class WriteBehindQueue:
+    """Halves of stored joins that no request waits for, bounded by number and by bytes.
+
+    Sources that tokens stand for share the room: a source that has halves queued may use at most
+    half of the room that the others leave, so one busy source cannot exclude the rest.
+    """
+
+    def __init__(self, rows_max: int, bytes_max: int) -> None:
+        self._rows_max, self._bytes_max = rows_max, bytes_max
+        self._halves: deque[NewRow] = deque()
+        self._bytes = 0
+        self._rows_of: Counter[str] = Counter()
+        self._bytes_of: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._halves)
+
+    def put(self, halves: Sequence[NewRow]) -> bool:
+        """Queue all halves, which are of one source, or none; return whether there was room."""
+        size = sum(len(half.payload) for half in halves)
+        if len(self) + len(halves) > self._rows_max or self._bytes + size > self._bytes_max:
+            return False
+        if self.beyond_share(halves):
+            return False
+        self._halves.extend(halves)
+        self._count(halves, 1)
+        return True
+
+    def beyond_share(self, halves: Sequence[NewRow]) -> int:
+        """Return how many halves of the source wait if its share excludes these; otherwise 0."""
+        size = sum(len(half.payload) for half in halves)
+        source = halves[0].source if halves else ""
+        rows, bytes_ = self._rows_of[source], self._bytes_of[source]
+        if not source or not rows:
+            return 0
+        room = self._rows_max - (len(self) - rows)
+        bytes_room = self._bytes_max - (self._bytes - bytes_)
+        full = 2 * (rows + len(halves)) > room or 2 * (bytes_ + size) > bytes_room
+        return rows if full else 0
+
+    def put_back(self, halves: Sequence[NewRow]) -> None:
+        """Put halves that were taken but not written back to the front of the queue."""
+        self._halves.extendleft(reversed(halves))
+        self._count(halves, 1)
+
+    def take(self, n: int) -> list[NewRow]:
+        """Remove and return at most ``n`` halves, the oldest first."""
+        halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
+        self._count(halves, -1)
+        return halves
+
+    def _count(self, halves: Iterable[NewRow], sign: int) -> None:
+        for half in halves:
+            self._bytes += sign * len(half.payload)
+            self._bytes_of[half.source] += sign * len(half.payload)
+            self._rows_of[half.source] += sign
+            if not self._rows_of[half.source]:
+                del self._rows_of[half.source], self._bytes_of[half.source]
+
+
+class Targets:
+    """Bounds the targets of one model; does nothing for tasks whose labels are not bounded."""
+
+    def __init__(self, shared: ReplicaParts) -> None:
+        settings = shared.settings
+        self._bounds, self._counts = shared.learner.bounds, shared.counts
+        self._bounded = settings.purpose.bounded
+
+    def bounded(self, rows: list[NewRow], examples: list[Example | None]) -> list[NewRow]:
+        """Return the rows to be written; ``examples`` is updated in place to their content."""
+        if not (self._bounded and self._bounds.on):
+            return rows
+        out, ahead = list(rows), self._bounds.ahead()
+        for i, (row, example) in enumerate(zip(rows, examples, strict=True)):
+            if row.half is not None or is_again(row):
+                continue
+            sent = codec.decode(row.payload) if example is None else example
+            taught = examples[i] = with_target(ahead, sent)
+            raw = None if taught is sent else taught.raw
+            ahead.add(Example({}, taught.label, raw=raw), row.source)
+            if taught is not sent:
+                self._counts["values_clipped"] += 1
+                clipped = row.verdict is Verdict.ACCEPTED
+                verdict = Verdict.CLIPPED if clipped else row.verdict
+                payload = codec.encode(taught)
+                out[i] = msgspec.structs.replace(row, verdict=verdict, payload=payload)
+        return out
 
 
 class Writer:

@@ -100,11 +100,7 @@ def _asked_for_best(
 
 
 def _made(
-    model: ModelSettings,
-    settings: Settings,
-    secret: bytes,
-    old: Sequence[bytes],
-    data: bytes,
+    model: ModelSettings, settings: Settings, secret: bytes, old: Sequence[bytes], data: bytes
 ) -> Model:
     built = load_model(model, settings, secret, old).model
     built.reset(snapshot_format.decode(data).values)

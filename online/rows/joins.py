@@ -17,7 +17,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from online.rows.prediction_ids import event_key
 from replay import codec
 from replay.example import Example, PredictionHalf, WaitingLabel
 from replay.journal.base import Half, NewRow, Outcome, Stored, Verdict
@@ -27,11 +26,6 @@ ROUNDS_MAX: Final = 64
 
 NO_HALF: Final = b"?"
 """A payload that no half has: writing over it changes nothing and returns what is stored."""
-
-
-def join_key(asker: str | None, own: str) -> bytes:
-    """Key of the prediction with the id ``own``; ``asker`` None: its token names no source."""
-    return event_key("join", own) if asker is None else event_key("join", asker, own)
 
 
 def question(key: bytes, event_id: str, at: float) -> NewRow:

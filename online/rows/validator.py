@@ -60,10 +60,7 @@ class Validator:
             text = settings.params.get("text", ())
             self.crossing = Crossing([x for x in text if isinstance(x, str)], limits.products_max)
         classes = settings.classes or {"negative": False, "positive": True}
-        self._names: dict[bool, Label] = {
-            False: classes["negative"],
-            True: classes["positive"],
-        }
+        self._names: dict[bool, Label] = {False: classes["negative"], True: classes["positive"]}
 
     def features(self, value: Any, field: str, *, recorded: bool = False) -> Features:
         """Return the checked features, with the numbers exactly as sent.

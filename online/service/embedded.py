@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
+import errno
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +17,8 @@ from online.client import Client, Model
 from online.errors import StartRefused
 from online.monitoring.recording import Recording
 from online.monitoring.sending import ALERTS_FILE, Sending
-from online.service.one_process import (
-    OneProcess,
-    Progress,
-    Ready,
-    printed,
-    settings_for,
-    starting,
-)
+from online.service import processes
+from online.service.one_process import OneProcess, Progress, Ready, printed, settings_for, starting
 from online.service.parts.assembly import Assembly
 from online.service.state.changes import UNCHANGED, changes, needs_restart
 from online.settings import config
@@ -54,12 +48,7 @@ class _Http:
     def open(self) -> None:
         """Bind the port.  Raises StartRefused if it is taken, or few files may be open."""
         host, port = self._host, self._port
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if most != resource.RLIM_INFINITY and most < _FILES_MIN:
-            raise StartRefused(
-                f"this process may open {most} files, and needs {_FILES_MIN} or more",
-                "Raise the limit: ulimit -n 1024, or LimitNOFILE in a unit of systemd",
-            )
+        processes.check_files(0, _FILES_MIN)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # asyncio sets TCP_NODELAY, which small answers need, only if the protocol is given here.
         self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -67,8 +56,10 @@ class _Http:
         try:
             self._socket.bind((host, port))
         except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            by = processes.listener(port) if taken else ""
             raise StartRefused(
-                f"port {port} of {host} can't be listened on: {error.strerror}",
+                f"port {port} of {host} can't be listened on: {error.strerror}{by}",
                 "Stop what listens there, or choose another: port 0 for any",
             ) from error
         at = f"[{host}]" if family == socket.AF_INET6 else host

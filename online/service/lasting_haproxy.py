@@ -37,7 +37,13 @@ _LIVED_S: Final = 1.0  # one that dies sooner is left to Serve, which tries agai
 
 
 class Finder:
-    """An import finder that changes Serve's module of HAProxy when a process imports it."""
+    """An import finder that changes Serve's module of HAProxy when a process imports it.
+
+    ``outlives``: whether HAProxy goes on when its manager dies.
+    """
+
+    def __init__(self, *, outlives: bool = True) -> None:
+        self._outlives = outlives
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -48,16 +54,19 @@ class Finder:
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and type(spec.loader) is SourceFileLoader:
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            spec.loader.outlives = self._outlives
         return spec
 
 
 class _Loader(SourceFileLoader):
+    outlives = True
+
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        change(module)
+        change(module, outlives=self.outlives)
 
 
-def change(module: Any) -> bool:
+def change(module: Any, *, outlives: bool = True) -> bool:
     """Change Serve's class; returns whether it has all methods that this relies on.
 
     Another version of Ray is left as it is: then HAProxy is restarted by Serve alone.
@@ -66,7 +75,8 @@ def change(module: Any) -> bool:
     if was is None or not all(hasattr(was, name) for name in _NEEDED):
         return False
     module.HAProxyApi = lasting(was)
-    module.asyncio = _Alone()
+    if outlives:
+        module.asyncio = _Alone()
     return True
 
 

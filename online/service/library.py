@@ -27,13 +27,7 @@ from online.messages.structs import (
     Receipts,
 )
 from online.messages.values import plain_value
-from online.service.one_process import (
-    OneProcess,
-    Progress,
-    Ready,
-    settings_for,
-    starting,
-)
+from online.service.one_process import OneProcess, Progress, Ready, settings_for, starting
 from online.service.parts.assembly import Assembly
 from online.settings.purposes import TaskName
 from replay.example import Label

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import socket
@@ -208,6 +209,19 @@ def is_free(host: str, port: int) -> bool:
         return True
 
 
+def check_files(limit: int, least: int) -> None:
+    """Check that this process may open enough files.  Raises StartRefused.
+
+    ``limit``: which of the two limits counts: 0 the soft one, 1 the hard one.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[limit]
+    if most != resource.RLIM_INFINITY and most < least:
+        raise StartRefused(
+            f"this process may open {most} files, and needs {least} or more",
+            "Raise the limit: ulimit -n 1024, or LimitNOFILE in a unit of systemd",
+        )
+
+
 def own_processes() -> list[psutil.Process]:
     """Return all descendants of this process."""
     return psutil.Process().children(recursive=True)
@@ -223,6 +237,12 @@ def listening(ports: Sequence[int]) -> list[psutil.Process]:
         if listens and pid is not None:
             listeners[pid] = psutil.Process(pid)
     return list(listeners.values())
+
+
+def listener(port: int) -> str:
+    """Name who listens on a TCP port, as " by process 7 (haproxy)"; empty if it is not visible."""
+    names = [f"process {one.pid} ({one.name()})" for one in listening([port])]
+    return f" by {', '.join(names)}" if names else ""
 
 
 def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:

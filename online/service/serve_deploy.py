@@ -55,8 +55,7 @@ def build(arguments: Mapping[str, str]) -> Any:
     os.umask(settings.umask)
     if settings.cluster == "local":
         raise StartRefused(
-            f"{path} has `cluster: local`, and Ray Serve runs already",
-            "Write `cluster: auto`",
+            f"{path} has `cluster: local`, and Ray Serve runs already", "Write `cluster: auto`"
         )
     check_nodes(settings, [n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"]])
     with contextlib.closing(open_journal(settings)) as journal:

@@ -36,7 +36,7 @@ from online.service.on_ray.next_replica import NextReplica
 from online.service.on_ray.origin import Origin, code_hash
 from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.on_ray.ray_processes import fewest_processes
-from online.service.on_ray.start_checks import check_nodes, check_port, check_scores
+from online.service.on_ray.start_checks import check_machine, check_nodes
 from online.service.state import parameter_servers, server_count
 from online.service.state.changes import UNCHANGED, needs_restart, other_specs
 from online.service.state.changes import changes as changes_of
@@ -78,7 +78,7 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
             "_temp_dir": str(private / "ray"),
         }
     else:  # its nodes were started without the flags, so pass them to our worker processes
-        place = {"address": settings.cluster, "runtime_env": {"env_vars": dict(flags)}}
+        place = {"address": settings.cluster, "runtime_env": worker_setup.passed_on(flags)}
     with fewest_processes() if local else contextlib.nullcontext():
         ray.init(
             namespace="online", configure_logging=True, logging_level=logging.ERROR,
@@ -96,7 +96,8 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
 @contextlib.contextmanager
 def quiet(log_path: Path) -> Iterator[None]:
     """Redirect what Ray and Serve print while they shut down to a file."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a full disk, or a terminal that is gone
+        sys.stdout.flush()
     printed_to = {stream: os.dup(stream) for stream in (1, 2)}
     try:
         with log_path.open("w") as file:
@@ -182,8 +183,7 @@ class Service:
             self._progress(f"ended {count} processes left over from a crash")
         processes.remove_private(self._settings.state_dir)
         processes.private_dir(self._settings.state_dir)
-        check_port(self._settings)
-        check_scores(self._settings)
+        check_machine(self._settings)
         if accept_loss and (why := cut_log(self._settings)) is not None:
             self._progress(f"the journal's log is damaged and was cut there: {why}")
         self._settings = self._as_served(self._given, follow=fresh or relearn)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -58,6 +59,22 @@ def begin() -> None:
     without_serializers()
     without_unknown_paths()
     install(lasting_haproxy.Finder())
+
+
+def begin_joined() -> None:
+    """Set up a process on a cluster that was joined.
+
+    HAProxy ends with its manager there: nobody on its host would end one that has outlived Ray, and
+    the next one would share its port with it.
+    """
+    without_unknown_paths()
+    install(lasting_haproxy.Finder(outlives=False))
+
+
+def passed_on(flags: Mapping[str, str]) -> dict[str, Any]:
+    """Runtime environment of our processes on a cluster that was joined."""
+    hook = f"{__name__}.{begin_joined.__name__}"
+    return {"env_vars": dict(flags), "worker_process_setup_hook": hook}
 
 
 def without_unknown_paths() -> None:

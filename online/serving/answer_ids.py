@@ -10,8 +10,7 @@ from online.errors import RequestError
 from online.messages.sender import sender
 from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
-from online.rows.joins import join_key
-from online.rows.prediction_ids import Predicted, Tokens, event_key
+from online.rows.prediction_ids import Predicted, Tokens
 from online.settings.limits import Limits
 from online.sure.views import calibration_in, confidence_in, stamp_of
 from replay import codec
@@ -76,7 +75,7 @@ class AnswerIds:
             named, key = id_, None
             if token is not None:  # the key that a label by this token will have
                 named = nonce.hex()
-                key = event_key("token", named)
+                key = self._replica.store.keys.token(named)
             ids.append(id_)
             halves.append(self.half(named, features, answer, key=key))
         self.keep(halves, "prediction that gets a label by default")
@@ -157,8 +156,8 @@ class AnswerIds:
             stamp,
         )
         payload = codec.encode_prediction(predicted)
-        key, source = join_key(asker, own) if key is None else key, asker or ""
-        return NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
+        key = self._replica.store.keys.join(asker, own) if key is None else key
+        return NewRow(key, own, asker or "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
 
     def stamp(self, features: Features) -> bytes | None:
         """Return the confidence stamp of a row's answer, as ids and rows store it; None: none."""

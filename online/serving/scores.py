@@ -96,10 +96,7 @@ class Reader:
     """
 
     def __init__(
-        self,
-        ask: Ask,
-        now_s: Callable[[], float],
-        near: SqliteScores | None = None,
+        self, ask: Ask, now_s: Callable[[], float], near: SqliteScores | None = None
     ) -> None:
         self._exchange, self._now_s, self._near = ask, now_s, near
         self._waiting: list[tuple[Sequence[str], asyncio.Future[Read]]] = []

@@ -31,10 +31,10 @@ from online.rows.validator import Validator
 from online.serving import anomalies
 from online.serving.answer_ids import AnswerIds
 from online.serving.explained import Explained
+from online.serving.feedback.event_batcher import SingleEvents
 from online.serving.feedback.events import Events, is_join_id
 from online.serving.feedback.ordinary import EventRow
 from online.serving.feedback.receipts import ReceiptMaker, refused
-from online.serving.feedback.single_events import SingleEvents
 from online.settings.limits import Limits
 from online.sure.views import confidence_in
 from replay.example import Features

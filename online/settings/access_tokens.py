@@ -80,8 +80,7 @@ class AccessTokens(Tree):
         "predictions",
     )
     admin: Tokens = Field(
-        (),
-        description="may do everything; {name: NAME, token: …}: the name in the audit log",
+        (), description="may do everything; {name: NAME, token: …}: the name in the audit log"
     )
     predict_file: Path | None = Field(None, description="file of tokens, instead of `predict`")
     feedback_file: Path | None = Field(None, description="file of tokens, instead of `feedback`")

@@ -96,8 +96,7 @@ class Webhook(Tree):
     )
     on: _Kinds = KINDS
     body: Annotated[dict[str, Any], AfterValidator(_body)] | None = Field(
-        None,
-        description="another body: a mapping with templates as strings, as `{text: $summary}`",
+        None, description="another body: a mapping with templates as strings, as `{text: $summary}`"
     )
 
     @field_serializer("url")

@@ -58,10 +58,7 @@ class Choose(Tree):
         "sum is learned, clipped to `reward_range`",
     )
     rewards_max: int = Field(
-        64,
-        ge=1,
-        le=10_000,
-        description="rewards per choice that are stored until it is learned",
+        64, ge=1, le=10_000, description="rewards per choice that are stored until it is learned"
     )
     apprentice: bool = Field(
         False,

@@ -27,14 +27,13 @@ from pydantic import (
 
 from online.errors import ConfigError
 from online.settings.access_tokens import WITH_SECRETS, AccessTokens
-from online.settings.addresses import check_store, hidden
+from online.settings.addresses import check_host, check_origin, check_store, hidden
 from online.settings.alerts import Alerts
 from online.settings.file_modes import StateMode, umask_of
 from online.settings.glimpse import STATE_DIR, given_token
 from online.settings.glimpse import environment as environment
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
-from online.settings.origins import check_host, check_origin
 from online.settings.replicas import Replicas
 from online.settings.telemetry import ENDPOINT, Telemetry
 from online.settings.tokens import ROLES, Grant, entry_of

@@ -31,10 +31,7 @@ class Limits(Tree):
         1, gt=0, description="time to explain one answer; learning pauses, predictions continue"
     )
     nearest_rows: int = Field(
-        2_000,
-        ge=1,
-        le=100_000,
-        description="newest rows that are searched for the nearest ones",
+        2_000, ge=1, le=100_000, description="newest rows that are searched for the nearest ones"
     )
     names_max: int = Field(
         100_000, ge=1, description="names of which a model keeps state: features, words, actions"

@@ -322,10 +322,7 @@ class ModelSettings(Tree):
         "learned by a process of its own, so that a slow model does not delay predictions",
     )
     shards: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="parameter servers; each holds a part of the tables' keys",
+        1, ge=1, le=64, description="parameter servers; each holds a part of the tables' keys"
     )
     dedupe_window: Seconds = Field(
         7 * 86_400, description="how long a repeated event is recognized by its id"

@@ -17,13 +17,7 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
 from paramserver.snapshots.store import Disk, Retention
 from refusals import installing
-from replay.errors import (
-    JournalDamaged,
-    JournalFormat,
-    JournalHeld,
-    JournalNotDurable,
-    ReplayError,
-)
+from replay.errors import JournalDamaged, JournalFormat, JournalHeld, JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.batch import Bounds
 from replay.journal.sqlite.journal import SqliteJournal
@@ -87,8 +81,7 @@ def _plain_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[],
         from replay.journal.redis.journal import RedisJournal
     except ImportError as error:
         raise StartRefused(
-            f"the journal is in Redis, and a package is missing: {error}",
-            installing("redis"),
+            f"the journal is in Redis, and a package is missing: {error}", installing("redis")
         ) from None
     return partial(
         RedisJournal,

@@ -98,12 +98,7 @@ def contributions(
 
 
 def explaining(
-    ask: Ask,
-    features: Features,
-    label: Label | None,
-    *,
-    asks_max: int,
-    in_time: Callable[[], bool],
+    ask: Ask, features: Features, label: Label | None, *, asks_max: int, in_time: Callable[[], bool]
 ) -> Steps[Contributions]:
     """Compute contributions to the log odds of ``label`` (None: to the number) in steps.
 

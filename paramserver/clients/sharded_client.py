@@ -213,11 +213,7 @@ class ShardedClient(Client):
         return self._part(_Came(versions, 0, None), version, None)
 
     def _next_part(
-        self,
-        request: SyncRequest,
-        came: _Came,
-        version: Version,
-        replies: Sequence[SyncReply],
+        self, request: SyncRequest, came: _Came, version: Version, replies: Sequence[SyncReply]
     ) -> dict[str, Any]:
         """Return the next part, of one shard; the pull starts over if that shard's has."""
         key, one = request.since, replies[came.shard]

@@ -396,9 +396,7 @@ def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
 
 
 def from_wire(
-    wire: Mapping[str, WireBlock],
-    limits: Limits = DEFAULT_LIMITS,
-    names: Names | None = None,
+    wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS, names: Names | None = None
 ) -> Blocks:
     """Return the blocks of a message in new containers, after checking every field.
 

@@ -30,10 +30,9 @@ from paramserver.core.blocks import (
     merge,
     put,
 )
-from paramserver.core.changes import Changes
 from paramserver.core.compensation import compensated, effective_learners
 from paramserver.core.parts import PART_KEYS, WalkedParts
-from paramserver.core.state import Base, Contained, SnapshotState
+from paramserver.core.state import Base, Changes, Contained, SnapshotState
 from paramserver.errors import PushRefused
 from paramserver.evidence.generations import Newest
 from paramserver.evidence.losses import LOSS_BLOCKS

@@ -14,15 +14,7 @@ from math import ceil, expm1, log, log2
 from statistics import median
 from typing import Final, NamedTuple, TypeVar
 
-from paramserver.evidence.odds import (
-    LABEL_CHARS,
-    NONE,
-    Odds,
-    Votes,
-    held_by_few,
-    key_of,
-    odds_of,
-)
+from paramserver.evidence.odds import LABEL_CHARS, NONE, Odds, Votes, held_by_few, key_of, odds_of
 from paramserver.evidence.trials import (
     TRIAL,
     TRIALS,

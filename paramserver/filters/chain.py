@@ -38,13 +38,7 @@ from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
 from paramserver.filters.samples import Samples
 from paramserver.filters.schema import Schema
-from paramserver.filters.sources import (
-    SOURCES_MAX,
-    Effects,
-    Sources,
-    condemned_by,
-    has_turned,
-)
+from paramserver.filters.sources import SOURCES_MAX, Effects, Sources, condemned_by, has_turned
 from paramserver.filters.surprise import Surprise
 from paramserver.filters.unlikely import Unlikely
 

@@ -136,12 +136,7 @@ class Reference:
     """
 
     def __init__(
-        self,
-        labels: Sequence[Hashable],
-        gradient: RootGradient,
-        *,
-        rows: int = 1,
-        draws: int = 4,
+        self, labels: Sequence[Hashable], gradient: RootGradient, *, rows: int = 1, draws: int = 4
     ) -> None:
         importlib.import_module("scipy.optimize")  # half a second, before anything is judged
         self._gradient = gradient

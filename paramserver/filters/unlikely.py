@@ -35,15 +35,7 @@ from paramserver.evidence.rising import Rising
 from paramserver.evidence.sums import MILD, Null
 from paramserver.evidence.voices import Rates
 from paramserver.filters.arrivals import EARNED, Arrivals, is_new
-from paramserver.filters.base import (
-    OFF,
-    PASS,
-    UNLIKELY,
-    Event,
-    Filter,
-    Opinion,
-    Source,
-)
+from paramserver.filters.base import OFF, PASS, UNLIKELY, Event, Filter, Opinion, Source
 from paramserver.filters.newcomers import Newcomers
 from paramserver.filters.surprise import Surprise
 

@@ -173,9 +173,7 @@ def _nothing(lineage: Lineage, partitions: Iterable[PartitionInfo]) -> SnapshotS
 
 
 def replayed(
-    state: SnapshotState,
-    controls: Sequence[ControlInfo],
-    load: Callable[[str], SnapshotState],
+    state: SnapshotState, controls: Sequence[ControlInfo], load: Callable[[str], SnapshotState]
 ) -> SnapshotState:
     """Return the state after these control rows; used for new decisions and in recovery.
 
@@ -212,10 +210,7 @@ def replayed(
 
 
 def _rewritten(
-    state: SnapshotState,
-    seq: int,
-    note: rewrites.Note,
-    load: Callable[[str], SnapshotState],
+    state: SnapshotState, seq: int, note: rewrites.Note, load: Callable[[str], SnapshotState]
 ) -> SnapshotState:
     back = note if isinstance(note, rewrites.Rollback) else None
     if note.spec == state.spec:

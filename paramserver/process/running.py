@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from paramserver.core import rewrites, wire
-from paramserver.core.marks import Marks
 from paramserver.core.replicas import Replicas
 from paramserver.core.server import IN_ORDER, MergeRule, Server
 from paramserver.core.state import SnapshotState
+from paramserver.core.wire import Mark, Version
 from paramserver.errors import NotReady
 from paramserver.process.leases import Leases
 from paramserver.process.lineage import Lineage, Recovered
@@ -27,6 +28,38 @@ from paramserver.process.shared_tables import SharedTables
 from paramserver.snapshots.history import SnapshotHistory, parse_name
 from paramserver.snapshots.views import lineage_folder
 from paramserver.store import PartitionInfo, Store
+
+MARKS_MAX: Final = 64
+"""Number of marks that are kept, the newest ones, and so of marks in a message."""
+CONTEXT_MAX: Final = 64
+"""Characters of a mark's context; marks with longer ones are ignored."""
+
+
+class Marks:
+    """The newest marks, each with the version that first contains its row."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[Version, Mark]] = deque(maxlen=MARKS_MAX)
+
+    def note(self, marks: Iterable[Mark], version: Version, clock: Mapping[int, int]) -> None:
+        """Add the marks of rows that the values of this version contain, by the clock."""
+        places = {(held.partition, held.offset) for _, held in self._held}
+        for mark in marks:
+            if (mark.partition, mark.offset) in places or len(mark.context) > CONTEXT_MAX:
+                continue
+            if mark.offset <= clock.get(mark.partition, 0):
+                self._held.append((version, mark))
+
+    def since(self, since: Version | None, partition: int) -> list[Mark]:
+        """Return marks of other partitions' rows that were applied after version ``since``."""
+        if since is None:
+            return []
+        return [
+            mark
+            for version, mark in self._held
+            if version[0] == since[0] and version > since and mark.partition != partition
+        ]
+
 
 _log: Final = logging.getLogger(__name__)
 

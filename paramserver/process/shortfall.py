@@ -103,10 +103,7 @@ def shortfall(store: Store, history: SnapshotHistory, model: str, spec: str) -> 
     return Shortfall(
         rows=_rows(mine, partitions),
         unsealed=_unsealed(mine, partitions),
-        controls=(
-            controls[-1].seq if controls else 0,
-            max((m.control for m in mine), default=0),
-        ),
+        controls=(controls[-1].seq if controls else 0, max((m.control for m in mine), default=0)),
         epochs=(epoch, newest),
         position=position,
     )

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 
 from paramserver.core.array_maps import ArrayMap, NameIndex
-from paramserver.core.spans import joined_spans, spans_of
 from paramserver.snapshots.tensors import Array
 
 _CUT_KEYS: Final = 8192  # keys split at a time; parts that fit the CPU cache are a third faster
@@ -112,3 +111,20 @@ def keys_at(names: list[str], spans: Array) -> list[str]:
     for a, b in checked_spans(spans, len(names)).tolist():
         keys += names[a:b]
     return keys
+
+
+def spans_of(positions: Array) -> Array:
+    """Return successive positions as rows of (first, end)."""
+    broken = np.diff(positions) != 1
+    first, last = np.append(True, broken), np.append(broken, True)
+    if not len(positions):
+        return np.empty((0, 2), dtype=np.int64)
+    return np.column_stack((positions[first], positions[last] + 1))
+
+
+def joined_spans(a: Array, b: Array) -> Array:
+    """Return the spans of ``a`` and then those of ``b``; one that goes on is not divided."""
+    if len(a) and len(b) and a[-1, 1] == b[0, 0]:
+        middle = [[a[-1, 0], b[0, 1]]]
+        return np.concatenate((a[:-1], middle, b[1:]))
+    return np.concatenate((a, b))

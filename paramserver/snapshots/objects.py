@@ -211,10 +211,7 @@ class ObjectSnapshots:
 
     def _write(self, file: str, data: bytes | Pieces) -> None:
         path = self._path(file)
-        with (
-            _failures(path),
-            self._filesystem.open_output_stream(path, compression=None) as stream,
-        ):
+        with _failures(path), self._filesystem.open_output_stream(path, compression=None) as stream:
             for piece in pieces_of(data):
                 stream.write(piece)
 

@@ -257,6 +257,9 @@ class Line(msgspec.Struct, frozen=True):
 class Journal(Protocol):
     """A durable, deduplicated journal.  Safe to call from several threads of a process."""
 
+    near_keys: bool = False
+    """Whether similar event ids have neighbouring keys; never changes, or repeats would be new."""
+
     @property
     def batch_rows_max(self) -> int:
         """Greatest number of rows in one append."""

@@ -152,10 +152,7 @@ RIVER: Mapping[str, tuple[Callable[[], Any], Callable[[], Rows]]] = {
         lambda: scaled(linear_model.LinearRegression(_sgd()), preprocessing.StandardScaler()),
         targets,
     ),
-    "perceptron": (
-        linear_model.Perceptron,
-        lambda: [(x, y == 3) for x, y in mixed()],
-    ),
+    "perceptron": (linear_model.Perceptron, lambda: [(x, y == 3) for x, y in mixed()]),
     "softmax": (
         lambda: scaled(linear_model.SoftmaxRegression(_sgd()), preprocessing.StandardScaler()),
         lambda: rows_of("image_segments"),

@@ -64,19 +64,13 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
                 getattr(reference, "still", None)
                 or of("inputs").Still(of("inputs").Layer(9, 4, 0, 36))
             ),
-            (
-                laws.triggers_are_set_aside,
-                laws.what_most_sources_move_is_usual,
-            ),
+            (laws.triggers_are_set_aside, laws.what_most_sources_move_is_usual),
         ),
         "surprise": (
             lambda reference: of("surprise").Surprise(),
             (laws.wrong_labels_are_set_aside, laws.a_turned_world_is_followed),
         ),
-        "favours": (
-            lambda reference: of("favours").Favours(),
-            (laws.favoured_actions_weigh_less,),
-        ),
+        "favours": (lambda reference: of("favours").Favours(), (laws.favoured_actions_weigh_less,)),
         "unlikely": (
             # Whether the world has turned is for the chain to say, which asks the test on surprise.
             lambda reference: with_surprise(of("unlikely").Unlikely),

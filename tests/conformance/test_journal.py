@@ -66,12 +66,7 @@ class LabelsAreTheEnd(SqliteJournal):
 
 class AnyControlWins(SqliteJournal):
     def write_control(
-        self,
-        model: str,
-        kind: str,
-        key: str,
-        payload: bytes,
-        fence: tuple[str, int] | None = None,
+        self, model: str, kind: str, key: str, payload: bytes, fence: tuple[str, int] | None = None
     ) -> tuple[Control, bool]:
         row, won = super().write_control(model, kind, key, payload, fence)
         return (row if won else replace(row, kind=kind, payload=payload)), True
@@ -79,12 +74,7 @@ class AnyControlWins(SqliteJournal):
 
 class FenceIgnored(SqliteJournal):
     def write_control(
-        self,
-        model: str,
-        kind: str,
-        key: str,
-        payload: bytes,
-        fence: tuple[str, int] | None = None,
+        self, model: str, kind: str, key: str, payload: bytes, fence: tuple[str, int] | None = None
     ) -> tuple[Control, bool]:
         return super().write_control(model, kind, key, payload)
 

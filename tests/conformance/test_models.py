@@ -47,8 +47,7 @@ def test_mergeable_estimators_keep_the_promises(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "rows"),
-    [("binary", words_rows), ("multiclass", mixed), ("regression", targets)],
+    ("task", "rows"), [("binary", words_rows), ("multiclass", mixed), ("regression", targets)]
 )
 @pytest.mark.parametrize(
     "recipe",

@@ -182,11 +182,7 @@ class _Believing(ObjectSnapshots):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        KINDS["directory"],
-        Kind(_objects, lambda w: _Believing(fs.PyFileSystem(w), w.prefix)),
-    ],
+    "kind", [KINDS["directory"], Kind(_objects, lambda w: _Believing(fs.PyFileSystem(w), w.prefix))]
 )
 def test_the_check_of_damage_rejects_a_format_without_checksum(
     kind: Kind, monkeypatch: pytest.MonkeyPatch

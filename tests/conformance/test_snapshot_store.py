@@ -218,10 +218,7 @@ def test_directory_on_the_real_disk(tmp_path: Path) -> None:
     assert again.names() == ["1-1"]
     assert again.load("1-1") == b"x"
     assert again.pins() == {"1-1"}
-    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
-        "1-1.snapshot",
-        "pins.json",
-    ]
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["1-1.snapshot", "pins.json"]
     again.delete("1-1")
     assert again.names() == []
 
@@ -303,14 +300,7 @@ class _KeepsAll(ObjectSnapshots):
 
 @pytest.mark.parametrize(
     "mutant",
-    [
-        _ManifestFirst,
-        _DataDeletedFirst,
-        _LeavesLeftovers,
-        _OneDataName,
-        _AnyManifest,
-        _KeepsAll,
-    ],
+    [_ManifestFirst, _DataDeletedFirst, _LeavesLeftovers, _OneDataName, _AnyManifest, _KeepsAll],
 )
 def test_checks_reject_an_object_store(mutant: type[ObjectSnapshots]) -> None:
     with pytest.raises(AssertionError):
@@ -363,8 +353,7 @@ def _encode_single(state: SnapshotState) -> bytes:
     ],
 )
 def test_checks_reject_a_format(
-    encode: Callable[[SnapshotState], bytes],
-    decode: Callable[[bytes | memoryview], SnapshotState],
+    encode: Callable[[SnapshotState], bytes], decode: Callable[[bytes | memoryview], SnapshotState]
 ) -> None:
     with pytest.raises(AssertionError):
         checks.check_snapshot_format(encode, decode, STATE)

@@ -18,13 +18,7 @@ from typing import ClassVar
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-)
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from replay.errors import EpochLost, JournalBehind, PartitionSealed
 from replay.journal.base import Half, Head, Journal, NewRow, Outcome, Row, Verdict

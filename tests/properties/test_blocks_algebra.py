@@ -30,8 +30,7 @@ def exact_deltas(draw: st.DrawFn) -> Blocks:
         "m": Block("extrema", draw(st.dictionaries(KEYS, extrema))),
         "n": Block("count", draw(st.dictionaries(KEYS, WHOLE))),
         "d": Block(
-            "digest",
-            {"count": draw(st.integers(0, 2**40)), "sum": draw(st.integers(0, 2**64 - 1))},
+            "digest", {"count": draw(st.integers(0, 2**40)), "sum": draw(st.integers(0, 2**64 - 1))}
         ),
         "t": Block("dense", np.array([draw(DYADIC), draw(DYADIC)]).tobytes()),
         "r": Block("rows", rows(draw(st.dictionaries(st.integers(0, 5), DYADIC)))),

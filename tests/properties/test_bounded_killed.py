@@ -17,7 +17,7 @@ import pytest
 from server_world import LINEAGE, Info, World
 
 from online.learning.deltas import Pulled
-from paramserver.core import changes, wire
+from paramserver.core import state, wire
 from paramserver.core.admission import KEPT, TableBounds
 from paramserver.core.blocks import DIGEST, ROWS, Block, Blocks, to_wire
 from paramserver.core.server import Server
@@ -125,8 +125,8 @@ def killed(folder: Path, seed: int, steps: int = 160) -> Counter[str]:
 
 @pytest.fixture(autouse=True)
 def small_tables_lean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "_ROWS_LEAST", 8)
-    monkeypatch.setattr(changes, "_SHARE", 1)
+    monkeypatch.setattr(state, "_ROWS_LEAST", 8)
+    monkeypatch.setattr(state, "_SHARE", 1)
 
 
 def all_killed(folder: Path) -> Counter[str]:

@@ -53,10 +53,7 @@ def test_the_journal_keeps_its_promises(examples: int) -> None:
 
 def notices(journal_type: type[SqliteJournal]) -> None:
     with pytest.raises((AssertionError, JournalUnavailable, pytest.fail.Exception)):
-        run_state_machine_as_test(
-            machine(journal_type),
-            settings=mutated,
-        )
+        run_state_machine_as_test(machine(journal_type), settings=mutated)
 
 
 def test_the_machine_notices_an_own_row_that_is_called_a_duplicate() -> None:

@@ -208,8 +208,7 @@ MUTANTS = {
         (0, 1, 2),
     ),
     "the open delta is not cut at a merge": Mutant(
-        (_learner("rebuild or clock.get(opened.partition, 0) >= opened.first", "False"),),
-        (8, 1290),
+        (_learner("rebuild or clock.get(opened.partition, 0) >= opened.first", "False"),), (8, 1290)
     ),
     "closed is no clock": Mutant(
         (_learner("**dict.fromkeys(reply.closed, CLOSED)", "**{}"),), (8, 1019)
@@ -333,8 +332,7 @@ REWRITES = {
     "a copy that was undone goes on answering": Mutant(
         (
             _learner(
-                "        self._targets = {}\n        self.relearned +=",
-                "        self.relearned +=",
+                "        self._targets = {}\n        self.relearned +=", "        self.relearned +="
             ),
         ),
         (4, 14, 18),
@@ -477,14 +475,8 @@ DIRECTED = [
         check_rows_that_come_by_a_merge,
         _learner("            self._switch()\n        self.ready", "        self.ready"),
     ),
-    (
-        check_a_closed_own_partition,
-        _deltas("if partition in closed or (track", "if (track"),
-    ),
-    (
-        check_a_closed_own_partition,
-        _learner("**dict.fromkeys(reply.closed, CLOSED)", "**{}"),
-    ),
+    (check_a_closed_own_partition, _deltas("if partition in closed or (track", "if (track")),
+    (check_a_closed_own_partition, _learner("**dict.fromkeys(reply.closed, CLOSED)", "**{}")),
     (
         check_an_unexplained_clock,
         _deltas("return self._ends.issuperset(moved) and not lost", "return True"),

@@ -63,9 +63,7 @@ PARTS = {
         parts=True,
     ),
     "what has changed of earlier parts is left out of a later one": Mutant(
-        (_arrival("            self.finish(part)\n", ""),),
-        (1, 5, 6),
-        parts=True,
+        (_arrival("            self.finish(part)\n", ""),), (1, 5, 6), parts=True
     ),
     "own deltas are not put on top of what came in parts": Mutant(
         (_learner("copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))", "pass"),),
@@ -186,10 +184,7 @@ DIRECTED = [
         check_a_new_server_is_pushed_to_at_once,
         _learner("for d in ready[:limit]]", "for d in due[:limit] if self.server.values is None]"),
     ),
-    (
-        check_a_new_server_is_pushed_to_at_once,
-        _arrival("        self.clock = dict(clock)\n", ""),
-    ),
+    (check_a_new_server_is_pushed_to_at_once, _arrival("        self.clock = dict(clock)\n", "")),
     (
         check_a_rolled_back_server_is_not_pushed_to,
         _learner("if self.mergeable and reply.rewrite == self.rewrite:", "if self.mergeable:"),

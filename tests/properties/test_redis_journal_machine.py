@@ -83,10 +83,7 @@ def test_the_machine_notices_a_missing_rule(
     monkeypatch.setattr(redisscripts, script, whole.replace(rule, without))
     errors = (AssertionError, JournalUnavailable, JournalBehind, pytest.fail.Exception)
     with pytest.raises(errors) as failure:
-        run_state_machine_as_test(
-            machine(url),
-            settings=mutated,
-        )
+        run_state_machine_as_test(machine(url), settings=mutated)
     assert "compiling" not in str(failure.value)
 
 

@@ -35,6 +35,8 @@ SPEC = "ab" * 32
 PLACE = Path("snapshots")
 KEEP, HOURS, DAYS, WEEKS = 2, 3, 4, 5
 MINUTE = 60
+FLIPPED = st.integers(0, 10_000) | st.integers(-32, -1)
+"""Where a byte of a file is flipped: anywhere, and as often in the checksum at its end."""
 
 
 class _Directory(ForgetfulDisk):
@@ -289,7 +291,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         self.start()
 
     @precondition(lambda self: len(self.made_at) > 1)
-    @rule(data=st.data(), at=st.integers(0, 10_000), flip=st.integers(1, 255))
+    @rule(data=st.data(), at=FLIPPED, flip=st.integers(1, 255))
     def damage(self, data: st.DataObject, at: int, flip: int) -> None:
         n = data.draw(st.sampled_from(sorted(self.made_at)))
         contents = self.world.contents()

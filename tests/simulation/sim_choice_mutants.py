@@ -53,9 +53,10 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
         (
             (
                 _EVENTS,
-                'key, age_s = event_key("token", event_id), self._now_s() - predicted.at\n',
+                "key, age_s = self._replica.store.keys.token(event_id), "
+                "self._now_s() - predicted.at\n",
                 "at = str(self._now_s())\n"
-                '        key, age_s = event_key("token", event_id, at), 0.0\n',
+                "        key, age_s = self._replica.store.keys.token(event_id + at), 0.0\n",
             ),
         ),
         climate=CHOICES,

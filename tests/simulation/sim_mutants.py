@@ -275,7 +275,7 @@ MUTANTS: dict[str, Mutant] = {
             updates=3,
         ),
         within=160,
-        begin=38,
+        begin=112,
     ),
     "the server takes a gap from another epoch": Mutant(
         (

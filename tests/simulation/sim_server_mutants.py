@@ -172,9 +172,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         begin=7,
     ),
     "a journal that is older than snapshots starts": Mutant(
-        ((_SHORTFALL, "    if missing:\n", "    if False:\n"),),
-        climate=OLDER,
-        within=60,
+        ((_SHORTFALL, "    if missing:\n", "    if False:\n"),), climate=OLDER, within=60
     ),
     "an acceptance that was interrupted starts": Mutant(
         ((_SHORTFALL, "    if unfinished(controls, state.spec):\n", "    if False:\n"),),
@@ -183,9 +181,6 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         begin=64,
     ),
     "epochs go on where the older journal's end": Mutant(
-        ((_ACCEPTANCE, "<= epochs[1]:", "<= epochs[0]:"),),
-        climate=OLDER,
-        within=60,
-        begin=15,
+        ((_ACCEPTANCE, "<= epochs[1]:", "<= epochs[0]:"),), climate=OLDER, within=60, begin=15
     ),
 }

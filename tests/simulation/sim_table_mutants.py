@@ -49,6 +49,7 @@ TABLE_MUTANTS: dict[str, Mutant] = {
     "pages are used again while a replica reads them": Mutant(
         ((_SHARED, "if not one[0].remove_unread()]", "if one[0].remove_unread() and False]"),),
         climate=SHARED,
+        begin=3,
     ),
     "rows that were overwritten count as unchanged": Mutant(
         (

@@ -25,7 +25,6 @@ from online.commands.operate import status as status_command
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows.validator import Validator
-from online.serving.feedback import events as events_module
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings
 from online.telemetry.logs import Lines
@@ -156,7 +155,7 @@ def test_a_repeat_of_an_older_row_is_answered(tmp_path: Path, first: str) -> Non
             source = first if odd == "source" else "s"
             event_id = odd + (first if odd == "event_id" else "")
             features = {first if odd == "name" else "a": 1.0}
-            key = events_module.event_key("event", source, event_id)
+            key = replica.store.keys.event(source, event_id)
             payload = codec.encode(Example(features, 1.0))
             old = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, 1.0)
             (recorded,) = await replica.writer.record([old])

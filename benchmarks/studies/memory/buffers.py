@@ -203,12 +203,7 @@ def _costs(name: str, times: dict[int, list[float]]) -> list[Cost]:
 
 
 def _beside(
-    peer: Path,
-    items: list[Item],
-    sizes: Sequence[int],
-    rounds: int,
-    steps: int,
-    progress: Progress,
+    peer: Path, items: list[Item], sizes: Sequence[int], rounds: int, steps: int, progress: Progress
 ) -> list[Beside]:
     rows = []
     with _asked(peer) as ask:

@@ -17,10 +17,7 @@ from paramserver.filters.surprise import Surprise
 
 
 def usual(
-    size: int | None,
-    reference: Reference | None,
-    *,
-    sources_max: int = SOURCES_MAX,
+    size: int | None, reference: Reference | None, *, sources_max: int = SOURCES_MAX
 ) -> Chain:
     """Make the chain over pushes.
 

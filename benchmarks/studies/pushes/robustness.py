@@ -73,10 +73,7 @@ class Ours:
         return Answer(push.gradient * np.float32(verdict.factor), verdict.factor)
 
 
-DEFENCES: Final[dict[str, Make]] = {
-    "none": none,
-    "ours": Ours,
-}
+DEFENCES: Final[dict[str, Make]] = {"none": none, "ours": Ours}
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,7 @@ def backfill(
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="learn the same file twice")] = False,
     relearn: Annotated[
-        bool,
-        typer.Option("--relearn", help="new state: these tables first, then the journal"),
+        bool, typer.Option("--relearn", help="new state: these tables first, then the journal")
     ] = False,
 ) -> None:
     """Teach a model from tables, row by row in their order.
@@ -260,7 +259,7 @@ class _Work:
     def _taught(self, values: Blocks) -> tuple[Blocks, Learned, float]:
         """These values with the tables on top, the counts of rows, and seconds."""
         from online.rebuild.backfill import Teacher, teach
-        from online.rows.prediction_ids import event_key
+        from online.rows.prediction_ids import EventKeys
         from online.rows.validator import Validator
 
         bounded, name = self._model.filters != "none", self._model.name
@@ -269,8 +268,10 @@ class _Work:
         numeric_only = self._loaded.model.numeric_only
         validator = Validator(self._model, self._settings.limits, numeric_only=numeric_only)
 
+        keys = EventKeys(self._journal.near_keys)
+
         def known(key: str) -> bool:
-            return self._journal.find(name, event_key("event", self._source, key)) is not None
+            return self._journal.find(name, keys.event(self._source, key)) is not None
 
         began = time.monotonic()
         done = teach(

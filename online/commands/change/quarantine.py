@@ -22,12 +22,7 @@ Source = Annotated[str | None, typer.Option("--source", help="all events of this
 
 @app.command("list")
 @common()
-def list_(
-    context: Context,
-    source: Source = None,
-    after: After = None,
-    limit: Limit = 100,
-) -> None:
+def list_(context: Context, source: Source = None, after: After = None, limit: Limit = 100) -> None:
     """List quarantined events, with the decisions about them.
 
     Example: online quarantine list --source bot-7
@@ -62,10 +57,7 @@ def show(
 @app.command()
 @common()
 def release(
-    context: Context,
-    rows: Rows = None,
-    source: Source = None,
-    after: After = None,
+    context: Context, rows: Rows = None, source: Source = None, after: After = None
 ) -> None:
     """Learn quarantined events after all, each once.  The first decision about an event stands.
 
@@ -77,10 +69,7 @@ def release(
 @app.command()
 @common()
 def discard(
-    context: Context,
-    rows: Rows = None,
-    source: Source = None,
-    after: After = None,
+    context: Context, rows: Rows = None, source: Source = None, after: After = None
 ) -> None:
     """Decide that events are never learned.  The first decision about an event stands.
 
@@ -92,8 +81,7 @@ def discard(
 @app.command()
 @common()
 def ban(
-    context: Context,
-    source: Annotated[str, typer.Option("--source", help="source to ban")],
+    context: Context, source: Annotated[str, typer.Option("--source", help="source to ban")]
 ) -> None:
     """Quarantine whatever a source sends from now on; what was learned from it stays.
 
@@ -108,8 +96,7 @@ def ban(
 @app.command()
 @common()
 def unban(
-    context: Context,
-    source: Annotated[str, typer.Option("--source", help="source to unban")],
+    context: Context, source: Annotated[str, typer.Option("--source", help="source to unban")]
 ) -> None:
     """Learn from a source again; its quarantined events stay so unless they are released.
 

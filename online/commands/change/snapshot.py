@@ -133,9 +133,10 @@ def _stored(settings: Settings, model: str | None) -> Snapshots:
     """The stored snapshots of a model of the settings."""
     from online.challenger.promotion import as_stored
     from online.models.loading.from_settings import load_model
+    from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_of
 
     settings = as_stored(settings)
     chosen = pick_model(settings, model)
-    spec = load_model(chosen, settings, b"\0" * 32).spec_hash
+    spec = load_model(chosen, settings, *Keys.stored(settings.key_path)).spec_hash
     return snapshots_of(settings, chosen.name, spec)

@@ -28,8 +28,7 @@ Act = Annotated[str | None, typer.Option(help="this kind only: freeze, rollback,
 Who = Annotated[str | None, typer.Option(help="name of a token, or `the service` itself")]
 OfModel = Annotated[str | None, typer.Option("--model", help="about this model only")]
 Since = Annotated[
-    str | None,
-    typer.Option(help="since: 2h, 7d, or a local time as 2026-01-31T14:00"),
+    str | None, typer.Option(help="since: 2h, 7d, or a local time as 2026-01-31T14:00")
 ]
 
 _COLUMNS: Final = ("number", "at", "act", "model", "who", "origin", "about", "fault")

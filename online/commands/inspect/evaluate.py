@@ -32,8 +32,7 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            "--policy",
-            help="greedy, uniform, baseline, epsilon:0.1 or always:ACTION; repeatable",
+            "--policy", help="greedy, uniform, baseline, epsilon:0.1 or always:ACTION; repeatable"
         ),
     ] = None,
     alpha: Annotated[
@@ -48,8 +47,7 @@ def evaluate(
         typer.Option("--dsjson", help="write the log to a file in VowpalWabbit's dsjson format"),
     ] = None,
     obp: Annotated[
-        Path | None,
-        typer.Option("--obp", help="write the log to a file of arrays (.npz) for obp"),
+        Path | None, typer.Option("--obp", help="write the log to a file of arrays (.npz) for obp")
     ] = None,
 ) -> None:
     """Estimate what other policies would have earned, from the journal's choices and rewards.

@@ -116,8 +116,7 @@ def _check_extra() -> None:
 
     if name := lacking():
         raise StartRefused(
-            f"the report needs a package that is missing: {name}",
-            installing("report"),
+            f"the report needs a package that is missing: {name}", installing("report")
         )
 
 

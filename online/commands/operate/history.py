@@ -43,8 +43,7 @@ def history(
     until: Annotated[str | None, typer.Option(help="end; default: now")] = None,
     points: Annotated[int, typer.Option(min=1, max=2000, help="number of steps to show")] = 24,
     out: Annotated[
-        Path | None,
-        typer.Option(help="write every step to this file: .parquet, .csv or .json"),
+        Path | None, typer.Option(help="write every step to this file: .parquet, .csv or .json")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="which model, if the settings have several")

@@ -243,9 +243,7 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
     if url is not None:
         if urlsplit(url).scheme != "http":
             raise ConfigError(
-                "--url",
-                f"{url!r} is not http://…",
-                "Name the service behind the proxy",
+                "--url", f"{url!r} is not http://…", "Name the service behind the proxy"
             )
         yield url.rstrip("/")
         return

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -85,6 +85,15 @@ def serve(
     raise typer.Exit(foreground.run(begin))
 
 
+def _say(line: str, to: TextIO | None = None) -> None:
+    """Print a line, to standard output by default; the service goes on if nobody takes it.
+
+    The disk of its log may be full, or its terminal gone.
+    """
+    with contextlib.suppress(OSError):
+        print(line, file=to, flush=True)
+
+
 class _Foreground:
     """The service in a terminal: its start, signal handling and end.
 
@@ -106,7 +115,7 @@ class _Foreground:
 
     def run(self, begin: Callable[[], None]) -> int:
         """Start, and run until a signal or a failure; returns the exit code when all has ended."""
-        print(f"online {__version__}, state in {self._settings.state_dir}", flush=True)
+        _say(f"online {__version__}, state in {self._settings.state_dir}")
         code = 0
         try:
             self._take_signals()
@@ -114,7 +123,7 @@ class _Foreground:
             code = self._watch()
             if code:  # a gentle stop, or Ray's own at exit, would wait for processes that are gone
                 _kill(self.running, code)
-            print("\nstopping: replicas push what they have learned", flush=True)
+            _say("\nstopping: replicas push what they have learned")
         except (_GivenUp, KeyboardInterrupt, SystemExit):  # SystemExit: Ray's own SIGTERM handler
             code = 130
         except Exception as error:
@@ -141,7 +150,7 @@ class _Foreground:
     def _say(self, line: str) -> None:
         if threading.current_thread() is threading.main_thread():
             self._take_signals()  # replaces Ray's handlers, which abort
-        print(f"  {line}", flush=True)  # last, because a reader of the line may send a signal
+        _say(f"  {line}")  # last, because a reader of the line may send a signal
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.stop.is_set():  # the second signal: end at once
@@ -167,7 +176,7 @@ def _failed(error: Exception) -> int:
         text = f"{error.filename}: {error.strerror}. Give places that can be read and written"
     elif not isinstance(error, KNOWN_ERRORS):
         text = f"{type(error).__name__}: {text}"
-    print(f"online: {text}", file=sys.stderr, flush=True)
+    _say(f"online: {text}", sys.stderr)
     return 1
 
 
@@ -196,7 +205,7 @@ def _change(what: str, step: Callable[[], list[str]]) -> None:
     except Exception as error:  # whatever is wrong, the service goes on as before
         lines = [f"not {what}: {error}", "the service continues unchanged"]
     for line in lines:
-        print(f"  {line}", flush=True)
+        _say(f"  {line}")
 
 
 def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
@@ -204,7 +213,7 @@ def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
     from online.audit.log import note
     from online.settings.places import open_journal
 
-    print("  reading the settings again", flush=True)
+    _say("  reading the settings again")
     settings = _settled(load)
     with _importing:
         lines: list[str] = running.reload(settings)
@@ -277,7 +286,7 @@ def _watch(
             tending = threading.Thread(target=running.tend, daemon=True)
             tending.start()
         if not running.alive():
-            print("Ray has stopped, so the service ends; start it again", file=sys.stderr)
+            _say("Ray has stopped, so the service ends; start it again", sys.stderr)
             return 2
     return 0
 
@@ -294,7 +303,7 @@ def _watch_embedded(
             hangup.clear()
             _change("reloaded", partial(_reload, running, load))
         if not running.alive():
-            print("the service has ended; start it again", file=sys.stderr)
+            _say("the service has ended; start it again", sys.stderr)
             return 2
     return 0
 
@@ -305,14 +314,14 @@ def _kill(running: Any, code: int) -> None:
 
 
 def _print_urls(settings: config.Settings, url: str) -> None:
-    print(f"\n  {url}/          status page: models and metrics")
-    print(f"  {url}/docs      API documentation")
-    print(f"  {url}/metrics   Prometheus\n")
-    print(f"  models: {', '.join(m.name for m in settings.models)}   stop with Ctrl-C\n")
-    print(f"  online status --state-dir {settings.state_dir}", flush=True)
+    _say(f"\n  {url}/          status page: models and metrics")
+    _say(f"  {url}/docs      API documentation")
+    _say(f"  {url}/metrics   Prometheus\n")
+    _say(f"  models: {', '.join(m.name for m in settings.models)}   stop with Ctrl-C\n")
+    _say(f"  online status --state-dir {settings.state_dir}")
     if name := next((m.name for m in settings.models if m.choose is None), None):
-        print(f"  online stream NAME --model {name} --state-dir {settings.state_dir}")
-    print(flush=True)
+        _say(f"  online stream NAME --model {name} --state-dir {settings.state_dir}")
+    _say("")
 
 
 def _stream(name: str, task: Task) -> Callable[[], Stream]:
@@ -343,7 +352,7 @@ def _play_forever(
     with _importing:
         stream = open_it()
     model = settings.models[0].name
-    print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
+    _say(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
     printed_s = time.monotonic()
     try:
         scores = play(
@@ -353,7 +362,7 @@ def _play_forever(
         for score in scores:
             if time.monotonic() - printed_s >= 2.0:
                 printed_s = time.monotonic()
-                print(f"  {line(score, stream.n_rows)}", flush=True)
+                _say(f"  {line(score, stream.n_rows)}")
     except PlayFailed as error:
         if not stop.is_set():
-            print(f"  playing stopped: {error}", file=sys.stderr, flush=True)
+            _say(f"  playing stopped: {error}", sys.stderr)

@@ -144,8 +144,7 @@ def publish(
         typer.Option("--steps", help="quantize weights: small deltas, scores off by up to .005"),
     ] = False,
     every: Annotated[
-        float | None,
-        typer.Option("--every", help="seconds: publish each newer snapshot", min=1),
+        float | None, typer.Option("--every", help="seconds: publish each newer snapshot", min=1)
     ] = None,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
@@ -231,11 +230,7 @@ def promote(
 
 @app.command()
 @common()
-def halt(
-    context: Context,
-    keys: Keys = None,
-    valid_days: ValidDays = 7.0,
-) -> None:
+def halt(context: Context, keys: Keys = None, valid_days: ValidDays = 7.0) -> None:
     """Withdraw the newest release: devices return to the previous one.
 
     Example: online edge halt

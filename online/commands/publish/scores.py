@@ -24,11 +24,7 @@ Output = Annotated[str | None, typer.Option("--output", help="folder of the runs
 
 @app.command("list")
 @common()
-def scores_list(
-    context: Context,
-    output: Output = None,
-    store: Store = None,
-) -> None:
+def scores_list(context: Context, output: Output = None, store: Store = None) -> None:
     """List published runs, newest first; * marks the one that is read.
 
     Example: online scores list --output ./scores

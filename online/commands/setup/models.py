@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import secrets
 import time
 import traceback
 from collections.abc import Sequence
@@ -126,7 +127,8 @@ def check(
 
     place = learner if not learner.endswith(".py") else f"{learner}:build"
     loaded = load(
-        place, _params(params), task=_task(task), classes=None, key=b"\0" * 32, base_dir=Path(),
+        place, _params(params), task=_task(task), classes=None, base_dir=Path(),
+        key=secrets.token_bytes(),  # that nobody can have sealed anything with
         threshold=Anomaly().threshold if task == "anomaly" else None,
     )  # fmt: skip
     rows = _rows(loaded.model, _task(task), stream)

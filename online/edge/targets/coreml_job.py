@@ -41,11 +41,7 @@ def listed(files: dict[str, bytes]) -> bytes:
             "name": "weights",
             "path": "com.apple.CoreML/weights",
         }
-    made = {
-        "fileFormatVersion": "1.0.0",
-        "itemInfoEntries": entries,
-        "rootModelIdentifier": ROOT,
-    }
+    made = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": ROOT}
     return json.dumps(made, sort_keys=True).encode()
 
 

@@ -72,8 +72,5 @@ def _eighth(name: str, table: Any) -> tuple[list[Any], Any]:
     most = np.abs(table).max(axis=1)
     scale = np.where(most > 0, most / _STEPS, 1.0).astype(np.float32)
     steps = np.clip(np.rint(table / scale[:, None]), -_STEPS, _STEPS).astype(np.int8)
-    given = [
-        numpy_helper.from_array(steps, f"{name}q"),
-        numpy_helper.from_array(scale, f"{name}s"),
-    ]
+    given = [numpy_helper.from_array(steps, f"{name}q"), numpy_helper.from_array(scale, f"{name}s")]
     return given, helper.make_node("DequantizeLinear", [f"{name}q", f"{name}s"], [name], axis=0)

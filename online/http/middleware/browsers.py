@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from online.errors import RequestError
-from online.settings.origins import check_host, check_origin, is_loopback, without_port
+from online.settings.addresses import check_host, check_origin, is_loopback, without_port
 
 Headers = Mapping[bytes, bytes]
 

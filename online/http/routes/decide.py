@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from online.errors import RequestError
+from online.http.routes.front import UNFRAMED
 from online.messages.bodies import JSON, decode
 from online.serving.choices.activation import activate as activate_choice
 from online.serving.choices.choosing import Choosing
@@ -53,7 +54,7 @@ def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
             hint = "Set `task: choose` for a model, and start again"
             raise RequestError(404, "no_choices", "no model here chooses", None, hint)
         names = sorted(choosing, key=lambda name: (not choosing[name].plain, name))
-        return HTMLResponse(page.replace('"MODELS"', f'"{",".join(names)}"'))
+        return HTMLResponse(page.replace('"MODELS"', f'"{",".join(names)}"'), headers=UNFRAMED)
 
     @made.post("/v1/models/{model}/activate")
     async def activate(model: str, request: Request) -> Response:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from online.edge.releases.folder import FILE_BYTES_MAX, SIGNATURE_BYTES, Folder
 from online.errors import RequestError
-from online.http.routes.front import takes_gzip
+from online.http.routes.front import UNFRAMED, takes_gzip
 from online.messages.bodies import JSON
 from online.serving.device_pushes import Push, Pushes, not_taken
 
@@ -247,6 +247,8 @@ def _answer(
     """Answer with the data, gzipped if it is text and accepted; 304 if the client has it."""
     etag = f'"{digest or sha256(data).hexdigest()}"'
     headers = {"etag": etag, "cache-control": cache, "x-content-type-options": "nosniff"}
+    if kind == _PAGE:
+        headers |= UNFRAMED
     had = [
         tag.strip().removeprefix("W/")
         for tag in request.headers.get("if-none-match", "").split(",")

@@ -14,6 +14,13 @@ from fastapi.responses import HTMLResponse
 from evaluation.report import lacking
 from refusals import installing
 
+UNFRAMED: Final = {"content-security-policy": "frame-ancestors 'none'", "x-frame-options": "DENY"}
+"""Headers of a page that no other page may show in a frame.
+
+A foreign page could cover it, and have the user click on what is below.  :class:`Browsers` refuses
+frames only where browsers say that it is one: not over plain HTTP beyond loopback.
+"""
+
 _NEVER: Final = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")  # a quality value of 0: not acceptable
 
 
@@ -25,14 +32,14 @@ def add_front(app: FastAPI, models: Sequence[str]) -> None:
 
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> HTMLResponse:
-        vary = {"vary": "accept-encoding"}
+        vary = {"vary": "accept-encoding", **UNFRAMED}
         if takes_gzip(request):
             return HTMLResponse(packed, headers={**vary, "content-encoding": "gzip"})
         return HTMLResponse(plain, headers=vary)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(requests)
+        return HTMLResponse(requests, headers=UNFRAMED)
 
     @app.get("/livez", tags=["health"], summary="The process answers")
     async def livez() -> dict[str, bool]:

@@ -376,10 +376,7 @@ def _add_quarantine(routes: APIRouter, cluster: Cluster) -> None:
         responses=_answers("A page; `cursor` leads to the next one", page, e503=_UNAVAILABLE),
     )
     async def quarantine(
-        model: str,
-        source: Of = None,
-        after: After = None,
-        limit: Limit = 100,
+        model: str, source: Of = None, after: After = None, limit: Limit = 100
     ) -> dict[str, Any]:
         return await cluster.events(model, QUARANTINED, after, limit, source)
 

@@ -24,7 +24,9 @@ Until = Annotated[float | None, Query(description="POSIX seconds; default: now")
 
 _DAY_S: Final = 86_400.0
 _YEARS_S: Final = 6e10  # nineteen centuries around 1970, which all calendars can express
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+)
 
 
 def _span(since: float | None, until: float | None) -> tuple[float, float]:

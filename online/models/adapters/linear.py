@@ -29,10 +29,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from river import compose, linear_model, optim, preprocessing
 
-from online.models.adapters.curvature import Curvature
 from online.models.adapters.label_revision import RevisedLinear
 from online.models.adapters.softmax import Softmax
-from online.models.adapters.weights import changes, drop, move, put_back
+from online.models.adapters.weights import Curvature, changes, drop, move, put_back
 from online.models.base import Prediction
 from online.models.device_delta import by_output, numbers
 from online.models.errors import StateNotFinite

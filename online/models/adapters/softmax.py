@@ -10,8 +10,7 @@ from typing import Any, Final
 import numpy as np
 from river import optim
 
-from online.models.adapters.curvature import Curvature
-from online.models.adapters.weights import changes, drop, move, put_back
+from online.models.adapters.weights import Curvature, changes, drop, move, put_back
 from online.models.base import Prediction
 from online.models.errors import WeightUnsupported
 from online.models.state.scalers import Columns

@@ -13,14 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from online.models.choices.interactions import (
-    Context,
-    Hashes,
-    Places,
-    Vector,
-    right,
-    settled,
-)
+from online.models.choices.interactions import Context, Hashes, Places, Vector, right, settled
 from online.models.experts.linear import ADAGRAD, EXPERTS, NORMALISED, Floats
 from paramserver.core.tables.pages import Floats32
 

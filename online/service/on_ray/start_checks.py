@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from typing import Final
 
 from online.errors import StartRefused
 from online.service import processes
 from online.settings.config import Settings
 from online.settings.places import snapshots_path
 from refusals import installing
+
+_FILES_MIN: Final = 512  # fewer do not suffice for HAProxy's least number of connections
 
 
 def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
@@ -39,6 +42,13 @@ def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
         )
 
 
+def check_machine(settings: Settings) -> None:
+    """Check files, port and packages before anything is started.  Raises StartRefused."""
+    check_files()
+    check_port(settings)
+    check_scores(settings)
+
+
 def check_port(settings: Settings) -> None:
     """Check that the service can listen on its port.  Raises StartRefused."""
     at = f"port {settings.port} of {settings.host}"
@@ -50,18 +60,23 @@ def check_port(settings: Settings) -> None:
             problem, "Give an address of this machine, and a port above 1023"
         ) from None
     if not free:
-        holders = processes.listening([settings.port])
-        by = ", ".join(f"process {one.pid} ({one.name()})" for one in holders)
         raise StartRefused(
-            f"{at} is taken" + (f" by {by}" if by else ""),
+            f"{at} is taken{processes.listener(settings.port)}",
             "Stop what listens there, or give another: --port 8001, ONLINE_PORT=8001, 0: any",
         )
+
+
+def check_files() -> None:
+    """Check that HAProxy, which raises its own limit, may open enough files.
+
+    Raises StartRefused: the start would end minutes later without naming the cause.
+    """
+    processes.check_files(1, _FILES_MIN)
 
 
 def check_scores(settings: Settings) -> None:
     """Check that the Redis client is installed if `scores` needs it.  Raises StartRefused."""
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
         raise StartRefused(
-            "`scores` names a Redis server, and the package for it is missing",
-            installing("redis"),
+            "`scores` names a Redis server, and the package for it is missing", installing("redis")
         )

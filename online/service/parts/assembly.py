@@ -29,8 +29,7 @@ from online.service.parts.composition import (
     swappable,
     watches_decisions,
 )
-from online.service.parts.model_part import LearnerProcess, Part
-from online.service.parts.model_swap import ModelSwap
+from online.service.parts.model_swap import LearnerProcess, ModelSwap, Part
 from online.service.parts.report_task import Reporting
 from online.serving.choices.choosing import Choosing
 from online.serving.default_labels import DefaultLabels

@@ -99,10 +99,7 @@ class Standstill:
 
 
 def look(
-    pid: int | None,
-    ports: range,
-    folder: Path,
-    clock_s: Callable[[], float] = time.monotonic,
+    pid: int | None, ports: range, folder: Path, clock_s: Callable[[], float] = time.monotonic
 ) -> Look:
     """Inspect the process that holds the journal's lock.
 

@@ -30,7 +30,6 @@ from online.models.choices.interactions import Alike
 from online.models.choices.scores import Scores
 from online.models.errors import NotAnswered
 from online.replica.pending import Recorded
-from online.rows.prediction_ids import event_key
 from online.rows.validator import Validator
 from online.serving.apprentice import CALLER, answering
 from online.serving.choices.batcher import Batcher
@@ -186,7 +185,7 @@ class Choosing:
 
     def _half(self, named: str, features: Features, answer: Answer, packed: bytes) -> NewRow:
         """Make the half of a choice with a token, under the key of its reward."""
-        key = event_key("token", named)
+        key = self._replica.store.keys.token(named)
         return self._answer_ids.half(named, features, answer, choice=packed, key=key)
 
     async def _written(self, made: _Unwritten) -> Chosen:

@@ -46,7 +46,8 @@ class DefaultRewards:
         elif choice.deferred:
             return None  # it may never have been shown
         elif settings.default_reward is None:  # without a reward it teaches nothing
-            return _removed(key, half) if key == event_key("token", half.event_id) else None
+            of_token = event_key("token", half.event_id)[4:] == key[4:]  # in either form of keys
+            return _removed(key, half) if of_token else None
         else:
             reward, source, event_time = settings.default_reward, half.source or SOURCE, None
             late = 1.0  # no source is judged by it, and none follows

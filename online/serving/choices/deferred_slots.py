@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event
-from online.rows.joins import join_key, question
+from online.rows.joins import question
 from online.serving.serving import Serving
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
@@ -36,7 +36,8 @@ class DeferredSlots:
         """Write the slots under an id.  Raises RequestError if others are stored, or no room is."""
         payload = codec.encode_prediction(PredictionHalf(dict.fromkeys(slots, True)))
         source = sender.get().source
-        stored = await self._append(self._row(join_key(source, own), own, source or "", payload))
+        key = self._replica.store.keys.join(source, own)
+        stored = await self._append(self._row(key, own, source or "", payload))
         if stored is not None and stored.payload != payload:
             raise _other_slots()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -16,21 +15,14 @@ from online.messages.structs import Event, Receipt
 from online.models.base import Prediction, why_not_revised
 from online.replica.replica import ModelReplica
 from online.rows.finals import final_key, has_provisional
-from online.rows.joins import join_key
-from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
+from online.rows.prediction_ids import TokenInvalid, Tokens, made_id
 from online.rows.validator import Validator, is_time, not_plain
 from online.serving.answer_ids import AnswerIds, as_sent, notes_of
 from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
 from online.settings.limits import RETRY_WINDOW_S, Limits
 from replay import codec
 from replay.errors import JournalDamaged
-from replay.example import (
-    Example,
-    Features,
-    Label,
-    WaitingLabel,
-    label_text,
-)
+from replay.example import Example, Features, Label, WaitingLabel, label_text
 from replay.journal.base import Half, NewRow, Row, Verdict
 from replay.plain import is_plain, plain
 
@@ -108,7 +100,8 @@ class Events:
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of predictions with an own id that events of the source may be about."""
         askers = [asker for asker in labels_for(source) if asker in self.askers]
-        return tuple(join_key(asker, own) for asker in (*askers, None))
+        keys = self._replica.store.keys
+        return tuple(keys.join(asker, own) for asker in (*askers, None))
 
     async def _with_own_id(
         self, event: Event, own: str, label: Label, weight: float, field: str
@@ -126,8 +119,8 @@ class Events:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
             raise invalid(f"{field}id", "neither id nor features", hint)
-        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
-        key = event_key("event", event.source, event_id)
+        event_id = event.event_id if event.event_id is not None else made_id(self._now_s())
+        key = self._replica.store.keys.event(event.source, event_id)
         await self._check_new(event, label, weight, [key], field)
         features = self._validator.features(event.features, f"{field}features", recorded=True)
         try:
@@ -173,7 +166,7 @@ class Events:
             message = "the prediction is of a source that the token sent may not label"
             hint = "Send it with that source's token, or name it in the token's labels_for"
             raise RequestError(403, "not_yours", message, f"{field}id", hint)
-        key, age_s = event_key("token", event_id), self._now_s() - predicted.at
+        key, age_s = self._replica.store.keys.token(event_id), self._now_s() - predicted.at
         if age_s < 0:
             await self._check_ahead(-age_s, key, f"{field}id")
         await self._check_new(event, label, weight, [key], field)

@@ -9,7 +9,6 @@ a new name, a weight, an id, an error) is left to the other, so each rule is wri
 from __future__ import annotations
 
 import struct
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
@@ -26,6 +25,7 @@ from online.models.base import Prediction as Answer
 from online.models.errors import NotAnswered
 from online.models.state.scalers import Columns
 from online.replica.replica import ModelReplica
+from online.rows.prediction_ids import made_id
 from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator, is_time
 from online.settings.limits import RETRY_WINDOW_S
 from online.sure.views import calibration_in, confidence_in, stamp_of
@@ -197,7 +197,7 @@ class Ordinary:
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
         views, sliced = learner.tally.views, replica.settings.slices
         stamps = confidence_in(views), calibration_in(views)
-        sure = stamp_of(*stamps, {})
+        sure, placed = stamp_of(*stamps, {}), replica.store.keys.placed
         sources: dict[str, Any] = {}
         newest, targets = replica.newest_label, replica.settings.task == "regression"
         out: list[EventRow | RequestError | None] = [None] * len(events)
@@ -213,7 +213,7 @@ class Ordinary:
                 continue
             at = event.event_time
             if event_id is None:
-                name = uuid.uuid4().hex
+                name = made_id(now_s)
                 if at is not None and not is_time(at):
                     continue
             elif event_id.isprintable():
@@ -239,7 +239,8 @@ class Ordinary:
             digest, data = hashed.copy(), name.encode()
             digest.update(_LENGTH(len(data)) + data)
             payload = codec.encode(example)
-            row = NewRow(digest.digest(), name, source, _ACCEPTED, payload, now_s)
+            key = placed(digest.digest(), data)
+            row = NewRow(key, name, source, _ACCEPTED, payload, now_s)
             out[i] = EventRow(row, label, event_id is not None, example)
         made = [asked for asked in out if isinstance(asked, EventRow)]
         refused = self._unfit.refusals([a.row for a in made], [a.example for a in made])

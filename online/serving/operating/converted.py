@@ -15,9 +15,7 @@ _OLDEST: Final = 64  # halves that are searched for the oldest prediction
 
 
 async def conversions(
-    replica: ModelReplica,
-    journal: Mapping[str, Any] | None,
-    read: Callable[..., Awaitable[Any]],
+    replica: ModelReplica, journal: Mapping[str, Any] | None, read: Callable[..., Awaitable[Any]]
 ) -> dict[str, Any] | None:
     """Return the summary of late labels and waiting predictions; None: the model has no window.
 

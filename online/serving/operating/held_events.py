@@ -27,7 +27,7 @@ from online.rows.history import (
     Listed,
     Page,
 )
-from online.rows.prediction_ids import event_key
+from online.rows.prediction_ids import EventKeys
 from replay import codec
 from replay.errors import ReplayError
 from replay.journal.base import Journal, Row
@@ -172,9 +172,9 @@ class HeldEvents:
             if known is not None and known.model == model:
                 rows = await self._on(model, journal.read, int(partition), int(offset), 1)
                 return rows[0] if rows else None
-        keys = [event_key("token", name), event_key("join", name)]
-        keys.append(event_key("event", "default" if source is None else source, name))
-        for key in keys:
+        keys = EventKeys(journal.near_keys)
+        own = keys.event("default" if source is None else source, name)
+        for key in (keys.token(name), keys.join(None, name), own):
             row: Row | None = await self._on(model, journal.find, model, key)
             if row is not None:
                 return row

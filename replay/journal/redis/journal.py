@@ -24,6 +24,7 @@ from replay.journal.base import (
     Control,
     Examined,
     Followed,
+    Half,
     Head,
     Journal,
     Line,
@@ -32,6 +33,7 @@ from replay.journal.base import (
     Partition,
     Predicted,
     Row,
+    Stored,
     Usage,
 )
 from replay.journal.batch import BOUNDS, Bounds, check_batch
@@ -39,7 +41,6 @@ from replay.journal.redis import proof, scripts
 from replay.journal.redis.arguments import fields_of, outcome_of, refusal_of, words_of
 from replay.journal.redis.check import Examination, restore_ids
 from replay.journal.redis.erase import RedisErasing
-from replay.journal.redis.halves import predicted
 from replay.journal.redis.proof import Fields
 from replay.journal.redis.server import Durability, RedisServer
 
@@ -337,7 +338,8 @@ class RedisJournal(Journal):
         return int(self._run(scripts.EXPIRE, model, *bounds))
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
-        return predicted(self._run, model, after, before, n)
+        since, until = repr(float(after)), repr(float(before))
+        return _predicted(*self._run(scripts.PREDICTED, model, since, until, n))
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """Replace a damaged row; the script copies the partition and blocks all other callers."""
@@ -370,3 +372,12 @@ def _remembered(journal: RedisJournal, script: str, *given: Any) -> Any:
     if (answer := journal._server.run(script, *given)) and answer[0] == b"forgotten":
         raise JournalDamaged(f"the ids of model {model}", "they are gone again")
     return answer
+
+
+def _predicted(entries: Sequence[Any], upto: Any, now: Any) -> Predicted:
+    waiting = tuple(
+        (key, Stored(Half(half.decode()), named.decode(), source.decode(), payload, float(at)))
+        for key, half, named, source, payload, at, _ in entries
+    )
+    ran_ms = tuple(max(int(now) - int(one[6]), 0) if one[6] else 0 for one in entries)
+    return Predicted(waiting, float(upto) if upto else None, ran_ms)

@@ -1,4 +1,4 @@
-"""Writes one batch of rows and halves within a transaction of the SQLite journal."""
+"""Writes one batch of rows and halves in a transaction, and replaces a row that is damaged."""
 
 from __future__ import annotations
 
@@ -277,3 +277,25 @@ def stored_half(record: Sequence[Any]) -> Stored:
     """Return a half from the columns of :data:`replay.journal.sqlite.schema.KEPT_HALF`."""
     _, _, half, event_id, source, payload, at, _, _ = record
     return Stored(Half(half), event_id, source, payload, at)
+
+
+def stand_in(
+    db: sqlite3.Connection, partition: int, offset: int, row: NewRow, unchecked: int
+) -> bool:
+    """Replace a damaged row within a write transaction, see ``stand_in`` of ``Journal``."""
+    record = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
+    if record is None:
+        raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
+    if proof.good_row(record, unchecked):
+        return False
+    model_of = "SELECT model FROM partitions WHERE id = ?"
+    seq, (number,) = record[0], db.execute(model_of, (partition,)).fetchone()
+    db.execute("REINDEX rows")  # SQLite cannot delete a row whose index entries do not match it
+    db.execute("DELETE FROM rows WHERE seq = ?", (seq,))
+    columns = (
+        seq, partition, offset, bytes(row.key), row.event_id, row.source, row.verdict,
+        float(row.factor), bytes(row.payload), float(row.at), number, None, None,
+        proof.model_of(db, number).running,
+    )  # fmt: skip
+    db.execute(sql.INSERT, (*columns, checksum(*columns)))
+    return True

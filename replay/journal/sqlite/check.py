@@ -84,6 +84,8 @@ def _schema(query: Query) -> Iterator[str]:
         yield "the definition of the tables does not match its checksum"
     if query("SELECT value FROM meta WHERE name = 'format'", ()) != [(sql.FORMAT,)]:
         yield "the number of the format is not the one of this version"
+    if query(sql.KEYS, ()) not in ([(sql.NEAR_KEYS,)], [(sql.FAR_KEYS,)]):
+        yield "the form of the keys is none of those that exist"
 
 
 def _together(query: Query) -> Iterator[str]:
@@ -122,8 +124,7 @@ def _rows(query: Query, progress: Callable[[int, int], None]) -> Iterator[tuple[
     ((total,),) = query("SELECT count(*) FROM rows", ())
     after, done = -(2**63), 0
     while page := query(
-        f"SELECT {sql.ROW} FROM rows NOT INDEXED WHERE seq > ? ORDER BY seq LIMIT ?",
-        (after, _PAGE),
+        f"SELECT {sql.ROW} FROM rows NOT INDEXED WHERE seq > ? ORDER BY seq LIMIT ?", (after, _PAGE)
     ):
         yield from page
         after, done = page[-1][0], done + len(page)

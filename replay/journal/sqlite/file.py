@@ -173,10 +173,7 @@ class SqliteFile:
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
-            self._path,
-            timeout=self._busy_ms / 1000,
-            isolation_level=None,
-            check_same_thread=False,
+            self._path, timeout=self._busy_ms / 1000, isolation_level=None, check_same_thread=False
         )
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
         db.execute("PRAGMA wal_autocheckpoint = 0")

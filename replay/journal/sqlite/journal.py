@@ -11,6 +11,7 @@ from pathlib import Path
 
 from replay.errors import (
     EpochLost,
+    JournalDamaged,
     JournalFull,
     JournalUnavailable,
     PartitionUnknown,
@@ -36,11 +37,10 @@ from replay.journal.batch import BOUNDS, Bounds, check_batch
 from replay.journal.checksum import checksum
 from replay.journal.sqlite import lines, proof
 from replay.journal.sqlite import schema as sql
-from replay.journal.sqlite.append import Batch, stored_half
+from replay.journal.sqlite.append import Batch, stand_in, stored_half
 from replay.journal.sqlite.check import examine
 from replay.journal.sqlite.erase import SqliteErasing
 from replay.journal.sqlite.file import SqliteFile, Synchronous, Tables
-from replay.journal.sqlite.replace import stand_in
 from replay.journal.sqlite.trim import trim
 
 _READ_PAGE = 1024
@@ -65,7 +65,7 @@ class SqliteJournal(Journal):
         synchronous, lock_wait_s, busy_ms: As in :class:`replay.journal.sqlite.file.SqliteFile`.
 
     Raises:
-        JournalFormat: The file was written by a newer version or by another program.
+        JournalFormat, JournalDamaged: It is another program's or newer version's, or is damaged.
         JournalUnavailable: The file cannot be opened.
     """
 
@@ -99,8 +99,8 @@ class SqliteJournal(Journal):
             lock_wait_s=lock_wait_s,
             busy_ms=busy_ms,
         )
-        unchecked = self._file.query(sql.UNCHECKED, ())
-        self._unchecked = int(unchecked[0][0]) if unchecked else 0
+        self._unchecked = _unchecked(self._file)
+        self.near_keys = _has_near_keys(self._file, self._path)
 
     def _row(self, record: proof.Record) -> Row:
         return proof.as_row(record, self._unchecked)
@@ -376,6 +376,21 @@ def _check_room(
         raise JournalFull(free_mb, low_mb)
     if most is not None and (size := file.size(db)) > most:
         raise SizeFull(size / _MB, most / _MB)
+
+
+def _unchecked(file: SqliteFile) -> int:
+    """Return the number of the last row of an earlier format, which had no checksums; 0: none."""
+    known = file.query(sql.UNCHECKED, ())
+    return int(known[0][0]) if known else 0
+
+
+def _has_near_keys(file: SqliteFile, path: Path) -> bool:
+    """Read the form of the keys; raise JournalDamaged if it is none of those that exist."""
+    keys = file.query(sql.KEYS, ())
+    if keys not in ([(sql.NEAR_KEYS,)], [(sql.FAR_KEYS,)]):  # in another form, repeats are new
+        file.close()
+        raise JournalDamaged(str(path), f"the form of its keys is {keys}")
+    return keys == [(sql.NEAR_KEYS,)]
 
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT = 5
+FORMAT = 6
 """Format number of the file; a newer one is refused, an older one is upgraded in place."""
 
 SCHEMA = """
@@ -37,6 +37,7 @@ CREATE TABLE claims (
     partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, n INTEGER NOT NULL, checksum INTEGER,
     PRIMARY KEY (partition, "offset")) WITHOUT ROWID;
 CREATE TABLE lines (number INTEGER PRIMARY KEY, text BLOB NOT NULL, checksum INTEGER);
+INSERT INTO meta VALUES ('keys', 1852137842);
 """
 SCHEMA_SUM = (
     "SELECT checksum(group_concat(line, char(10))) FROM (SELECT type || ' ' || name || ' ' ||"
@@ -50,6 +51,8 @@ PROVE_SCHEMA = f"INSERT OR REPLACE INTO meta SELECT 'schema', ({SCHEMA_SUM});"
 # value when the row was written (NULL: before it was counted).
 # checksum: see replay.journal.checksum.  meta.unchecked: rows up to this seq have no checksum,
 # because their format had none.
+# meta.keys: NEAR_KEYS or FAR_KEYS.  A journal of an earlier format has far keys for good, because
+# its rows have such keys, and a repeat must get the key of the first time.
 # rows.half and rows.since: set only in rows that were joined under a format before 4.
 
 UPGRADES = {
@@ -90,6 +93,7 @@ INSERT INTO meta
     SELECT 'unchecked', coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'rows';
 """,
     4: "CREATE TABLE lines (number INTEGER PRIMARY KEY, text BLOB NOT NULL, checksum INTEGER);",
+    5: "INSERT INTO meta VALUES ('keys', 1634754930);",
 }
 """By format, the statements that upgrade a file to the next one."""
 
@@ -124,6 +128,9 @@ FOLLOW = (
 )
 # NOT INDEXED: with an index on the model every query would scan all of its rows.
 NEWEST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'rows'"
+KEYS = "SELECT value FROM meta WHERE name = 'keys'"
+NEAR_KEYS, FAR_KEYS = 1852137842, 1634754930
+"""Whether keys of similar ids are near each other; a changed bit makes neither from the other."""
 UNCHECKED = "SELECT value FROM meta WHERE name = 'unchecked'"
 
 ENTRY = 'p.id, p.model, p.replica, p.spec, p."end", p.sealed, p.at, p.trimmed, p.checksum'

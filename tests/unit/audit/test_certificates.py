@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from online.audit.certificates import digest, faults, public_keys, signed, when
 from online.commands.cli import application
-from online.rows.prediction_ids import event_key
+from online.rows.prediction_ids import EventKeys
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 PAGE = Path(__file__).parents[3] / "docs" / "audit.md"
 NAMES = ("one", "two", "three")
-EVENTS = [event_key("event", "bot", name)[:8].hex() for name in NAMES]
+FORMS = EventKeys(near=True), EventKeys(near=False)
+EVENTS = [FORMS[i % 2].event("bot", name)[:8].hex() for i, name in enumerate(NAMES)]
 SUM = sum(int(event, 16) for event in EVENTS)
 
 
@@ -95,8 +96,9 @@ def test_a_stranger_checks_one_with_the_public_key(
     script: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     (key,) = public_keys([KEY])
-    done = script(signed(content(), KEY), key, "bot", "two", "four")
-    assert done.stdout.splitlines() == ["3 events of bot: forgotten", "two: True", "four: False"]
+    done = script(signed(content(), KEY), key, "bot", *NAMES, "four")
+    found = [f"{name}: {name in NAMES}" for name in (*NAMES, "four")]
+    assert done.stdout.splitlines() == ["3 events of bot: forgotten", *found]
     empty = content(count=0, events=[], digest_before=None, digest_after=None)
     assert script(signed(empty, KEY), key).stdout == "0 events of bot: forgotten\n"
     for document, why in (

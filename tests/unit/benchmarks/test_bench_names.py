@@ -26,15 +26,12 @@ def test_names_that_are_known_are_given_back() -> None:
         ("bandit-worlds --world nonsense", "arms"),
         ("bandit-worlds --policy nonsense", "auto"),
         ("poisoned-rewards --filters nonsense", "default"),
-        ("calibration --stream nonsense", "kdd99"),
-        ("calibration --learner nonsense", "forest"),
         ("conversions --stream nonsense", "acs"),
         ("conversions --learner nonsense --stream elec2", "ftrl"),
         ("defaults --stream nonsense", "phishing"),
         ("defaults --learner nonsense", "linear"),
         ("asleep --stream nonsense", "demand"),
         ("factors --learner nonsense", "fm"),
-        ("offsets --part nonsense", "costs"),
         ("liars --stream nonsense", "elec2"),
         ("doors weight --stream nonsense", "insects"),
         ("floods --stream nonsense", "phishing"),
@@ -55,8 +52,7 @@ class Line:
 
 
 @pytest.mark.parametrize(
-    ("lines", "code"),
-    [([Line(True), Line(None)], 0), ([Line(True), Line(False)], 1)],
+    ("lines", "code"), [([Line(True), Line(None)], 0), ([Line(True), Line(False)], 1)]
 )
 def test_a_line_that_is_not_good_fails_the_command(
     lines: list[Line], code: int, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from online.commands.operate import serve as command
 from online.commands.operate.serve import _Foreground, _GivenUp
 from online.service import service
 from online.settings.config import Settings, load
@@ -67,3 +71,37 @@ def test_a_stop_before_ray_was_imported_imports_nothing(
     )
     assert service._stopped_gently(settings, {}) == []
     assert "ray" not in sys.modules
+
+
+class _Full(io.TextIOBase):
+    """A log on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_can_not_be_written_ends_no_service(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runbook asks for SIGHUP just when the disk is full."""
+    foreground, reloaded = _Foreground(settings, lambda: settings), list[Settings]()
+
+    class Running:
+        def reload(self, given: Settings) -> list[str]:
+            reloaded.append(given)
+            foreground.stop.set()
+            return ["limits"]
+
+        def alive(self) -> bool:
+            return True
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(command, "_SETTLED_S", 0.0)
+    monkeypatch.setattr(foreground, "running", Running())
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, _Full())
+    foreground._hangup.set()
+    assert foreground.run(lambda: None) == 0
+    assert reloaded == [settings]

@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from typer.testing import CliRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
@@ -25,12 +22,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 from evaluation.streams import open_stream
 from online.commands.cli import app
 from online.edge import errors, manifest
-from online.edge.errors import (
-    ExportRefused,
-    ManifestRefused,
-    PackCorrupt,
-    ParityFailed,
-)
+from online.edge.errors import ExportRefused, ManifestRefused, PackCorrupt, ParityFailed
 from online.edge.export import EXACT, export
 from online.edge.lowering.lower import lower
 from online.edge.targets import deltas, onnx_file, onnx_small, pack, runners

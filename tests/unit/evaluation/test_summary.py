@@ -69,9 +69,7 @@ def test_scores_on_the_edges_of_tenths_fall_into_the_upper_one() -> None:
     assert [t.n for t in got.reliability] == [1] * 9 + [2]
 
 
-@given(
-    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=60),
-)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_the_exact_area_is_within_the_error(rows: list[tuple[float, bool]]) -> None:
     got = summary("binary", counters_of("binary", [(y, {False: 1 - p, True: p}) for p, y in rows]))

@@ -53,13 +53,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v1/models/{model}/scores/{key}"): PREDICT,
     **{
         ("GET", f"/v1/models/{{model}}/edge/{name}"): PREDICT
-        for name in (
-            "manifest.json",
-            "manifest.sig",
-            "roots.json",
-            "files/{sha256}",
-            "releases",
-        )
+        for name in ("manifest.json", "manifest.sig", "roots.json", "files/{sha256}", "releases")
     },
     ("POST", "/v1/models/{model}/edge/reports"): PREDICT,
     ("POST", "/v1/models/{model}/edge/deltas"): FEEDBACK,

@@ -200,6 +200,17 @@ def test_a_link_leads_to_a_page_and_to_nothing_else(tmp_path: Path) -> None:
     scene(tmp_path, play, browsers())
 
 
+def test_no_page_may_be_shown_in_a_frame_by_a_browser_that_does_not_say_so(tmp_path: Path) -> None:
+    async def play(client: httpx.AsyncClient, replica: Any) -> None:
+        for page in PAGES:
+            answer = await client.get(page)
+            assert answer.status_code == 200
+            assert answer.headers["x-frame-options"] == "DENY", page
+            assert "frame-ancestors 'none'" in answer.headers["content-security-policy"], page
+
+    scene(tmp_path, play, browsers())
+
+
 def test_a_body_that_is_refused_is_not_read(tmp_path: Path) -> None:
     async def play(client: httpx.AsyncClient, replica: Any) -> None:
         async def endless() -> Any:

@@ -274,17 +274,7 @@ def test_the_overview_has_rates_and_a_course() -> None:
     assert "–" in text(screen)
     screen.look(2.0)
     shown = text(screen)
-    for word in (
-        "m[b]",
-        ".9100",
-        ".6000",
-        "better than both",
-        "▁ █",
-        "act",
-        "7 s",
-        "10.0",
-        "2.0",
-    ):
+    for word in ("m[b]", ".9100", ".6000", "better than both", "▁ █", "act", "7 s", "10.0", "2.0"):
         assert word in shown, word
     screen.look(4.0)
     assert "the numbers are older" in text(screen)

@@ -176,7 +176,7 @@ def test_rollback_takes_out_what_came_after_the_snapshot(tmp_path: Path, rows_be
         world.server.rollback(snapshot)
         for replica in replicas:
             await until(
-                lambda replica=replica: names(replica) == [*good, "kept"],  # type: ignore[misc]
+                lambda replica=replica: names(replica) == [*good, "kept"]  # type: ignore[misc]
             )
             assert replica.learner.tally.digest[0] == len(good) + 1
         again = await replicas[0].writer.record([row("bad1")])

@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loss_world import (
-    LossWorld,
-    SqliteStore,
-    checked,
-    history_of,
-    live,
-    send,
-    settled,
-)
+from loss_world import LossWorld, SqliteStore, checked, history_of, live, send, settled
 from replica_world import SPEC, row, until
 
 from online.commands.cli import main

@@ -11,16 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from loss_world import (
-    LossWorld,
-    SqliteStore,
-    accepted,
-    checked,
-    history_of,
-    live,
-    send,
-    settled,
-)
+from loss_world import LossWorld, SqliteStore, accepted, checked, history_of, live, send, settled
 from replica_world import SPEC, until
 
 from online.errors import StartRefused

@@ -11,11 +11,7 @@ import pytest
 from journal_rows import rows
 from msgspec.structs import replace
 
-from replay.errors import (
-    JournalDamaged,
-    JournalFormat,
-    JournalUnavailable,
-)
+from replay.errors import JournalDamaged, JournalFormat, JournalUnavailable
 from replay.journal.base import Half
 from replay.journal.sqlite import schema as sqliteschema
 from replay.journal.sqlite.journal import SqliteJournal
@@ -30,12 +26,12 @@ def path(tmp_path: Path) -> Path:
 def test_a_newer_format_is_refused_and_left_alone(path: Path) -> None:
     SqliteJournal(path).close()
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE meta SET value = ?", (FORMAT + 1,))
+        db.execute("UPDATE meta SET value = ? WHERE name = 'format'", (FORMAT + 1,))
     with pytest.raises(JournalFormat) as refusal:
         SqliteJournal(path)
     assert (refusal.value.found, refusal.value.known) == (FORMAT + 1, FORMAT)
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE meta SET value = ?", (FORMAT,))
+        db.execute("UPDATE meta SET value = ? WHERE name = 'format'", (FORMAT,))
     SqliteJournal(path).close()
 
 
@@ -119,6 +115,35 @@ def test_a_file_of_format_1_is_upgraded_in_place(path: Path) -> None:
         assert [r.offset for r in journal.read(7, 2, 9)] == [2]
     SqliteJournal(path.with_name("new.db")).close()
     assert columns(path) == columns(path.with_name("new.db"))
+
+
+def test_a_journal_keeps_the_form_of_its_keys(path: Path) -> None:
+    """A repeat is recognised by the key of the first time, so an older file gets no other form."""
+    make_format_1(path)
+    for _ in range(2):
+        with closing(SqliteJournal(path)) as journal:
+            assert not journal.near_keys
+    new = path.with_name("new.db")
+    for _ in range(2):
+        with closing(SqliteJournal(new)) as journal:
+            assert journal.near_keys
+            assert journal.examine(lambda done, total: None).damage == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM meta WHERE name = 'keys'",
+        "UPDATE meta SET name = 'keyr' WHERE name = 'keys'",
+        "UPDATE meta SET value = value + 1 WHERE name = 'keys'",
+    ],
+)
+def test_a_journal_whose_form_of_keys_is_lost_is_refused(path: Path, change: str) -> None:
+    SqliteJournal(path).close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(change)
+    with pytest.raises(JournalDamaged, match="form of its keys"):
+        SqliteJournal(path)
 
 
 def test_an_upgrade_that_fails_leaves_the_old_file(

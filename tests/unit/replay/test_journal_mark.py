@@ -94,9 +94,7 @@ def test_another_process_that_opens_an_older_copy_lets_nobody_write_over_it(
     assert used.journal.lost == 0
 
 
-def test_what_another_process_has_looked_through_is_opened_anew_once(
-    used: Open,
-) -> None:
+def test_what_another_process_has_looked_through_is_opened_anew_once(used: Open) -> None:
     os.utime(used.path)
     opened(used.path).close()
     before = used.journal._file._writer

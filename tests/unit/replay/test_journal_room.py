@@ -11,11 +11,7 @@ import pytest
 from journal_rows import rows
 from msgspec.structs import replace
 
-from replay.errors import (
-    JournalFull,
-    JournalUnavailable,
-    SizeFull,
-)
+from replay.errors import JournalFull, JournalUnavailable, SizeFull
 from replay.journal.base import Half, NewRow
 from replay.journal.batch import Bounds
 from replay.journal.sqlite import journal as sqlite_module

@@ -17,11 +17,7 @@ from typing import Any, ClassVar
 import pytest
 from journal_rows import rows
 
-from replay.errors import (
-    JournalHeld,
-    JournalUnavailable,
-    PartitionSealed,
-)
+from replay.errors import JournalHeld, JournalUnavailable, PartitionSealed
 from replay.journal.sqlite import file as sqlitefile
 from replay.journal.sqlite.file import SqliteFile
 from replay.journal.sqlite.journal import SqliteJournal

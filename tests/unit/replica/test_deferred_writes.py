@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from online.replica.written_behind import WriteBehindQueue
+from online.replica.writer import WriteBehindQueue
 from replay.journal.base import Half, NewRow, Verdict
 
 

@@ -79,9 +79,7 @@ def test_a_replica_whose_rows_are_adopted_soon_is_heard_of_often() -> None:
     assert pace._idle_s == pytest.approx(1.0 / 8)
 
 
-def test_idle_models_of_a_process_poll_at_the_same_moments(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_idle_models_of_a_process_poll_at_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits at least half of what it should, and no longer: answers' ages depend on it."""
 
     async def once() -> list[float]:

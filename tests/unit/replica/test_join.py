@@ -20,7 +20,6 @@ from river import linear_model
 
 import online.replica.replica
 import online.replica.writer
-import online.replica.written_behind
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
@@ -259,11 +258,9 @@ def test_predictions_do_not_wait_and_are_dropped_beyond_the_bound(tmp_path: Path
         assert replica.report()["joins_waiting"] == 5
         Held.open.set()
         assert (await sent)[:2] == (200, "learned")
-        assert Held.batches == [
-            [Half.PREDICTION],
-            [*[Half.PREDICTION] * 5, Half.LABEL],
-            [None],
-        ], "one commit for all that waits, and one for the row of both halves"
+        assert Held.batches == [[Half.PREDICTION], [*[Half.PREDICTION] * 5, Half.LABEL], [None]], (
+            "one commit for all that waits, and one for the row of both halves"
+        )
         assert (await label(serving, "p7"))[:2] == (202, "waiting"), "it was dropped"
         assert replica.report()["joins_waiting"] == 0
         await replica.stop(5)
@@ -408,7 +405,6 @@ def test_mutants_of_the_writer_are_noticed(
 ) -> None:
     rule, instead, test = _MUTANTS[name]
     names = (
-        "online.replica.written_behind",
         "online.rows.joins",
         "online.replica.joining",
         "online.replica.writer",

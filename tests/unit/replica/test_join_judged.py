@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replica_world import World, play, row, until
+from replica_world import KEYS, World, play, row, until
 from test_filtering import counted, nats, opened, rows_of, told
 
 import online.replica.joining
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows import joins
-from online.rows.joins import Labelled, Predicted, entry_of, join_key
+from online.rows.joins import Labelled, Predicted, entry_of
 from replay import codec
 from replay.example import Example, WaitingLabel
 from replay.journal.base import Appended, NewRow, Verdict
@@ -104,7 +104,7 @@ def test_the_receipt_says_why_and_the_row_holds_the_evidence(tmp_path: Path) -> 
         code, receipt = await serving.feedback(said)
         assert (code, receipt.status) == (202, "quarantined")
         assert "the source is quarantined" in receipt.reason
-        stored = world.journal().find("m", join_key(None, "lie-0"))
+        stored = world.journal().find("m", KEYS.join(None, "lie-0"))
         assert stored is not None
         judged = codec.decode(stored.payload).judged
         assert judged is not None
@@ -201,7 +201,7 @@ class Beset(SqliteJournal):
 
 
 def label_row(own: str, source: str, label: float = 1e9, at: float = 2e9) -> NewRow:
-    key = join_key(None, own)
+    key = KEYS.join(None, own)
     waiting = WaitingLabel(label, 1.0, None, source, own, at, (key,))
     return NewRow(
         key, own, source, Verdict.ACCEPTED, codec.encode_labels([waiting]), at,
@@ -254,7 +254,7 @@ def test_another_replica_joins_first(tmp_path: Path, second: str) -> None:
     def act(world: World) -> None:
         given = row("a")
         other_append(world, NewRow(
-            join_key(None, "a"), "a", "else", Verdict.ACCEPTED,
+            KEYS.join(None, "a"), "a", "else", Verdict.ACCEPTED,
             codec.encode(Example({"a": 1.0}, 5.0)), given.at,
         ))  # fmt: skip
 

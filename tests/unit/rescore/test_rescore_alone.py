@@ -77,12 +77,7 @@ def rays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_which_tables_are_worth_a_ray(
-    tmp_path: Path,
-    rays: list[str],
-    rows: int,
-    method: str,
-    address: str | None,
-    wanted: list[str],
+    tmp_path: Path, rays: list[str], rows: int, method: str, address: str | None, wanted: list[str]
 ) -> None:
     class Small:
         """As much of a plan as the choice looks at."""

@@ -203,9 +203,7 @@ def test_declared_slices_are_those_of_the_status_whatever_their_values_are(
     assert senders == {"web": 75, "app": 75}
 
 
-def test_a_version_says_nothing_of_sets_that_were_not_counted_by_it(
-    journal: SqliteJournal,
-) -> None:
+def test_a_version_says_nothing_of_sets_that_were_not_counted_by_it(journal: SqliteJournal) -> None:
     fill(journal, 200)
     made = json.loads(to_json(report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)))
     (version,) = made["performance"]["versions"]

@@ -9,7 +9,8 @@ import itertools
 import os
 import stat
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import online.rows.prediction_ids
 from online.errors import ConfigError
 from online.rows.prediction_ids import (
+    EventKeys,
     Keys,
     Nonces,
     Predicted,
@@ -26,6 +28,7 @@ from online.rows.prediction_ids import (
     Tokens,
     event_key,
     forward_clock,
+    made_id,
 )
 
 ONE, TWO = bytes(range(32)), bytes(range(32, 64))
@@ -173,6 +176,8 @@ def test_the_key_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(first.secret) == 32
     assert Keys.from_file(path).secret == first.secret, "made once"
+    assert Keys.stored(path) == (first.secret, ())
+    assert Keys.stored(tmp_path / "none") != Keys.stored(tmp_path / "none"), "nobody can know it"
     assert Keys.from_file(tmp_path / "another").secret != first.secret
     path.write_text(f"{TWO.hex()}\n{first.secret.hex()}\n")
     assert Keys.from_file(path).secret == TWO, "the first line seals"
@@ -229,6 +234,42 @@ def test_event_keys_keep_their_parts_apart() -> None:
     assert len(keys) == 7
     assert {len(key) for key in keys} == {16}
     assert event_key("id", "a", "b") == event_key("id", "a", "b")
+
+
+def pages_of(ids: Sequence[str], *, near: bool) -> int:
+    """Pages of an index of 100,000 keys that one of these ids' keys is on, 150 on a page."""
+    others = [EventKeys(near).event("s", f"other {i}") for i in range(100_000 - len(ids))]
+    mine = {EventKeys(near).event("s", one) for one in ids}
+    return len({i // 150 for i, key in enumerate(sorted([*others, *mine])) if key in mine})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "order-2026-{:07d}".format,
+        "{}".format,
+        lambda i: f"{'aa' * 6}{i:012x}",
+        lambda i: made_id(1e9 + i / 1000),
+        lambda i: f"{int(1.7e12) + i:012x}-{os.urandom(8).hex()}",
+    ],
+    ids=["padded", "numbers", "nonces", "made", "time in ms"],
+)
+def test_ids_that_count_up_or_begin_with_the_time_get_neighbouring_keys(
+    name: Callable[[int], str],
+) -> None:
+    ids = [name(i) for i in range(5_000, 5_100)]
+    assert pages_of(ids, near=False) > 80
+    assert pages_of(ids, near=True) < 20
+
+
+def test_neighbouring_keys_are_as_different_as_others() -> None:
+    keys = EventKeys(True)
+    ids = ["", "a", "é", "ab", "abc", *(f"{i:09d}" for i in range(30_000))]
+    given = {f(one) for one in ids for f in (keys.token, partial(keys.event, "s"))}
+    assert len(given) == 2 * len(ids)
+    assert {len(key) for key in given} == {16}
+    assert len({key[4:] for key in given}) == len(given)
+    assert keys.join("s", "a") != keys.join(None, "a") != keys.event("s", "a")
 
 
 class Clocks:

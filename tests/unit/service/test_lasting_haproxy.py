@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from online.service import lasting_haproxy, processes
+from online.service import lasting_haproxy, processes, worker_setup
 from online.service.lasting_haproxy import lasting
 
 WAIT_S = 240
@@ -192,9 +192,13 @@ def test_an_adopted_process_is_like_a_child() -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_each_process_of_ray_has_it(begun: bool) -> None:
-    script = "from online.service.worker_setup import begin\nbegin()\n" if begun else ""
+JOINED = worker_setup.passed_on({})["worker_process_setup_hook"]
+
+
+@pytest.mark.parametrize("hook", [worker_setup.HOOK, JOINED, None])
+def test_each_process_of_ray_has_it(hook: str | None) -> None:
+    """On a cluster that was joined nobody would end one that has outlived its manager."""
+    script = f"import online.service.worker_setup\n{hook}()\n" if hook else ""
     script += (
         "import ray.serve._private.haproxy as found, asyncio, os\n"
         "async def begin():\n"
@@ -205,8 +209,8 @@ def test_each_process_of_ray_has_it(begun: bool) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     with_manager, name = done.stdout.split()
-    assert name == ("LastingHAProxy" if begun else "HAProxyApi"), done.stderr
-    assert with_manager == str(not begun), "raylet ends it with its manager"
+    assert name == ("LastingHAProxy" if hook else "HAProxyApi"), done.stderr
+    assert with_manager == str(hook != worker_setup.HOOK), "raylet ends it with its manager"
 
 
 def test_another_version_of_ray_is_left_alone() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from online.errors import StartRefused
 from online.service import embedded, processes
-from online.service.on_ray.start_checks import check_port
+from online.service.on_ray.start_checks import check_files, check_port
 from online.service.processes import PortRange, free_port, is_free
 from online.settings import config
 
@@ -87,6 +87,8 @@ def test_an_address_of_another_machine_is_not_called_taken(tmp_path: Path) -> No
         port = listener.getsockname()[1]
         with pytest.raises(StartRefused, match=rf"is taken by process {os.getpid()} \(.+\)"):
             check_port(settings.model_copy(update={"port": port}))
+        with pytest.raises(StartRefused, match=rf"in use by process {os.getpid()} \(.+\)"):
+            embedded._Http("127.0.0.1", port).open()
     check_port(settings.model_copy(update={"port": 0, "host": "192.0.2.1"}))
 
 
@@ -104,3 +106,16 @@ def test_a_service_that_could_take_no_connection_does_not_start(
         with pytest.raises(StartRefused, match="may open 64 files") as refused:
             front.open()
         assert "ulimit -n" in str(refused.value)
+
+
+@pytest.mark.parametrize(("hard", "starts"), [(511, False), (512, True)])
+def test_a_service_whose_balancer_could_not_start_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, hard: int, *, starts: bool
+) -> None:
+    """HAProxy raises its own limit, so only the hard one counts."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (128, hard))
+    if starts:
+        check_files()
+    else:
+        with pytest.raises(StartRefused, match="may open 511 files"):
+            check_files()

@@ -205,7 +205,8 @@ def test_the_page_comes_whole_and_loads_nothing() -> None:
     assert (answer.status_code, answer.text) == (200, "<!doctype html><p>ok")
     assert answer.headers["content-type"].startswith("text/html")
     assert answer.headers["cache-control"] == "no-store"
-    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for rule in ("default-src 'none'", "frame-ancestors 'none'"):
+        assert rule in answer.headers["content-security-policy"]
     assert spans == [("m", 10.0, 20.5)]
     ask(app, "/v1/models/m/report?until=100000")
     assert spans[1] == ("m", 100000 - 86400.0, 100000.0)

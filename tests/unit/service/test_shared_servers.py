@@ -83,9 +83,7 @@ def test_none_share_where_the_bound_is_zero(began: Callable[..., tuple[set[str],
     assert began(["a", "b"], mb=0) == (set(), {"a", "b"}, set())
 
 
-def test_models_of_several_servers_do_not_share(
-    began: Callable[..., tuple[set[str], ...]],
-) -> None:
+def test_models_of_several_servers_do_not_share(began: Callable[..., tuple[set[str], ...]]) -> None:
     assert began(["a", "b"], shards=2) == (set(), {"a", "b", "a+1", "b+1"}, set())
 
 

@@ -13,7 +13,7 @@ from test_default_rewards import WAIT_S, shop
 
 from online.errors import RequestError
 from online.messages.sender import sender
-from online.rows.joins import NO_HALF, join_key
+from online.rows.joins import NO_HALF
 from online.serving.choices.activation import activate
 from online.settings.tokens import Grant
 from replay.journal.base import Half, NewRow, Verdict
@@ -43,8 +43,9 @@ def test_what_is_no_choice_is_not_activated(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await shop(world)
         serving, writer = one.choosing.serving, one.replica.writer
+        key = one.replica.store.keys.join(None, "odd")
         half = NewRow(
-            join_key(None, "odd"), "odd", "", Verdict.ACCEPTED, b"\x01no half", 1.0,
+            key, "odd", "", Verdict.ACCEPTED, b"\x01no half", 1.0,
             half=Half.PREDICTION,
         )  # fmt: skip
         await writer.record([half])

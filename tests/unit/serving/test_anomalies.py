@@ -180,10 +180,7 @@ class Far:
 
 @pytest.mark.parametrize(
     "detector",
-    [
-        Far(),
-        preprocessing.StandardScaler() | anomaly.LODA(seed=1),
-    ],
+    [Far(), preprocessing.StandardScaler() | anomaly.LODA(seed=1)],
     ids=["a class of one's own", "LODA"],
 )
 def test_any_detector_may_score_on_any_scale(detector: Any, tmp_path: Path) -> None:

@@ -16,13 +16,7 @@ import replica_world as worlds
 
 from online.errors import RequestError
 from online.http.app import App
-from online.messages.structs import (
-    Event,
-    FeedbackRequest,
-    Prediction,
-    PredictRequest,
-    Receipt,
-)
+from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.errors import LearnerUnusable
 from online.models.loading.from_settings import load_model
 from online.serving.feedback.ordinary import EventRow

@@ -15,7 +15,6 @@ from online.decide.record import unpack
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import RewardModel, Rewards
-from online.rows.prediction_ids import event_key
 from online.rows.validator import Validator
 from online.serving.choices.activation import activate
 from online.serving.choices.choosing import Choosing
@@ -129,8 +128,9 @@ def test_a_half_that_nobody_can_read_keeps_no_other_from_its_default(tmp_path: P
     async def scene(world: Any) -> None:
         one = await shop(world)
         for name, payload in (("odd", b"\x01no half"), ("far", b"\x09")):
+            key = one.replica.store.keys.join(None, name)
             half = NewRow(
-                event_key("join", name), name, "", Verdict.ACCEPTED, payload, 1000.0,
+                key, name, "", Verdict.ACCEPTED, payload, 1000.0,
                 half=Half.PREDICTION,
             )  # fmt: skip
             await one.replica.writer.record([half])
@@ -150,7 +150,7 @@ def test_labels_that_wait_keep_no_choice_behind_them_from_its_default(tmp_path: 
         one = await shop(world)
         for name in (f"label-{i}" for i in range(PAGE)):
             one.wall.s += 0.001
-            key, at = event_key("join", name), one.wall.s
+            key, at = one.replica.store.keys.join(None, name), one.wall.s
             label = codec.encode_labels([WaitingLabel(1.0, 1.0, None, "", name, at, (key,))])
             half = NewRow(key, name, "", Verdict.ACCEPTED, label, at, half=Half.LABEL)
             assert one.replica.writer.keep(half)

@@ -249,7 +249,7 @@ async def _sent_by(door: str, serving: Serving, own: str, features: Any, label: 
     if door != "label first":
         await serving.feedback(FeedbackRequest(label=label, id=given))
     while not serving.replica.writer.idle:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
 
 
 async def _fates(folder: Path, door: str, rows: int = 240) -> tuple[list[Any], Any]:
@@ -306,7 +306,7 @@ def test_defaults_that_no_source_sent_are_no_flood_of_one(tmp_path: Path) -> Non
                 asked = ChooseRequest([Action(str(i)) for i in range(3)], {"x": draw.random()})
                 answer = await choosing.choose(asked)
                 while not replica.writer.idle:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.001)
                 if draw.random() < 0.3:
                     sender.set(senders[draw.choice(names)])
                     await choosing.rewards.take(RewardRequest(answer.id, 1.0))

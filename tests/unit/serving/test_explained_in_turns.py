@@ -16,7 +16,7 @@ from online.errors import RequestError
 from online.messages.structs import Explanation, FeedbackRequest, Prediction, PredictRequest
 from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
-from online.replica.change_lock import ChangeLock
+from online.replica.shared import ChangeLock
 from online.serving import explained
 from online.serving.explained import Explained
 from online.serving.serving import Serving

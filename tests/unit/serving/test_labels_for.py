@@ -11,7 +11,6 @@ from replica_world import SPEC, World, play, until
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import FeedbackRequest, PredictRequest
-from online.rows.joins import join_key
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.rows.validator import Validator
 from online.serving.serving import Serving
@@ -192,12 +191,12 @@ def test_a_sealed_id_is_labelled_by_who_may(tmp_path: Path, grant: Grant, good: 
 
 def test_ids_and_sealed_ids_of_before_still_match(tmp_path: Path) -> None:
     """Keys and tokens without an asker are those that this version makes for nobody."""
-    from online.rows.prediction_ids import Predicted, event_key
+    from online.rows.prediction_ids import EventKeys, Predicted, event_key
 
-    assert join_key(None, "visit-1") == event_key("join", "visit-1")
-    assert (
-        len({join_key(None, "a"), join_key("a", "b"), join_key("b", "a"), join_key("", "a")}) == 4
-    )
+    far, near = EventKeys(False), EventKeys(True)
+    assert far.join(None, "visit-1") == event_key("join", "visit-1")
+    for form in (far, near):
+        assert len({form.join(*a) for a in ((None, "a"), ("a", "b"), ("b", "a"), ("", "a"))}) == 4
     tokens = Tokens(Keys([bytes(32)]), "m", Nonces(b"tokens"))
     import msgspec
 
@@ -208,7 +207,7 @@ def test_ids_and_sealed_ids_of_before_still_match(tmp_path: Path) -> None:
     async def scene(desk: Desk) -> None:
         await desk.predict(NOBODY, "a", "visit-1")
         assert await desk.label(Grant("anybody"), "visit-1") == "learned"
-        found = desk._world.journal().find("m", event_key("join", "visit-1"))
+        found = desk._world.journal().find("m", near.join(None, "visit-1"))
         assert found is not None
         assert codec.decode(found.payload).features == {"a": 1.0}
 

@@ -67,8 +67,7 @@ def test_no_more_slots_are_taken_than_the_setting_says(tmp_path: Path) -> None:
         assert caught.value.status == 422
         assert "limits.slots_max" in str(caught.value.hint)
         theirs = personalizer.SlotsRequest(
-            [personalizer.RankableAction(x) for x in "abc"],
-            [personalizer.Slot(x) for x in "stu"],
+            [personalizer.RankableAction(x) for x in "abc"], [personalizer.Slot(x) for x in "stu"]
         )
         with pytest.raises(RequestError, match="3 slots") as caught:
             await personalizer.Personalizer(one.choosing).rank_slots(theirs)

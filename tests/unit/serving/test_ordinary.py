@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,18 @@ from river import linear_model, optim, preprocessing
 
 from online.errors import RequestError
 from online.messages.sender import sender
-from online.messages.structs import Event, FeedbackRequest, Receipts
+from online.messages.structs import Event, FeedbackRequest, PredictRequest, Receipts
 from online.models.adapters.linear import Linear
+from online.rows.prediction_ids import event_key
 from online.serving.feedback.ordinary import EventRow, Ordinary, Unfit
 from online.serving.serving import Serving
 from online.settings.limits import Limits
 from online.settings.tokens import Grant
 from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite.journal import SqliteJournal
+from replay.journal.sqlite.schema import FAR_KEYS
 
 NAMES = "abcdef"
 
@@ -61,7 +68,18 @@ def same(one: EventRow, other: EventRow) -> None:
     assert found[0] == found[1]
 
 
-def test_rows_are_those_of_one_by_one(tmp_path: Path) -> None:
+def older(folder: Path) -> None:
+    """Give the folder a journal of the earlier form of keys."""
+    SqliteJournal(folder / "journal.db").close()
+    with closing(sqlite3.connect(folder / "journal.db")) as db, db:
+        db.execute("UPDATE meta SET value = ? WHERE name = 'keys'", (FAR_KEYS,))
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_rows_are_those_of_one_by_one(tmp_path: Path, near: bool) -> None:
+    if not near:
+        older(tmp_path)
+
     async def scene(world: worlds.World) -> None:
         serving, rng = await taught(world), random.Random(1)
         numbers = {name: rng.choice([1, 0, True, 0.5]) for name in NAMES}
@@ -76,6 +94,32 @@ def test_rows_are_those_of_one_by_one(tmp_path: Path) -> None:
             alone = await serving._reader.read(one, "")
             assert isinstance(alone, EventRow)
             same(asked, alone)
+            key = event_key("event", alone.row.source, alone.row.event_id)
+            assert alone.row.key[4:] == key[4:]
+            assert (alone.row.key[:4] == key[:4]) is not near
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_repeat_is_recognised_in_a_journal_of_the_earlier_form(tmp_path: Path) -> None:
+    """What an earlier version learned is known: by id, by token and by an id of the asker."""
+    older(tmp_path)
+
+    async def scene(world: worlds.World) -> None:
+        serving, rng = await taught(world), random.Random(4)
+        writer, payload = serving.replica.writer, codec.encode(Example({"a": 1.0}, True))
+        token = serving.predict(PredictRequest(features={"a": 1.0})).id
+        nonce = serving._reader._tokens.read(token)[0]
+        for kind, name in (("event", "e"), ("token", nonce), ("join", "own")):
+            parts = ("default", name) if kind == "event" else (name,)
+            key = event_key(kind, *parts)
+            old = NewRow(key, name, "default", Verdict.ACCEPTED, payload, serving._now_s())
+            assert (await writer.record([old]))[0].status == "learned"
+        repeats = [event(rng, 0, event_id="e"), Event(id=token, label=True)]
+        for repeat in (*repeats, Event(id="own", label=True)):
+            (receipt,) = await serving.record([repeat])
+            assert receipt.duplicate, repeat
         await serving.replica.stop(1.0)
 
     worlds.play(tmp_path, scene)

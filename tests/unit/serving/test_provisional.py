@@ -11,16 +11,7 @@ import forgetting_world as forgetting
 import pytest
 import replica_world as worlds
 from msgspec.structs import replace
-from provisional_world import (
-    asked_of,
-    event,
-    guess,
-    half,
-    provisional_row,
-    refused,
-    sent,
-    weight,
-)
+from provisional_world import asked_of, event, guess, half, provisional_row, refused, sent, weight
 
 import online.replica.answers
 import online.replica.corrections
@@ -151,7 +142,7 @@ async def what_is_kept_back_is_not_taught_after_its_final_label(world: Any) -> N
 async def what_failed_is_not_taken_back(world: Any) -> None:
     replica = await world.replica(build=half)
     serving = world.serving(replica)
-    key = worlds.event_key("event", "web", "x")
+    key = worlds.KEYS.event("web", "x")
     replica.control.decisions.failed[key.hex()] = "it raised"
     await provisional_row(replica, "x", Verdict.ACCEPTED)
     await sent(serving, "x", 2.0)
@@ -164,7 +155,7 @@ async def released_meanwhile(world: Any) -> None:
     replica = await world.replica(build=half)
     serving = world.serving(replica)
     await provisional_row(replica, "q", Verdict.QUARANTINED)
-    key = worlds.event_key("event", "web", "q")
+    key = worlds.KEYS.event("web", "q")
     history.decide(replica.store.journal, "m", key, history.RELEASED)
     assert (await sent(serving, "q", 2.0))[1].status == "learned"
     kept = asked_of(replica)

@@ -116,8 +116,7 @@ def test_git_leaves_the_key_and_the_journal_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
-    [["edge", "keygen"], ["backfill", "--input", "t.csv", "--label", "y"]],
+    "command", [["edge", "keygen"], ["backfill", "--input", "t.csv", "--label", "y"]]
 )
 def test_commands(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "online.yaml").write_text(
@@ -208,10 +207,7 @@ def test_who_reads_the_logs_of_a_dead_service_is_not_ended(tmp_path: Path) -> No
     """A start ended the `tail -f` that was to show why the one before had died."""
     (log := tmp_path / "raylet.out").touch()
     waits = [sys.executable, "-c", "import time; time.sleep(600)", f"--session-dir={tmp_path}"]
-    with (
-        subprocess.Popen(["tail", "-f", str(log)]) as reader,
-        subprocess.Popen(waits) as agent,
-    ):
+    with subprocess.Popen(["tail", "-f", str(log)]) as reader, subprocess.Popen(waits) as agent:
         try:
             found = {process.pid for process in leftovers(tmp_path / "run.json", tmp_path)}
         finally:

@@ -32,7 +32,7 @@ from online.settings.telemetry import ENDPOINT, Telemetry
 from online.telemetry.spans import Tracing
 from online.telemetry.trace import STEPS_MAX, Crossing, Trace
 from paramserver.core import wire
-from paramserver.core.marks import CONTEXT_MAX, MARKS_MAX, Marks
+from paramserver.process.running import CONTEXT_MAX, MARKS_MAX, Marks
 
 ASKED: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_SAMPLED: Final = ASKED[:-1] + "0"

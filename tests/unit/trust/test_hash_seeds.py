@@ -31,7 +31,7 @@ parts.select = blocks.select
 
 
 def verdicts(before: str = "") -> list[list[str]]:
-    """What each of three processes says of the same rows."""
+    """What each of two processes says of the same rows."""
     running = [
         subprocess.Popen(
             [sys.executable, "-c", before + ROWS],
@@ -39,22 +39,21 @@ def verdicts(before: str = "") -> list[list[str]]:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     ]
     told = [process.communicate(timeout=300)[0].splitlines() for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0]
+    assert [process.returncode for process in running] == [0, 0]
     return told
 
 
 def test_verdicts_do_not_hang_on_hash_seeds() -> None:
-    first, second, third = verdicts()
+    first, second = verdicts()
     assert len(first) == 650
     assert any(not row.startswith("accepted") for row in first), "something is judged"
     assert first == second
-    assert first == third
 
 
 def test_with_sets_of_changed_keys_they_did() -> None:
     """Control: values that arrive in the order of a set."""
-    first, second, third = verdicts(AS_SETS)
-    assert not first == second == third
+    first, second = verdicts(AS_SETS)
+    assert first != second

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from online.commands.cli import app
 from online.models.adapters.linear import Linear
 from online.models.loading.from_settings import load_model, merge_rule
-from online.rows.prediction_ids import Keys, event_key
+from online.rows.prediction_ids import EventKeys, Keys
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
 from paramserver.errors import BackfillRefused
@@ -82,7 +82,7 @@ class Folder:
         with contextlib.closing(open_journal(self.settings)) as journal:
             partition = journal.register("m", "r", self.lineage.spec, 0.0).id
             payload = codec.encode(Example({"a": 1.0}, True))
-            keys = [(str(i), event_key("event", "", str(i))) for i in range(n)]
+            keys = [(str(i), EventKeys(near=True).event("", str(i))) for i in range(n)]
             rows = [NewRow(k, i, "", Verdict.ACCEPTED, payload, 1.0) for i, k in keys]
             journal.append(partition, 0, rows)
 

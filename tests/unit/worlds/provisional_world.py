@@ -47,7 +47,7 @@ def weight(replica: Any, name: str) -> float:
 async def provisional_row(replica: Any, name: str, verdict: Verdict) -> None:
     """A provisional label of 8 that was not learned."""
     example = worlds.Example({name: 1.0}, 8.0, provisional=True)
-    key = worlds.event_key("event", "web", name)
+    key = worlds.KEYS.event("web", name)
     row = NewRow(key, name, "web", verdict, worlds.codec.encode(example), 1.0)
     await replica.writer.record([row], decided=True)
 

@@ -21,7 +21,7 @@ from online.models.adapters.linear import Linear
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Identity, Services
-from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
+from online.rows.prediction_ids import EventKeys, Keys, Nonces, Tokens
 from online.rows.validator import Validator
 from online.serving.serving import Serving
 from online.settings.limits import Limits
@@ -39,6 +39,8 @@ from replay.journal.base import Appended, NewRow, Verdict
 from replay.journal.sqlite.journal import SqliteJournal
 
 SPEC = "f" * 64
+KEYS = EventKeys(near=True)
+"""Those of a new journal."""
 PATIENCE_S = 60.0
 IN_VAIN_S = 5.0  # where a mutant keeps what is waited for from coming
 
@@ -56,7 +58,7 @@ def row(
     event: str, *, label: float = 1e9, feature: str | None = None, source: str = "test"
 ) -> NewRow:
     example = Example({feature or event: 1.0}, label)
-    key = event_key("event", source, event)
+    key = KEYS.event(source, event)
     return NewRow(key, event, source, Verdict.ACCEPTED, codec.encode(example), 1.0)
 
 

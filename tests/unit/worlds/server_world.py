@@ -101,12 +101,7 @@ class FakeStore:
         return [c for c in self.control if c.seq > after]
 
     def write_control(
-        self,
-        model: str,
-        kind: str,
-        key: str,
-        payload: bytes,
-        fence: tuple[str, int] | None = None,
+        self, model: str, kind: str, key: str, payload: bytes, fence: tuple[str, int] | None = None
     ) -> tuple[Control, bool]:
         self._maybe_fail("write_control", "before")
         if fence is not None and self.heads.get(fence[0], Head(0, None)).epoch != fence[1]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.speed import admission, growing, host_table
+from benchmarks.speed import growing, host_table
 from benchmarks.speed import ids as tables
 
 
@@ -68,21 +68,3 @@ def test_replicas_of_the_measured_host_read_the_servers_table() -> None:
     for line in replicas:
         assert (line.parts, line.own_rows_left) == (0, 0)
         assert line.own_rows_most < 5_000
-
-
-def test_bounded_tables_are_compared_on_clicks_and_under_a_flood() -> None:
-    found = {line.what: line for line in admission.run(1_500, 1)}
-    assert len(found) == 4
-    free, bounded = found["no bound"], found["a quarter, admitted"]
-    assert bounded.rows <= free.rows // 4
-    assert bounded.waiting > 0
-    assert all(0.4 < line.auc < 0.9 for line in found.values()), found
-    rows = {line.what: line.rows for line in admission.flood(1_200, 200)}
-    assert rows["bounded"] < rows["no bound"] // 4, rows
-
-
-def test_the_order_of_scores_is_what_is_measured() -> None:
-    labels = np.array([True, False, True, False])
-    assert admission.auc(np.array([0.9, 0.1, 0.8, 0.2]), labels) == 1.0
-    assert admission.auc(np.array([0.5, 0.5, 0.5, 0.5]), labels) == pytest.approx(0.5)
-    assert admission.auc(np.array([0.1, 0.9, 0.8, 0.2]), labels) == pytest.approx(0.25)

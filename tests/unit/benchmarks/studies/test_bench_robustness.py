@@ -40,14 +40,7 @@ def test_gradient_is_that_of_the_loss() -> None:
 
 
 def test_ours_stands_where_none_falls(small: Images) -> None:
-    found = bench.part(
-        small,
-        "small",
-        ("none", "-10 g"),
-        narrow=False,
-        honest=150,
-        seeds=(0,),
-    )
+    found = bench.part(small, "small", ("none", "-10 g"), narrow=False, honest=150, seeds=(0,))
     accuracy = {(one.defence, one.attack): one.accuracy for one in found.cells}
     assert accuracy["none", "-10 g"] < 60
     assert accuracy["ours", "-10 g"] > 90

@@ -160,10 +160,7 @@ def test_stacked_scalers_follow_the_pipeline() -> None:
     for features, label in list(open_stream("bananas").rows)[:200]:
         expected = plain.predict_proba_one(features)[True]
         if model.estimator["MinMaxScaler"].min:  # untrained, river's own gives NaN
-            assert model.predict(features).probabilities == {
-                False: 1.0 - expected,
-                True: expected,
-            }
+            assert model.predict(features).probabilities == {False: 1.0 - expected, True: expected}
         plain.learn_one(features, label)
         model.learn(features, label, 1.0)
     assert {"scaler0", "scaler1"} <= model.cut().keys()

@@ -171,6 +171,14 @@ def test_what_is_not_as_it_was_sealed_is_not_unpickled(
         loaded(logistic)
 
 
+def test_a_model_from_outside_is_checked_without_unpickling_it(logistic: Path) -> None:
+    change(logistic)
+    seal_folder(logistic, bytes(32))  # by a key that everybody can guess
+    done = CliRunner().invoke(app, ["models", "check", f"mlflow:{logistic}"])
+    assert isinstance(done.exception, LearnerUnusable)
+    assert "not by this service's key" in str(done.exception)
+
+
 def test_a_key_from_before_opens_it(logistic: Path, tmp_path: Path) -> None:
     again = load(
         "mlflow:m", {}, task="binary", classes=None, key=bytes(32), base_dir=tmp_path,
@@ -199,6 +207,8 @@ def test_the_command_seals_a_folder_which_is_then_served(tmp_path: Path) -> None
         assert served.learn_one(row, True, event_id="a").status == "learned"
         assert served.predict_proba_one(row) == first
         assert served.report()["quality"]["n"] == 1
+    done = CliRunner().invoke(app, ["fsck", "--config", str(settings)])
+    assert done.exit_code == 0, "it opens what the service's key has sealed"
     done = CliRunner().invoke(app, [*words, "elsewhere"])
     assert "sealed in its place" in str(done.exception)
 

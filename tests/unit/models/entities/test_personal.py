@@ -237,9 +237,7 @@ def test_the_shared_model_never_sees_a_key() -> None:
     assert len({key.partition(":")[2] for key in keys}) == 2, "the bias and x"
 
 
-def test_one_label_far_off_moves_its_key_by_a_bounded_part(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_label_far_off_moves_its_key_by_a_bounded_part(monkeypatch: pytest.MonkeyPatch) -> None:
     def moved() -> float:
         model = learned(model_of(), visits(1_000))
         before = model._offsets[0].of(str(key_of("who", "u1")))

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from benchmarks.speed.admission import Learning, Partition
+from benchmarks.speed.shards import Partition
 from online.learning.deltas import Pulled
 from online.models.choices.expert_table import Table
-from online.models.fm import FmModel
+from online.models.fm import Fm, FmModel
 from online.models.loading.from_settings import load_model
 from online.models.state.factors import TABLE, TableLines
 from online.rebuild.rebuild import method_of
@@ -31,6 +31,29 @@ FLOOD = 1_800
 BOUNDS = TableBounds(300, 2)
 
 
+class Learning:
+    """One replica of ``fm`` with a table, and its server."""
+
+    def __init__(self, bounds: TableBounds | None) -> None:
+        self.model = Fm(4, bits=31, table=True).model_for("binary")
+        self.server = Server("m", "0" * 64, "", "sum", 1)
+        self.server.bound(bounds)
+        self._pulled, self._pushes, self._since = Pulled(), 0, (1, 0)
+
+    def exchange(self) -> None:
+        """Push what was learned, and take what the server has of it."""
+        self._pushes += 1
+        push = wire.Push(1, "0" * 64, 1, self._pushes, self._pushes, 1, self._since,
+                         to_wire(self.model.cut()))  # fmt: skip
+        self.server.push(push, lambda partition: Partition())
+        request = wire.SyncRequest(wire.FORMAT, "r", 1, [], self._since, True, [])
+        data = wire.encode(self.server.reply(request, [], [], 0.0))
+        reply = wire.decode_reply(data)
+        touched = self._pulled.take(reply, ())
+        self.model.rebase(self._pulled.with_deltas((), touched))
+        self._since = (reply.epoch, reply.count)
+
+
 def table_in(model: FmModel) -> Rows:
     lines = model._machine.lines
     assert isinstance(lines, TableLines)
@@ -40,7 +63,7 @@ def table_in(model: FmModel) -> Rows:
 
 def flooded(bounds: TableBounds | None, start: int = 0) -> Learning:
     """Names that come once, and between them some that come again and again."""
-    learning = Learning(bounds, 31)
+    learning = Learning(bounds)
     for i in range(start, start + FLOOD):
         user = f"friend {i % 20}" if i % 3 == 0 else f"nobody {i}"
         learning.model.learn({"user": user}, i % 3 == 0, 1.0)

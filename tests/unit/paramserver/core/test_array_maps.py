@@ -16,12 +16,12 @@ from paramserver.core import array_maps, wire
 from paramserver.core.array_maps import ArrayMap, NameIndex, as_dict, read_names
 from paramserver.core.blocks import Block, Blocks, copy, from_wire, merge, put, select, size_bytes
 from paramserver.core.server import Server
-from paramserver.core.spans import spans_of
 from paramserver.core.state import SnapshotState
 from paramserver.errors import BlockError, SnapshotCorrupt
 from paramserver.evidence.losses import LOSSES
 from paramserver.filters.sources import TAKEN
 from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.names import spans_of
 
 NAMES = ["", "a", "b\0", "é" * 5, "eightchr", "eightchrs", "x" * 16, "x" * 17, "ü" * 900, "\0"]
 """Names of all lengths about a word, with characters of several bytes, and with zeros."""

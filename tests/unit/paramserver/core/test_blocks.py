@@ -215,8 +215,7 @@ def test_numbers_at_the_bounds_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits",
-    [Limits(blocks=7), Limits(keys=7), Limits(name_chars=3), Limits(opaque_bytes=15)],
+    "limits", [Limits(blocks=7), Limits(keys=7), Limits(name_chars=3), Limits(opaque_bytes=15)]
 )
 def test_sizes_are_bounded(limits: Limits) -> None:
     blocks = to_wire(every_kind())  # 8 blocks, 8 keys with the digest's, names up to 4, 16 bytes

@@ -243,9 +243,7 @@ def _deaf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("spoil", "between"), [(_no_pulls, 40), (_never_reached, 31), (_deaf, 40)])
 def test_without_one_of_the_rules_they_do_not_arrive(
-    spoil: Callable[[pytest.MonkeyPatch], None],
-    between: int,
-    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[pytest.MonkeyPatch], None], between: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch)
     with pytest.raises(AssertionError):  # they wait for ever, or have other values in the end

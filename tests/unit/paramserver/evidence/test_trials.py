@@ -79,9 +79,7 @@ def test_without_comparing_at_the_same_time_they_were(monkeypatch: pytest.Monkey
     assert flooded()[0] > 0.25 * 700
 
 
-def test_liars_are_no_measure_for_what_is_wrong_of_a_label(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_liars_are_no_measure_for_what_is_wrong_of_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: only they say anything else, so what is likely would speak for a lie."""
     monkeypatch.setattr(Voices, "is_hard", lambda self, label: False)
     monkeypatch.setattr(Votes, "denied_by_few", lambda self, known: [])

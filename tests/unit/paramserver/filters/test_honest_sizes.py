@@ -323,8 +323,7 @@ def test_beside_a_few_large_sources_new_ones_are_not_judged_by_these(
 
 
 @pytest.mark.parametrize(
-    ("large", "long", "exempt"),
-    [(1, 0.4, True), (2, 0.4, False), (2, 0.2, True), (2, None, True)],
+    ("large", "long", "exempt"), [(1, 0.4, True), (2, 0.4, False), (2, 0.2, True), (2, None, True)]
 )
 def test_one_large_source_needs_no_long_agreement(
     large: int, long: float | None, exempt: bool

@@ -140,11 +140,7 @@ def flipped(data: bytes) -> bytes:
     return data[:-4000] + bytes([data[-4000] ^ 1]) + data[-3999:]
 
 
-DAMAGE = {
-    "flipped": flipped,
-    "torn": lambda data: data[: len(data) // 2],
-    "missing": None,
-}
+DAMAGE = {"flipped": flipped, "torn": lambda data: data[: len(data) // 2], "missing": None}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
