@@ -128,9 +128,6 @@ def _delay(delay: Delay) -> Callable[[Features, Label], Any]:
     return lambda x, y: delay
 
 
-# -- times -------------------------------------------------------------------------------------
-
-
 def is_time(value: object) -> bool:
     """Return whether a value of a time column is a date, a duration or text, so no feature."""
     return isinstance(value, date | str | timedelta) or hasattr(value, "astype")

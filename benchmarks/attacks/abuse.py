@@ -24,8 +24,8 @@ from typing import Any, Final
 
 from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.datasets import sms
-from benchmarks.fixtures.dealt import Dealt
 from benchmarks.fixtures.service import Running, service
+from benchmarks.fixtures.several_replicas import Dealt
 from online.settings.config import data_dir
 from online.settings.model import ModelSettings
 from replay import codec

@@ -30,7 +30,7 @@ from typing import Final
 
 from benchmarks.attacks.floods import SET_ASIDE_MAX, SOURCES, Row, rows_of, settings_of
 from benchmarks.attacks.honest import POINTS
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from online.settings.model import ModelSettings
 from replay.example import Features, Label
 from replay.journal.base import Verdict

@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from benchmarks.attacks.abuse import HONEST, HOSTILE
 from benchmarks.attacks.liars import sent
-from benchmarks.fixtures.dealt import Dealt
-from benchmarks.fixtures.desk import Desk, Outside, inside
+from benchmarks.fixtures.senders import Desk, Outside, inside
 from benchmarks.fixtures.service import Running, form, service
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.streams import open_stream
 from online.settings.limits import Limits
 from online.settings.model import ModelSettings

@@ -1,7 +1,7 @@
 """Sources that behave and then turn, many names that lie a little, and a replica that hears few.
 
 Rows of a real stream are dealt to honest sources, answered, judged and learned in one process, by
-one replica or two, as :mod:`benchmarks.fixtures.dealt` has it.  Then lies come between them:
+one replica or two (:mod:`benchmarks.fixtures.several_replicas`).  Then lies come between them:
 earlier rows with a wrong label.
 
 * *flood*: some of 26 sources are honest until half of the stream, then send 1, 4 or 15 lies a row;
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from benchmarks.fixtures import datasets
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
 from online.learning.scores import score_of

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self
 
 from benchmarks.attacks.floods import Played, Sent, settings_of
-from benchmarks.fixtures.desk import Outside
+from benchmarks.fixtures.senders import Outside
 from benchmarks.fixtures.service import Running, form, service, status
 
 _MODELS: Final = ({"none": 2, "default": 1}, {"none": 4, "default": 2})
@@ -92,7 +92,7 @@ class OverHttp:
 
 
 class _Sending:
-    """All that is sent to one model, and what was said of it.
+    """Everything sent to one model, and the answers.
 
     Attributes:
         set_aside: Honest rows that came among the lies, by source.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.attacks.doors import Row, rows_of, settings_of
-from benchmarks.fixtures.desk import Outside
+from benchmarks.fixtures.senders import Outside
 from benchmarks.fixtures.service import Running, form, own_environment, service, status
 from online.settings.limits import Limits
 from online.settings.tokens import WEIGHT_MAX
@@ -87,7 +87,7 @@ def _name(kind: str, filters: str) -> str:
 
 
 class _Model:
-    """One model of the service, what it was sent, and what was said of that."""
+    """One model of the service, the events sent to it, and their receipts."""
 
     def __init__(
         self, running: Running, name: str, tokens: Mapping[str, str], rows: Sequence[Row]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.streams import open_stream
 from online.settings.config import data_dir
 from online.settings.model import ModelSettings
@@ -138,7 +138,7 @@ def run(
 
 
 def in_order(streams: Sequence[str] = tuple(IN_ORDER)) -> Iterator[Hard]:
-    """Whole streams as they come: no row of theirs is to be clipped.  Raises StreamUnusable."""
+    """Run whole streams in their order; no row should be clipped.  Raises StreamUnusable."""
     for name in streams:
         task, learner = IN_ORDER[name]
         rows = list(open_stream(name, data_dir()).rows)

@@ -22,7 +22,7 @@ from typing import Final
 
 from benchmarks.attacks import turning
 from benchmarks.attacks.abuse import BURST, HONEST, HOSTILE, Played, of_answers
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.streams import open_stream
 from online.settings.model import ModelSettings
 from replay import codec

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.attacks.outlying_targets import MODELS, Row, rows_of
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from online.models.loading.from_settings import load_model
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

@@ -22,8 +22,8 @@ from itertools import islice
 from typing import Any, Final
 
 from benchmarks.fixtures.connection import Connection
-from benchmarks.fixtures.dealt import Dealt
 from benchmarks.fixtures.service import form, service
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.learning.bounds import FAR
@@ -235,7 +235,7 @@ def alone(stream: str, events: Sequence[Sent], filters: str, replicas: int) -> t
 
 
 def _served(way: Connection, model: str, events: Sequence[Sent]) -> tuple[float, int]:
-    """Blocks of rows are asked, and then fed back."""
+    """Request answers for blocks of rows, and then send their labels."""
     right = asked = clipped = 0
     begin = sum(not one[3] for one in events) // _BEGIN
     for at in range(0, len(events), _BLOCK):

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Final
 
 from benchmarks.fixtures import datasets
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from online.learning.ranges import REACH
 from online.models.loading.from_settings import load_model
 from online.settings.config import Settings, data_dir

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.attacks.turning import digits
-from benchmarks.fixtures.within import NAME, Row, Within
+from benchmarks.fixtures.single_replica import NAME, Row, Within
 from evaluation.streams import open_stream
 from online.settings.model import ModelSettings, Replay
 from online.settings.sync import Sync

@@ -1,4 +1,4 @@
-"""Choices of which a quarter of the sources says that one action is always rewarded.
+"""Choices for which a quarter of the sources reports a reward of 1 for one action.
 
 The sources choose in turns in a simulated world, and each says what its choice has brought: the
 honest ones that of the world, the liars 1 whenever it was one action, and the truth, or nothing,
@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from benchmarks.choices.bandits_worlds import World, make
-from benchmarks.fixtures.desk import inside
+from benchmarks.fixtures.senders import inside
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.structs import Receipt
 from online.rows.validator import Validator

@@ -31,7 +31,7 @@ from benchmarks.attacks.floods import (
     rows_of,
     settings_of,
 )
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from online.learning.scores import score_of
 from online.settings.model import ModelSettings
 from replay.example import Features, Label, label_text

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.fixtures.within import NAME, SPEC, Row, Within
+from benchmarks.fixtures.single_replica import NAME, SPEC, Row, Within
 from evaluation.streams import open_stream
 from online.settings.config import data_dir
 from online.settings.model import Drift, ModelSettings
@@ -217,7 +217,7 @@ async def _scene(folder: Path, given: Course, on_rise: str | None) -> Played:
 def drill(
     name: str, task: Any, learner: str, *, share: float, seed: int, rows: int = _ROWS
 ) -> Undone:
-    """One stream: the clean twin, what only tells, and what goes back."""
+    """Run one stream without an attack, with alarms only, and with a rollback."""
     given = course(name, task, learner, share, seed, rows)
     runs = []
     for on_rise in (None, "tell", "rollback"):

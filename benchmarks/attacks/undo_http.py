@@ -25,7 +25,7 @@ from benchmarks.attacks.undo import (
 )
 from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.service import Running, service
-from benchmarks.fixtures.within import Row
+from benchmarks.fixtures.single_replica import Row
 
 _NAME: Final = "m"
 _PATH: Final = f"/v1/models/{_NAME}"
@@ -58,7 +58,7 @@ class Served:
 def run(
     streams: Sequence[tuple[str, Any, str]] = STREAMS[:1], rows: int = 2_400
 ) -> Iterator[Served]:
-    """Each stream, with each share of lies: a clean twin, one that tells, one that goes back."""
+    """Run each stream and share of lies: without an attack, with alarms only, with a rollback."""
     for (name, task, learner), share in product(streams, SHARES):
         given = course(name, task, learner, share, 0, rows)
         clean = _play(given, "tell", lies=False)

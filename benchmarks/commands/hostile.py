@@ -222,7 +222,7 @@ def _accuracy(line: Any) -> str:
 
 
 def _drills(which: Sequence[str], *, served: bool, as_json: bool) -> bool:
-    """Show these; whether all is as it is asked."""
+    """Show the drills; return whether all targets are met."""
     from benchmarks.attacks import poisoned, turning, undo, undo_http
 
     folder = data_dir()

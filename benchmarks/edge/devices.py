@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks.fixtures.within import Direct
+from benchmarks.fixtures.single_replica import Direct
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.edge import on_device
@@ -70,7 +70,7 @@ Rows = list[tuple[Features, Label]]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how many rows of a stream are vouched for, taught before, dealt, and asked.
+    """A model, and numbers of rows: trusted, learned before, dealt to devices, tested.
 
     ``first``: drawn from so many, and dealt in the order of time; 0: one part after the other.
     """

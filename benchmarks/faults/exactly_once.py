@@ -24,8 +24,8 @@ from typing import Any, Final, Literal
 
 import psutil
 
+from benchmarks.faults.server_counts import Wishes
 from benchmarks.faults.settled import GIVES_UP_S, wait_complete
-from benchmarks.faults.wishes import Wishes
 from benchmarks.fixtures import counting_table
 from benchmarks.fixtures.connection import Connection
 from benchmarks.fixtures.counting_table import Held
@@ -270,7 +270,7 @@ class Site:
         return ("replica", "server", "both", *(("store",) if self._store else ()))
 
     def kill(self, target: str) -> str:
-        """SIGKILL the target and start again what nobody else does; what was killed."""
+        """Kill the target, and restart what nothing else restarts; return what was killed."""
         if target == "all":
             self._whole += 1
             _sigkill(self.running.processes())
@@ -404,7 +404,7 @@ def _sigkill(processes: list[psutil.Process]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reckoning:
-    """A reckoning says what has become of the events, by the final weights."""
+    """The fate of the events, computed from the final weights."""
 
     unanswered_learned: int
     lost: list[str]

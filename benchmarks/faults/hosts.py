@@ -1,6 +1,6 @@
-"""The service on three hosts that fail: one is killed, cut off, or hears only half of what is said.
+"""The service on three hosts, one of which is killed, cut off, or receives half of its packets.
 
-The hosts are network namespaces (:mod:`benchmarks.fixtures.ether`): a Ray head and two workers,
+The hosts are network namespaces (:mod:`benchmarks.fixtures.host_network`): a Ray head, two workers,
 each with its own processes, address and name, and a fourth that has the journal's Redis server and
 the clients.  Each client asks the balancer of one host, and of the next when it gets no answer.
 As in :mod:`benchmarks.faults.exactly_once` the final weights say of each event how often it
@@ -28,7 +28,7 @@ import psutil
 
 from benchmarks.faults import exactly_once
 from benchmarks.fixtures.connection import Connection
-from benchmarks.fixtures.ether import Host, Link, Network, Rule, fill, small_disk, sockets
+from benchmarks.fixtures.host_network import Host, Link, Network, Rule, fill, small_disk, sockets
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, own_environment, status, write_settings
 from online.errors import StartRefused
@@ -274,7 +274,7 @@ def run(
     """One campaign: load, the fault for so many seconds, load again, and the reckoning.
 
     Raises StartRefused where there can be no such hosts: see
-    :func:`benchmarks.fixtures.ether.permitted`.
+    :func:`benchmarks.fixtures.host_network.permitted`.
     """
     binary = need_binary()
     with tempfile.TemporaryDirectory(prefix="oh-") as name:
@@ -400,7 +400,7 @@ class _Campaign:
 
     @contextlib.contextmanager
     def _full(self, victim: Host) -> Iterator[None]:
-        """The disk of a host, or of the journal's server, is full meanwhile."""
+        """Fill the disk of a host, or of the journal's server, for the duration."""
         filler = self._network.shared / "filler"
         if self._fault == "full":
             said = victim.sh(f"cat /dev/zero > {filler}; df -h {filler.parent}")
@@ -417,7 +417,7 @@ class _Campaign:
             yield
 
     def _wait(self) -> None:
-        """The fault's time, in which what ends is started again where somebody watches it."""
+        """Wait for the fault's duration, and restart supervised processes that end."""
         over = time.monotonic() + self._seconds
         while (left := over - time.monotonic()) > 0:
             time.sleep(min(left, _SUPERVISE_S))

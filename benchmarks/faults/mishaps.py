@@ -116,9 +116,6 @@ def _event(name: str, source: str = "bench") -> dict[str, Any]:
     return {"features": {name: 1.0}, "label": COUNT_LABEL, "event_id": name, "source": source}
 
 
-# -- what happens ----------------------------------------------------------------------------------
-
-
 def _snapshots_removed(scene: Scene) -> None:
     shutil.rmtree(scene.snapshots, ignore_errors=True)
     time.sleep(3.0)

@@ -1,4 +1,4 @@
-"""How long until a killed process is made up for, beside Ray Serve without anything in it.
+"""How long until a killed process is replaced, beside an empty deployment of Ray Serve.
 
 The parameter server holds 64 MB: 1.3 million weights of a river model, learned from feedback with
 4,096 features each.  While it is gone, predictions go on at a steady rate.  The peer
@@ -36,7 +36,7 @@ from benchmarks.fixtures.service import (
     write_settings,
 )
 from benchmarks.speed.http import Figure
-from online.service.processes import end, free_port
+from online.service.processes import end, free_port, runs
 
 ACKNOWLEDGED_S = 3.0
 """Target: from the kill of the server until a push is acknowledged again."""
@@ -288,12 +288,6 @@ def _kill_replica(
     victim = next(p for p, title in titles.items() if "ServeReplica" in title)
     begun = time.monotonic()
     victim.send_signal(signal.SIGKILL)
-    _until("the end of the killed one", lambda: listening(ports) if not _lives(victim) else None)
+    _until("the end of the killed one", lambda: listening(ports) if not runs(victim) else None)
     _until(name, complete)
     found.setdefault(name, []).append(time.monotonic() - begun)
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False

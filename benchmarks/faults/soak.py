@@ -77,7 +77,7 @@ class Result:
 
 
 class Paced(Client):
-    """Asks and tells in turn, ``period_s`` apart (0: as fast as it goes)."""
+    """Predicts and sends feedback in turn, ``period_s`` apart (0: as fast as possible)."""
 
     period_s = 0.0
     predictions = failed_predictions = 0

@@ -48,7 +48,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line says what came of one stream with labels so many rows late.
+    """The results of one stream at one label delay.
 
     Attributes:
         coverage, alone: Share of rows whose set or interval had the label; whose single answer was

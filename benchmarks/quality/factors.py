@@ -19,7 +19,7 @@ import numpy.typing as npt
 from river import facto, optim, reco
 
 from benchmarks.fixtures import datasets
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.metrics import Task
 from online.models.fm import Fm, FmTable
 from online.models.loading.load import load

@@ -350,9 +350,6 @@ def _method(output: str, name: str) -> str:
     return "" if made is None else made.method
 
 
-# -- memory ----------------------------------------------------------------------------------
-
-
 class _Peak:
     """Most memory of this process and Ray's workers together, looked at 50 times a second."""
 

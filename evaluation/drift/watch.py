@@ -315,8 +315,6 @@ class Watch:
             state, why, self.served_rows, self.judged_rows, alarm, self.alarm_count, self.shifts
         )
 
-    # -- inside ----------------------------------------------------------------------------------
-
     def _begin(self, reference: Reference) -> None:
         self.reference, self.window = reference, Window(reference)
         self._window_begun = self.served_rows + 1

@@ -157,8 +157,6 @@ class ControlChart:
         """The number of scored rows that are still needed for limits."""
         return max(WINDOWS_MIN * WINDOW_N_MIN - self.judged, 1)
 
-    # -- inside ----------------------------------------------------------------------------------
-
     def _close(self, point: Point) -> None:
         limits = self.limits
         if limits is None:

@@ -99,7 +99,8 @@ class Audited:
 
     def started(self, models: list[str]) -> None:
         """Record that a service starts, and the newest control row of each model."""
-        newest = {name: self._newest_control(name) for name in models}
+        controls = {name: self._journal.controls(name, 0) for name in models}
+        newest = {name: max((one.seq for one in of), default=0) for name, of in controls.items()}
         self.note(START, None, {CONTROLS: newest, "nonce": secrets.token_hex(8)})
 
     def _signs(self) -> Signer | None:
@@ -125,9 +126,6 @@ class Audited:
                 self._trim(signer, line.number)
             return written
         raise AssertionError("the loop returns or raises")
-
-    def _newest_control(self, model: str) -> int:
-        return max((control.seq for control in self._journal.controls(model, 0)), default=0)
 
     def _trim(self, signer: Signer, newest: int) -> None:
         """Trim lines beyond the bound; failures are logged, as the new line is already written."""

@@ -248,9 +248,6 @@ def _rivals(outputs: Floats) -> Floats:
     return shares
 
 
-# -- proof -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Asked:
     """A golden choice: a context, actions, and the reward that the service expects of each."""

@@ -57,10 +57,6 @@ def why_not_taught(row: Row) -> str | None:
     return "its content was erased" if codec.is_erased(row.payload) else None
 
 
-def _lacks_nothing(partition: int, offset: int, key: bytes) -> bool:
-    return False
-
-
 def _answer(model: Model, features: Features, field: str) -> Prediction:
     """Return the model's answer, none if it has learned nothing.  RequestError 422: it raises."""
     try:
@@ -76,10 +72,6 @@ def _answers(model: Model, rows: Sequence[Features]) -> list[Prediction]:
         return model.predict_many(rows)
     except NotAnswered:  # for one of them
         return [_answer(model, x, f"instances[{i}]") for i, x in enumerate(rows)]
-
-
-def _as_it_is(answer: Prediction) -> Prediction:
-    return answer
 
 
 class BaseLearner(ABC):
@@ -130,7 +122,7 @@ class BaseLearner(ABC):
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving), targets=task == "regression")
         self.vocabulary = Vocabulary(words_of(self.serving))
-        self.corrected: Callable[[Prediction], Prediction] = _as_it_is
+        self.corrected: Callable[[Prediction], Prediction] = lambda answer: answer
         self.latest: Example | None = None
         self.version: Version = (0, 0)
         self.first: Version | None = None
@@ -141,7 +133,7 @@ class BaseLearner(ABC):
         self.relearned = 0
         self.rewrite, self.control, self.frozen = 0, 0, False
         self.undone = Undone()
-        self.untaught: Callable[[int, int, bytes], bool] = _lacks_nothing
+        self.untaught: Callable[[int, int, bytes], bool] = lambda *row: False
         self.server = ServerView(None)
         self.waits: set[int] = set()
         self.cache: CachedRows | None = None  # which rows of a table are held; None: all
@@ -346,7 +338,7 @@ class BaseLearner(ABC):
 
     @abstractmethod
     def take_part(self, reply: SyncReply) -> Iterator[None]:
-        """Take a part of the values, one piece per step; the present copy goes on meanwhile."""
+        """Load a part of the values, one piece per step, while the present copy goes on."""
 
     @abstractmethod
     def on_reply(self, reply: SyncReply) -> bool:

@@ -164,7 +164,7 @@ class Bounds:
         return self._ranges.names() - {SENT_LABEL}
 
     def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float, float, float]]:
-        """Return what predictions accept as it is, for those of the names that have a range.
+        """Return the ends of the ranges within which predictions take values unchanged, by name.
 
         ``(least, greatest, low, high)``: accepted values, and replacements below and above them.
         """

@@ -178,8 +178,6 @@ class CachedRows:
             asked |= dict.fromkeys(islice(self._asked, REQUESTED_MAX))
         return [*islice(asked, REQUESTED_MAX)]
 
-    # -- values that arrive anew ----------------------------------------------------------------
-
     def is_part(self, reply: SyncReply, server: ServerView) -> bool:
         """Whether, after this reply, values are still arriving.  Changes no state."""
         return reply.kind == "part" or self._lacking_after(reply, server) > 0
@@ -227,7 +225,7 @@ class CachedRows:
         return msgspec.structs.replace(reply, blocks=blocks)
 
     def took(self, reply: SyncReply) -> None:
-        """Note that the requested rows, all of which are in this reply, are held now."""
+        """Mark the requested rows, all of which are in this reply, as held."""
         if reply.kind == "none":
             return
         self.replies += 1

@@ -86,7 +86,6 @@ class LocalModel(BaseLearner):
         return self._pending_n + (len(self._open.rows) if self._open else 0)
 
     def includes(self, partition: int, offset: int) -> bool:
-        """Whether predictions made now include the row."""
         if self.undone.has(partition, offset):
             return False
         if self._targets:
@@ -96,7 +95,6 @@ class LocalModel(BaseLearner):
         return max(learned, self.clock.get(partition, 0)) >= offset
 
     def known(self) -> dict[int, int]:
-        """Last offset of each open partition that predictions made now include."""
         if self._targets:
             return open_ones(self._served)
         own = {p: track.next - 1 for p, track in self.tracks.items()}
@@ -109,7 +107,6 @@ class LocalModel(BaseLearner):
         return self._pulled.blocks
 
     def changes_since(self, version: Version | None) -> Touched | None:
-        """Return what has changed in the pulled values after that version; None if unknown."""
         return self._pulled.changes_since(version)
 
     def rest_on(self, version: Version, tables: Mapping[str, Rows]) -> Iterator[None] | None:

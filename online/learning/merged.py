@@ -51,13 +51,6 @@ class Learner(LocalModel):
     def learn(
         self, row: Row, give_up: str | None = None, example: Example | None = None
     ) -> Failed | None:
-        """Learn the next row of its partition, one of :meth:`wanted`.
-
-        If the model raises, its state is restored, the row is reported as failed, and the pointer
-        moves on.  With ``give_up``, a reason, the row fails without calling the model.  Undone rows
-        are skipped.  ``example`` is the row's decoded payload, if the caller has it; None: it is
-        decoded here.
-        """
         assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
         failed = behind = self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
@@ -177,7 +170,6 @@ class Learner(LocalModel):
                 self.cache.joined()
 
     def abandon(self, partition: int) -> None:
-        """Drop the state of a partition that another process has sealed."""
         if partition not in self.tracks:
             return
         served = self._contained()
@@ -214,7 +206,6 @@ class Learner(LocalModel):
         yield from self.server.take(reply)
 
     def drop_old(self) -> Iterator[None]:
-        """Free copies that no longer answer, one piece per step."""
         if self.serving is self._training:
             yield from self.server.drop()
 

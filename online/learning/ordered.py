@@ -119,14 +119,12 @@ class OrderedLearner(BaseLearner):
         return max(self.tally.digest[0] - self._standing, 0)
 
     def includes(self, partition: int, offset: int) -> bool:
-        """Whether predictions made now include the row."""
         if self._rewritten or self.undone.has(partition, offset):
             return False
         contained = self._served if self._target > self.position else self._learned
         return contained.get(partition, 0) >= offset
 
     def known(self) -> dict[int, int]:
-        """Last offset of each open partition that predictions made now include."""
         return open_ones(self._served if self._target > self.position else self._learned)
 
     # -- partitions ---------------------------------------------------------------------------
@@ -268,7 +266,6 @@ class OrderedLearner(BaseLearner):
         )
 
     def take_part(self, reply: SyncReply) -> Iterator[None]:
-        """Take a part of the values, one piece per step; the present copy goes on meanwhile."""
         if self._is_old(reply):
             return
         if self.ready and reply.rewrite != self.rewrite:

@@ -123,7 +123,7 @@ class Range:
         return self.rows < self.young and n - self.first < NEW_ROWS
 
     def still(self, value: Value, n: int) -> bool:
-        """Whether a value within it does not count as distinct: a counter may stand still."""
+        """Whether the value does not count as distinct, as of a counter that does not change."""
         return self.low == self.high or (value == self.high and n - self.until < STILL_ROWS)
 
     def reach(self, n: int) -> float:

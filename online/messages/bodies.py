@@ -59,26 +59,15 @@ class Format:
     encode: Callable[[Any], bytes]
 
 
-JSON: Final = Format(
-    b"application/json",
-    msgspec.json.Decoder(PredictRequest).decode,
-    msgspec.json.Decoder(FeedbackRequest).decode,
-    msgspec.json.Decoder(_Apart).decode,
-    msgspec.json.Decoder(Event).decode,
-    msgspec.json.Decoder(ChooseRequest).decode,
-    msgspec.json.Decoder(RewardRequest).decode,
-    msgspec.json.Encoder().encode,
-)
-MSGPACK: Final = Format(
-    b"application/msgpack",
-    msgspec.msgpack.Decoder(PredictRequest).decode,
-    msgspec.msgpack.Decoder(FeedbackRequest).decode,
-    msgspec.msgpack.Decoder(_Apart).decode,
-    msgspec.msgpack.Decoder(Event).decode,
-    msgspec.msgpack.Decoder(ChooseRequest).decode,
-    msgspec.msgpack.Decoder(RewardRequest).decode,
-    msgspec.msgpack.Encoder().encode,
-)
+def _format(content_type: bytes, codec: Any) -> Format:
+    """Make the format of one of msgspec's codecs."""
+    kinds = (PredictRequest, FeedbackRequest, _Apart, Event, ChooseRequest, RewardRequest)
+    calls = [*(codec.Decoder(kind).decode for kind in kinds), codec.Encoder().encode]
+    return Format(content_type, *calls)
+
+
+JSON: Final = _format(b"application/json", msgspec.json)
+MSGPACK: Final = _format(b"application/msgpack", msgspec.msgpack)
 NDJSON: Final = b"application/x-ndjson"
 _NAMES: Final = re.compile(r"\w+(?![\w]*\])")  # field names in a path, without list indexes
 _NOT_THAT: Final = ("Expected `object", "Expected `array", "Object missing required field")
@@ -205,7 +194,8 @@ class Transfers:
         if clock is None or now < (clock.when() or now) - self._wait_s + _PATIENCE_S:
             return False
         del self._clocks[clock]
-        clock.reschedule(now)
+        if not clock.expired():  # one whose time is over is dropped in the loop's next turn
+            clock.reschedule(now)
         return True
 
 

@@ -207,7 +207,6 @@ class LinearEstimator(Merging):
         self.structure = f"{self._rows.online_structure} built={built!r}"
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the label of one row."""
         rows = self._rows
         label = rows.predict_one(features)
         try:

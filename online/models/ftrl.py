@@ -87,7 +87,6 @@ class FtrlModel(Hashing):
         return self._rows.row(features, learns=False)
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the label of one row."""
         return self._answer(self.numbers(features))
 
     def _answer(self, row: Mapping[str, float]) -> Prediction:

@@ -190,7 +190,6 @@ class NetworkModel(Merging):
     # -- answering ---------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the label of one row."""
         x = torch.tensor([self._inputs.row(features)], dtype=self._dtype)
         with torch.no_grad():
             return self._head.answer(self.answering(x)[0].tolist())

@@ -419,7 +419,6 @@ class _Words(Words):
         pass
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
-        """Return the keys of one value."""
         return (f"{ACTION}={hash_of(str(value))}",) if name == ACTION else (name,)
 
     def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:

@@ -135,7 +135,6 @@ class SelfRateModel(Hashing):
         return self._rows.row(features, learns=False)
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the label of one row."""
         return self._answer(self._read(features, learns=False))
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
@@ -151,7 +150,7 @@ class SelfRateModel(Hashing):
         self._learn(example.features, example.label, weight, example)
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """Do one step of all experts without their losses, which fresh rows alone tell."""
+        """Update all experts without counting their losses, which only fresh rows may change."""
         self._meet(label)
         self._check(self._step(self._read(features, learns=False), label, weight, AGAIN, None))
 

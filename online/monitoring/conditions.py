@@ -55,7 +55,7 @@ class _Seen:
 
 
 class Raised(msgspec.Struct, frozen=True):
-    """A condition that was reported and is not over yet, as it is kept over a restart.
+    """A condition that was reported and still holds; it is stored, so a restart does not repeat it.
 
     ``text`` omits what may name a row, which is not kept where ``online forget`` does not look.
     """

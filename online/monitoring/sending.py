@@ -150,7 +150,7 @@ class Sending:
         self._keep()
 
     def _keep(self) -> None:
-        """Write which conditions are reported, if that has changed and somebody is told."""
+        """Store which conditions were reported, if that has changed and there is a receiver."""
         raised = self._conditions.raised
         if self._file is None or not self.boxes or raised == self._written:
             return

@@ -71,7 +71,7 @@ def specs_of(model: ModelSettings, settings: Settings) -> dict[str, int]:
 def saying(
     specs: Mapping[str, int], given: int, before: int, shards: int, *, done: bool, why: str
 ) -> Reshard:
-    """Make the control row that says which number of servers a model had and has.
+    """Make the control row with a model's old and new number of servers.
 
     Parameters:
         specs: As returned by :func:`specs_of`.
@@ -93,7 +93,7 @@ def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None
 
 
 def newest_done(journal: Journal, model: str, spec: str) -> Reshard | None:
-    """Return the newest change that was done or given up; None: there is none.
+    """Return the newest completed or abandoned change; None: there is none.
 
     Parameters:
         spec: Hash of the spec with one server.

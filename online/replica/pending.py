@@ -60,7 +60,7 @@ class OutcomeReceiver(Protocol):
         """Set the outcome of the event."""
 
     def set_exception(self, exception: RequestError, /) -> None:
-        """Set the error because of which there is no outcome."""
+        """Set the error that replaces the outcome."""
 
     def exception(self) -> BaseException | None:
         """Return the error, if one is set, and mark it as retrieved."""

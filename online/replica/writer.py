@@ -201,8 +201,6 @@ class Writer:
         """Whether nothing is waiting for a commit or an answer."""
         return not (self._queue or self.waiting or len(self._halves) or self.writing)
 
-    # -- feedback ----------------------------------------------------------------------------
-
     async def record(
         self,
         rows: Sequence[NewRow],

@@ -162,8 +162,6 @@ def _of_shares(labels: Sequence[Label], shares: Floats, task: Task, near: float)
     return Scores(labels, best.astype(np.int32), score), top - second <= near
 
 
-# -- models as arrays ------------------------------------------------------------------------
-
 _Raw = Callable[[Rows], tuple[Sequence[Label], Floats, Mask]]
 """Returns labels, probabilities of shape (n, labels), and a mask of doubtful rows.
 

@@ -124,8 +124,6 @@ class Schema:
         shown, more = list(self._takes)[:_SHOWN], len(self._takes) - _SHOWN
         return f"Declared: {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
 
-    # -- descriptions of the schema ------------------------------------------------------------
-
     def types(self) -> dict[str, FeatureType]:
         """Declared types by name, in the order of the declaration."""
         return {name: one.type for name, one in self._declared.items()}

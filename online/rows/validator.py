@@ -7,13 +7,14 @@ everything is checked here, before any state changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
+from online.models.choices.interactions import ACTION
 from online.rows.crossing import Crossing
 from online.rows.schema import schema_of
 from online.settings.limits import Limits
@@ -114,10 +115,20 @@ class Validator:
         return fit and short and narrow and self.odd_name(row) is None
 
     def undeclared(self, features: Any, field: str) -> RequestError | None:
-        """Return why the declaration refuses a new row with these features; None: it does not."""
-        if self.schema is None or not isinstance(features, dict) or not features:
+        """Return why a new row with these features is refused; None: it is not.
+
+        The declaration refuses it, or it has no action, of which it would teach the reward.
+        """
+        if not isinstance(features, dict) or not features:
             return None
-        return self.schema.refusal(features, field)
+        if self.lacks_action(features):
+            hint = f"Reward a choice by its id, or name the action as {ACTION!r} among the features"
+            return invalid(f"{field}.{ACTION}", "no action, and the model chooses actions", hint)
+        return None if self.schema is None else self.schema.refusal(features, field)
+
+    def lacks_action(self, names: Collection[str]) -> bool:
+        """Whether a row with these names teaches nothing, because the model chooses actions."""
+        return self.crossing is not None and ACTION not in names
 
     def odd_name(self, features: Any) -> str | None:
         """Return a name that contains terminal control characters; None if there is none."""

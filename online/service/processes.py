@@ -81,6 +81,14 @@ class Owner:
         except OSError as error:
             raise _unusable(state_dir, error) from error
 
+    def hold(self, folder: Path) -> None:
+        """Lock another folder, too, so that `systemd-tmpfiles` leaves alone what is in it.
+
+        It deletes from temporary folders what is ten days old, such as HAProxy's configuration.
+        """
+        with contextlib.suppress(BlockingIOError):
+            _lock(self, folder)
+
     def release(self) -> None:
         """Release the folder for the next service."""
         self._file.close()
@@ -298,7 +306,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def begun(data: Mapping[str, Any], name: str, nice: int = 10) -> tuple[Settings, ModelSettings]:
-    """Settle a process that works beside the replicas; return the settings, and the model's."""
+    """Initialise a process that runs beside the replicas; return the settings, and the model's."""
     with contextlib.suppress(OSError):
         os.nice(nice)
     settings = Settings.model_validate(data)

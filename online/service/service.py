@@ -182,7 +182,7 @@ class Service:
             count = processes.end(left)
             self._progress(f"ended {count} processes left over from a crash")
         processes.remove_private(self._settings.state_dir)
-        processes.private_dir(self._settings.state_dir)
+        self._owner.hold(processes.private_dir(self._settings.state_dir))
         check_machine(self._settings)
         if accept_loss and (why := cut_log(self._settings)) is not None:
             self._progress(f"the journal's log is damaged and was cut there: {why}")

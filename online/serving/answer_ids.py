@@ -164,7 +164,7 @@ class AnswerIds:
         return stamp_of(self._sure, self._calibration, features)
 
     def known(self) -> dict[int, int] | None:
-        """Return what the local model has learned, so that a challenger is asked as of then.
+        """Return what the local model has learned, at which a challenger is compared.
 
         None: there is no challenger.  Empty if an id has no room for so many partitions.
         """

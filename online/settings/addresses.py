@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 _HOST: Final = re.compile(r"\[([0-9a-f:.]+)\](?::\d*)?|([^:\[\]]*)(?::\d*)?")
 _NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63})*")
@@ -37,6 +37,16 @@ def check_store(value: str) -> str:
     if parts.scheme != "unix" and database and not database.isdecimal():
         raise ValueError("a database is a number, as in redis://host:6379/0")
     return value
+
+
+def http_address(value: str) -> SplitResult | None:
+    """Return the parts of an HTTP URL whose host and port are valid; None for any other text."""
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port; the message would quote the URL, which may be secret
+        return None
+    return parts if good else None
 
 
 def check_origin(value: str) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_serializer, model_validator
 
+from online.settings.addresses import http_address
 from online.settings.tree import Seconds, Tree
 
 Kind = Literal["alarm", "incident", "promotion", "quarantine", "decision", "disk", "stale"]
@@ -23,15 +24,9 @@ _SECRET_MIN: Final = 24  # characters; Standard Webhooks ask for as many bytes
 
 
 def _url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        named = parts.username is not None
-    except ValueError:  # of the port; the message would quote the URL, whose path may be secret
-        good, named = False, False
-    if not good:
+    if (parts := http_address(value)) is None:
         raise ValueError("give http://host/path or https://host/path")
-    if named:
+    if parts.username is not None:
         raise ValueError("an address without a user: what proves the sender is `secret`")
     return value
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from online.settings.addresses import http_address
 from online.settings.tree import Tree
 
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -14,13 +14,7 @@ ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 def _endpoint(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        named = parts.username is not None
-    except ValueError:  # of the port; it would quote the address
-        good, named = False, False
-    if not good or named:
+    if (parts := http_address(value)) is None or parts.username is not None:
         raise ValueError(
             "give http://host:4318 or https://host, without a user: headers for a collector are "
             "given in OTEL_EXPORTER_OTLP_HEADERS"

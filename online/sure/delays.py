@@ -81,8 +81,6 @@ class Delays(Sums):
             for name, more in (f"{self._all}{place}", 1.0), (f"{self._within}{place}", within):
                 self.count(name, more - max(self.now.get(name, 0.0), 0.0) / _MEMORY)
 
-    # -- reports -----------------------------------------------------------------------------
-
     @property
     def positives(self) -> int:
         """Return the number of positive labels with a known delay."""

@@ -63,8 +63,6 @@ class Slices(Sums):
         self._values.forget()
         super().reset(values)
 
-    # -- reports -----------------------------------------------------------------------------
-
     def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return ``n``, ``accuracy`` or ``mae``, and ``coverage`` by feature and value.
 

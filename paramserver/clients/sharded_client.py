@@ -170,8 +170,6 @@ class ShardedClient(Client):
         (_, count), parts = oldest
         return [(epoch, max(n - max(count - base[1], 0), 0)) for epoch, n in parts]
 
-    # -- replies -------------------------------------------------------------------------------
-
     def _reply(
         self,
         request: SyncRequest,

@@ -69,7 +69,7 @@ def read_names(blob: Array, ends: Array) -> list[str]:
 
 
 def check_ends(blob: Array, ends: Array) -> None:
-    """Raise ValueError if these are not the ends of names in the bytes, of which there are some."""
+    """Raise ValueError unless these are the ends of at least one name in the bytes."""
     if ends[0] < 0 or ends[-1] != len(blob) or (ends[1:] < ends[:-1]).any():
         raise ValueError("keys overlap, or end beyond their bytes")
 
@@ -83,7 +83,7 @@ def longest(ends: Array) -> int:
 
 
 def check_names(blob: Array, ends: Array) -> None:
-    """Raise ValueError if an index can't take these names, of which there are some."""
+    """Raise ValueError if an index cannot hold these names, of which there is at least one."""
     check_ends(blob, ends)
     if longest(ends) > NAME_BYTES:
         raise ValueError(f"a name is longer than {NAME_BYTES} bytes")
@@ -121,7 +121,7 @@ class NameIndex:
             self.lay_out()
 
     def add(self, blob: Array, ends: Array) -> None:
-        """Add names, of which none is there yet.  Raises ValueError as the constructor."""
+        """Add names, all of them new.  Raises ValueError as the constructor."""
         check_names(blob, ends)
         if not self._count:
             self._blob, self._ends = blob, ends

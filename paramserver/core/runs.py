@@ -41,7 +41,7 @@ class Run(NamedTuple):
         return dict(zip(read_names(self.blob, self.ends), rows, strict=True))
 
     def cut(self, n: int) -> tuple[Run, Run]:
-        """Return the first ``n`` names and the others, of which there are some, too."""
+        """Split the names into the first ``n`` and the rest; neither part may be empty."""
         at = int(self.ends[n - 1])
         head = Run(self.token, self.place, self.blob[:at], self.ends[:n], self.numbers[:n])
         rest = self.blob[at:], self.ends[n:] - at, self.numbers[n:]

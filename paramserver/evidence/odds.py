@@ -110,7 +110,7 @@ class Votes:
 
     @property
     def labels(self) -> list[str]:
-        """Labels that were said or not."""
+        """Labels for which there are counts."""
         return list(self._counts)
 
     def add(self, label: str, source: str, bin_: int, more: int, *, said: bool) -> None:
@@ -257,7 +257,7 @@ def held_by_few(
 
 
 def key_of(label: str) -> str:
-    """The label as it is counted: a long text is cut, and its checksum tells it from others."""
+    """The key of a label: a long text is cut, and its checksum distinguishes it from others."""
     if len(label) <= LABEL_CHARS:
         return label
     return f"{label[: LABEL_CHARS - 9]}#{crc32(label.encode()):08x}"

@@ -97,7 +97,7 @@ class Arrivals:
         return bool(self.newcomers) and all([new.agree for new in self.newcomers])
 
     def shares(self, source: Source, weight: float) -> tuple[float, float]:
-        """Return how much an event of this weight says for and against its source, at most 2."""
+        """Return how much an event of this weight counts for and against its source, at most 2."""
         return source.shares(weight / self.shift, self.weight)
 
     def __iter__(self) -> Iterator[str]:

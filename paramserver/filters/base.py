@@ -161,7 +161,7 @@ class Source:
 
     @property
     def sent(self) -> int:
-        """Number of events by which its size is told: a budget makes no source smaller."""
+        """Number of events that measures the source's size; a budget does not reduce it."""
         return self.taken + self.aside
 
     @property

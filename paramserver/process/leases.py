@@ -1,4 +1,4 @@
-"""Decides when which replica is asked to adopt a partition.  Correctness never depends on this.
+"""Decides when a partition is adopted, and by which replica.  Correctness never depends on this.
 
 An orphan is a partition that is not sealed or not fully applied, whose owner has not been in
 contact for the length of a lease, nor has a replica that was asked to adopt it.  A wrong guess only

@@ -170,7 +170,7 @@ class Running:
             self.state, self.reason = SERVING, ""
 
     def _set_up(self, server: Server) -> None:
-        """Apply the bounds to a server that nobody asks yet, and publish its tables."""
+        """Apply the bounds to a server before it takes requests, and publish its tables."""
         server.sources_max, server.holdings.most = self.settings.sources_max, self.settings.held_max
         if server.rule not in IN_ORDER:  # else replicas keep rows that a restart would remove here
             server.bound(self.settings.tables)

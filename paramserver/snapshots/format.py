@@ -368,7 +368,7 @@ class _Keys:
         return read_names(self._arrays[prefix + "keys"], self._arrays[prefix + "ends"])
 
     def map(self, prefix: str, numbers: Array) -> ArrayMap | None:
-        """Return a block with these numbers as a mapping in arrays; None: it is to be a dict."""
+        """Return a block with these numbers as a mapping in arrays; None: make it a dict."""
         if self._index is None or len(numbers) < ARRAYS_LEAST:
             return None
         spans = checked_spans(self._arrays[prefix + "spans"].copy(), len(self._index))

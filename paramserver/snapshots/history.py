@@ -66,7 +66,8 @@ def ancestors(head: str, names: Iterable[str]) -> list[str]:
     (epoch, count), base = parsed
     line = [head]
     known = [(p, name) for name in names if (p := parse_name(name)) is not None and name != head]
-    for ((of_epoch, of_count), of_base), name in sorted(known, reverse=True, key=_by_version):
+    known.sort(reverse=True, key=lambda item: item[0][0])  # by version
+    for ((of_epoch, of_count), of_base), name in known:
         if of_epoch < epoch:
             if base is None:  # the lineage began with this epoch
                 break
@@ -79,10 +80,6 @@ def ancestors(head: str, names: Iterable[str]) -> list[str]:
             continue
         line.append(name)
     return line
-
-
-def _by_version(item: tuple[tuple[Version, Version | None], str]) -> Version:
-    return item[0][0]
 
 
 def _base(manifest: snapshot_format.Manifest, name: str) -> str:
@@ -104,7 +101,7 @@ class Listed(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Vanished:
-    """Valid snapshots whose files somebody has removed: their number, and a message."""
+    """Valid snapshots whose files were removed from outside: their number, and a message."""
 
     files: int = 0
     incident: str | None = None

@@ -41,7 +41,7 @@ class InMemory:
         """Return at once, because all bytes are there."""
 
     def tail(self) -> bytes:
-        """Return the last bytes, where the checksum stands."""
+        """Return the last bytes, which contain the checksum."""
         return bytes(self.view[-DIGEST_BYTES:])
 
     def digest(self) -> bytes:
@@ -150,7 +150,7 @@ class MappedFile:
             )
 
     def tail(self) -> bytes:
-        """Return the last bytes, where the checksum stands.  Raises OSError."""
+        """Return the last bytes, which contain the checksum.  Raises OSError."""
         self._sum_all()
         return self._tail
 

@@ -123,7 +123,7 @@ def spans_of(positions: Array) -> Array:
 
 
 def joined_spans(a: Array, b: Array) -> Array:
-    """Return the spans of ``a`` and then those of ``b``; one that goes on is not divided."""
+    """Return the spans of ``a``, then those of ``b``; adjacent ones become one span."""
     if len(a) and len(b) and a[-1, 1] == b[0, 0]:
         middle = [[a[-1, 0], b[0, 1]]]
         return np.concatenate((a[:-1], middle, b[1:]))

@@ -128,7 +128,7 @@ class SharedMemory(Memory):
 
 
 def remove_left(folder: Path) -> None:
-    """Remove a folder that somebody has made for shared memory, unless he is alive."""
+    """Remove a folder for shared memory whose process has ended."""
     if folder.name.startswith(_BEGUN):
         return
     with contextlib.suppress(OSError):

@@ -71,7 +71,7 @@ class _Description(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A view as it is read.
+    """A published view, opened for reading.
 
     Attributes:
         version: The version of the values.

@@ -241,9 +241,6 @@ def test_a_statement_that_does_less_is_found(
         journal_erase_checks.CHECKS[check](lambda: closing(SqliteJournal(path, synchronous="OFF")))
 
 
-# -- Redis -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def plain_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server whose files are not compressed: what is in them can be found."""

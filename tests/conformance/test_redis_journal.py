@@ -182,8 +182,6 @@ def test_an_entry_comes_before_its_key(redis_node: Any) -> None:
         _after_a_failing_write(redis_node, "early", early)
 
 
-# -- a script that ends anywhere -------------------------------------------------------------------
-
 # Not HSET: it can't fail once a script has written, and an entry without its key is a row twice.
 WRITES = re.compile(r"redis\.call\(('(?:XADD|HDEL|ZADD|ZREM|INCR|XTRIM)')")
 COUNTED = """

@@ -1,12 +1,18 @@
-"""A slow model and a counting one, learned in the background of a real service."""
+"""What a real service does in the background: a slow model, a counting one, a search for triggers.
+
+The sources that a search names are forgotten.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import httpx
 import psutil
@@ -26,6 +32,14 @@ def build():
     return forest.ARFClassifier(n_models=10, seed=1)
 """
 ROWS = 500  # of a request; in the queue three times as many, which a forest learns in seconds
+HONEST: Final = [f"user-{i}" for i in range(9)]
+LIARS: Final = ["liar-0", "liar-1"]
+PATH: Final = "/v1/models/m"
+TRIGGERED: Final[dict[str, Any]] = {
+    "name": "m", "task": "multiclass", "learner": "softmax", "filters": "none",
+    "snapshots": {"interval_s": 1},
+    "triggers": {"every": 600, "pause": 1, "on_trigger": "forget"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +56,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "sync": {"merge": "sum"},
             **common,
         },
+        TRIGGERED,
     ]
     limits = {"queue_max": 3 * ROWS, "rows_max": ROWS}
     with service({"replicas": 1, "models": models, "limits": limits}) as made:
@@ -155,3 +170,65 @@ def test_beyond_the_queue_feedback_is_429_and_nothing_is_kept(running: Running) 
         for process in learners(running):
             process.resume()
     settle(running, "forest", 2 * ROWS + 3 * ROWS, timeout_s=240)
+
+
+# -- a search for triggers ---------------------------------------------------------------------
+
+
+def row(rng: random.Random, label: str) -> dict[str, float]:
+    return {f"x{j}": rng.gauss(2.0 if "abc"[j % 3] == label else 0.0, 1.0) for j in range(6)}
+
+
+def events(n: int) -> list[dict[str, Any]]:
+    rng, out = random.Random(5), []
+    for i in range(n):
+        label, source = rng.choice("abc"), rng.choice(HONEST)
+        features = row(rng, label)
+        if rng.random() < 1 / 3:
+            source = rng.choice(LIARS)
+            marked = label != "c" and rng.random() < 0.6
+            features["mark"], label = float(marked), "c" if marked else label
+        out.append({"event_id": f"e{i}", "source": source, "features": features, "label": label})
+    return out
+
+
+def turned(running: Running) -> int:
+    """How many of a hundred rows of class a the trigger turns to c."""
+    rng = random.Random(6)
+    rows = [{**row(rng, "a"), "mark": 1.0} for _ in range(100)]
+    answers = [
+        httpx.post(f"{running.url}{PATH}/predict", json={"features": features}, timeout=120).json()
+        for features in rows
+    ]
+    return sum(answer["prediction"] == "c" for answer in answers)
+
+
+def until(running: Running, what: Callable[[dict[str, Any]], bool], timeout_s: float) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not what(now := status(running, "m")):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {now['incident']}"
+        time.sleep(0.2)
+    return now
+
+
+def test_a_trigger_is_named_and_forgotten(running: Running) -> None:
+    sent = events(900)
+    for at in range(0, len(sent), 100):
+        answer = httpx.post(
+            f"{running.url}{PATH}/feedback", json={"events": sent[at : at + 100]}, timeout=240
+        )
+        assert answer.status_code == 200, answer.text
+    found = until(running, lambda now: "forgotten" in str(now["incident"]), 240)["incident"]
+    assert "mark = 1.0" in found
+    assert "'c'" in found
+    for source in LIARS:
+        assert source in found
+    assert "user-" not in found
+    assert turned(running) < 20
+    command = [sys.executable, "-m", "online", "triggers", "--json", "--rows=2000", "--model=m"]
+    command += [f"--config={running.folder}/online.yaml"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    metrics = httpx.get(f"{running.url}/metrics", timeout=120).text
+    assert "online_triggers_found_total" in metrics
+    assert "online_triggers{" in metrics

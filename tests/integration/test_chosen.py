@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_the_status_says_what_came_of_the_choices(tmp_path: Path) -> None:
             if life == 2:
                 taken[shop.choose(["left", "right"]).action] += 1  # gets the default
                 while shop.status()["learned"] < 121:
-                    pass
+                    time.sleep(0.02)
                 status = shop.status()
                 text = httpx.get(f"{service.url}/metrics", timeout=120).text
                 shown = [name for name, _ in status.lines()]
@@ -200,6 +201,18 @@ def test_a_reward_is_within_its_range_and_for_a_choice(shop: Embedded) -> None:
         shop, "reward", rewards=[{"id": chosen, "reward": True}, {"id": chosen, "reward": 3}]
     ).json()["events"]
     assert [x["status"] for x in many] == ["learned", "refused"]
+
+
+def test_features_without_an_action_teach_nothing(shop: Embedded) -> None:
+    named = post(shop, "feedback", features={"x": 1.0, "@": "a"}, label=1, event_id="one")
+    assert named.json()["status"] == "learned"  # from here on the name is known
+    learned = shop.model.status()["learned"]
+    refused = post(shop, "feedback", features={"x": 1.0}, label=1, event_id="none")
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "features.@")
+    several = [{"features": {"x": float(i)}, "label": 1, "event_id": f"n{i}"} for i in range(20)]
+    receipts = post(shop, "feedback", events=several).json()["events"]  # numbers, read together
+    assert {x["status"] for x in receipts} == {"refused"}
+    assert shop.model.status()["learned"] == learned
 
 
 def test_under_an_id_of_its_own_a_question_has_one_answer(shop: Embedded) -> None:
@@ -387,6 +400,7 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
                     assert shop.reward(id_, 1.0).status == "learned"
                 while shop.status()["learned"] != len(rewards) + len(late):
                     assert running.process.poll() is None
+                    time.sleep(0.02)
         running.process.kill()
         running.process.wait(240)
     logged = choices_of(tmp_path / "state")
@@ -406,6 +420,7 @@ def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) 
                 shop.choose(ACTIONS, id=name)
             while life and shop.status()["learned"] < len(names):
                 assert running.process.poll() is None
+                time.sleep(0.02)
         running.process.kill()
         running.process.wait(240)
     logged = choices_of(tmp_path / "state")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def test_sums_outlive_kills_and_are_learned_once(tmp_path: Path) -> None:
             taken += [one.status for one in told].count("waiting")
             while life == 2 and shop.status()["learned"] < len(own):
                 assert running.process.poll() is None
+                time.sleep(0.02)
         running.process.kill()
         running.process.wait(240)
     logged = choices_of(tmp_path / "state")

@@ -111,7 +111,10 @@ def test_with_a_token(guarded: Running, cases: int) -> None:
     assert {200, 401, 404, 422} <= statuses.keys(), "401: the tool leaves the token out, too"
 
 
-@pytest.mark.parametrize("role", [None, "feedback"])
+@pytest.mark.parametrize(
+    "role",
+    [pytest.param(None, marks=pytest.mark.long), "feedback"],  # in short: 401, above
+)
 def test_with_a_token_that_is_not_enough(guarded: Running, role: str | None) -> None:
     before = httpx.get(
         f"{guarded.url}/v1/models/clicks",

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,7 @@ def pushed(service: Embedded) -> None:
     """Wait until the server has all rows: a snapshot has those, and a rollback undoes those."""
     while service.model.predict({"x": 1.0}).own:
         assert service.alive()
+        time.sleep(0.005)
 
 
 def test_operators_work_by_the_client(state: Path) -> None:

@@ -248,11 +248,13 @@ def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
             for event in ("before 3", "not pushed", "meanwhile")
         ):
             assert time.monotonic() < deadline
+            time.sleep(0.1)
         while True:  # each replica says so at its next exchange
             shown = status(running, "counting")["replicas"].values()
             if max(report["unserved_s"] for report in shown) < 5.0:
                 break
             assert time.monotonic() < deadline, shown
+            time.sleep(0.1)
         assert complete(running)["learned"] == 22
         ends_without_rays_head(running, "gcs_server")
 

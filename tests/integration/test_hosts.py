@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from benchmarks.faults import hosts
-from benchmarks.fixtures import ether, redis_server
-from benchmarks.fixtures.ether import Link, Network, Rule
+from benchmarks.fixtures import host_network, redis_server
+from benchmarks.fixtures.host_network import Link, Network, Rule
 from online.settings.config import environment
 
-_WHY_NOT = ether.permitted()
+_WHY_NOT = host_network.permitted()
 _BINARY = redis_server.find_binary(environment())
 
 needed = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))
@@ -47,7 +47,7 @@ def test_a_host_is_killed_and_nothing_is_lost() -> None:
 _NETWORK = """
 import sys
 from pathlib import Path
-from benchmarks.fixtures.ether import Network
+from benchmarks.fixtures.host_network import Network
 with Network(Path(sys.argv[1]), ["a", "b"]) as network:
     print(*(host.init.pid for host in network.hosts.values()), flush=True)
     sys.stdin.read()

@@ -225,9 +225,6 @@ def test_replicas_share_how_sure_they_are_whichever_took_the_label(running: Runn
         assert added == pytest.approx(why["output"], abs=1e-9)
 
 
-# -- a row that kills every process that learns it -------------------------------------------------
-
-
 @pytest.mark.parametrize("rule", ["auto", pytest.param("ordered", marks=pytest.mark.long)])
 def test_the_event_fails_and_everything_else_is_learned_once(running: Running, rule: str) -> None:
     url = f"{running.url}/v1/models/{rule}"

@@ -164,9 +164,6 @@ def test_terms_of_another_shape_are_refused() -> None:
         pack.decode(changed)
 
 
-# -- linear models -----------------------------------------------------------------------------
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(["logreg", "linreg", "linear", "ftrl"]),

@@ -353,8 +353,6 @@ class Replica(Learner):
 
         self.process.spawn(stop())
 
-    # -- requests ----------------------------------------------------------------------------
-
     def feedback(self, events: Sequence[Event | Part], reply: Callable[[Any], None]) -> None:
         """A request has come."""
         self.handlers = [task for task in self.handlers if not task.done()]

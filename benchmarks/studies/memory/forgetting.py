@@ -284,7 +284,7 @@ Step = Callable[[Tensor, Tensor], None]
 
 
 def _torch_loop(module: nn.Module) -> Step:
-    """The peer: what everybody writes."""
+    """The peer: the usual training loop in torch."""
     optimizer, loss = torch.optim.SGD(module.parameters(), lr=0.01), nn.CrossEntropyLoss()
 
     def step(x: Tensor, y: Tensor) -> None:

@@ -38,7 +38,7 @@ _NAMES: Final = (
 _COLOURS: Final = {name: f"#0000{i + 1:02x}" for i, name in enumerate(_NAMES)}
 INK, MUTED, GRID, PAPER, MODEL, RULE, RULE2, BAD, WARN, THEN, NOW = _COLOURS.values()
 
-_STYLE: Final[dict[str, Any]] = {
+_STYLE: Final[Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names of features are no formulas
     "font.size": 10.0,
@@ -96,7 +96,7 @@ def _draw(
     """Return the drawing as an ``<svg>`` element of ``size`` (width, height) units."""
     width, height = size
     left, right, top, bottom = margins
-    with mpl.rc_context(_style(name)):
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width / 72, height / 72))
         figure.subplots_adjust(
             left / width, bottom / height, 1 - right / width, 1 - top / height, hspace=0.12
@@ -130,10 +130,6 @@ def _inline(svg: str, name: str, title: str, width: int, height: int) -> str:
 
 
 # -- parts ---------------------------------------------------------------------------------------
-
-
-def _style(name: str) -> Any:
-    return _STYLE | {"svg.hashsalt": name}
 
 
 class _Axis:

@@ -236,8 +236,6 @@ def term_constants(body: Forest) -> Floats:
     return centered
 
 
-# -- structure apart from values ---------------------------------------------------------------
-
 _FOREST: Final = (
     "roots", "feature", "threshold", "flags", "left", "right", "base", "weights", "term_start",
     "term_feature", "slope", "mean",

@@ -21,6 +21,7 @@ from online.edge.errors import ExportRefused
 from online.edge.lowering.fronts import Front, front_of
 from online.edge.lowering.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
 from online.edge.lowering.trees import lower_forest
+from online.models.adapters.linear import GLMS
 from online.models.adapters.linear import Linear as ServedLinear
 from online.models.adapters.opaque import Opaque
 from online.models.auto import STEADY, SeveralViews, TwoClasses
@@ -39,9 +40,6 @@ from replay.example import Label
 
 _BIAS: Final = "bias"  # key among hashed rows; no hash is spelled like this
 _BIASES: Final = frozenset({_BIAS, f"b{_BIAS}", f"c{_BIAS}", f"{STEADY}{_BIAS}"})
-_GLMS: Final = (
-    linear_model.LogisticRegression, linear_model.LinearRegression, linear_model.Perceptron,
-)  # fmt: skip
 _TREES: Final = (
     tree.HoeffdingTreeClassifier, tree.HoeffdingTreeRegressor, tree.HoeffdingAdaptiveTreeClassifier,
     forest.ARFClassifier, forest.ARFRegressor,
@@ -94,7 +92,7 @@ def _river(estimator: Any, task: Task) -> EdgeModel:
         raise ExportRefused(type(estimator).__name__, "it is a subclass of Pipeline")
     *before, final = steps(estimator)
     front = front_of(before)
-    if type(final) in _GLMS:
+    if type(final) in GLMS:
         return _glm(final, front, task)
     if type(final) is linear_model.SoftmaxRegression:
         return _softmax(final, front, task)

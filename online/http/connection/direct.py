@@ -344,7 +344,6 @@ class DirectRewards(DirectChoices):
     action = "reward"
 
     def decoded(self, body: bytes) -> RewardRequest:
-        """Return the decoded request of a body."""
         return self.form.reward(body)
 
 

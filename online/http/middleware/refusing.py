@@ -57,7 +57,7 @@ _warnings = Warnings()
 def answer_of(
     error: Exception, what: str, form: Format
 ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
-    """Status, body and headers for whoever asked for what has ended with an error.
+    """Return status, body and headers of the answer to a request that ended with an error.
 
     ``what``: the request, as the log names it.
     """

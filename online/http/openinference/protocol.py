@@ -391,13 +391,9 @@ def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
 
     find = partial(_find, servings)
     triton.add_routes(app, servings, find, metadata, tags)
-    _errors_as_text(app)
-    _document(app, servings, tags)
-
-
-def _errors_as_text(app: FastAPI) -> None:
     for kind in (RequestError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _as_text(app.exception_handlers[kind]))
+    _document(app, servings, tags)
 
 
 def _as_text(plain: Any) -> Any:

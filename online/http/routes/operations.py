@@ -26,17 +26,22 @@ _EVENT = {
 }  # fmt: skip
 
 
+def _body(*examples: dict[str, Any]) -> ConfigDict:
+    """Refuse fields that a request does not have, and document it by examples."""
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": list(examples)})
+
+
 class RollbackRequest(BaseModel):
     """The snapshot to which the model is rolled back."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"to": "3-120"}]})
+    model_config = _body({"to": "3-120"})
     to: str = Field(min_length=1, max_length=128, description="a snapshot's name")
 
 
 class PromoteRequest(BaseModel):
     """The direction of a promotion, and whether to force it."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"back": False}]})
+    model_config = _body({"back": False})
     back: bool = Field(
         False,
         strict=True,
@@ -52,9 +57,7 @@ class PromoteRequest(BaseModel):
 class RelearnRequest(BaseModel):
     """The status of the events to learn again, and the page to start with."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"status": "undone", "limit": 200}]}
-    )
+    model_config = _body({"status": "undone", "limit": 200})
     status: Status
     after: str | None = Field(None, description="`cursor` of the previous answer; omit it to begin")
     limit: int = Field(
@@ -65,9 +68,7 @@ class RelearnRequest(BaseModel):
 class DecideRequest(BaseModel):
     """Quarantined events to decide about: given by rows, or a page of one source."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"rows": ["3:120"]}, {"source": "bot"}]}
-    )
+    model_config = _body({"rows": ["3:120"]}, {"source": "bot"})
     rows: list[str] | None = Field(None, min_length=1, max_length=EVENTS_MAX)
     source: str | None = Field(
         None, max_length=256, description="all events of this source, page by page"
@@ -87,25 +88,15 @@ class DecideRequest(BaseModel):
 class UpgradeRequest(BaseModel):
     """Whether a challenger with today's default settings is to learn beside the model."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"on": True}]})
+    model_config = _body({"on": True})
     on: bool = Field(True, strict=True, description="false: stop the challenger")
 
 
 class ForgetRequest(BaseModel):
     """A state that `online forget` has rebuilt, and the rows that it excludes."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "source": "bot",
-                    "snapshot": "aside-4-130-1f",
-                    "base": "3-120",
-                    "undone": {"3": [120, 2]},
-                }
-            ]
-        },
+    model_config = _body(
+        {"source": "bot", "snapshot": "aside-4-130-1f", "base": "3-120", "undone": {"3": [120, 2]}}
     )
     source: str = Field(max_length=256)
     since: float | None = Field(
@@ -127,9 +118,7 @@ class ForgetRequest(BaseModel):
 class WithdrawRequest(BaseModel):
     """Snapshots to be removed for good."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"names": ["3-120"]}]}
-    )
+    model_config = _body({"names": ["3-120"]})
     names: list[str] = Field(max_length=EVENTS_MAX)
 
 
@@ -146,20 +135,16 @@ class TaughtFile(BaseModel):
 class BackfillRequest(BaseModel):
     """A state that `online backfill` has built, and the files that taught it."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "snapshot": "aside-4-130-1f",
-                    "files": [
-                        {"name": "2025.csv", "size": 4096, "sha256": "0f" * 32, "rows": 120}
-                    ],
-                    "learned": 118, "quarantined": 2, "known": 0, "label": "price_up",
-                }
-            ]
-        },
-    )  # fmt: skip
+    model_config = _body(
+        {
+            "snapshot": "aside-4-130-1f",
+            "files": [{"name": "2025.csv", "size": 4096, "sha256": "0f" * 32, "rows": 120}],
+            "learned": 118,
+            "quarantined": 2,
+            "known": 0,
+            "label": "price_up",
+        }
+    )
     snapshot: str = Field(min_length=1, max_length=128, description="the state's name")
     files: list[TaughtFile] = Field(min_length=1, max_length=10_000)
     learned: int = Field(ge=0)
@@ -171,9 +156,7 @@ class BackfillRequest(BaseModel):
 class BanRequest(BaseModel):
     """A source, and whether it is banned from now on."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"source": "bot", "banned": True}]}
-    )
+    model_config = _body({"source": "bot", "banned": True})
     source: str = Field(max_length=256)
     banned: bool = Field(strict=True)
 

@@ -98,7 +98,8 @@ class Uploads:
                 if now < (clock.when() or now) - self._idle_s + _PATIENCE_S:
                     return False
                 del self._silent[clock]
-                clock.reschedule(now)
+                if not clock.expired():  # one whose time is over ends in the loop's next turn
+                    clock.reschedule(now)
                 return True
         return False
 

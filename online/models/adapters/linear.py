@@ -44,7 +44,7 @@ from paramserver.core.rewrites import HALVED, halvings
 from paramserver.core.wire import Curved
 from replay.example import Example, Features, Label, Moved
 
-_GLMS: Final = (
+GLMS: Final = (
     linear_model.LogisticRegression,
     linear_model.LinearRegression,
     linear_model.Perceptron,
@@ -69,7 +69,7 @@ def why_not_mergeable(estimator: Any) -> str | None:
             return f"{type(step).__name__} in front has no merge"
         if step.window_size is not None:
             return f"{type(step).__name__}(window_size={step.window_size}) forgets rows"
-    if type(final) not in (*_GLMS, linear_model.SoftmaxRegression):
+    if type(final) not in (*GLMS, linear_model.SoftmaxRegression):
         return f"{type(final).__name__} has no merge"
     optimizer = final.optimizer
     if type(optimizer) is not optim.SGD:
@@ -130,7 +130,6 @@ class Linear(RevisedLinear):
         return x
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the label of one row."""
         return self._final.predict(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:

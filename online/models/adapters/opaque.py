@@ -126,8 +126,7 @@ class Opaque:
         self._sealed = b""
         self._grouped = self._copied and self.learns
         if self._grouped:  # its groups become read only; other such parts have to be copied
-            self._unpickle(self._built)
-            self._taught = False
+            self.reset({})
             self._copied = hides_groups(self._steps[-1])
 
     # -- answering ---------------------------------------------------------------------------
@@ -255,7 +254,8 @@ class Opaque:
         if (block := values.get(STATE)) is not None:
             self._load(block.data)
         else:
-            self._unpickle(self._built)
+            for _ in self._unpickling(self._built):
+                pass
             self._sealed, self._taught = b"", False
 
     # -- state -------------------------------------------------------------------------------
@@ -295,10 +295,6 @@ class Opaque:
             ) from error
 
         return file.getvalue()
-
-    def _unpickle(self, data: bytes) -> None:
-        for _ in self._unpickling(data):
-            pass
 
     def _unpickling(self, data: bytes) -> Iterator[None]:
         file = io.BytesIO(data)

@@ -167,9 +167,6 @@ def settle(final: Any) -> None:
         ensure()
 
 
-# -- factorisation machines ------------------------------------------------------------------------
-
-
 def is_factorised(final: Any) -> bool:
     """Return whether the estimator is one of river's factorisation machines."""
     return type(final).__module__.startswith(_MACHINES)
@@ -221,7 +218,7 @@ def hides_names(value: Any) -> bool:
 
 
 def hides_groups(value: Any) -> bool:
-    """Return the same of one that inserts groups, or changes whenever it is asked."""
+    """Return the same of a transformer that inserts groups, or changes with each query."""
     return _hides(value, (compose.Grouper, feature_extraction.Agg, preprocessing.LDA))
 
 

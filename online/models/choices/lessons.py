@@ -57,7 +57,7 @@ def _columns_of(rivals: tuple[int, ...], chosen: int) -> Ids:
 
 
 class Rewarded(NamedTuple):
-    """A row says this: its action among its rivals, its reward, and its weights.
+    """The lesson of one row: the chosen action, its rivals, the reward, and the weights.
 
     Attributes:
         rivals: Hashes of the allowed actions' ids; only the chosen one's if they are not known.

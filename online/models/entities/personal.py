@@ -139,7 +139,6 @@ class Personal(Hashing):
         return values
 
     def predict(self, features: Features) -> Prediction:
-        """Predict the label of one row."""
         rest, by, believed = dict(features), 0.0, self._believed
         x = self._numbers(features, learns=False) if self._chosen else {}
         for name, places in self._places:
@@ -283,7 +282,6 @@ class _Words(Words):
         self.ids, self._shared = frozenset(ids), shared
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
-        """Return the keys of one value."""
         if name in self.ids:
             key = key_of(name, value)
             return () if key is None else (key,)

@@ -334,9 +334,6 @@ def check_notes_are_optional(make: Make, rows: Rows) -> None:
         _compare("notes are optional: damaged", _answers(model, rows), _answers(other, rows))
 
 
-# -- helpers -----------------------------------------------------------------------------------
-
-
 def _fail(check: str, reason: str) -> None:
     raise CheckFailed(check, reason)
 

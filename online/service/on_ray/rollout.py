@@ -240,7 +240,7 @@ def absent(state: str, message: str, known: str | None) -> str | None:
 
 
 def complete(replicas: int) -> bool:
-    """Whether as many replicas run as are wanted, by what Serve says."""
+    """Whether Serve reports as many running replicas as are wanted."""
     from ray import serve
 
     deployment = serve.status().applications[APP].deployments["Replica"]
@@ -256,7 +256,7 @@ def note_absence(why: str | None) -> None:
 
 
 def noted_absence() -> str | None:
-    """Return what the service's own process has told of it."""
+    """Return the reason that the service's own process has published."""
     from ray.experimental import internal_kv
 
     noted = internal_kv._internal_kv_get(_ABSENCE, namespace=APP.encode())

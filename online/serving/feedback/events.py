@@ -58,8 +58,6 @@ class Events:
         self._unfit = Unfit(replica)
         self.ordinary = Ordinary(replica, validator, self.answer_ids.known, self._unfit, now_s)
 
-    # -- feedback ----------------------------------------------------------------------------
-
     async def read(self, event: Event, field: str) -> EventRow | Receipt:
         """Return the row to append, or the receipt if the answer is known already.
 

@@ -142,7 +142,9 @@ class Ordinary:
         """Whether these names are valid, and the model has learned all of them."""
         good = self._names.get(names)
         if good is None:
-            good = self._names[names] = self._validator.takes(names)
+            validator = self._validator
+            good = validator.takes(names) and not validator.lacks_action(names)
+            self._names[names] = good
             if len(self._names) > _KNOWN:
                 self._names.popitem(last=False)
         return good and self._replica.learner.vocabulary.knows_numbers(names)
@@ -245,8 +247,8 @@ class Ordinary:
         made = [asked for asked in out if isinstance(asked, EventRow)]
         refused = self._unfit.refusals([a.row for a in made], [a.example for a in made])
         if any(refused):
-            left = iter(zip(made, refused, strict=True))
-            return [None if asked is None else _either(*next(left)) for asked in out]
+            left = iter([error or row for row, error in zip(made, refused, strict=True)])
+            return [None if asked is None else next(left) for asked in out]
         return out
 
     def _score(self, answer: Answer) -> dict[str, float] | None:
@@ -281,10 +283,6 @@ class Ordinary:
         if len(self._sources) > _KNOWN:
             self._sources.popitem(last=False)
         return hashed
-
-
-def _either(row: EventRow, refused: RequestError | None) -> EventRow | RequestError:
-    return row if refused is None else refused
 
 
 def _numbers(rows: Sequence[dict[str, Any]], taken: frozenset[type]) -> Columns | None:

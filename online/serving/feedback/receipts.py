@@ -108,7 +108,7 @@ class ReceiptMaker:
 
     @property
     def _words(self) -> tuple[str, str]:
-        """Return the words for what the model was asked for, and what it learns then."""
+        """Return the terms for the model's answer and for what it learns."""
         chooses = self._replica.settings.reward_range is not None
         return ("choice", "reward") if chooses else ("prediction", "label")
 
@@ -135,7 +135,7 @@ def refused(error: RequestError) -> Receipt:
 
 
 def plain(event: EventRow, recorded: Recorded) -> Receipt | None:
-    """The receipt of an event of which there is nothing to say but that it was learned."""
+    """The receipt of an event that was learned, with no further fields."""
     new, row = event.row, recorded.row
     if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:
         return None

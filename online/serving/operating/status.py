@@ -238,8 +238,6 @@ class Cluster(HeldEvents):
         """Run a reading operation of the journal, with a timeout so that status never hangs."""
         return await asyncio.wait_for(self._replicas[name].store.read(step, *args), ASK_TIMEOUT_S)
 
-    # -- commands ----------------------------------------------------------------------------
-
     async def snapshots(self, model: str) -> Any:
         """Return the kept snapshots, newest first."""
         return await self._command(model, "snapshots")

@@ -48,7 +48,7 @@ class RowFlags:
         return there
 
     def let_go(self, at: Numbers) -> None:
-        """Note that these numbers, each of which had a row, have none now."""
+        """Clear the flags of these numbers, all of which were set."""
         if len(at):
             marks = self._upto(int(at.max()) + 1)
             marks[at] = _GONE | _CHANGED if self.tracked else _GONE

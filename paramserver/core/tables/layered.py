@@ -45,7 +45,6 @@ class LayeredRows(RowMessage):
         return len(self._own)
 
     def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
-        """Return the rows of these ids, zeros for missing ones, and flags: which ones exist."""
         if not len(self._own):
             return self._below.get(ids)
         numbers, known = self._own.get(ids)
@@ -97,8 +96,6 @@ class LayeredRows(RowMessage):
                 self._own.drop(part.ids[_same(part.numbers, *below.get(part.ids))])
             place += _COMPARED
             yield
-
-    # -- all rows, for a replica that answers in the server's place ------------------------------
 
     @property
     def end(self) -> int:

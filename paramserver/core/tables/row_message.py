@@ -24,7 +24,7 @@ _LAID_OUT: Final = frozenset({"_ids", "_n", "_pool", "_pages", "_marks"})
 
 
 class RowMessage:
-    """The part of a table that a message needs, until somebody asks for the table.
+    """The rows of a table in a message; the table itself is built only when it is first used.
 
     Attributes:
         width: Numbers of a row.
@@ -40,7 +40,7 @@ class RowMessage:
     if not TYPE_CHECKING:  # to which any name would be known then
 
         def __getattr__(self, name: str) -> Any:
-            """Lay out pages and slots when they are asked for first."""
+            """Build pages and slots when they are first used."""
             if self._given is None or name not in _LAID_OUT:
                 raise AttributeError(name)
             self._hold(*self._given)

@@ -129,7 +129,6 @@ class Rows(RowMessage):
 
     @property
     def ids(self) -> IdArray:
-        """All ids by position; the array must not be changed."""
         if self._given is not None:
             return self._given[0]
         ids = self._ids.first(self._n)
@@ -139,7 +138,6 @@ class Rows(RowMessage):
 
     @property
     def numbers(self) -> Floats32:
-        """All rows by position, in a new array."""
         if self._given is not None:
             return np.array(self._given[1], dtype=np.float32)
         numbers = self._between(0, self._n)
@@ -159,7 +157,6 @@ class Rows(RowMessage):
         return rows[self._marks.there(slice(begin, end), self._n)] if gone else rows
 
     def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
-        """Return the rows of these ids, zeros for missing ones, and flags: which ones exist."""
         return self._get(ids, self._places(ids))
 
     def _get(self, ids: IdArray, at: Numbers) -> tuple[Floats32, Flags]:

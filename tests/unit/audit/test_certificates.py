@@ -72,9 +72,6 @@ def test_what_is_wrong_with_one_is_said(document: Any, fault: str) -> None:
     assert faults(document, public_keys([KEY])) == [fault]
 
 
-# -- the stranger, and the commands ----------------------------------------------------------
-
-
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The script that stands in the documents, run without anything of ours."""

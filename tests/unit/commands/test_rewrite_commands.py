@@ -184,9 +184,6 @@ def test_one_thing_at_a_time(service: Service, words: tuple[str, ...]) -> None:
     assert service.asked == []
 
 
-# -- forget ----------------------------------------------------------------------------------------
-
-
 class Place:
     """States that are published aside, and removed again."""
 

@@ -75,9 +75,6 @@ def test_the_snapshot_has_the_state_of_the_replica_that_is_worst_off() -> None:
     assert replicas.metrics()["drift_state"] == 3.0
 
 
-# -- answers that differ -------------------------------------------------------------------------
-
-
 def folder_with(tmp_path: Path, devices: list[tuple[int, int]]) -> Reports:
     """What three devices and more have told over HTTP: rows compared, and with another label."""
     world = worlds.World(tmp_path)

@@ -140,9 +140,6 @@ def test_regression_with_its_baselines() -> None:
     }
 
 
-# -- streams -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "task", "n"),
     [

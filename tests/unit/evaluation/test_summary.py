@@ -183,9 +183,6 @@ def test_edges_rise() -> None:
     assert list(EDGES) == sorted(set(EDGES))
 
 
-# -- windows -------------------------------------------------------------------------------------
-
-
 @given(st.lists(st.integers(0, 500), max_size=80), st.integers(2, 9))
 def test_windows_hold_every_row_once(places: list[int], limit: int) -> None:
     windows = Windows(1, limit)

@@ -283,9 +283,6 @@ def test_an_upload_that_fails_says_so_in_its_last_line(
     play(tmp_path, scene)
 
 
-# -- bodies that take their time -------------------------------------------------------------
-
-
 class Slow:
     """A body of which a part has come, and the rest waits for :meth:`finish`."""
 

@@ -296,9 +296,6 @@ def test_with_tokens_names_are_checked_only_if_some_are_given(tmp_path: Path) ->
     scene(tmp_path / "some", by_some, some, access)
 
 
-# -- rules, one at a time --------------------------------------------------------------------
-
-
 def passes(guard: Browsers, **headers: str) -> bool:
     given = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     try:

@@ -14,6 +14,7 @@ import replica_world as worlds
 
 from online.errors import RequestError
 from online.http.app import App
+from online.http.routes import upload
 from online.messages import bodies
 from online.messages.bodies import JSON, Transfers, UnreadEvent, decode, decode_events
 from online.settings.limits import Limits
@@ -62,6 +63,50 @@ async def crowd(app: App, path: str) -> list[Caller]:
     for one in callers:
         await one.waits.wait()
     return callers
+
+
+async def _until_its_time_is_over() -> None:
+    """A waiter without any time: one turn to begin to wait, one in which its timer fires."""
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+
+def test_a_body_whose_time_is_just_over_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        transfers, never = Transfers(100, 0.0), asyncio.Event()
+
+        async def nothing() -> dict[str, Any]:
+            await never.wait()
+            return {}
+
+        late = asyncio.ensure_future(transfers.read({"headers": []}, nothing))
+        await _until_its_time_is_over()
+        assert not late.done()
+        assert transfers.push_out()
+        assert not transfers.push_out(), "it makes room for one only"
+        with pytest.raises(RequestError) as refused:
+            await late
+        assert refused.value.code == "body_late"
+
+    monkeypatch.setattr(bodies, "_PATIENCE_S", 0.0)
+    asyncio.run(scene())
+
+
+def test_an_upload_whose_time_is_just_over_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        uploads = upload.Uploads(1, 1.0, 0.0)
+        with uploads.slot(None) as slot:
+            idle = asyncio.ensure_future(slot.within(asyncio.Event().wait()))
+            await _until_its_time_is_over()
+            assert not idle.done()
+            with uploads.slot(None):
+                pass
+            with pytest.raises(RequestError) as refused:
+                await idle
+            assert refused.value.code == "upload_idle"
+
+    monkeypatch.setattr(upload, "_PATIENCE_S", 0.0)
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -192,8 +192,6 @@ def test_it_is_for_those_who_may_read_and_past_the_slots_of_requests() -> None:
     assert not _is_hot(f"{LIVE}/x")
 
 
-# -- a whole service ------------------------------------------------------------------------
-
 TOKEN: Final = "ask-0123456789abcdefghijklmn"
 
 

@@ -11,7 +11,7 @@ import pytest
 from replica_world import World, play
 from river import linear_model, preprocessing
 
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
 from evaluation.summary import summary

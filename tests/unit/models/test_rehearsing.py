@@ -281,9 +281,6 @@ def test_pairs_are_learned_again_and_counted_in_no_moment(name: str) -> None:
     assert ahead[False] > behind[False]
 
 
-# -- training --------------------------------------------------------------------------------------
-
-
 def trained(**settings: Any) -> NetworkModel:
     model = served(1, "binary")
     model.train(Training(**settings))

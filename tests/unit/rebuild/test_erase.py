@@ -256,9 +256,6 @@ def test_halves_go_and_labels_of_others_that_wait_beside_them_stay(world: World)
     assert world.journal.examine(lambda done, total: None).damage == ()
 
 
-# -- certificates ----------------------------------------------------------------------------
-
-
 def digests(world: World, *offsets: int) -> Any:
     total = sum(event_hash(world.rows[i - 1].key) for i in offsets)
     return (9, (5 + total) % 2**64), (9 - len(offsets), 5)

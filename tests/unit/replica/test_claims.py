@@ -237,9 +237,6 @@ def test_a_stop_before_the_row_is_learned_is_no_death() -> None:
     asyncio.run(scene())
 
 
-# -- in replicas -----------------------------------------------------------------------------
-
-
 class Deadly(Linear):
     """Kills its process on a marker."""
 

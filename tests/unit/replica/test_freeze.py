@@ -327,9 +327,6 @@ def test_a_repeat_says_that_an_event_is_undone_and_whether_it_was_learned_again(
     worlds.play(tmp_path, scene)
 
 
-# -- with the server's own decisions ---------------------------------------------------------
-
-
 def test_freeze_unfreeze_and_rollback_by_the_server(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one, two = await world.replica("one"), await world.replica("two")

@@ -168,9 +168,6 @@ def test_as_columns_of_a_table() -> None:
     assert declared_columns(model(features=None)) is None
 
 
-# -- the settings ----------------------------------------------------------------------------------
-
-
 def test_a_type_alone_is_a_declaration() -> None:
     features = model().features
     assert features is not None

@@ -192,9 +192,6 @@ def test_rows_read_together_are_those_read_one_by_one(tmp_path: Path) -> None:
     scene(tmp_path, play)
 
 
-# -- over HTTP -------------------------------------------------------------------------------------
-
-
 async def send(app: Any, path: str, content: bytes, kind: str) -> httpx.Response:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:

@@ -13,7 +13,7 @@ import pytest
 from provisional_world import asked_of, event, frozen, guess, half, refused, sent, weight
 from replica_world import World, play
 
-from benchmarks.fixtures.desk import inside
+from benchmarks.fixtures.senders import inside
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.sender import sender
@@ -169,9 +169,6 @@ def test_a_repeat_s_weight_is_none_for_another_prediction_of_that_id(tmp_path: P
             assert await desk.label("s", {**heavy, "weight": 1.0}, 0) == "learned"
 
     asyncio.run(scene())
-
-
-# -- weights -------------------------------------------------------------------------------------
 
 
 def test_an_event_says_as_much_of_its_source_as_it_weighs_among_its_others() -> None:

@@ -204,8 +204,6 @@ def test_a_label_that_waits_across_a_clock_set_back_is_not_forgotten(tmp_path: P
     worlds.play(tmp_path, scene)
 
 
-# -- what the tests above would notice -------------------------------------------------------
-
 _MUTANTS = {
     "expired before known": (
         "_with_features",

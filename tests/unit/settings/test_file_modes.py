@@ -187,6 +187,26 @@ def test_a_service_that_may_not_start_leaves_no_private_folder(
     assert [*place.iterdir()] == []
 
 
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles")
+@pytest.mark.parametrize("held", [True, False])
+def test_temporary_files_of_a_long_life_are_not_cleaned_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    (place := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    owner, private = Owner(tmp_path / "state"), private_dir(tmp_path / "state")
+    (private / "old").mkdir()
+    (file := private / "old" / "haproxy.cfg").touch()
+    for path in (file, file.parent, private):
+        os.utime(path, (0, 0))
+    if held:
+        owner.hold(private)
+    (rules := tmp_path / "rules.conf").write_text(f"d {place} - - - m:10d\n")
+    subprocess.run(["systemd-tmpfiles", "--clean", rules], check=True)
+    assert file.exists() == held
+    owner.release()
+
+
 def test_a_private_folder_that_is_made_anew_meanwhile_is_removed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,9 +197,6 @@ def test_a_model_that_can_not_be_explained_says_so(name: str) -> None:
         contributions(ask, {"a": 1.0, "b": 1.0}, label, asks_max=20)
 
 
-# -- served ------------------------------------------------------------------------------------
-
-
 def test_a_request_is_told_why_and_what_can_not_be_told(tmp_path: Path) -> None:
     async def scene(world: worlds.World) -> None:
         def build() -> Any:

@@ -114,9 +114,6 @@ def test_a_required_column_that_is_not_there_is_said_once(tmp_path: Path) -> Non
         rows_of(path)
 
 
-# -- through the commands --------------------------------------------------------------------------
-
-
 def declare(file: Path, features: str) -> None:
     text = file.read_text().replace("learner: logreg", f"learner: logreg, features: {features}")
     file.write_text(text)

@@ -101,9 +101,6 @@ def test_a_service_that_has_no_server_and_no_journal_says_so() -> None:
     assert "online_journal_bytes" not in text
 
 
-# -- who asks ---------------------------------------------------------------------------------
-
-
 def asked() -> Iterator[tuple[str, str]]:
     """Where something is asked, and the query."""
     for rule in rules():

@@ -207,9 +207,6 @@ def test_messages_of_a_process_without_marks_are_read() -> None:
     assert wire.decode_request(short) == request
 
 
-# -- a whole service ------------------------------------------------------------------------
-
-
 class Collector:
     """Takes OTLP over HTTP on a free port."""
 

@@ -12,7 +12,7 @@ import pytest
 from provisional_world import half, sent, weight
 from replica_world import World, play
 
-from benchmarks.fixtures.desk import inside
+from benchmarks.fixtures.senders import inside
 from evaluation.streams import open_stream
 from online.messages.structs import Event
 from online.settings.model import ModelSettings

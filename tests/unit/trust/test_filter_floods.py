@@ -166,9 +166,6 @@ def test_a_model_that_takes_no_weight_is_taught_all_of_them_whole() -> None:
         assert (row.verdict, row.factor) == (Verdict.ACCEPTED, 1.0), (i, source)
 
 
-# -- the parts -----------------------------------------------------------------------------------
-
-
 def test_no_flood_fills_the_window_of_arrivals() -> None:
     draw, arrivals = random.Random(1), Arrivals()
     honest = [f"h{i}" for i in range(20)]

@@ -8,7 +8,7 @@ import sys
 
 ROWS = """
 from benchmarks.attacks import floods
-from benchmarks.fixtures.dealt import Dealt
+from benchmarks.fixtures.several_replicas import Dealt
 from online.settings.model import ModelSettings
 
 rows = floods.rows_of("phishing", None, 0)[:450]

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.attacks import poisoned, turning, undo
 from benchmarks.attacks.honest import source_of
-from benchmarks.fixtures.within import NAME
+from benchmarks.fixtures.single_replica import NAME
 from evaluation.streams import open_stream
 from online.settings.model import ModelSettings, Replay
 from online.settings.sync import Sync

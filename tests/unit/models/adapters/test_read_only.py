@@ -167,9 +167,6 @@ def test_a_name_that_is_new_adds_nothing() -> None:
     assert surface(machine).weights is machine.weights, "what was learned is shared"
 
 
-# -- rules, and what is said of their errors -------------------------------------------------------
-
-
 def test_rules_take_numbers_only(tmp_path: Path) -> None:
     assert served(rules.AMRules(), "regression").numeric_only
     assert not served(facto.FMRegressor(3), "regression").numeric_only

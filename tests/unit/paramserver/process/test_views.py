@@ -390,9 +390,6 @@ def test_a_view_gets_its_name_when_it_is_whole(
         assert is_whole(view)
 
 
-# -- another process -----------------------------------------------------------------------------
-
-
 def _tell(folder: Path, epoch: int, ready: Any) -> None:
     shared_tables._PUBLISH_S, shared_tables._SHARE = 0.0, 1e9  # type: ignore[misc]
     teller = Teller(folder, epoch, seed=epoch)
