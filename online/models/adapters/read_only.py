@@ -129,7 +129,7 @@ class ReadOnlyAgg(feature_extraction.Agg):  # type: ignore[misc]
 
 
 class ReadOnlyTargetAgg(feature_extraction.TargetAgg):  # type: ignore[misc]
-    """As :class:`ReadOnlyAgg`, of targets."""
+    """The same as river's, which adds no group when it is asked (:class:`ReadOnlyAgg`)."""
 
     def transform_one(self, x: dict[str, Any]) -> dict[str, Any]:
         """Return the value of the row's group."""
