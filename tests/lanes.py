@@ -57,6 +57,7 @@ class Lanes:
                 command, shell=True, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT
             )
             self._running.append(running)
+            print(f"begun: {share}", flush=True)
         code = running.wait()
         with self._lock:
             said.seek(0)

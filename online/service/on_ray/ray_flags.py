@@ -97,7 +97,9 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_RETRIES": "2",  # so a request that kills replicas does not reach all
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"1s{again}default-server",
             # Nor for the time of a request's head, without which a slow client holds a connection
-            # for ever, and for the option that good answers write no line to a log nobody reads.
+            # for ever, and for the options that good answers write no line to a log nobody reads,
+            # and that a client which has sent all and closes its side is answered: Serve's
+            # abortonclose says 400 to it, although the replica records what it sent.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
                 (
                     "leastconn",
@@ -105,6 +107,7 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
                     nobody,
                     ended,
                     "option dontlog-normal",
+                    "no option abortonclose",
                 )
             ),
             "RAY_SERVE_PORT_QUARANTINE_S": "20",
