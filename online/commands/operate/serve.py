@@ -314,13 +314,14 @@ def _kill(running: Any, code: int) -> None:
 
 
 def _print_urls(settings: config.Settings, url: str) -> None:
-    name = settings.models[0].name
     _say(f"\n  {url}/          status page: models and metrics")
     _say(f"  {url}/docs      API documentation")
     _say(f"  {url}/metrics   Prometheus\n")
     _say(f"  models: {', '.join(m.name for m in settings.models)}   stop with Ctrl-C\n")
     _say(f"  online status --state-dir {settings.state_dir}")
-    _say(f"  online stream NAME --model {name} --state-dir {settings.state_dir}\n")
+    if name := next((m.name for m in settings.models if m.choose is None), None):
+        _say(f"  online stream NAME --model {name} --state-dir {settings.state_dir}")
+    _say("")
 
 
 def _stream(name: str, task: Task) -> Callable[[], Stream]:

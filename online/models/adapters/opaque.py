@@ -22,6 +22,7 @@ from river import base
 
 from evaluation.metrics import Task
 from online.models.adapters.read_only import (
+    ReadOnlyUnpickler,
     hides_groups,
     hides_names,
     is_factorised,
@@ -123,6 +124,10 @@ class Opaque:
         self._changed = False
         self._built = self._pickle() if self.learns else b""
         self._sealed = b""
+        self._grouped = self._copied and self.learns
+        if self._grouped:  # its groups become read only; other such parts have to be copied
+            self.reset({})
+            self._copied = hides_groups(self._steps[-1])
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -148,7 +153,8 @@ class Opaque:
             for step in self._steps[:-1]:
                 x = transformed(step, x)
             final = self._steps[-1]
-        if self._copied or self._names == {}:  # with names that it may insert
+        first = self._names == {} or (self._grouped and not self._taught)
+        if self._copied or first:  # with names that it may insert, or plans of river's pipelines
             final = copy.deepcopy(final)
         if self._task == "regression":
             return Prediction(self._number(self._label(final, x)), None)
@@ -292,7 +298,7 @@ class Opaque:
 
     def _unpickling(self, data: bytes) -> Iterator[None]:
         file = io.BytesIO(data)
-        unpickler, rested = pickle.Unpickler(file), 0
+        unpickler, rested = ReadOnlyUnpickler(file), 0
         made = unpickler.load()
         while (at := file.tell()) < len(data):
             if at - rested >= _READ_BYTES:

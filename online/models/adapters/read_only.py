@@ -11,6 +11,7 @@ import copy
 import inspect
 import itertools
 import math
+import pickle
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -42,11 +43,6 @@ _BY_NAME: Final = {
 }
 """The same, with those that also take texts."""
 
-_COPIED: Final = (preprocessing.LDA,)
-"""Transformers that draw anew, or learn words, whenever they are asked: a copy is asked."""
-
-
-_AGGREGATES: Final = "river.feature_extraction.agg"
 _MACHINES: Final = "river.facto."
 _RULES: Final = "river.rules.amrules"  # names, because importing the modules takes time
 _PROJECTOR: Final = preprocessing.GaussianRandomProjector
@@ -78,15 +74,15 @@ def transformed(step: Any, x: dict[str, Any]) -> dict[str, Any]:
             "*".join(names): math.prod(part[name] for part, name in zip(parts, names, strict=True))
             for names in itertools.product(*parts)
         }
-    if type(step) is compose.Grouper:
-        group = dict(step.transformers).get(step._get_key(x))
+    if type(step) in (compose.Grouper, ReadOnlyGrouper):
+        group = step.transformers.get(step._get_key(x))
         return transformed(copy.deepcopy(step.transformer) if group is None else group, x)
     if (known := _names_of(step)) is not None:
         x = {name: value for name, value in x.items() if name in known}
-    if type(step).__module__ == _AGGREGATES:
+    if type(step) in _AGGREGATES:
         return _aggregate(step, x)
-    if isinstance(step, _COPIED):
-        step = copy.deepcopy(step)
+    if isinstance(step, preprocessing.LDA):
+        step = _asked(step)
     answer: dict[str, Any] = step.transform_one(x)
     return answer
 
@@ -106,6 +102,63 @@ def _aggregate(step: Any, x: dict[str, Any]) -> dict[str, Any]:
         return {}
     known = step._groups.get(step._make_key(x))
     return {step._feature_name: (step.how if known is None else known).get()}
+
+
+def _asked(topics: Any) -> Any:
+    """Return a copy of an ``LDA``, which draws and learns words whenever it is asked.
+
+    It shares the words' weights, the largest part, which only learning changes.
+    """
+    copied = copy.copy(topics)
+    copied.word_to_index = dict(topics.word_to_index)
+    copied.index_to_word = dict(topics.index_to_word)
+    copied.rng = copy.deepcopy(topics.rng)
+    return copied
+
+
+class ReadOnlyAgg(feature_extraction.Agg):  # type: ignore[misc]
+    """The same as river's, which has the value of an empty group for a new one without adding it.
+
+    An ensemble calls its members' steps by itself; copying it for each answer would take as long
+    as it has groups.
+    """
+
+    def transform_one(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Return the value of the row's group."""
+        return _aggregate(self, x)
+
+
+class ReadOnlyTargetAgg(feature_extraction.TargetAgg):  # type: ignore[misc]
+    """The same as river's, which adds no group when it is asked (:class:`ReadOnlyAgg`)."""
+
+    def transform_one(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Return the value of the row's group."""
+        return _aggregate(self, x)
+
+
+class ReadOnlyGrouper(compose.Grouper):  # type: ignore[misc]
+    """The same as river's, which asks an untrained transformer for a new group, and drops that."""
+
+    def transform_one(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Return the row as its group's transformer does."""
+        return transformed(self, x)
+
+
+_AGGREGATES: Final = (
+    feature_extraction.Agg, feature_extraction.TargetAgg, ReadOnlyAgg, ReadOnlyTargetAgg,
+)  # fmt: skip
+_READ_ONLY: Final = {
+    kind.__base__: kind for kind in (ReadOnlyAgg, ReadOnlyTargetAgg, ReadOnlyGrouper)
+}
+
+
+class ReadOnlyUnpickler(pickle.Unpickler):
+    """Makes transformers that insert groups when they are asked to such as do not."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the class of this name, or the one that takes its place."""
+        kind = super().find_class(module, name)
+        return _READ_ONLY.get(kind, kind) if isinstance(kind, type) else kind
 
 
 def settle(final: Any) -> None:
@@ -165,12 +218,12 @@ def hides_names(value: Any) -> bool:
 
 
 def hides_groups(value: Any) -> bool:
-    """Return such a copy of a transformer that inserts groups, or changes with each query."""
-    return _hides(value, (compose.Grouper, feature_extraction.Agg, *_COPIED))
+    """Return the same of a transformer that inserts groups, or changes with each query."""
+    return _hides(value, (compose.Grouper, feature_extraction.Agg, preprocessing.LDA))
 
 
 def _hides(value: Any, kinds: tuple[type, ...]) -> bool:
-    if isinstance(value, kinds):
+    if isinstance(value, kinds) and type(value) not in _READ_ONLY.values():
         return True
     if isinstance(value, compose.Pipeline):
         return any(_hides(step, kinds) for step in value.steps.values())

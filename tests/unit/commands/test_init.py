@@ -23,6 +23,7 @@ from online.client.calls import ServiceRefused
 from online.client.play import line, play
 from online.client.simple_client import SimpleClient
 from online.commands import cli
+from online.commands.operate.serve import _print_urls
 from online.commands.operate.stream import declared_features
 from online.commands.setup import doctor
 from online.commands.setup.init import scalar
@@ -346,3 +347,26 @@ def test_letters_stay_readable_in_the_settings_and_what_can_not_be_shown_is_esca
         assert line.isprintable()
         assert yaml.safe_load(line) == {text: [text, 1.5]}
     assert scalar("größe") == "größe"
+
+
+def test_a_wide_table_is_said_in_a_screenful_and_ja_is_yes(table: Path) -> None:
+    names = [f"f{i}" for i in range(50)]
+    lines = [",".join([*["1.5"] * 50, ("ja", "nein")[i % 2]]) for i in range(20)]
+    table.write_text("\n".join([",".join([*names, "label"]), *lines, ""]))
+    said = run("init", str(table))
+    assert "f39 " in said
+    assert "f40 " not in said
+    assert "and 11 more, all listed in online.yaml" in said
+    (model,) = yaml.safe_load(Path("online.yaml").read_text())["models"]
+    assert len(model["features"]) == 50
+    assert model["classes"] == {"negative": "nein", "positive": "ja"}
+
+
+@pytest.mark.parametrize(("task", "shown"), [("choose", False), ("binary, learner: linear", True)])
+def test_a_stream_is_advised_where_a_model_has_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, shown: bool
+) -> None:
+    settings = tmp_path / "online.yaml"
+    settings.write_text(f"models: [{{name: m, task: {task}}}]\n")
+    _print_urls(load(settings, {}, {}), "http://127.0.0.1:1")
+    assert ("online stream NAME --model m" in capsys.readouterr().out) is shown

@@ -61,7 +61,7 @@ def test_each_step_reads_little(by_parts: bool, monkeypatch: pytest.MonkeyPatch)
         first.learn(x, y, 1.0)
     values = first.cut()
     read: list[int] = []
-    unpickle = pickle.Unpickler
+    unpickle = opaque.ReadOnlyUnpickler
 
     class Noting:
         """An unpickler that tells how far it has come."""
@@ -74,7 +74,7 @@ def test_each_step_reads_little(by_parts: bool, monkeypatch: pytest.MonkeyPatch)
             read.append(self._file.tell())
             return made
 
-    monkeypatch.setattr(pickle, "Unpickler", Noting)
+    monkeypatch.setattr(opaque, "ReadOnlyUnpickler", Noting)
     at = [read[-1] if read else 0 for _ in copy.resetting(values)]
     at.append(len(values[STATE].data))
     longest = max(after - before for before, after in pairwise(at))
