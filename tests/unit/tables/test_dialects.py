@@ -125,7 +125,7 @@ def test_what_is_no_table_is_refused_with_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     for text, said in (
         ("Report of 2026,,,\na,b,c,label\n1,2,3,4\n", "Name each column, and each once, in the fi"),
-        ("a,a,label\n1,2,3\n", "Name each column, and each once"),
+        ("a,a,label\n1,2,3\n", "two columns are named 'a'. Name each column once"),
         ("a,b\n", "the file has no rows"),
     ):
         path.write_text(text)
