@@ -27,7 +27,6 @@ from online.rows.history import (
     Listed,
     Page,
 )
-from online.rows.prediction_ids import EventKeys
 from replay import codec
 from replay.errors import ReplayError
 from replay.journal.base import Journal, Row
@@ -172,7 +171,7 @@ class HeldEvents:
             if known is not None and known.model == model:
                 rows = await self._on(model, journal.read, int(partition), int(offset), 1)
                 return rows[0] if rows else None
-        keys = EventKeys(journal.near_keys)
+        keys = self._replicas[model].store.keys
         own = keys.event("default" if source is None else source, name)
         for key in (keys.token(name), keys.join(None, name), own):
             row: Row | None = await self._on(model, journal.find, model, key)

@@ -30,6 +30,7 @@ from online.rows.prediction_ids import (
     forward_clock,
     made_id,
 )
+from replay.journal.redis.journal import RedisJournal
 
 ONE, TWO = bytes(range(32)), bytes(range(32, 64))
 ALPHABET = string.ascii_letters + string.digits + "-_"
@@ -260,6 +261,24 @@ def test_ids_that_count_up_or_begin_with_the_time_get_neighbouring_keys(
     ids = [name(i) for i in range(5_000, 5_100)]
     assert pages_of(ids, near=False) > 80
     assert pages_of(ids, near=True) < 20
+
+
+def test_keys_are_those_of_the_versions_before() -> None:
+    """A journal holds them for days: with other keys, repeats of earlier events would be new."""
+    far, near = EventKeys(False), EventKeys(True)
+    assert [form.event("s", "order-1").hex() for form in (far, near)] == [
+        "507e54e04776d228efd15e3ff8460972",
+        "f52993984776d228efd15e3ff8460972",
+    ]
+    assert [form.token("00ff").hex() for form in (far, near)] == [
+        "ff91ac7fbce1ecc784a3dc71bc2d6a73",
+        "b84614a0bce1ecc784a3dc71bc2d6a73",
+    ]
+    assert [form.join("s", "é-7").hex() for form in (far, near)] == [
+        "bdb5ee3977573cd8a8550658bfdef16a",
+        "0e048d3e77573cd8a8550658bfdef16a",
+    ]
+    assert not RedisJournal.near_keys  # what its journals have begun with
 
 
 def test_neighbouring_keys_are_as_different_as_others() -> None:
